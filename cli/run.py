@@ -1,0 +1,45 @@
+"""`lungwatch run`: the daemon, or one pass over the drop folder."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lungwatch.cli.options import home_options
+
+if TYPE_CHECKING:
+    from lungwatch.daemon.service import Service
+
+
+@click.command()
+@home_options
+@click.option("--once", is_flag=True, help="Process what is in the drop folder, then exit.")
+def run(home: Path | None, config_path: Path | None, once: bool) -> None:
+    """Screen every X-ray that is dropped into HOME/incoming.
+
+    Research use only; not a medical device.
+    """
+    from lungwatch.daemon.config import load_config
+    from lungwatch.daemon.logs import configure
+    from lungwatch.daemon.service import Service
+
+    has_bar = once and sys.stderr.isatty()
+    configure(quiet=has_bar)
+    service = Service(load_config(config_path, home))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: service.stop())
+    sys.exit(_run_with_bar(service) if has_bar else service.run(once=once))
+
+
+def _run_with_bar(service: "Service") -> int:
+    with click.progressbar(
+        length=1, label="Screening", show_pos=True, file=sys.stderr, item_show_func=None
+    ) as bar:
+
+        def show(ended: int, known: int) -> None:
+            bar.length = max(known, 1)
+            bar.update(ended - bar.pos)
+
+        return service.run(once=True, on_progress=show)

@@ -1,0 +1,125 @@
+"""The grey-scale transformations of DICOM, from stored values to what a screen shows.
+
+PS3.3 C.11 and PS3.4 N.2: modality LUT, values of interest (VOI) LUT or window, presentation.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_modality_lut, apply_voi
+
+from lungwatch.imaging.radiograph import FloatImage
+
+# A window that leaves fewer pixels than this between black and white belongs to another
+# image, or to values from before a shift that the file does not mention: such files exist.
+_MIN_GREY_SHARE = 0.02
+
+
+def to_display(stored: NDArray[Any], dataset: Dataset) -> FloatImage:
+    """Apply modality LUT, VOI and photometric interpretation.
+
+    Parameters
+    ----------
+    stored
+        Stored values, shape (rows, columns), or (rows, columns, 3) for colour.
+    dataset
+        The attributes that describe them.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape (rows, columns), 0..1, air dark whatever the file's polarity.
+    """
+    if stored.ndim == 3:
+        # Colour radiographs are screen copies: luma as in ITU-R BT.601.
+        full = float(np.iinfo(stored.dtype).max)
+        weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+        return np.asarray(stored.astype(np.float32) @ weights / full, dtype=np.float32)
+
+    values = _modality(stored, dataset)
+    grey = _voi_lut(values, dataset)
+    if grey is None:
+        grey = _window(values, dataset)
+    if grey is None:
+        grey = _full_range(values, stored, dataset)
+    return np.subtract(1.0, grey, dtype=np.float32) if _is_inverse(dataset) else grey
+
+
+def _modality(stored: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+    if "ModalityLUTSequence" in dataset:
+        return np.asarray(apply_modality_lut(stored, dataset))
+    slope, intercept = (
+        _float(dataset, "RescaleSlope", 1.0),
+        _float(dataset, "RescaleIntercept", 0.0),
+    )
+    if (slope, intercept) == (1.0, 0.0) or slope == 0.0:
+        return stored
+    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _voi_lut(values: NDArray[Any], dataset: Dataset) -> FloatImage | None:
+    if not dataset.get("VOILUTSequence") or not np.issubdtype(values.dtype, np.integer):
+        return None
+    bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+    looked_up = apply_voi(values, dataset, index=0)
+    return np.asarray(looked_up, dtype=np.float32) / np.float32(2**bits - 1)
+
+
+def _window(values: NDArray[Any], dataset: Dataset) -> FloatImage | None:
+    center = _float(dataset, "WindowCenter", np.nan)
+    width = _float(dataset, "WindowWidth", np.nan)
+    if not np.isfinite(center) or not np.isfinite(width) or width < 1:
+        return None
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    grey = values.astype(np.float32)
+    if function == "SIGMOID":  # PS3.3 C.11.2.1.3.1
+        return np.asarray(1.0 / (1.0 + np.exp(-4.0 * (grey - center) / width)), dtype=np.float32)
+    if function == "LINEAR_EXACT" or width == 1:  # C.11.2.1.3.2
+        low = center - width / 2
+        grey -= np.float32(low)
+        grey /= np.float32(width)
+    else:  # C.11.2.1.2.1
+        low = center - 0.5 - (width - 1) / 2
+        grey -= np.float32(low)
+        grey /= np.float32(width - 1)
+    # A sample of the pixels tells whether the window is this image's.
+    sample = grey[::8, ::8]
+    if float(np.mean((sample > 0) & (sample < 1))) < _MIN_GREY_SHARE:
+        return None
+    return np.clip(grey, 0.0, 1.0, out=grey)
+
+
+def _full_range(values: NDArray[Any], stored: NDArray[Any], dataset: Dataset) -> FloatImage:
+    if values is stored and stored.dtype == np.uint8:
+        # Eight bits without a window are shown as they are, like a PNG.
+        return stored.astype(np.float32) / np.float32(255)
+    padding = dataset.get("PixelPaddingValue")
+    kept = values if padding is None else values[stored != padding]
+    if kept.size == 0:
+        kept = values
+    low, high = float(kept.min()), float(kept.max())
+    grey = (values.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-6))
+    return np.clip(grey, 0.0, 1.0, out=grey)
+
+
+def _is_inverse(dataset: Dataset) -> bool:
+    # MONOCHROME1 and Presentation LUT Shape INVERSE state the same thing twice in DX
+    # (PS3.3 C.8.11.3.1.2): one inversion, not two.
+    photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
+    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
+    return photometric == "MONOCHROME1" or (photometric == "MONOCHROME2" and shape == "INVERSE")
+
+
+def _float(dataset: Dataset, keyword: str, default: float) -> float:
+    """Return the first value of a decimal attribute, `default` if absent or malformed."""
+    try:
+        value = dataset.get(keyword)
+        if value is None or value == "":
+            return default
+        if hasattr(value, "__len__") and not isinstance(value, str):
+            value = value[0]
+        return float(value)
+    except (TypeError, ValueError, IndexError):
+        return default

@@ -1,0 +1,70 @@
+"""The image that every part of lungwatch works on, and what is known about it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatImage = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadiographMeta:
+    """What the file says about the image; everything optional is None when it is silent.
+
+    Attributes
+    ----------
+    format
+        "DICOM", "PNG" or "JPEG".
+    rows, columns
+        Size of the stored image, in pixels.
+    bits_stored
+        Significant bits of a stored sample.
+    photometric
+        PhotometricInterpretation (0028,0004), or "MONOCHROME2" for grey PNG and JPEG.
+    transfer_syntax
+        UID of the transfer syntax (0002,0010); None for PNG and JPEG.
+    patient_id, accession, study_uid, series_uid, sop_uid
+        (0010,0020), (0008,0050), (0020,000D), (0020,000E), (0008,0018).
+    modality, body_part, view_position
+        (0008,0060), (0018,0015), (0018,5101).
+    study_date
+        (0008,0020), as YYYYMMDD.
+    manufacturer, station, institution
+        (0008,0070), (0008,1010), (0008,0080).
+    """
+
+    format: str
+    rows: int
+    columns: int
+    bits_stored: int
+    photometric: str
+    transfer_syntax: str | None = None
+    patient_id: str | None = None
+    accession: str | None = None
+    study_uid: str | None = None
+    series_uid: str | None = None
+    sop_uid: str | None = None
+    modality: str | None = None
+    body_part: str | None = None
+    view_position: str | None = None
+    study_date: str | None = None
+    manufacturer: str | None = None
+    station: str | None = None
+    institution: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Radiograph:
+    """A decoded X-ray as a reader would see it on a light box: air dark, bone bright.
+
+    Attributes
+    ----------
+    pixels
+        float32, shape (rows, columns), 0 = black to 1 = white.
+    meta
+        What the file says about it.
+    """
+
+    pixels: FloatImage
+    meta: RadiographMeta

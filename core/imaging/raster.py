@@ -1,0 +1,127 @@
+"""PNG and JPEG files, 8 and 16 bits, grey or colour."""
+
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lungwatch.errors import FileRejected, Reason
+from lungwatch.imaging.radiograph import Radiograph, RadiographMeta
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+
+
+def is_raster(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of a PNG or a JPEG file."""
+    return head.startswith((_PNG, _JPEG))
+
+
+def read(path: Path, max_pixels: int) -> Radiograph:
+    """Read a PNG or JPEG file as it looks on a screen: colours to grey, black to 0.
+
+    Parameters
+    ----------
+    path
+        A file for which `is_raster` holds.
+    max_pixels
+        Largest area that is decoded; the header is checked before the pixels are.
+
+    Raises
+    ------
+    FileRejected
+        If the file is truncated, damaged or too large.
+    OSError
+        If the file cannot be read at all.
+    """
+    data = path.read_bytes()
+    kind = "PNG" if data.startswith(_PNG) else "JPEG"
+    # OpenCV fills what is missing with grey and says nothing, and half an X-ray must not be
+    # scored: the size is only taken from a file that is whole.
+    rows, columns = _png_size(data) if kind == "PNG" else _jpeg_size(data)
+    if rows * columns > max_pixels:
+        raise FileRejected(
+            Reason.TOO_LARGE, f"the image is {columns}x{rows} pixels, more than {max_pixels} in all"
+        )
+    image = _decode(data)
+    if image is None:
+        raise FileRejected(Reason.UNREADABLE, f"the {kind} data cannot be decoded")
+    pixels, bits = _to_grey(image)
+    return Radiograph(
+        pixels=pixels,
+        meta=RadiographMeta(
+            format=kind,
+            rows=pixels.shape[0],
+            columns=pixels.shape[1],
+            bits_stored=bits,
+            photometric="MONOCHROME2" if image.ndim == 2 else "RGB",
+        ),
+    )
+
+
+def _decode(data: bytes) -> NDArray[np.uint8] | NDArray[np.uint16] | None:
+    buffer = np.frombuffer(data, dtype=np.uint8)
+    try:
+        # ANYDEPTH keeps 16 bits; IGNORE_ORIENTATION, since EXIF of an X-ray's photograph is
+        # about how the telephone was held.
+        flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(buffer, flags)
+    except cv2.error as error:
+        raise FileRejected(Reason.UNREADABLE, "the image data cannot be decoded") from error
+    return image  # type: ignore[return-value]  # OpenCV's stub knows no element types
+
+
+def _to_grey(image: NDArray[np.uint8] | NDArray[np.uint16]) -> tuple[NDArray[np.float32], int]:
+    if image.ndim == 3 and image.shape[2] == 4:
+        image = image[:, :, :3]
+    grey: NDArray[np.uint8] | NDArray[np.uint16] = (
+        cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image  # type: ignore[assignment]
+    )
+    bits = 16 if grey.dtype == np.uint16 else 8
+    return grey.astype(np.float32) / np.float32(2**bits - 1), bits
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    """Rows and columns of a PNG file, once all its chunks are seen to be whole."""
+    position, size = len(_PNG), None
+    while position + 12 <= len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        end = position + 12 + length
+        if end > len(data):
+            break
+        body = data[position + 4 : end - 4]
+        if zlib.crc32(body) != int.from_bytes(data[end - 4 : end], "big"):
+            raise FileRejected(Reason.UNREADABLE, "a checksum within the PNG file is wrong")
+        if kind == b"IHDR":
+            size = int.from_bytes(body[8:12], "big"), int.from_bytes(body[4:8], "big")
+        if kind == b"IEND" and size is not None:
+            return size
+        position = end
+    raise FileRejected(Reason.TRUNCATED, "the PNG file ends before its image does")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Rows and columns of a JPEG file, once its end is seen to be there."""
+    position, size = 2, None
+    while position + 9 < len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        # SOF0..SOF15 without DHT, JPG and DAC: the frame header.
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            rows = int.from_bytes(data[position + 5 : position + 7], "big")
+            size = rows, int.from_bytes(data[position + 7 : position + 9], "big")
+        if marker == 0xDA and size is not None:
+            # The end marker of a thumbnail in EXIF lies before the first scan.
+            if data.find(b"\xff\xd9", position) < 0:
+                break
+            return size
+        position += 2 + length
+    if size is None and position + 9 < len(data):
+        raise FileRejected(Reason.UNREADABLE, "the JPEG file has no frame header")
+    raise FileRejected(Reason.TRUNCATED, "the JPEG file ends before its image does")

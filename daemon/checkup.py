@@ -1,0 +1,161 @@
+"""The checks of `lungwatch doctor`: what a start needs, tried for real."""
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+from sqlalchemy import text
+
+from lungwatch.daemon.config import Config
+from lungwatch.daemon.home import Home
+from lungwatch.daemon.model import Classifier, find_bundle
+from lungwatch.daemon.service import Service, describe
+from lungwatch.daemon.watcher import Watcher
+from lungwatch.db.engine import open_engine
+from lungwatch.db.migrate import check_current, open_database
+from lungwatch.db.queries import ResultFilter, list_results
+from lungwatch.errors import HomeError, LungwatchError
+from lungwatch.golden import golden_pixels
+
+_MAX_CLOCK_DIFFERENCE_S = 5.0
+_OPTIONAL = {
+    "train": "tensorflow",
+    "postgres": "psycopg",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """The outcome of one check.
+
+    Attributes
+    ----------
+    ok
+        None for a note that is neither good nor bad, such as an extra that is not installed.
+    detail
+        What was found and, if not ok, what to do.
+    """
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+def check_up(config: Config) -> Iterator[Check]:
+    """Yield one outcome after the other; a failing check does not end the others.
+
+    Parameters
+    ----------
+    config
+        A configuration that could be read.
+    """
+    home = Home(config.home)
+    yield _try("folders", lambda: _folders(home))
+    yield _try("space", lambda: _space(home, config.min_free_mb))
+    yield _try("watching", lambda: _watching(home, config))
+    yield _try("database", lambda: _database(config.database_url))
+    yield _try("model", lambda: _model(config, home))
+    yield _try("clock", lambda: _clock(home))
+    yield _try("synthetic X-ray", lambda: _synthetic(config, home))
+    for extra, module in _OPTIONAL.items():
+        installed = importlib.util.find_spec(module) is not None
+        yield Check(
+            name=f"extra '{extra}'",
+            ok=True if installed else None,
+            detail="installed"
+            if installed
+            else f"not installed (pip install 'lungwatch[{extra}]')",
+        )
+
+
+def _try(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name=name, ok=True, detail=check())
+    except LungwatchError as error:
+        return Check(name=name, ok=False, detail=str(error))
+    # A check-up reports whatever is wrong; it must not be what fails.
+    except Exception as error:
+        return Check(name=name, ok=False, detail=describe(error))
+
+
+def _folders(home: Home) -> str:
+    home.prepare()
+    return f"{home.root}: present, writable, on one file system"
+
+
+def _space(home: Home, min_free_mb: int) -> str:
+    free_mb = home.free_mb()
+    if free_mb < min_free_mb:
+        raise HomeError(f"{free_mb} MiB free, less than min_free_mb = {min_free_mb}; make room")
+    return f"{free_mb} MiB free, the daemon pauses below {min_free_mb}"
+
+
+def _watching(home: Home, config: Config) -> str:
+    watcher = Watcher(home.incoming, config.observer)
+    watcher.start()
+    watcher.stop()
+    return f"{watcher.kind} ({watcher.why})"
+
+
+def _database(url: str) -> str:
+    engine = open_engine(url)
+    try:
+        if engine.dialect.name == "sqlite":
+            file = engine.url.database
+            if not file or not Path(file).exists():
+                return "no database yet; the first run creates it"
+            with engine.connect() as connection:
+                found = connection.execute(text("PRAGMA quick_check")).scalar_one()
+            if found != "ok":
+                raise LungwatchError(f"the database is damaged ({found}); restore the last backup")
+        check_current(engine)
+        return f"{engine.dialect.name}, schema up to date"
+    finally:
+        engine.dispose()
+
+
+def _model(config: Config, home: Home) -> str:
+    classifier = Classifier.load(find_bundle(config.model, home.root), config.inference_threads)
+    return f"{classifier.contract.id}: digest, contract and golden picture verified"
+
+
+def _clock(home: Home) -> str:
+    # The folder may be a server's with a clock of its own, and ages are compared with ours.
+    with tempfile.NamedTemporaryFile(dir=home.work) as file:
+        difference_s = abs(Path(file.name).stat().st_mtime - time.time())
+    if difference_s > _MAX_CLOCK_DIFFERENCE_S:
+        raise HomeError(
+            f"the file system's clock differs from this machine's by {difference_s:.0f} s; "
+            "synchronise both"
+        )
+    return f"the file system's clock agrees within {max(difference_s, 0.1):.1f} s"
+
+
+def _synthetic(config: Config, home: Home) -> str:
+    """Send the golden picture through the whole daemon, in a home of its own."""
+    with tempfile.TemporaryDirectory(prefix="lungwatch-doctor-") as folder:
+        root = Path(folder)
+        bundle = find_bundle(config.model, home.root)
+        trial = replace(
+            config,
+            home=root,
+            database_url=f"sqlite:///{root / 'lungwatch.db'}",
+            model=str(bundle),
+            min_free_mb=0,
+        )
+        (root / "incoming").mkdir()
+        picture = (golden_pixels() * 255).round().astype("uint8")
+        cv2.imwrite(str(root / "incoming" / "golden.png"), picture)
+        Service(trial).run(once=True)
+        engine = open_database(trial.database_url)
+        try:
+            (row,) = list_results(engine, ResultFilter())
+        finally:
+            engine.dispose()
+        if row.status != "done" or row.overlay is None or not (root / row.overlay).is_file():
+            raise LungwatchError(f"it ended as {row.status} ({row.reason or 'no overlay'})")
+        return f"scored, overlaid and filed in {row.duration_ms} ms"

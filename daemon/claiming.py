@@ -1,0 +1,201 @@
+"""From the drop folder into this daemon's hands, without a moment in which a file is nobody's."""
+
+import errno
+import hashlib
+import logging
+import os
+import uuid
+from pathlib import Path
+
+from lungwatch.atomicfile import fsync_dir
+from lungwatch.daemon.clock import Clock
+from lungwatch.daemon.crashpoint import crashpoint
+from lungwatch.daemon.filing import Filing
+from lungwatch.daemon.home import Home
+from lungwatch.daemon.logs import event
+from lungwatch.daemon.records import Claimed
+from lungwatch.daemon.stability import Writer as FileWriter
+from lungwatch.daemon.writer import Writer
+from lungwatch.daemon.writercheck import writer_of
+from lungwatch.db.states import State
+from lungwatch.db.store import Claim, ClaimKind, Store
+
+_CHUNK_BYTES = 1 << 20
+# Marks a claim folder whose file came from quarantine on request: no new arrival.
+_RETRY_PREFIX = "retry-"
+
+
+class Claimer:
+    """Claims files; every step can be cut off by a crash and is taken up by `resume`."""
+
+    def __init__(
+        self,
+        *,
+        home: Home,
+        store: Store,
+        writer: Writer,
+        filing: Filing,
+        clock: Clock,
+        model_id: int,
+        max_attempts: int,
+    ) -> None:
+        self._home = home
+        self._store = store
+        self._writer = writer
+        self._filing = filing
+        self._clock = clock
+        self._model_id = model_id
+        self._max_attempts = max_attempts
+
+    def take(self, path: Path) -> Claimed | None:
+        """Claim a complete file of the drop folder.
+
+        Returns
+        -------
+        Claimed or None
+            None if nothing is left to do for it: its bytes were known, it has been taken
+            back, or it was still being written to and is in the drop folder again.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be moved or read; it is where it was, or in `work/`.
+        """
+        name = path.relative_to(self._home.incoming)
+        return self._enter(path, uuid.uuid4().hex, name)
+
+    def retry(self, quarantined: Path, source_name: str) -> Claimed | None:
+        """Claim a file of the quarantine that was asked to be tried again."""
+        return self._enter(quarantined, _RETRY_PREFIX + uuid.uuid4().hex, Path(source_name))
+
+    def resume(self, path: Path) -> Claimed | None:
+        """Go on with a file in `work/`, wherever its claim was cut off."""
+        folder = self._home.work / path.relative_to(self._home.work).parts[0]
+        return self._claim(path, folder.name, path.relative_to(folder).as_posix())
+
+    def _enter(self, path: Path, token: str, name: Path) -> Claimed | None:
+        folder = self._home.work / token
+        folder.mkdir()
+        target = folder / name.name
+        try:
+            path.rename(target)
+        except OSError:
+            folder.rmdir()
+            raise
+        fsync_dir(folder)
+        fsync_dir(self._home.work)
+        fsync_dir(path.parent)
+        crashpoint("renamed")
+        return self._claim(target, token, name.as_posix())
+
+    def _claim(self, path: Path, token: str, source_name: str) -> Claimed | None:
+        hashed = _settled_digest(path)
+        if hashed is None:
+            self._give_back(path, source_name)
+            return None
+        sha256, size_bytes = hashed
+        relative = self._home.relative(path)
+        now = self._clock.now()
+        # PostgreSQL and JSON know no lone surrogates, which is how Python shows a name that
+        # is not UTF-8.
+        clean_name = source_name.encode("utf-8", "replace").decode("utf-8")
+        claim = self._writer.call(
+            lambda: self._store.claim(
+                token=token,
+                sha256=sha256,
+                size_bytes=size_bytes,
+                source_name=clean_name,
+                path=relative,
+                model_id=self._model_id,
+                max_attempts=self._max_attempts,
+                now=now,
+                exists=self._home.exists,
+                arrival=not token.startswith(_RETRY_PREFIX),
+            )
+        )
+        crashpoint("claimed")
+        return self._act(claim, sha256, path)
+
+    def _act(self, claim: Claim, sha256: str, path: Path) -> Claimed | None:
+        match claim.kind:
+            case ClaimKind.RUN:
+                self._drop_superseded(claim, path)
+                event("claimed", sha256, attempt=claim.attempt)
+                return Claimed(
+                    result_id=claim.result_id,
+                    image_id=claim.image_id,
+                    sha256=sha256,
+                    path=path,
+                    attempt=claim.attempt,
+                    received_at=claim.received_at,
+                    started_s=self._clock.monotonic(),
+                )
+            case ClaimKind.DUPLICATE:
+                self._filing.discard(path)
+                event("duplicate", sha256, state=claim.state)
+            case ClaimKind.FILE:
+                self._filing.file(
+                    result_id=claim.result_id,
+                    sha256=sha256,
+                    received_at=claim.received_at,
+                    path=path,
+                )
+                event("filed", sha256, resumed=True)
+            case ClaimKind.REFILE if claim.state is State.DONE:
+                self._filing.refile(
+                    image_id=claim.image_id,
+                    sha256=sha256,
+                    received_at=claim.received_at,
+                    path=path,
+                )
+                event("filed", sha256, resumed=True)
+            case ClaimKind.REFILE | ClaimKind.GIVE_UP:
+                reason = claim.reason or "internal_error"
+                self._filing.quarantine(
+                    image_id=claim.image_id, sha256=sha256, reason=reason, path=path
+                )
+                event("quarantined", sha256, level=logging.WARNING, reason=reason)
+        return None
+
+    def _drop_superseded(self, claim: Claim, path: Path) -> None:
+        """Remove the quarantined copy of a content that runs again from newly dropped bytes."""
+        if not claim.file_path:
+            return
+        old = self._home.absolute(claim.file_path)
+        if old != path and old.is_relative_to(self._home.quarantine):
+            old.unlink(missing_ok=True)
+
+    def _give_back(self, path: Path, source_name: str) -> None:
+        """Return a file that is still being written to; its writer never notices."""
+        folder = self._home.work / path.relative_to(self._home.work).parts[0]
+        target = self._home.incoming / source_name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Unlike rename, link refuses to replace what has taken the name meanwhile.
+            os.link(path, target)
+        except FileExistsError:
+            os.link(path, target.with_name(f"{folder.name[:8]}-{target.name}"))
+        fsync_dir(target.parent)
+        path.unlink()
+        folder.rmdir()
+        event("returned", "-" * 12, reason="still being written")
+
+
+def _settled_digest(path: Path) -> tuple[str, int] | None:
+    """Hash a file and make it durable; None if somebody is still writing to it."""
+    before = path.stat()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            # Some file systems can't synchronise a file opened for reading.
+            if error.errno not in (errno.EINVAL, errno.EBADF):
+                raise
+    after = path.stat()
+    unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    if not unchanged or writer_of(path) is FileWriter.SOMEBODY:
+        return None
+    return digest.hexdigest(), after.st_size

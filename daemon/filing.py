@@ -1,0 +1,66 @@
+"""Where a file ends: moved to `done/` or `quarantine/`, and the row told so."""
+
+from datetime import datetime
+from pathlib import Path
+
+from lungwatch.atomicfile import fsync_dir, make_dirs, move_atomic
+from lungwatch.daemon.clock import Clock
+from lungwatch.daemon.crashpoint import crashpoint
+from lungwatch.daemon.home import Home, suffix_of
+from lungwatch.daemon.writer import Writer
+from lungwatch.db.store import Store
+
+
+class Filing:
+    """Moves files to their last place. Every move can be repeated after a crash."""
+
+    def __init__(self, home: Home, store: Store, writer: Writer, clock: Clock) -> None:
+        self._home = home
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+
+    def file(self, *, result_id: int, sha256: str, received_at: datetime, path: Path) -> Path:
+        """Move a recorded file to `done/`, then set its row to done."""
+        target = self._home.done_path(sha256, received_at, suffix_of(path))
+        self._move(path, target)
+        crashpoint("filed")
+        relative = self._home.relative(target)
+        now = self._clock.now()
+        self._writer.call(lambda: self._store.finish(result_id=result_id, path=relative, now=now))
+        return target
+
+    def quarantine(self, *, image_id: int, sha256: str, reason: str, path: Path) -> Path:
+        """Move a rejected or failed file to `quarantine/`; its row says so already."""
+        target = self._home.quarantine_path(sha256, reason, suffix_of(path))
+        self._move(path, target)
+        crashpoint("quarantined")
+        relative = self._home.relative(target)
+        self._writer.call(lambda: self._store.set_path(image_id=image_id, path=relative))
+        return target
+
+    def refile(self, *, image_id: int, sha256: str, received_at: datetime, path: Path) -> None:
+        """Put back a content that is done, and whose file was gone from `done/`."""
+        target = self._home.done_path(sha256, received_at, suffix_of(path))
+        self._move(path, target)
+        relative = self._home.relative(target)
+        self._writer.call(lambda: self._store.set_path(image_id=image_id, path=relative))
+
+    def discard(self, path: Path) -> None:
+        """Remove a file whose very bytes are kept elsewhere in this home."""
+        path.unlink(missing_ok=True)
+        self._leave(path)
+
+    def _move(self, source: Path, target: Path) -> None:
+        make_dirs(target.parent)
+        move_atomic(source, target)
+        self._leave(source)
+
+    def _leave(self, path: Path) -> None:
+        """Remove the folder that held one file's claim."""
+        if path.parent.parent != self._home.work:
+            return
+        # A stranger's file in there stops this; the recovery looks at it at the next start.
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+            fsync_dir(self._home.work)

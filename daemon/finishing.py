@@ -1,0 +1,113 @@
+"""From scores to the overlay, the database row and the file's place: the last stage."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lungwatch.atomicfile import make_dirs, write_atomic
+from lungwatch.contract import ModelContract
+from lungwatch.daemon.clock import Clock
+from lungwatch.daemon.crashpoint import crashpoint
+from lungwatch.daemon.filing import Filing
+from lungwatch.daemon.home import Home
+from lungwatch.daemon.logs import event
+from lungwatch.daemon.overlay import OverlayText, encode_png, render_overlay, shown_class
+from lungwatch.daemon.records import Classified
+from lungwatch.daemon.writer import Writer
+from lungwatch.db.store import Store
+from lungwatch.preprocess import content_box
+
+# Grad-CAM has nothing to show for the decision: said in the row, for whoever reads it alone.
+FLAG_EMPTY_MAP = "empty_map"
+
+
+class Finisher:
+    """Writes overlay, row and file place, in the order that a crash can be taken up from."""
+
+    def __init__(
+        self,
+        *,
+        home: Home,
+        store: Store,
+        writer: Writer,
+        filing: Filing,
+        clock: Clock,
+        contract: ModelContract,
+    ) -> None:
+        self._home = home
+        self._store = store
+        self._writer = writer
+        self._filing = filing
+        self._clock = clock
+        self._contract = contract
+
+    def finish(self, classified: Classified) -> None:
+        """Give a scored file its end.
+
+        Raises
+        ------
+        OSError
+            If the overlay cannot be written or the file cannot be moved.
+        """
+        claim, scores = classified.prepared.claim, classified.scores
+        overlay = self._home.overlay_path(claim.sha256, claim.received_at, self._contract.id)
+        make_dirs(overlay.parent)
+        write_atomic(overlay, self._render(classified))
+        crashpoint("overlaid")
+
+        duration_ms = round((self._clock.monotonic() - claim.started_s) * 1000)
+        now = self._clock.now()
+        self._writer.call(
+            lambda: self._store.record(
+                result_id=claim.result_id,
+                meta=classified.prepared.meta,
+                label=scores.label,
+                probability=scores.probability,
+                logit=scores.logit,
+                threshold=self._contract.decision.threshold,
+                flags=self._flags(classified),
+                overlay=self._home.relative(overlay),
+                duration_ms=duration_ms,
+                now=now,
+            )
+        )
+        crashpoint("recorded")
+        self._filing.file(
+            result_id=claim.result_id,
+            sha256=claim.sha256,
+            received_at=claim.received_at,
+            path=claim.path,
+        )
+        event(
+            "filed",
+            claim.sha256,
+            label=scores.label,
+            probability=scores.probability,
+            duration_ms=duration_ms,
+        )
+
+    def _render(self, classified: Classified) -> bytes:
+        prepared, scores = classified.prepared, classified.scores
+        text = OverlayText(
+            label=scores.label,
+            probability=scores.probability,
+            threshold=self._contract.decision.threshold,
+            model=self._contract.id,
+            sha256=prepared.claim.sha256,
+        )
+        cam = self._content_of(scores.cam[shown_class(scores.label)], prepared.shape)
+        return encode_png(render_overlay(preview=prepared.preview, cam=cam, text=text))
+
+    def _content_of(self, cam: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+        """Cut out of the map what lies over the image, not over the network's padding."""
+        spec = self._contract.preprocess
+        top, left, height, width = content_box(shape, spec)
+        cells = cam.shape[0] / spec.size_px
+        rows = slice(int(top * cells), max(int(top * cells) + 1, round((top + height) * cells)))
+        columns = slice(
+            int(left * cells), max(int(left * cells) + 1, round((left + width) * cells))
+        )
+        return cam[rows, columns]
+
+    def _flags(self, classified: Classified) -> list[str]:
+        scores = classified.scores
+        return [] if scores.cam[shown_class(scores.label)].any() else [FLAG_EMPTY_MAP]

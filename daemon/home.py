@@ -1,0 +1,136 @@
+"""The folders of a lungwatch home, and where each file belongs in them."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from lungwatch.atomicfile import make_dirs
+from lungwatch.errors import HomeError, Reason
+
+_MIB = 1024 * 1024
+_HEAD_BYTES = 132
+
+
+class Home:
+    """Paths below one home folder.
+
+    Paths in the database are relative to it, so that a home can be moved or mounted
+    elsewhere.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.incoming = root / "incoming"
+        self.work = root / "work"
+        self.done = root / "done"
+        self.quarantine = root / "quarantine"
+        self.overlays = root / "overlays"
+        self.outbox = root / "outbox"
+        self.models = root / "models"
+        self.lock_file = root / ".lock"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders that hold files on their way or at their end."""
+        return (
+            self.incoming,
+            self.work,
+            self.done,
+            self.quarantine,
+            self.overlays,
+            self.outbox,
+        )
+
+    def prepare(self) -> None:
+        """Create what is missing and prove that files can be moved between the folders.
+
+        Raises
+        ------
+        HomeError
+            If a folder cannot be created or written to, or lies on another file system than
+            the home: moving would be copying then, and a crash could halve a file.
+        """
+        for folder in self.folders:
+            try:
+                make_dirs(folder)
+            except OSError as error:
+                raise HomeError(
+                    f"cannot create {folder}: {error.strerror}; create it, or give this user the "
+                    "right to"
+                ) from error
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                raise HomeError(f"no right to read and write {folder}; change its owner or mode")
+        device = self.incoming.stat().st_dev
+        for folder in (self.work, self.done, self.quarantine):
+            if folder.stat().st_dev != device:
+                raise HomeError(
+                    f"{folder} is on another file system than {self.incoming}; they must share "
+                    "one, since files are moved by renaming"
+                )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the home for this process alone, for as long as the context lasts.
+
+        Raises
+        ------
+        HomeError
+            If another process holds it.
+        """
+        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise HomeError(
+                    f"another lungwatch process is working in {self.root}; stop it first"
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)
+
+    def free_mb(self) -> int:
+        """Return the free space of the home's file system, in MiB."""
+        return shutil.disk_usage(self.root).free // _MIB
+
+    def relative(self, path: Path) -> str:
+        """Return a path below the home as the database stores it."""
+        return path.relative_to(self.root).as_posix()
+
+    def absolute(self, relative: str) -> Path:
+        """Return the place of a path that the database stores."""
+        return self.root / relative
+
+    def exists(self, relative: str) -> bool:
+        """Whether a path that the database stores is a file."""
+        return self.absolute(relative).is_file()
+
+    def done_path(self, sha256: str, received_at: datetime, suffix: str) -> Path:
+        """Where a file is filed; the same at every attempt, whatever the day."""
+        return self.done / received_at.strftime("%Y/%m/%d") / f"{sha256}{suffix}"
+
+    def quarantine_path(self, sha256: str, reason: str, suffix: str) -> Path:
+        """Where a refused or failed file is kept: a folder for each reason code."""
+        folder = reason if reason in set(Reason) else Reason.INTERNAL_ERROR.value
+        return self.quarantine / folder / f"{sha256}{suffix}"
+
+    def overlay_path(self, sha256: str, received_at: datetime, model_id: str) -> Path:
+        """Where the overlay of a content and a model is written."""
+        return self.overlays / received_at.strftime("%Y/%m/%d") / f"{sha256}.{model_id}.png"
+
+
+def suffix_of(path: Path) -> str:
+    """Return a file's extension by its content: names are not to be trusted, nor to be kept."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return ".png"
+    if head.startswith(b"\xff\xd8\xff"):
+        return ".jpg"
+    if head[128:132] == b"DICM":
+        return ".dcm"
+    return ".bin"

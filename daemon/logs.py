@@ -1,0 +1,49 @@
+"""One line an event: key=value, an action, the content's short hash, no patient data.
+
+File names are never logged: modalities and people put patients' names into them.
+"""
+
+import logging
+
+_log = logging.getLogger("lungwatch")
+
+
+def event(action: str, sha256: str = "", *, level: int = logging.INFO, **values: object) -> None:
+    """Log an event.
+
+    Parameters
+    ----------
+    action
+        What happened, as one word: "claimed", "filed", "rejected".
+    sha256
+        The content it happened to; only its first 12 digits are logged.
+    level
+        As in `logging`.
+    values
+        Further keys. Text with spaces is quoted.
+    """
+    parts = [f"action={action}"]
+    if sha256:
+        parts.append(f"sha={sha256[:12]}")
+    parts += [f"{key}={_text(value)}" for key, value in values.items()]
+    _log.log(level, " ".join(parts))
+
+
+def _text(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return '"' + text.replace('"', "'") + '"' if " " in text or not text else text
+
+
+def configure(*, quiet: bool = False) -> None:
+    """Send events to standard error; with `quiet` only warnings, beside a progress bar."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger("lungwatch")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING if quiet else logging.INFO)
+    root.propagate = False
+    # pydicom quotes the values that it finds fault with, and those are patients' data.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    # It warns of events that come after its own stop.
+    logging.getLogger("watchdog").setLevel(logging.ERROR)

@@ -1,0 +1,199 @@
+"""A model bundle: found, proved to be what it says, and run."""
+
+import hashlib
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from lungwatch.contract import (
+    CAM,
+    EMBEDDING,
+    INPUT,
+    LOGITS,
+    METADATA_KEY,
+    OUTPUTS,
+    PROBABILITY,
+    ModelContract,
+)
+from lungwatch.daemon.records import Scores
+from lungwatch.errors import ModelError, NotFoundError
+from lungwatch.golden import golden_digest, golden_input
+
+MODEL_FILE = "model.onnx"
+BUNDLE_FILE = "bundle.json"
+
+
+def list_bundles(home: Path | None = None) -> list[Path]:
+    """Return the folders of the shipped bundles and of those in `<home>/models`."""
+    folders = [Path(str(resources.files("lungwatch.models")))]
+    if home is not None:
+        folders.append(home / "models")
+    return sorted(
+        bundle
+        for folder in folders
+        if folder.is_dir()
+        for bundle in folder.iterdir()
+        if (bundle / MODEL_FILE).is_file()
+    )
+
+
+def find_bundle(name_or_path: str, home: Path | None = None) -> Path:
+    """Return the folder of a bundle, by its name ("baseline-1.0.0") or its path.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none; the message lists the names that exist.
+    """
+    path = Path(name_or_path)
+    if path.name == MODEL_FILE and path.is_file():
+        return path.parent
+    if (path / MODEL_FILE).is_file():
+        return path
+    bundles = list_bundles(home)
+    for bundle in bundles:
+        if bundle.name == name_or_path:
+            return bundle
+    names = ", ".join(bundle.name for bundle in bundles) or "none"
+    raise NotFoundError(f"no model bundle '{name_or_path}'; there are: {names}")
+
+
+class Classifier:
+    """An onnxruntime session and the contract that it carries.
+
+    Safe to call from several threads, though the daemon has only one that does.
+    """
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, contract: ModelContract, sha256: str
+    ) -> None:
+        self._session = session
+        self.contract = contract
+        self.sha256 = sha256
+
+    @classmethod
+    def load(cls, bundle: Path, threads: int = 0) -> Self:
+        """Load a bundle and replay its golden picture.
+
+        Parameters
+        ----------
+        bundle
+            Folder with `model.onnx` and `bundle.json`.
+        threads
+            Of one call; 0 for one per processor.
+
+        Raises
+        ------
+        ModelError
+            If a file is missing or altered, the contract is not understood, or this
+            machine's answer on the golden picture is not the recorded one.
+        """
+        data, sha256 = _verified_bytes(bundle)
+        options = onnxruntime.SessionOptions()
+        # Explicit: left to itself onnxruntime counts the host's processors, not the
+        # container's, and pins threads that it may not pin (onnxruntime #8313).
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Spinning threads would burn a processor that the decoders could use.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = onnxruntime.InferenceSession(
+                data, sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own errors share no base class
+            raise ModelError(f"{bundle / MODEL_FILE} is not a model that can be run") from error
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if text is None:
+            raise ModelError(
+                f"{bundle / MODEL_FILE} carries no contract; export it with `lungwatch export`"
+            )
+        classifier = cls(session, ModelContract.from_json(text), sha256)
+        classifier._check_signature()
+        classifier.check_golden()
+        return classifier
+
+    def run(self, batch: NDArray[np.float32]) -> list[Scores]:
+        """Score images.
+
+        Parameters
+        ----------
+        batch
+            float32, shape (n, size, size, 1), 0..1: stacked results of `preprocess`.
+
+        Returns
+        -------
+        list of Scores
+            One an image, in order.
+        """
+        logits, cams, embeddings = self._session.run([LOGITS, CAM, EMBEDDING], {INPUT: batch})
+        scores = []
+        for logit_pair, cam, embedding in zip(logits, cams, embeddings, strict=True):
+            # Two logits (-z/2, z/2) under softmax are one logit z under the sigmoid.
+            logit = float(logit_pair[1] - logit_pair[0])
+            probability = self.contract.calibration.probability(logit)
+            scores.append(
+                Scores(
+                    probability=probability,
+                    logit=logit,
+                    label=self.contract.decision.label(probability),
+                    cam=cam,
+                    embedding=embedding,
+                )
+            )
+        return scores
+
+    def check_golden(self) -> None:
+        """Compare this machine's answer on the golden picture with the contract's.
+
+        Raises
+        ------
+        ModelError
+            If they differ by more than the contract's tolerance.
+        """
+        golden = self.contract.golden
+        if golden.input_sha256 != golden_digest():
+            raise ModelError("the model was made with another golden picture; export it again")
+        batch = golden_input(self.contract.preprocess)[np.newaxis]
+        probability, cam = self._session.run([PROBABILITY, CAM], {INPUT: batch})
+        found = float(np.ravel(probability)[0])
+        difference = max(
+            abs(found - golden.probability), abs(float(np.mean(cam[0, 1])) - golden.cam_mean)
+        )
+        if not difference <= golden.tolerance:  # a NaN must not pass
+            raise ModelError(
+                f"the model {self.contract.id} answers {found:.6f} on its golden picture instead "
+                f"of {golden.probability:.6f}: the file, the runtime or the processor is at fault"
+            )
+
+    def _check_signature(self) -> None:
+        inputs = {item.name for item in self._session.get_inputs()}
+        outputs = {item.name for item in self._session.get_outputs()}
+        if inputs != {INPUT} or not set(OUTPUTS) <= outputs:
+            raise ModelError(
+                f"the model's inputs are {sorted(inputs)} and its outputs {sorted(outputs)}, not "
+                f"{INPUT} and {', '.join(OUTPUTS)}"
+            )
+
+
+def _verified_bytes(bundle: Path) -> tuple[bytes, str]:
+    try:
+        data = (bundle / MODEL_FILE).read_bytes()
+        listed = json.loads((bundle / BUNDLE_FILE).read_text(encoding="utf-8"))["sha256"]
+    except OSError as error:
+        raise ModelError(f"cannot read the model bundle {bundle}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{bundle / BUNDLE_FILE} is damaged") from error
+    found = hashlib.sha256(data).hexdigest()
+    expected = listed.get(MODEL_FILE) if isinstance(listed, dict) else listed
+    if found != expected:
+        raise ModelError(
+            f"{bundle / MODEL_FILE} is not the file that the bundle was made with (SHA-256 differs)"
+        )
+    return data, found

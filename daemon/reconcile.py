@@ -1,0 +1,258 @@
+"""Proof that folders and database agree, file by file, and the mending of what does not."""
+
+import hashlib
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from lungwatch.atomicfile import move_atomic
+from lungwatch.daemon.home import Home
+from lungwatch.db.queries import TrackedFile, iter_all
+from lungwatch.db.states import State
+from lungwatch.db.store import Store
+
+_CHUNK_BYTES = 1 << 20
+_HOW = "run `lungwatch reconcile` without --dry-run while no daemon runs"
+_ENDS = {State.DONE, State.REJECTED, State.FAILED}
+
+
+class DifferenceKind(StrEnum):
+    """How folders and database can differ."""
+
+    MISSING_FILE = "missing_file"
+    WRONG_CONTENT = "wrong_content"
+    WRONG_PLACE = "wrong_place"
+    UNKNOWN_FILE = "unknown_file"
+    EXTRA_COPY = "extra_copy"
+    MISSING_OVERLAY = "missing_overlay"
+    UNKNOWN_OVERLAY = "unknown_overlay"
+    UNFINISHED = "unfinished"
+    LEFT_IN_WORK = "left_in_work"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One thing that folders and database do not agree on.
+
+    Attributes
+    ----------
+    path
+        Relative to the home; None where only a row is concerned.
+    mended
+        Whether this run put it right.
+    remedy
+        What it did, or what a person can do.
+    """
+
+    kind: DifferenceKind
+    result_id: int | None
+    sha256: str | None
+    path: str | None
+    mended: bool
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a reconciliation found.
+
+    Attributes
+    ----------
+    results, files, overlays
+        How many were compared.
+    in_flight
+        Rows on their way while a daemon is running; no difference.
+    """
+
+    results: int
+    files: int
+    overlays: int
+    in_flight: int
+    differences: tuple[Difference, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether folders and database agree now."""
+        return all(difference.mended for difference in self.differences)
+
+
+class Reconciler:
+    """Compares every row with its file, and every file with its row.
+
+    Parameters
+    ----------
+    mend
+        Put right what can be without guessing. Only while no daemon runs.
+    is_running
+        A daemon holds the home: rows and files on their way are no differences then.
+    on_file
+        Called after each file that was hashed, for a progress bar.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        engine: Engine,
+        *,
+        mend: bool,
+        is_running: bool,
+        on_file: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._home = home
+        self._engine = engine
+        self._store = Store(engine)
+        self._mend = mend
+        self._is_running = is_running
+        self._on_file = on_file
+
+    def run(self) -> Report:
+        """Compare, and mend if asked to."""
+        rows = list(iter_all(self._engine))
+        moving = [row for row in rows if row.state not in _ENDS]
+        digests = {path: _sha256(path, self._on_file) for path in self._kept_files()}
+        overlays = set(_files(self._home.overlays))
+        differences = [
+            *self._check_rows(rows, digests),
+            *self._check_files(rows, digests),
+            *self._check_overlays(rows, overlays),
+        ]
+        if not self._is_running:
+            differences += self._check_work(moving)
+        return Report(
+            results=len(rows),
+            files=len(digests),
+            overlays=len(overlays),
+            in_flight=len(moving) if self._is_running else 0,
+            differences=tuple(differences),
+        )
+
+    def _kept_files(self) -> Iterator[Path]:
+        yield from _files(self._home.done)
+        yield from _files(self._home.quarantine)
+
+    def _check_rows(
+        self, rows: list[TrackedFile], digests: dict[Path, str | None]
+    ) -> Iterator[Difference]:
+        for row in rows:
+            if row.state not in _ENDS or row.path is None:
+                continue
+            path = self._home.absolute(row.path)
+            folder = self._home.done if row.state is State.DONE else self._home.quarantine
+            if path not in digests:
+                yield self._row_difference(
+                    DifferenceKind.MISSING_FILE,
+                    row,
+                    "restore it from a backup, or drop the original again",
+                )
+            elif digests[path] != row.sha256:
+                yield self._row_difference(
+                    DifferenceKind.WRONG_CONTENT, row, "its bytes changed; restore the original"
+                )
+            elif not path.is_relative_to(folder) and not _shared(row, rows):
+                yield self._row_difference(
+                    DifferenceKind.WRONG_PLACE, row, f"the row says {row.state}"
+                )
+
+    def _check_files(
+        self, rows: list[TrackedFile], digests: dict[Path, str | None]
+    ) -> Iterator[Difference]:
+        places = {row.path for row in rows}
+        kept = {row.sha256 for row in rows if row.path and self._home.exists(row.path)}
+        for path, digest in digests.items():
+            relative = self._home.relative(path)
+            if relative in places or (self._is_running and digest in {r.sha256 for r in rows}):
+                continue
+            if digest in kept:
+                if self._mend:
+                    path.unlink()
+                yield Difference(
+                    kind=DifferenceKind.EXTRA_COPY,
+                    result_id=None,
+                    sha256=digest,
+                    path=relative,
+                    mended=self._mend,
+                    remedy="a second copy of a filed content; removed" if self._mend else _HOW,
+                )
+                continue
+            if self._mend:
+                # A name of its own: two strangers may be called the same.
+                move_atomic(path, self._home.incoming / f"{uuid.uuid4().hex[:8]}-{path.name}")
+            yield Difference(
+                kind=DifferenceKind.UNKNOWN_FILE,
+                result_id=None,
+                sha256=digest,
+                path=relative,
+                mended=self._mend,
+                remedy="no row names it; put back into incoming/" if self._mend else _HOW,
+            )
+
+    def _check_overlays(self, rows: list[TrackedFile], overlays: set[Path]) -> Iterator[Difference]:
+        named = {self._home.absolute(row.overlay) for row in rows if row.overlay}
+        for row in rows:
+            if row.overlay and self._home.absolute(row.overlay) not in overlays:
+                yield self._row_difference(
+                    DifferenceKind.MISSING_OVERLAY, row, "restore it from a backup"
+                )
+        if self._is_running:
+            return  # an overlay appears a moment before its row
+        for path in sorted(overlays - named):
+            if self._mend:
+                path.unlink()
+            yield Difference(
+                kind=DifferenceKind.UNKNOWN_OVERLAY,
+                result_id=None,
+                sha256=None,
+                path=self._home.relative(path),
+                mended=self._mend,
+                remedy="no row names it; removed" if self._mend else _HOW,
+            )
+
+    def _check_work(self, moving: list[TrackedFile]) -> Iterator[Difference]:
+        remedy = "start the daemon, or `lungwatch run --once`: it goes on with it"
+        for row in moving:
+            yield self._row_difference(DifferenceKind.UNFINISHED, row, remedy)
+        for path in _files(self._home.work):
+            yield Difference(
+                kind=DifferenceKind.LEFT_IN_WORK,
+                result_id=None,
+                sha256=None,
+                # The name below work/ is the sender's own and may hold a patient's.
+                path=self._home.relative(path.parent),
+                mended=False,
+                remedy=remedy,
+            )
+
+    def _row_difference(self, kind: DifferenceKind, row: TrackedFile, remedy: str) -> Difference:
+        return Difference(
+            kind=kind,
+            result_id=row.result_id,
+            sha256=row.sha256,
+            path=row.path,
+            mended=False,
+            remedy=remedy,
+        )
+
+
+def _shared(row: TrackedFile, rows: list[TrackedFile]) -> bool:
+    """Whether another model's row tells of the same content: one file, two states."""
+    return any(other.image_id == row.image_id and other is not row for other in rows)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+
+
+def _sha256(path: Path, on_file: Callable[[], None]) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except FileNotFoundError:
+        return None
+    on_file()
+    return digest.hexdigest()

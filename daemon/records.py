@@ -1,0 +1,94 @@
+"""What passes between the stages: frozen, so that no stage can change another's work."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lungwatch.contract import Label
+from lungwatch.imaging import RadiographMeta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claimed:
+    """A file that this daemon has taken on.
+
+    Attributes
+    ----------
+    result_id, image_id
+        Rows in the database.
+    sha256
+        Of the content, in hexadecimal.
+    path
+        The file, below `work/`.
+    attempt
+        Counted from 1.
+    received_at
+        When its content was first seen; dates the folders it is filed in.
+    started_s
+        Monotonic time of the claim.
+    """
+
+    result_id: int
+    image_id: int
+    sha256: str
+    path: Path
+    attempt: int
+    received_at: datetime
+    started_s: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A decoded file.
+
+    Attributes
+    ----------
+    tensor
+        float32, shape (size, size, 1), 0..1: the network's input.
+    preview
+        uint8, shape (h, w): the X-ray at the overlay's size, air dark.
+    shape
+        (rows, columns) of the original.
+    """
+
+    claim: Claimed
+    meta: RadiographMeta
+    tensor: NDArray[np.float32]
+    preview: NDArray[np.uint8]
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scores:
+    """What the model says of one image.
+
+    Attributes
+    ----------
+    probability
+        Calibrated, of COVID, 0..1.
+    logit
+        The binary logit before calibration.
+    label
+        By the contract's decision.
+    cam
+        float32, shape (2, side, side), 0..1: maps for NORMAL and COVID.
+    embedding
+        float32, shape (n,): pooled features.
+    """
+
+    probability: float
+    logit: float
+    label: Label
+    cam: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classified:
+    """A scored file."""
+
+    prepared: Prepared
+    scores: Scores

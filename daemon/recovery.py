@@ -1,0 +1,75 @@
+"""What a start does first: bring rows and folders of a dead process together.
+
+Files in `work/` are taken up by the intake, which claims them as if they had just been
+moved there. What is left for this module are rows that speak of a file in `work/` which is
+there no more, because the process died between moving it and saying so.
+"""
+
+import logging
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from lungwatch.daemon.clock import Clock
+from lungwatch.daemon.home import Home
+from lungwatch.daemon.logs import event
+from lungwatch.db.queries import TrackedFile, rows_in_work
+from lungwatch.db.states import State
+from lungwatch.db.store import Store
+from lungwatch.errors import Reason
+
+
+def recover(home: Home, engine: Engine, store: Store, clock: Clock) -> int:
+    """Finish every row whose file was moved out of `work/` before the row was told.
+
+    Returns
+    -------
+    int
+        How many rows were mended.
+    """
+    _remove_temporaries(home)
+    mended = 0
+    for row in rows_in_work(engine):
+        if row.path is None or home.exists(row.path):
+            continue
+        _mend(row, home, store, clock)
+        mended += 1
+    return mended
+
+
+def _mend(row: TrackedFile, home: Home, store: Store, clock: Clock) -> None:
+    filed = _find(home.done_path(row.sha256, row.received_at, ""))
+    kept = _find(home.quarantine_path(row.sha256, row.reason or "", ""))
+    match row.state:
+        case State.RECORDED if filed:
+            store.finish(result_id=row.result_id, path=home.relative(filed), now=clock.now())
+        case State.DONE if filed:
+            store.set_path(image_id=row.image_id, path=home.relative(filed))
+        case State.REJECTED | State.FAILED | State.QUEUED if kept:
+            store.set_path(image_id=row.image_id, path=home.relative(kept))
+        case State.CLAIMED:
+            store.fail(
+                result_id=row.result_id,
+                reason=Reason.FILE_VANISHED,
+                message="the file was removed from work/ by somebody else; drop it again",
+                meta=None,
+                duration_ms=0,
+                now=clock.now(),
+            )
+            store.set_path(image_id=row.image_id, path=None)
+        case _:
+            # Only somebody else can have removed it; the row's own state stays true.
+            store.set_path(image_id=row.image_id, path=None)
+    event("recovered", row.sha256, level=logging.WARNING, state=row.state)
+
+
+def _find(stem: Path) -> Path | None:
+    """Return the file of this name with any extension."""
+    found = sorted(stem.parent.glob(f"{stem.name}.*")) if stem.parent.is_dir() else []
+    return found[0] if found else None
+
+
+def _remove_temporaries(home: Home) -> None:
+    """Remove half-written overlays; nothing else is ever written in place."""
+    for path in home.overlays.rglob(".tmp-*"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""Hints from the kernel that something happened in the drop folder. Never the truth.
+
+inotify loses events when its queue overflows, sees nothing of what other machines write to a
+network share, and knows nothing of files in folders that were created a moment ago. The
+rescan finds everything; a hint only makes it sooner.
+"""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from watchdog.events import (
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers.inotify import InotifyObserver
+
+from lungwatch.daemon.config import ObserverChoice
+from lungwatch.daemon.stability import Hint
+
+# File systems whose changes may be made by another machine, unseen by this kernel.
+_REMOTE = ("nfs", "cifs", "smb", "fuse", "9p", "afs", "ceph", "gluster", "lustre", "virtiofs")
+
+
+class Watcher(FileSystemEventHandler):
+    """Collects hints from inotify, or none at all where polling has to do.
+
+    Parameters
+    ----------
+    folder
+        The drop folder, watched with everything below it.
+    choice
+        "auto", "inotify" or "polling".
+    """
+
+    def __init__(self, folder: Path, choice: ObserverChoice) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._hints: dict[Path, Hint] = {}
+        self._observer: InotifyObserver | None = None
+        self.wake = threading.Event()
+        self.kind, self.why = _choose(folder, choice)
+
+    @property
+    def is_polling(self) -> bool:
+        """Whether the rescan is on its own."""
+        return self.kind == "polling"
+
+    def start(self) -> None:
+        """Begin to watch; falls back to polling where the kernel's limits are exhausted."""
+        if self.is_polling:
+            return
+        # Directories are watched for all events; FileOpened and the like are filtered here.
+        observer = InotifyObserver()
+        observer.schedule(self, str(self._folder), recursive=True)
+        try:
+            observer.start()
+        except OSError as error:
+            self.kind = "polling"
+            self.why = f"inotify is not available: {error.strerror}"
+            return
+        self._observer = observer
+
+    def stop(self) -> None:
+        """End watching and wait for the observer's threads."""
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+            self._observer = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether hints can still come; False means that the service has to stop."""
+        return self.is_polling or (self._observer is not None and self._observer.is_alive())
+
+    def take_hints(self) -> dict[Path, Hint]:
+        """Return the hints since the last call."""
+        with self._lock:
+            hints, self._hints = self._hints, {}
+        return hints
+
+    def dispatch(self, event: FileSystemEvent) -> None:
+        """Turn one event into a hint; called on the observer's thread."""
+        match event:
+            case FileClosedEvent():
+                self._note(event.src_path, Hint.COMPLETE)
+            case FileMovedEvent():
+                self._note(event.dest_path, Hint.COMPLETE)
+            case FileModifiedEvent():
+                # No waking: a long copy modifies its file thousands of times.
+                self._note(event.src_path, Hint.WRITING, wake=False)
+            case FileCreatedEvent():
+                self.wake.set()
+            case _ if event.is_directory and event.event_type in ("created", "moved"):
+                self.wake.set()
+
+    def _note(self, path: str | bytes, hint: Hint, *, wake: bool = True) -> None:
+        name = path.decode(errors="surrogateescape") if isinstance(path, bytes) else path
+        if not name:
+            return
+        with self._lock:
+            self._hints[Path(name)] = hint
+        if wake:
+            self.wake.set()
+
+
+def file_system_of(folder: Path, mountinfo: Callable[[], str] | None = None) -> str:
+    """Return the type of the file system that holds a folder, "unknown" if it can't be told."""
+    read = mountinfo or Path("/proc/self/mountinfo").read_text
+    try:
+        lines = read().splitlines()
+    except OSError:
+        return "unknown"
+    best, kind = -1, "unknown"
+    resolved = folder.resolve()
+    for line in lines:
+        # proc(5): 36 35 98:0 /root /mount/point options - type source options
+        before, _, after = line.partition(" - ")
+        mount = Path(before.split()[4].replace("\\040", " "))
+        if resolved.is_relative_to(mount) and len(mount.parts) >= best:
+            best, kind = len(mount.parts), after.split()[0]
+    return kind
+
+
+def _choose(folder: Path, choice: ObserverChoice) -> tuple[str, str]:
+    if choice != "auto":
+        return choice, "set in the configuration"
+    kind = file_system_of(folder)
+    if kind.startswith(_REMOTE):
+        return "polling", f"{kind} may change from other machines"
+    return "inotify", f"{kind} is local"

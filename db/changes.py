@@ -1,0 +1,84 @@
+"""Pieces of a write transaction that the store's methods share."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from lungwatch.db.schema import Base, Image, Result
+from lungwatch.db.states import IllegalTransition, State, check_transition
+from lungwatch.errors import NotFoundError
+from lungwatch.imaging import RadiographMeta
+
+
+def insert_if_new(
+    connection: Connection, table: type[Base], unique: tuple[str, ...], values: Mapping[str, Any]
+) -> bool:
+    """Insert a row unless its `unique` columns are taken; say whether it was inserted."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table).values(**values)
+    return connection.execute(statement.on_conflict_do_nothing(index_elements=unique)).rowcount == 1
+
+
+def change_state(
+    connection: Connection, result_id: int, *, current: State, target: State, **values: Any
+) -> None:
+    """Set a result's state by compare-and-set, and other columns along with it.
+
+    Raises
+    ------
+    IllegalTransition
+        If the table of transitions does not hold the change, or the result is not in
+        `current`.
+    NotFoundError
+        If there is no such result.
+    """
+    check_transition(current, target)
+    changed = connection.execute(
+        update(Result)
+        .where(Result.id == result_id, Result.state == current)
+        .values(state=target, **values)
+    )
+    if changed.rowcount == 1:
+        return
+    found = connection.scalar(select(Result.state).where(Result.id == result_id))
+    if found is None:
+        raise NotFoundError(f"there is no result {result_id}")
+    raise IllegalTransition(f"result {result_id} is {found}, not {current}: it cannot be {target}")
+
+
+def update_image(connection: Connection, image_id: int, **values: Any) -> None:
+    """Set columns of an image.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such image.
+    """
+    changed = connection.execute(update(Image).where(Image.id == image_id).values(**values))
+    if changed.rowcount != 1:
+        raise NotFoundError(f"there is no image {image_id}")
+
+
+def update_image_of(connection: Connection, result_id: int, **values: Any) -> None:
+    """Set columns of the image that a result is about."""
+    image_id = select(Result.image_id).where(Result.id == result_id).scalar_subquery()
+    connection.execute(update(Image).where(Image.id == image_id).values(**values))
+
+
+def meta_columns(meta: RadiographMeta) -> dict[str, str | int | None]:
+    """Return what a file says about its image as columns of `Image`."""
+    return {
+        name: clean(value) if isinstance(value, str) else value
+        for name, value in asdict(meta).items()
+    }
+
+
+def clean(text: str) -> str:
+    """Return text that every database can store.
+
+    File names may hold bytes that are no UTF-8, DICOM values may hold NUL: shown as escapes.
+    """
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")

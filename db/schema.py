@@ -1,0 +1,140 @@
+"""The tables. What migrates a database to them is in `lungwatch.db.migrations`."""
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Enum,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from lungwatch.db.states import State
+from lungwatch.db.types import UtcDateTime
+
+
+class Base(DeclarativeBase):
+    """Everything mapped; constraint names are fixed so that migrations can address them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime(),
+        State: Enum(
+            State,
+            native_enum=False,
+            length=16,
+            values_callable=lambda states: [state.value for state in states],
+        ),
+        list[str]: JSON(),
+    }
+
+
+class Image(Base):
+    """One content: bytes are one image, however often and under whatever names they come."""
+
+    __tablename__ = "image"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    source_name: Mapped[str] = mapped_column(Text)
+    """The name it first came under."""
+    path: Mapped[str | None] = mapped_column(Text)
+    """Where the file is, relative to the home; None while that is not known."""
+    received_at: Mapped[datetime] = mapped_column(index=True)
+
+    # The fields of `lungwatch.imaging.RadiographMeta`, None until the file was decoded.
+    format: Mapped[str | None] = mapped_column(String(16))
+    rows: Mapped[int | None]
+    columns: Mapped[int | None]
+    bits_stored: Mapped[int | None]
+    photometric: Mapped[str | None] = mapped_column(Text)
+    transfer_syntax: Mapped[str | None] = mapped_column(Text)
+    patient_id: Mapped[str | None] = mapped_column(Text, index=True)
+    accession: Mapped[str | None] = mapped_column(Text, index=True)
+    study_uid: Mapped[str | None] = mapped_column(Text, index=True)
+    series_uid: Mapped[str | None] = mapped_column(Text)
+    sop_uid: Mapped[str | None] = mapped_column(Text)
+    modality: Mapped[str | None] = mapped_column(Text)
+    body_part: Mapped[str | None] = mapped_column(Text)
+    view_position: Mapped[str | None] = mapped_column(Text)
+    study_date: Mapped[str | None] = mapped_column(Text)
+    manufacturer: Mapped[str | None] = mapped_column(Text)
+    station: Mapped[str | None] = mapped_column(Text)
+    institution: Mapped[str | None] = mapped_column(Text)
+
+
+class Model(Base):
+    """One model file that was used, with the contract it had then."""
+
+    __tablename__ = "model"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    version: Mapped[str] = mapped_column(Text)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    """Of ``model.onnx``: two builds under one version stay two models."""
+    contract: Mapped[str] = mapped_column(Text)
+    first_used_at: Mapped[datetime]
+
+
+class Result(Base):
+    """What became of one image with one model."""
+
+    __tablename__ = "result"
+    __table_args__ = (
+        UniqueConstraint("image_id", "model_id"),
+        Index(None, "state"),
+        Index(None, "finished_at"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id"))
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
+    state: Mapped[State]
+    reason: Mapped[str | None] = mapped_column(String(64))
+    message: Mapped[str | None] = mapped_column(Text)
+    attempts: Mapped[int]
+    """Runs started since the last drop or retry."""
+    label: Mapped[str | None] = mapped_column(String(16))
+    probability: Mapped[float | None]
+    """Calibrated, 0..1."""
+    logit: Mapped[float | None]
+    threshold: Mapped[float | None]
+    flags: Mapped[list[str]]
+    overlay: Mapped[str | None] = mapped_column(Text)
+    """Where the overlay is, relative to the home."""
+    claimed_at: Mapped[datetime | None]
+    """When the last attempt began; of a queued one, when it was asked for."""
+    finished_at: Mapped[datetime | None]
+    duration_ms: Mapped[int | None]
+
+
+class Arrival(Base):
+    """One dropped file: what is counted, while images and results are not counted twice."""
+
+    __tablename__ = "arrival"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    token: Mapped[str] = mapped_column(String(128), unique=True)
+    """Made by the daemon; the same drop seen again after a crash has the same one."""
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id"))
+    result_id: Mapped[int] = mapped_column(ForeignKey("result.id"), index=True)
+    source_name: Mapped[str] = mapped_column(Text)
+    arrived_at: Mapped[datetime]
+    duplicate: Mapped[bool]
+    """Its bytes were known already and it started no run."""

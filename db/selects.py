@@ -1,0 +1,155 @@
+"""The SQL behind the queries: which columns, which conditions."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, String, cast, func, select
+
+from lungwatch.db.rows import ResultFilter
+from lungwatch.db.schema import Arrival, Image, Model, Result
+from lungwatch.db.states import State
+
+
+def select_results(chosen: ResultFilter) -> Select[Any]:
+    """Select the columns of `ResultRow`, newest first."""
+    return _chosen(select(*_result_columns()), chosen)
+
+
+def select_details() -> Select[Any]:
+    """Select the columns of `ResultDetail`."""
+    return _joined(
+        select(
+            *_result_columns(),
+            Result.logit,
+            Model.sha256.label("model_sha256"),
+            Image.size_bytes,
+            Result.claimed_at,
+            Image.format,
+            # `Image.rows` would be a method of the row that comes back.
+            Image.rows.label("rows"),
+            Image.columns.label("columns"),
+            Image.bits_stored,
+            Image.photometric,
+            Image.transfer_syntax,
+            Image.modality,
+            Image.body_part,
+            Image.view_position,
+            Image.study_date,
+            Image.manufacturer,
+            Image.station,
+            Image.institution,
+        )
+    )
+
+
+def select_for_statistics(chosen: ResultFilter) -> Select[Any]:
+    """Select the columns that `stats` counts."""
+    return _chosen(
+        select(
+            Image.received_at,
+            Result.state,
+            Result.label,
+            Result.reason,
+            Result.flags,
+            Result.probability,
+            Model.name,
+            Model.version,
+            _arrivals(),
+        ),
+        chosen,
+    )
+
+
+def select_tracked() -> Select[Any]:
+    """Select the columns of `TrackedFile`, in the order of the results' numbers."""
+    return (
+        select(
+            Result.id.label("result_id"),
+            Result.image_id,
+            Result.model_id,
+            Image.sha256,
+            Result.state,
+            Result.reason,
+            Image.path,
+            Image.received_at,
+            Result.overlay,
+            Image.source_name,
+        )
+        .join_from(Result, Image)
+        .order_by(Result.id)
+    )
+
+
+def _result_columns() -> tuple[ColumnElement[Any], ...]:
+    columns: tuple[Any, ...] = (
+        Result.id,
+        Image.sha256,
+        Image.source_name,
+        Result.state.label("status"),
+        Result.reason,
+        Result.label,
+        Result.probability,
+        Result.threshold,
+        Result.flags,
+        Model.name.label("model"),
+        Model.version.label("model_version"),
+        Result.overlay,
+        Image.patient_id,
+        Image.study_uid,
+        Image.series_uid,
+        Image.sop_uid,
+        Image.accession,
+        Image.received_at,
+        Result.finished_at,
+        Result.duration_ms,
+        Result.message,
+        Result.attempts,
+        Image.path.label("file"),
+        _arrivals(),
+    )
+    return columns
+
+
+def _arrivals() -> ColumnElement[int]:
+    counted = select(func.count(Arrival.id)).where(Arrival.result_id == Result.id)
+    return counted.correlate(Result).scalar_subquery().label("arrivals")
+
+
+def _joined(statement: Select[Any]) -> Select[Any]:
+    return statement.select_from(Result).join(Image).join(Model)
+
+
+def _chosen(statement: Select[Any], chosen: ResultFilter) -> Select[Any]:
+    return (
+        _joined(statement)
+        .where(*_conditions(chosen))
+        .order_by(Image.received_at.desc(), Result.id.desc())
+        .limit(chosen.limit)
+    )
+
+
+def _conditions(chosen: ResultFilter) -> Iterator[ColumnElement[bool]]:
+    if chosen.since is not None:
+        yield Image.received_at >= chosen.since
+    if chosen.until is not None:
+        yield Image.received_at < chosen.until
+    if chosen.label is not None:
+        yield Result.label == chosen.label
+    if chosen.status is not None:
+        yield Result.state == State(chosen.status)
+    if chosen.flag is not None:
+        # Both databases keep JSON as the text that was written, codes within quotes.
+        yield cast(Result.flags, String).contains(json.dumps(chosen.flag), autoescape=True)
+    if chosen.min_score is not None:
+        yield Result.probability >= chosen.min_score
+    if chosen.max_score is not None:
+        yield Result.probability <= chosen.max_score
+    if chosen.patient is not None:
+        yield Image.patient_id == chosen.patient
+    if chosen.accession is not None:
+        yield Image.accession == chosen.accession
+    if chosen.study is not None:
+        yield Image.study_uid == chosen.study
+    if chosen.model is not None:
+        yield (Model.name == chosen.model) | (Model.name + "-" + Model.version == chosen.model)

@@ -1,0 +1,274 @@
+"""Everything that writes to the database. Each method is one transaction; time is passed in."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from sqlalchemy import Engine, select
+
+from lungwatch.db.changes import (
+    change_state,
+    clean,
+    insert_if_new,
+    meta_columns,
+    update_image,
+    update_image_of,
+)
+from lungwatch.db.claim import Claim, ClaimKind, Drop, claim_drop
+from lungwatch.db.engine import writing
+from lungwatch.db.schema import Model, Result
+from lungwatch.db.states import State
+from lungwatch.errors import NotFoundError
+from lungwatch.imaging import RadiographMeta
+
+__all__ = ["Claim", "ClaimKind", "Store"]
+
+
+class Store:
+    """The writing side of the record.
+
+    Every method may raise `DatabaseError`; `DatabaseBusyError`, which is also a
+    `TransientError`, where trying again may help.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def register_model(
+        self, *, name: str, version: str, sha256: str, contract_json: str, now: datetime
+    ) -> int:
+        """Note that a model is in use and return its row's id; the same file has one row."""
+        with writing(self._engine) as connection:
+            insert_if_new(
+                connection,
+                Model,
+                ("sha256",),
+                {
+                    "name": name,
+                    "version": version,
+                    "sha256": sha256,
+                    "contract": contract_json,
+                    "first_used_at": now,
+                },
+            )
+            return connection.execute(select(Model.id).where(Model.sha256 == sha256)).scalar_one()
+
+    def claim(
+        self,
+        *,
+        token: str,
+        sha256: str,
+        size_bytes: int,
+        source_name: str,
+        path: str,
+        model_id: int,
+        max_attempts: int,
+        now: datetime,
+        exists: Callable[[str], bool],
+        arrival: bool = True,
+    ) -> Claim:
+        """Note a dropped file and decide what is to be done with it.
+
+        Parameters
+        ----------
+        token
+            Names this drop, whatever happens: seen again after a crash, it counts once.
+        sha256, size_bytes
+            Of the file's bytes.
+        source_name
+            The name it was dropped under.
+        path
+            Where the file is now, relative to the home.
+        model_id
+            The model that is to score it.
+        max_attempts
+            Runs that may end in a crash before the file is given up.
+        now
+            The time, with a zone.
+        exists
+            Says whether a path relative to the home is there. A copy that is recorded but
+            gone gives way to this one.
+        arrival
+            False for a file that nobody dropped (another run of one that is filed).
+
+        Raises
+        ------
+        IllegalTransition
+            If another process changed the result in between.
+        """
+        drop = Drop(
+            token=token,
+            sha256=sha256,
+            size_bytes=size_bytes,
+            source_name=source_name,
+            path=path,
+            model_id=model_id,
+            max_attempts=max_attempts,
+            now=now,
+            exists=exists,
+            arrival=arrival,
+        )
+        with writing(self._engine) as connection:
+            return claim_drop(connection, drop)
+
+    def record(
+        self,
+        *,
+        result_id: int,
+        meta: RadiographMeta,
+        label: str,
+        probability: float,
+        logit: float,
+        threshold: float,
+        flags: Sequence[str],
+        overlay: str,
+        duration_ms: int,
+        now: datetime,
+    ) -> None:
+        """Write a result; the file is to be filed next.
+
+        Parameters
+        ----------
+        probability, threshold
+            Calibrated, 0..1.
+        flags
+            Codes of what is remarkable about the case.
+        overlay
+            Path relative to the home.
+        now
+            When the result came about; `finish` sets it anew once the file is filed.
+
+        Raises
+        ------
+        IllegalTransition
+            If the result is not claimed.
+        """
+        with writing(self._engine) as connection:
+            change_state(
+                connection,
+                result_id,
+                current=State.CLAIMED,
+                target=State.RECORDED,
+                label=label,
+                probability=probability,
+                logit=logit,
+                threshold=threshold,
+                flags=list(flags),
+                overlay=overlay,
+                duration_ms=duration_ms,
+                finished_at=now,
+            )
+            update_image_of(connection, result_id, **meta_columns(meta))
+
+    def finish(self, *, result_id: int, path: str, now: datetime) -> None:
+        """Note that the file of a recorded result is filed at `path`.
+
+        Raises
+        ------
+        IllegalTransition
+            If the result is not recorded.
+        """
+        with writing(self._engine) as connection:
+            change_state(
+                connection, result_id, current=State.RECORDED, target=State.DONE, finished_at=now
+            )
+            update_image_of(connection, result_id, path=path)
+
+    def reject(
+        self,
+        *,
+        result_id: int,
+        reason: str,
+        message: str,
+        meta: RadiographMeta | None,
+        duration_ms: int,
+        now: datetime,
+    ) -> None:
+        """Note that the file is no usable chest X-ray; it is to go to quarantine next.
+
+        Raises
+        ------
+        IllegalTransition
+            If the result is not claimed.
+        """
+        self._end(State.REJECTED, result_id, reason, message, meta, duration_ms, now)
+
+    def fail(
+        self,
+        *,
+        result_id: int,
+        reason: str,
+        message: str,
+        meta: RadiographMeta | None,
+        duration_ms: int,
+        now: datetime,
+    ) -> None:
+        """Note that the file could not be processed; it is to go to quarantine next.
+
+        Raises
+        ------
+        IllegalTransition
+            If the result is not claimed.
+        """
+        self._end(State.FAILED, result_id, reason, message, meta, duration_ms, now)
+
+    def _end(
+        self,
+        target: State,
+        result_id: int,
+        reason: str,
+        message: str,
+        meta: RadiographMeta | None,
+        duration_ms: int,
+        now: datetime,
+    ) -> None:
+        with writing(self._engine) as connection:
+            change_state(
+                connection,
+                result_id,
+                current=State.CLAIMED,
+                target=target,
+                reason=reason,
+                message=clean(message),
+                duration_ms=duration_ms,
+                finished_at=now,
+            )
+            if meta is not None:
+                update_image_of(connection, result_id, **meta_columns(meta))
+
+    def set_path(self, *, image_id: int, path: str | None) -> None:
+        """Note where an image's file is now, relative to the home; None if it is nowhere.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such image.
+        """
+        with writing(self._engine) as connection:
+            update_image(connection, image_id, path=path)
+
+    def request_retry(self, *, result_id: int, now: datetime) -> None:
+        """Ask for another run of a failed or rejected result.
+
+        Raises
+        ------
+        IllegalTransition
+            If it neither failed nor was rejected.
+        NotFoundError
+            If there is no such result.
+        """
+        with writing(self._engine) as connection:
+            state = connection.scalar(select(Result.state).where(Result.id == result_id))
+            if state is None:
+                raise NotFoundError(f"there is no result {result_id}")
+            change_state(
+                connection,
+                result_id,
+                current=state,
+                target=State.QUEUED,
+                attempts=0,
+                reason=None,
+                message=None,
+                claimed_at=now,
+                finished_at=None,
+                duration_ms=None,
+            )

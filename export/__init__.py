@@ -1,0 +1,1 @@
+"""From a Keras network to one ONNX graph that classifies and explains. Needs the extra `train`."""

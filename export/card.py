@@ -1,0 +1,142 @@
+"""The model card: what a model is for, what it learnt from, and how far it can be trusted."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.contract import ModelContract
+
+_USE = """\
+**Intended use.** Research, teaching and testing: ordering and auditing collections of frontal
+chest X-rays, and studying what such networks look at.
+
+**Not intended.** Diagnosis, triage, treatment, exclusion of disease, or any decision about a
+person. COVID-19 is diagnosed by laboratory tests; many infected people have a normal chest
+X-ray. Not for lateral views, CT, or parts of the body other than the chest.
+
+**The answer** is COVID, NORMAL (that is: not COVID; other pneumonias belong here) or UNCERTAIN,
+a calibrated probability, and a coarse map of what spoke for either class."""
+
+_LIMITS = """\
+- The probability is calibrated for the share of COVID in the validation images. In a clinic
+  that share is another, and the probability is wrong by as much.
+- Networks of this kind learn where an image comes from as readily as what it shows: exposure,
+  crop, letters, tubes, age. The figures within one source show how much remains when the
+  source gives no hint; the figures on collections it never saw show how much carries over.
+- The map says which cells of the last feature map raised the score. It is no segmentation and
+  proves no finding. A map that lights up outside the lungs is a reason to distrust the answer.
+- Performance was not broken down by sex, ethnicity or equipment: the collections do not say."""
+
+_FIGURES = (
+    ("images", "{images}"),
+    ("COVID", "{positives}"),
+    ("ROC-AUC", "{roc_auc:.3f}"),
+    ("PR-AUC", "{pr_auc:.3f}"),
+    ("accuracy", "{accuracy:.3f}"),
+    ("sensitivity", "{sensitivity:.3f}"),
+    ("specificity", "{specificity:.3f}"),
+    ("F1", "{f1:.3f}"),
+    ("ECE", "{ece:.3f}"),
+    ("Brier", "{brier:.3f}"),
+    ("uncertain", "{uncertain:.3f}"),
+)
+
+
+def write_card(contract: ModelContract, notes: str = "") -> str:
+    """Write the card in Markdown, from the contract alone and notes on the data.
+
+    Source: Mitchell et al. 2019, Model Cards for Model Reporting.
+    """
+    decision, calibration = contract.decision, contract.calibration
+    spec = contract.preprocess
+    parts = [
+        f"# {contract.id}",
+        f"> {RESEARCH_USE_ONLY}",
+        f"{contract.family}; frontal chest X-rays, COVID against everything else.",
+        "## Use",
+        _USE,
+        "## Figures as measured",
+        "Measured on the exported ONNX file; accuracy, sensitivity, specificity and F1 at the "
+        "threshold that was fixed on validation data, abstention ignored.",
+        _figures_table(contract.metrics),
+        "ROC-AUC of the COVID score for one finding against another (images in brackets):",
+        _probes_table(contract.metrics),
+        "## Limits",
+        _LIMITS,
+        "## Training data",
+        _training_data(contract.provenance),
+    ]
+    if notes:
+        parts.append(notes.strip())
+    parts += [
+        "## Decision",
+        f"Threshold {decision.threshold:.4f} (Youden on validation); UNCERTAIN within "
+        f"[{decision.uncertain_low:.4f}, {decision.uncertain_high:.4f}). Platt calibration: slope "
+        f"{calibration.slope:.4f}, intercept {calibration.intercept:.4f}.",
+        "## Input and maps",
+        f"{spec.size_px} x {spec.size_px} px, fit '{spec.fit}', intensity '{spec.intensity}' "
+        f"({spec.low_percentile:g} to {spec.high_percentile:g} %); standardisation is inside the "
+        f"graph. Maps of {contract.cam_side_px} x {contract.cam_side_px} cells for both classes; "
+        f"embedding of {contract.embedding_size} numbers.",
+        "## How it was made",
+        _making(contract.provenance),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures_table(metrics: Mapping[str, Any]) -> str:
+    if not metrics:
+        return "None: exported without evaluation."
+    rows = ["| set | " + " | ".join(name for name, _ in _FIGURES) + " |"]
+    rows.append("|---" * (len(_FIGURES) + 1) + "|")
+    for name, found in metrics.items():
+        values = {**found, "images": found["positives"] + found["negatives"]}
+        cells = " | ".join(form.format(**values) for _, form in _FIGURES)
+        rows.append(f"| {name} | {cells} |")
+    return "\n".join(rows)
+
+
+def _probes_table(metrics: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {name} | {probe} | {found['roc_auc']:.3f} "
+        f"({found['positives']} vs {found['negatives']}) |"
+        for name, figures in metrics.items()
+        for probe, found in figures["probes"].items()
+    ]
+    return "\n".join(["| set | comparison | ROC-AUC |", "|---|---|---|", *rows])
+
+
+def _training_data(provenance: Mapping[str, Any]) -> str:
+    data = provenance.get("data")
+    if not data:
+        return "Not recorded: exported from a bare Keras file."
+    lines = [f"`{data['name']}`, training split (validation split in brackets):", ""]
+    lines += [
+        f"- {group}: {count} ({data['val'].get(group, 0)})"
+        for group, count in data["train"].items()
+    ]
+    terms = "; ".join(f"{name} ({count})" for name, count in data["licences"].items())
+    return "\n".join([*lines, "", f"Terms of the training images (number of images): {terms}."])
+
+
+def _making(provenance: Mapping[str, Any]) -> str:
+    lines = []
+    if "fit" in provenance:
+        fit = provenance["fit"]
+        lines.append(
+            f"- Adam, learning rate {fit['learning_rate']:g}, batches of {fit['batch_size']}, "
+            f"seed {fit['seed']}; best of {provenance['epochs']} epochs by validation loss: "
+            f"{provenance['best_epoch']}."
+        )
+        amounts = ", ".join(f"{k} {v:g}" for k, v in fit["augmentation"].items())
+        lines.append(f"- Augmentation, no flips: {amounts}.")
+    packages = provenance.get("environment", {}).get("packages", {})
+    if packages:
+        lines.append("- " + ", ".join(f"{k} {v}" for k, v in packages.items()) + ".")
+    parity = provenance["parity"]
+    lines.append(
+        f"- Largest differences on {parity['images']} images ({parity['kind']}): probability of "
+        f"ONNX against Keras {parity['probability']:.1e}, map {parity['cam']:.1e}, map against "
+        f"automatic differentiation {parity['gradient']:.1e}."
+    )
+    return "\n".join(lines)

@@ -1,0 +1,191 @@
+"""From a run folder to a bundle: convert, prove, measure, describe, write."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lungwatch.contract import CAM, EMBEDDING, PROBABILITY, Golden, ModelContract
+from lungwatch.errors import ConfigError, DatasetError
+from lungwatch.export.bundle import write_bundle
+from lungwatch.export.card import write_card
+from lungwatch.export.parity import compare, run_onnx, synthetic_images
+from lungwatch.export.to_onnx import to_onnx, with_contract
+from lungwatch.golden import golden_digest, golden_input
+from lungwatch.preprocess import PreprocessSpec
+from lungwatch.training.calibrate import choose_decision, fit_calibration
+from lungwatch.training.dataset import load_dataset, select
+from lungwatch.training.evaluate import measure
+from lungwatch.training.metrics import sigmoid
+from lungwatch.training.pixels import FloatArray, read_pixels, targets
+from lungwatch.training.scorers import Judgement, KerasScorer, OnnxScorer
+
+_PARITY_IMAGES = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What to export, and as what.
+
+    Attributes
+    ----------
+    model
+        A run folder or a .keras file.
+    name, version
+        The bundle's identity.
+    folder
+        Where the bundle's own folder is made.
+    data
+        Data set that the model was trained on: its validation split calibrates a bare .keras
+        file; its images prove parity; its validation and test splits are measured.
+    evaluate
+        Further data sets whose test split is measured.
+    notes
+        Markdown for the card, on the data and their confounds.
+    replace
+        Whether a bundle of the same version is replaced.
+    """
+
+    model: Path
+    name: str
+    version: str
+    folder: Path
+    data: Path | None = None
+    evaluate: Sequence[Path] = ()
+    notes: str = ""
+    replace: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*", self.name):
+            raise ConfigError(f"model name {self.name!r}: lower-case letters, digits, - and _ only")
+        if not re.fullmatch(r"\d+\.\d+\.\d+", self.version):
+            raise ConfigError(f"model version {self.version!r} is not of the form 1.0.0")
+
+
+def export(
+    request: ExportRequest, *, progress: Callable[[int], None] | None = None
+) -> tuple[Path, ModelContract]:
+    """Export a network and write its bundle.
+
+    Returns
+    -------
+    folder, contract
+        The bundle's folder and what the model says about itself.
+
+    Raises
+    ------
+    ModelError
+        If the network cannot be exported, or its graph differs from it.
+    NotFoundError
+        If there is no such model.
+    DatasetError
+        If images cannot be read, or a bare .keras file comes without data to calibrate on.
+    ConfigError
+        If the name, the version or the target is not acceptable.
+    MissingExtraError
+        If TensorFlow is not installed.
+    """
+    scorer = KerasScorer(request.model)
+    spec = scorer.judgement.preprocess
+    proto = to_onnx(scorer.model)
+    plain = proto.SerializeToString()
+    judgement = scorer.judgement if scorer.calibrated else _calibrate(scorer, request.data)
+
+    images, kind = _parity_images(request.data, spec)
+    parity = compare(scorer.model, plain, images, kind)
+    parity.check()
+    contract = _contract(request, scorer, judgement, plain)
+    contract = replace(contract, provenance={**contract.provenance, "parity": parity.to_dict()})
+    exported = OnnxScorer(with_contract(proto, contract))
+    contract = replace(contract, metrics=_measure_all(request, exported, progress))
+    bundle = write_bundle(
+        request.folder,
+        model=with_contract(proto, contract),
+        contract=contract,
+        card=write_card(contract, request.notes),
+        replace=request.replace,
+    )
+    return bundle, contract
+
+
+def _contract(
+    request: ExportRequest, scorer: KerasScorer, judgement: Judgement, plain: bytes
+) -> ModelContract:
+    spec = judgement.preprocess
+    answer = run_onnx(plain, golden_input(spec)[np.newaxis])
+    return ModelContract(
+        name=request.name,
+        version=request.version,
+        family=scorer.config.get("family", scorer.model.name),
+        preprocess=spec,
+        cam_side_px=int(answer[CAM].shape[-1]),
+        embedding_size=int(answer[EMBEDDING].shape[-1]),
+        decision=judgement.decision,
+        calibration=judgement.calibration,
+        golden=Golden(
+            input_sha256=golden_digest(),
+            probability=float(answer[PROBABILITY][0]),
+            cam_mean=float(answer[CAM][0, 1].mean()),
+        ),
+        provenance=_provenance(scorer),
+    )
+
+
+def _provenance(scorer: KerasScorer) -> dict[str, Any]:
+    if not scorer.calibrated:
+        return {}
+    kept = {key: scorer.config[key] for key in ("data", "fit", "network")}
+    return {
+        **kept,
+        "environment": scorer.environment,
+        "epochs": scorer.metrics["epochs"],
+        "best_epoch": scorer.metrics["best_epoch"],
+        "parameters": scorer.metrics["parameters"],
+    }
+
+
+def _calibrate(scorer: KerasScorer, data: Path | None) -> Judgement:
+    if data is None:
+        raise DatasetError(
+            "a bare .keras file carries no threshold: give the data set whose validation split "
+            "fixes it (--data), or export the run folder"
+        )
+    samples = select(load_dataset(data), "val", data.name)
+    truth = targets(samples)
+    logits = scorer.logits(read_pixels(samples, scorer.judgement.preprocess))
+    calibration = fit_calibration(truth, logits)
+    probabilities = sigmoid(calibration.slope * logits + calibration.intercept)
+    return replace(
+        scorer.judgement,
+        calibration=calibration,
+        decision=choose_decision(truth, probabilities),
+    )
+
+
+def _parity_images(data: Path | None, spec: PreprocessSpec) -> tuple[FloatArray, str]:
+    if data is None:
+        return synthetic_images(spec), "synthetic"
+    samples = load_dataset(data)
+    chosen = np.unique(np.linspace(0, len(samples) - 1, _PARITY_IMAGES).astype(int))
+    return read_pixels([samples[i] for i in chosen], spec), f"evenly from {data.name}"
+
+
+def _measure_all(
+    request: ExportRequest, scorer: OnnxScorer, progress: Callable[[int], None] | None
+) -> dict[str, Any]:
+    wanted = [(request.data, "val"), (request.data, "test")] if request.data else []
+    wanted += [(path, "test") for path in request.evaluate]
+    found = {}
+    for path, split in wanted:
+        if path is None:
+            continue
+        samples = load_dataset(path)
+        if path == request.data and all(s.split != split for s in samples):
+            continue
+        chosen = select(samples, "val" if split == "val" else "test", path.name)
+        pixels = read_pixels(chosen, scorer.judgement.preprocess, progress=progress)
+        found[f"{path.name}/{split}"] = measure(scorer, chosen, pixels)
+    return found

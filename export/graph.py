@@ -1,0 +1,83 @@
+"""One forward pass for everything: probability, logits, class activation maps, embedding.
+
+The gradient of a GAP -> Dense(relu) -> Dense(1) head has a closed form. With the pooled
+features g, h = W1' g + b1 and z = w2' relu(h) + b2, the derivative of z by every cell of
+channel c is (W1 (1[h > 0] * w2))_c / (h w), and Grad-CAM's channel weights are that. The
+score of COVID is z/2 and that of NORMAL -z/2, so their maps are the positive and the negative
+part of one weighted sum; constants vanish when the maps are scaled to 0..1.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from lungwatch.contract import CAM, EMBEDDING, INPUT, LOGITS, PROBABILITY
+from lungwatch.errors import ModelError
+from lungwatch.training.gradcam import two_logits
+from lungwatch.training.head import FEATURES, HIDDEN, LOGIT
+
+
+def build_graph(model: Any) -> tuple[Callable[[Any], dict[str, Any]], list[Any]]:
+    """Make the function that is exported.
+
+    Parameters
+    ----------
+    model
+        Keras model from pixels to the binary logit, with the head of
+        `lungwatch.training.head`.
+
+    Returns
+    -------
+    function, signature
+        A `tf.function` from float32 (N, S, S, 1), 0..1, to a dict of float32: `probability`
+        (N,), uncalibrated; `logits` (N, 2), NORMAL and COVID; `cam` (N, 2, h, w), each map
+        0..1; `embedding` (N, C), the pooled features. And the input signature for tf2onnx.
+
+    Raises
+    ------
+    ModelError
+        If the network does not end in that head.
+    """
+    import keras
+    import tensorflow as tf
+
+    try:
+        features_layer = model.get_layer(FEATURES)
+        hidden, last = model.get_layer(HIDDEN), model.get_layer(LOGIT)
+    except ValueError as error:
+        raise ModelError(
+            f"the network has no layers named {FEATURES}, {HIDDEN} and {LOGIT}: only networks "
+            "with lungwatch's own head can be exported with their maps"
+        ) from error
+    features_of = keras.Model(model.input, features_layer.output)
+    # As arrays: tensors made out here would turn into inputs of the exported graph.
+    w1, b1 = hidden.kernel.numpy(), hidden.bias.numpy()
+    w2, b2 = last.kernel.numpy(), last.bias.numpy()
+    channels = int(features_layer.output.shape[-1])
+    size = int(model.input_shape[1])
+    signature = [tf.TensorSpec((None, size, size, 1), tf.float32, name=INPUT)]
+
+    @tf.function(input_signature=signature)
+    def graph(pixels: Any) -> dict[str, Any]:
+        features = features_of(pixels, training=False)
+        pooled = tf.reduce_mean(features, axis=(1, 2))
+        h = tf.matmul(pooled, w1) + b1
+        z = tf.matmul(tf.nn.relu(h), w2) + b2
+        active = tf.cast(h > 0.0, tf.float32) * w2.reshape(1, -1)
+        weights = tf.matmul(active, w1, transpose_b=True)
+        # einsum would leave a transpose of unknown rank that other runtimes refuse.
+        evidence = tf.reduce_sum(features * tf.reshape(weights, (-1, 1, 1, channels)), axis=-1)
+        cam = tf.stack([_scaled(-evidence), _scaled(evidence)], axis=1)
+        return {
+            PROBABILITY: tf.reshape(tf.sigmoid(z), (-1,)),
+            LOGITS: two_logits(z),
+            CAM: cam,
+            EMBEDDING: pooled,
+        }
+
+    def _scaled(evidence: Any) -> Any:
+        raw = tf.nn.relu(evidence)
+        peak = tf.reduce_max(raw, axis=(1, 2), keepdims=True)
+        # A map without anything in it stays zero instead of becoming noise or NaN.
+        return raw / tf.maximum(peak, 1e-12)
+
+    return graph, signature

@@ -1,0 +1,77 @@
+"""Micro-batches take what is waiting, and a poisoned image costs itself only."""
+
+import queue
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lungwatch.daemon.inference import batches, classify
+from lungwatch.daemon.records import Claimed, Prepared, Scores
+from lungwatch.errors import Reason
+from lungwatch.imaging import RadiographMeta
+
+
+def prepared(number: int) -> Prepared:
+    claim = Claimed(
+        result_id=number,
+        image_id=number,
+        sha256=f"{number:064x}",
+        path=Path("x"),
+        attempt=1,
+        received_at=datetime.now(UTC),
+        started_s=0.0,
+    )
+    meta = RadiographMeta(format="PNG", rows=1, columns=1, bits_stored=8, photometric="MONOCHROME2")
+    tensor = np.full((4, 4, 1), number, dtype=np.float32)
+    return Prepared(
+        claim=claim, meta=meta, tensor=tensor, preview=np.zeros((1, 1), np.uint8), shape=(1, 1)
+    )
+
+
+class Model:
+    """Fails on any batch that holds the number 3."""
+
+    def run(self, batch):
+        if (batch == 3).any():
+            raise RuntimeError("poisoned")
+        cam = np.zeros((2, 1, 1), np.float32)
+        return [
+            Scores(
+                probability=0.5,
+                logit=float(item.mean()),
+                label="NORMAL",
+                cam=cam,
+                embedding=np.zeros(1, np.float32),
+            )
+            for item in batch
+        ]
+
+
+def test_a_batch_is_what_is_waiting_up_to_the_limit():
+    waiting = queue.Queue()
+    items = [prepared(number) for number in range(5)]
+    for item in [*items, None]:
+        waiting.put(item)
+    assert [len(batch) for batch in batches(waiting, 3)] == [3, 2]
+
+
+def test_the_end_is_not_swallowed_by_a_batch():
+    waiting = queue.Queue()
+    waiting.put(prepared(1))
+    waiting.put(None)
+    assert [len(batch) for batch in batches(waiting, 8)] == [1]
+
+
+@pytest.mark.parametrize("poisoned", [[], [3]])
+def test_a_poisoned_image_is_found_and_the_others_are_scored(poisoned):
+    failed = []
+    done = classify(
+        [prepared(number) for number in [1, 2, *poisoned, 4]],
+        Model(),
+        lambda item, failure: failed.append((item.claim.result_id, failure.reason)),
+    )
+    assert [item.prepared.claim.result_id for item in done] == [1, 2, 4]
+    assert [item.scores.logit for item in done] == [1.0, 2.0, 4.0]
+    assert failed == [(number, Reason.INTERNAL_ERROR) for number in poisoned]

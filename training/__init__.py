@@ -1,0 +1,1 @@
+"""Train, calibrate and evaluate the networks. Needs the extra `train`; the daemon does not."""

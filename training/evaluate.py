@@ -1,0 +1,84 @@
+"""Measure a network on data sets, and within each source, where the source gives no hint."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lungwatch.training.dataset import load_dataset, select
+from lungwatch.training.metrics import figures, roc_auc, sigmoid
+from lungwatch.training.pixels import FloatArray, read_pixels, targets
+from lungwatch.training.samples import Finding, Sample, Split
+from lungwatch.training.scorers import Scorer
+
+# Which finding should score higher than which; all of it by the score for COVID.
+_PROBES: tuple[tuple[Finding, Finding], ...] = (
+    ("COVID", "OTHER_PNEUMONIA"),
+    ("COVID", "NORMAL"),
+    ("OTHER_PNEUMONIA", "NORMAL"),
+)
+# An area under the curve of fewer images than this on one side says nothing.
+_FEWEST = 5
+
+
+def evaluate(
+    scorer: Scorer,
+    location: Path,
+    split: Split | None = "test",
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure a network on one split of a data set (all of it for None).
+
+    Returns
+    -------
+    dict
+        The fields of `Figures`, the share that is `uncertain`, and `probes`: ROC-AUC of one
+        finding against another, over all sources and within each.
+
+    Raises
+    ------
+    DatasetError
+        If the split is empty, holds one class only, or a file is unreadable.
+    """
+    samples = select(load_dataset(location), split, location.name)
+    pixels = read_pixels(samples, scorer.judgement.preprocess, progress=progress)
+    return measure(scorer, samples, pixels)
+
+
+def measure(scorer: Scorer, samples: Sequence[Sample], pixels: FloatArray) -> dict[str, Any]:
+    """Measure a network on samples already read; see `evaluate`."""
+    logits = scorer.logits(pixels)
+    calibration, decision = scorer.judgement.calibration, scorer.judgement.decision
+    probabilities = sigmoid(calibration.slope * logits + calibration.intercept)
+    uncertain = (probabilities >= decision.uncertain_low) & (
+        probabilities < decision.uncertain_high
+    )
+    return {
+        **figures(targets(samples), probabilities, decision.threshold).to_dict(),
+        "uncertain": round(float(uncertain.mean()), 6),
+        "probes": _probes(samples, logits),
+    }
+
+
+def _probes(samples: Sequence[Sample], logits: FloatArray) -> dict[str, Any]:
+    found = {}
+    sources = sorted({s.source for s in samples if s.source})
+    for source in [None, *sources]:
+        for high, low in _PROBES:
+            chosen = [
+                i
+                for i, s in enumerate(samples)
+                if s.finding in (high, low) and source in (None, s.source)
+            ]
+            is_high = np.array([samples[i].finding == high for i in chosen])
+            if min(is_high.sum(), (~is_high).sum()) < _FEWEST:
+                continue
+            name = f"{high} vs {low}" + (f" within {source}" if source else "")
+            found[name] = {
+                "roc_auc": round(roc_auc(is_high, logits[chosen]), 6),
+                "positives": int(is_high.sum()),
+                "negatives": int((~is_high).sum()),
+            }
+    return found

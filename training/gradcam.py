@@ -1,0 +1,61 @@
+"""Grad-CAM by automatic differentiation: the reference that the exported maps are held to.
+
+The export computes the same maps in closed form, since gradient operations do not survive
+the conversion to ONNX.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from lungwatch.training.head import FEATURES
+from lungwatch.training.pixels import FloatArray
+
+
+def two_logits(logit: Any) -> Any:
+    """Turn binary logits z, shape (N, 1), into one per class, (N, 2): (-z/2, z/2).
+
+    Under softmax they give the sigmoid's probability exactly, so no decision changes, and
+    each class has a score of its own to be explained.
+    """
+    import tensorflow as tf
+
+    return tf.concat([-logit / 2.0, logit / 2.0], axis=1)
+
+
+def gradcam(model: Any, pixels: FloatArray) -> FloatArray:
+    """Explain both classes for each image.
+
+    Parameters
+    ----------
+    model
+        Keras model from pixels to the binary logit, with a layer named "features".
+    pixels
+        float32, shape (N, S, S, 1), 0..1.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape (N, 2, h, w), each map scaled to 0..1 by its maximum and zero where
+        nothing speaks for the class; index 0 NORMAL, 1 COVID.
+
+    Source: Selvaraju et al. 2017, with the last convolutional feature map.
+    """
+    import keras
+    import tensorflow as tf
+
+    features_of = keras.Model(model.input, model.get_layer(FEATURES).output)
+    logit_of = keras.Model(model.get_layer(FEATURES).output, model.output)
+    features = features_of(tf.constant(pixels), training=False)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(features)
+        scores = two_logits(logit_of(features, training=False))
+        # Images do not influence each other at inference: the sum keeps them apart.
+        normal, covid = tf.reduce_sum(scores[:, 0]), tf.reduce_sum(scores[:, 1])
+    maps = []
+    for score in (normal, covid):
+        weights = tf.reduce_mean(tape.gradient(score, features), axis=(1, 2), keepdims=True)
+        raw = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1)).numpy()
+        peak = raw.max(axis=(1, 2), keepdims=True)
+        maps.append(np.divide(raw, peak, out=np.zeros_like(raw), where=peak > 0))
+    return np.stack(maps, axis=1).astype(np.float32)

@@ -1,0 +1,123 @@
+"""The folder of one training run: everything needed to understand, repeat and resume it."""
+
+import csv
+import io
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lungwatch.atomicfile import make_dirs, write_atomic
+from lungwatch.errors import ConfigError, NotFoundError
+
+_PACKAGES = ("lungwatch", "tensorflow-cpu", "tensorflow", "keras", "numpy", "opencv-python-headless")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Where a run's files lie.
+
+    Attributes
+    ----------
+    root
+        The folder; `config.json`, `environment.json`, `state.json`, `history.csv`,
+        `history.png`, `metrics.json` and `model.keras` are in it.
+    """
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        """The network of the best epoch."""
+        return self.root / "model.keras"
+
+    def begin(self, config: dict[str, Any], *, resume: bool) -> None:
+        """Create the folder, or check that the one to be resumed has the same configuration.
+
+        Raises
+        ------
+        ConfigError
+            If the folder holds a run already and `resume` is not set, or the configuration
+            differs from that run's.
+        """
+        before = self.read("config.json") if (self.root / "config.json").exists() else None
+        if before is None:
+            make_dirs(self.root)
+            self.write("config.json", config)
+        elif not resume:
+            raise ConfigError(f"{self.root} holds a run already; resume it or choose another")
+        elif before != json.loads(json.dumps(config)):
+            differing = [k for k in config if json.loads(json.dumps(config[k])) != before.get(k)]
+            raise ConfigError(
+                f"{self.root} was started with another configuration ({', '.join(differing)})"
+            )
+        self.write("environment.json", environment())
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Read one of the JSON files.
+
+        Raises
+        ------
+        NotFoundError
+            If it is missing.
+        """
+        try:
+            values: dict[str, Any] = json.loads((self.root / name).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{self.root} is no finished run: {name} is missing") from error
+        return values
+
+    def write(self, name: str, values: dict[str, Any]) -> None:
+        """Write one of the JSON files, whole or not at all."""
+        text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+        write_atomic(self.root / name, text.encode())
+
+    def write_table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Write rows with equal keys as CSV."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.root / name, text.getvalue().encode())
+
+
+def environment() -> dict[str, Any]:
+    """Versions and the source's git state; no host names and no paths."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": packages,
+        "git": git_state(),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the source this runs from and whether it was changed; None outside git."""
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "modified": bool(_git("status", "--porcelain"))}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(  # noqa: S603  # fixed words only
+            ["git", *arguments],  # noqa: S607  # git is wherever the user has it
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
