@@ -45,5 +45,3 @@ def configure(*, quiet: bool = False) -> None:
     root.propagate = False
     # pydicom quotes the values that it finds fault with, and those are patients' data.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    # It warns of events that come after its own stop.
-    logging.getLogger("watchdog").setLevel(logging.ERROR)

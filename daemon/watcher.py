@@ -5,6 +5,7 @@ network share, and knows nothing of files in folders that were created a moment 
 rescan finds everything; a hint only makes it sooner.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,8 @@ class Watcher(FileSystemEventHandler):
     def stop(self) -> None:
         """End watching and wait for the observer's threads."""
         if self._observer is not None:
+            # watchdog logs an error when its thread wakes up after the stop that woke it.
+            logging.getLogger("watchdog.observers.inotify").setLevel(logging.CRITICAL)
             self._observer.stop()
             self._observer.join()
             self._observer = None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from datetime import datetime
 
 from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -12,9 +12,11 @@ from lungwatch.db.states import IllegalTransition, State, check_transition
 from lungwatch.errors import NotFoundError
 from lungwatch.imaging import RadiographMeta
 
+Value = str | int | float | datetime | list[str] | None
+
 
 def insert_if_new(
-    connection: Connection, table: type[Base], unique: tuple[str, ...], values: Mapping[str, Any]
+    connection: Connection, table: type[Base], unique: tuple[str, ...], values: Mapping[str, Value]
 ) -> bool:
     """Insert a row unless its `unique` columns are taken; say whether it was inserted."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
@@ -23,7 +25,7 @@ def insert_if_new(
 
 
 def change_state(
-    connection: Connection, result_id: int, *, current: State, target: State, **values: Any
+    connection: Connection, result_id: int, *, current: State, target: State, **values: Value
 ) -> None:
     """Set a result's state by compare-and-set, and other columns along with it.
 
@@ -49,7 +51,7 @@ def change_state(
     raise IllegalTransition(f"result {result_id} is {found}, not {current}: it cannot be {target}")
 
 
-def update_image(connection: Connection, image_id: int, **values: Any) -> None:
+def update_image(connection: Connection, image_id: int, **values: Value) -> None:
     """Set columns of an image.
 
     Raises
@@ -62,13 +64,13 @@ def update_image(connection: Connection, image_id: int, **values: Any) -> None:
         raise NotFoundError(f"there is no image {image_id}")
 
 
-def update_image_of(connection: Connection, result_id: int, **values: Any) -> None:
+def update_image_of(connection: Connection, result_id: int, **values: Value) -> None:
     """Set columns of the image that a result is about."""
     image_id = select(Result.image_id).where(Result.id == result_id).scalar_subquery()
     connection.execute(update(Image).where(Image.id == image_id).values(**values))
 
 
-def meta_columns(meta: RadiographMeta) -> dict[str, str | int | None]:
+def meta_columns(meta: RadiographMeta) -> dict[str, Value]:
     """Return what a file says about its image as columns of `Image`."""
     return {
         name: clean(value) if isinstance(value, str) else value

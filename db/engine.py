@@ -3,7 +3,6 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url
 
@@ -70,7 +69,7 @@ def parse_url(url: str) -> URL:
 
 def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
-    def configure(connection: sqlite3.Connection, _record: Any) -> None:
+    def configure(connection: sqlite3.Connection, _record: object) -> None:
         # The driver's own BEGIN comes late and never before SELECT: `begin` does it instead.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys = ON")

@@ -1,9 +1,9 @@
 """Everything that only reads. Each call sees one snapshot and blocks no writer."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Engine, Row, Select, select
+from sqlalchemy import ColumnElement, Engine, Row, select
 from sqlalchemy.orm import aliased
 
 from lungwatch.db.engine import reading
@@ -13,6 +13,9 @@ from lungwatch.db.selects import select_details, select_results, select_tracked
 from lungwatch.db.states import UNFINISHED, State
 from lungwatch.db.statistics import Statistics, stats
 from lungwatch.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from lungwatch.db.selects import AnySelect
 
 __all__ = [
     "ResultDetail",
@@ -114,7 +117,7 @@ def iter_all(engine: Engine) -> Iterator[TrackedFile]:
         last_id = page[-1].result_id
 
 
-def _tracked(engine: Engine, statement: Select[Any]) -> list[TrackedFile]:
+def _tracked(engine: Engine, statement: "AnySelect") -> list[TrackedFile]:
     with reading(engine) as connection:
         return [TrackedFile(**row._mapping) for row in connection.execute(statement)]  # noqa: SLF001 - SQLAlchemy's public name
 
@@ -125,7 +128,7 @@ def _details(engine: Engine, condition: ColumnElement[bool]) -> list[ResultDetai
         return [ResultDetail(**_values(row)) for row in rows]
 
 
-def _values(row: Row[Any]) -> dict[str, Any]:
+def _values(row: "Row[*tuple[Any, ...]]") -> dict[str, Any]:
     values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name
     return {**values, "flags": tuple(values["flags"])}
 

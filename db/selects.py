@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Select, String, cast, func, select
 
@@ -10,13 +10,16 @@ from lungwatch.db.rows import ResultFilter
 from lungwatch.db.schema import Arrival, Image, Model, Result
 from lungwatch.db.states import State
 
+if TYPE_CHECKING:
+    AnySelect = Select[*tuple[Any, ...]]
 
-def select_results(chosen: ResultFilter) -> Select[Any]:
+
+def select_results(chosen: ResultFilter) -> "AnySelect":
     """Select the columns of `ResultRow`, newest first."""
     return _chosen(select(*_result_columns()), chosen)
 
 
-def select_details() -> Select[Any]:
+def select_details() -> "AnySelect":
     """Select the columns of `ResultDetail`."""
     return _joined(
         select(
@@ -43,7 +46,7 @@ def select_details() -> Select[Any]:
     )
 
 
-def select_for_statistics(chosen: ResultFilter) -> Select[Any]:
+def select_for_statistics(chosen: ResultFilter) -> "AnySelect":
     """Select the columns that `stats` counts."""
     return _chosen(
         select(
@@ -61,7 +64,7 @@ def select_for_statistics(chosen: ResultFilter) -> Select[Any]:
     )
 
 
-def select_tracked() -> Select[Any]:
+def select_tracked() -> "AnySelect":
     """Select the columns of `TrackedFile`, in the order of the results' numbers."""
     return (
         select(
@@ -116,11 +119,11 @@ def _arrivals() -> ColumnElement[int]:
     return counted.correlate(Result).scalar_subquery().label("arrivals")
 
 
-def _joined(statement: Select[Any]) -> Select[Any]:
+def _joined(statement: "AnySelect") -> "AnySelect":
     return statement.select_from(Result).join(Image).join(Model)
 
 
-def _chosen(statement: Select[Any], chosen: ResultFilter) -> Select[Any]:
+def _chosen(statement: "AnySelect", chosen: ResultFilter) -> "AnySelect":
     return (
         _joined(statement)
         .where(*_conditions(chosen))

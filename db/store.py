@@ -190,7 +190,15 @@ class Store:
         IllegalTransition
             If the result is not claimed.
         """
-        self._end(State.REJECTED, result_id, reason, message, meta, duration_ms, now)
+        self._end(
+            State.REJECTED,
+            result_id=result_id,
+            reason=reason,
+            message=message,
+            meta=meta,
+            duration_ms=duration_ms,
+            now=now,
+        )
 
     def fail(
         self,
@@ -209,11 +217,20 @@ class Store:
         IllegalTransition
             If the result is not claimed.
         """
-        self._end(State.FAILED, result_id, reason, message, meta, duration_ms, now)
+        self._end(
+            State.FAILED,
+            result_id=result_id,
+            reason=reason,
+            message=message,
+            meta=meta,
+            duration_ms=duration_ms,
+            now=now,
+        )
 
     def _end(
         self,
         target: State,
+        *,
         result_id: int,
         reason: str,
         message: str,

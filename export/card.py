@@ -27,6 +27,10 @@ _LIMITS = """\
   proves no finding. A map that lights up outside the lungs is a reason to distrust the answer.
 - Performance was not broken down by sex, ethnicity or equipment: the collections do not say."""
 
+_MEASURED = """\
+Measured on the exported ONNX file; accuracy, sensitivity, specificity and F1 at the threshold
+that was fixed on validation data, abstention ignored."""
+
 _FIGURES = (
     ("images", "{images}"),
     ("COVID", "{positives}"),
@@ -47,8 +51,6 @@ def write_card(contract: ModelContract, notes: str = "") -> str:
 
     Source: Mitchell et al. 2019, Model Cards for Model Reporting.
     """
-    decision, calibration = contract.decision, contract.calibration
-    spec = contract.preprocess
     parts = [
         f"# {contract.id}",
         f"> {RESEARCH_USE_ONLY}",
@@ -56,8 +58,7 @@ def write_card(contract: ModelContract, notes: str = "") -> str:
         "## Use",
         _USE,
         "## Figures as measured",
-        "Measured on the exported ONNX file; accuracy, sensitivity, specificity and F1 at the "
-        "threshold that was fixed on validation data, abstention ignored.",
+        _MEASURED,
         _figures_table(contract.metrics),
         "ROC-AUC of the COVID score for one finding against another (images in brackets):",
         _probes_table(contract.metrics),
@@ -70,18 +71,32 @@ def write_card(contract: ModelContract, notes: str = "") -> str:
         parts.append(notes.strip())
     parts += [
         "## Decision",
-        f"Threshold {decision.threshold:.4f} (Youden on validation); UNCERTAIN within "
-        f"[{decision.uncertain_low:.4f}, {decision.uncertain_high:.4f}). Platt calibration: slope "
-        f"{calibration.slope:.4f}, intercept {calibration.intercept:.4f}.",
+        _decision(contract),
         "## Input and maps",
-        f"{spec.size_px} x {spec.size_px} px, fit '{spec.fit}', intensity '{spec.intensity}' "
-        f"({spec.low_percentile:g} to {spec.high_percentile:g} %); standardisation is inside the "
-        f"graph. Maps of {contract.cam_side_px} x {contract.cam_side_px} cells for both classes; "
-        f"embedding of {contract.embedding_size} numbers.",
+        _input(contract),
         "## How it was made",
         _making(contract.provenance),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _decision(contract: ModelContract) -> str:
+    decision, calibration = contract.decision, contract.calibration
+    return (
+        f"Threshold {decision.threshold:.4f} (Youden on validation); UNCERTAIN within "
+        f"[{decision.uncertain_low:.4f}, {decision.uncertain_high:.4f}). Platt calibration: slope "
+        f"{calibration.slope:.4f}, intercept {calibration.intercept:.4f}."
+    )
+
+
+def _input(contract: ModelContract) -> str:
+    spec = contract.preprocess
+    return (
+        f"{spec.size_px} x {spec.size_px} px, fit '{spec.fit}', intensity '{spec.intensity}' "
+        f"({spec.low_percentile:g} to {spec.high_percentile:g} %); standardisation is inside the "
+        f"graph. Maps of {contract.cam_side_px} x {contract.cam_side_px} cells for both classes; "
+        f"embedding of {contract.embedding_size} numbers."
+    )
 
 
 def _figures_table(metrics: Mapping[str, Any]) -> str:
@@ -124,7 +139,7 @@ def _making(provenance: Mapping[str, Any]) -> str:
     if "fit" in provenance:
         fit = provenance["fit"]
         lines.append(
-            f"- Adam, learning rate {fit['learning_rate']:g}, batches of {fit['batch_size']}, "
+            f"- AdamW, learning rate {fit['learning_rate']:g}, batches of {fit['batch_size']}, "
             f"seed {fit['seed']}; best of {provenance['epochs']} epochs by validation loss: "
             f"{provenance['best_epoch']}."
         )

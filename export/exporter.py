@@ -17,13 +17,15 @@ from lungwatch.export.to_onnx import to_onnx, with_contract
 from lungwatch.golden import golden_digest, golden_input
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.calibrate import choose_decision, fit_calibration
-from lungwatch.training.dataset import load_dataset, select
+from lungwatch.training.dataset import dataset_name, load_dataset, select
 from lungwatch.training.evaluate import measure
 from lungwatch.training.metrics import sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
+from lungwatch.training.samples import Split
 from lungwatch.training.scorers import Judgement, KerasScorer, OnnxScorer
 
 _PARITY_IMAGES = 50
+_OWN_SPLITS: tuple[Split, ...] = ("val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +155,7 @@ def _calibrate(scorer: KerasScorer, data: Path | None) -> Judgement:
             "a bare .keras file carries no threshold: give the data set whose validation split "
             "fixes it (--data), or export the run folder"
         )
-    samples = select(load_dataset(data), "val", data.name)
+    samples = select(load_dataset(data), "val", dataset_name(data))
     truth = targets(samples)
     logits = scorer.logits(read_pixels(samples, scorer.judgement.preprocess))
     calibration = fit_calibration(truth, logits)
@@ -170,22 +172,20 @@ def _parity_images(data: Path | None, spec: PreprocessSpec) -> tuple[FloatArray,
         return synthetic_images(spec), "synthetic"
     samples = load_dataset(data)
     chosen = np.unique(np.linspace(0, len(samples) - 1, _PARITY_IMAGES).astype(int))
-    return read_pixels([samples[i] for i in chosen], spec), f"evenly from {data.name}"
+    return read_pixels([samples[i] for i in chosen], spec), f"evenly from {dataset_name(data)}"
 
 
 def _measure_all(
     request: ExportRequest, scorer: OnnxScorer, progress: Callable[[int], None] | None
 ) -> dict[str, Any]:
-    wanted = [(request.data, "val"), (request.data, "test")] if request.data else []
+    wanted: list[tuple[Path, Split]] = []
+    if request.data:
+        there = {s.split for s in load_dataset(request.data)}
+        wanted += [(request.data, split) for split in _OWN_SPLITS if split in there]
     wanted += [(path, "test") for path in request.evaluate]
     found = {}
     for path, split in wanted:
-        if path is None:
-            continue
-        samples = load_dataset(path)
-        if path == request.data and all(s.split != split for s in samples):
-            continue
-        chosen = select(samples, "val" if split == "val" else "test", path.name)
+        chosen = select(load_dataset(path), split, dataset_name(path))
         pixels = read_pixels(chosen, scorer.judgement.preprocess, progress=progress)
-        found[f"{path.name}/{split}"] = measure(scorer, chosen, pixels)
+        found[f"{dataset_name(path)}/{split}"] = measure(scorer, chosen, pixels)
     return found

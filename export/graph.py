@@ -12,11 +12,12 @@ from typing import Any
 
 from lungwatch.contract import CAM, EMBEDDING, INPUT, LOGITS, PROBABILITY
 from lungwatch.errors import ModelError
+from lungwatch.training.foreign import KerasModel, Tensor
 from lungwatch.training.gradcam import two_logits
 from lungwatch.training.head import FEATURES, HIDDEN, LOGIT
 
 
-def build_graph(model: Any) -> tuple[Callable[[Any], dict[str, Any]], list[Any]]:
+def build_graph(model: KerasModel) -> tuple[Callable[[Tensor], dict[str, Tensor]], list[Any]]:
     """Make the function that is exported.
 
     Parameters
@@ -56,8 +57,7 @@ def build_graph(model: Any) -> tuple[Callable[[Any], dict[str, Any]], list[Any]]
     size = int(model.input_shape[1])
     signature = [tf.TensorSpec((None, size, size, 1), tf.float32, name=INPUT)]
 
-    @tf.function(input_signature=signature)
-    def graph(pixels: Any) -> dict[str, Any]:
+    def graph(pixels: Tensor) -> dict[str, Tensor]:
         features = features_of(pixels, training=False)
         pooled = tf.reduce_mean(features, axis=(1, 2))
         h = tf.matmul(pooled, w1) + b1
@@ -74,10 +74,10 @@ def build_graph(model: Any) -> tuple[Callable[[Any], dict[str, Any]], list[Any]]
             EMBEDDING: pooled,
         }
 
-    def _scaled(evidence: Any) -> Any:
+    def _scaled(evidence: Tensor) -> Tensor:
         raw = tf.nn.relu(evidence)
         peak = tf.reduce_max(raw, axis=(1, 2), keepdims=True)
         # A map without anything in it stays zero instead of becoming noise or NaN.
         return raw / tf.maximum(peak, 1e-12)
 
-    return graph, signature
+    return tf.function(graph, input_signature=signature), signature

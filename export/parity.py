@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lungwatch.contract import CAM, INPUT, OUTPUTS, PROBABILITY
 from lungwatch.errors import ModelError
@@ -12,6 +13,7 @@ from lungwatch.golden import golden_input
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.augment import Augmentation, augment
 from lungwatch.training.fit import predict_logits
+from lungwatch.training.foreign import KerasModel
 from lungwatch.training.gradcam import gradcam
 from lungwatch.training.metrics import sigmoid
 from lungwatch.training.pixels import FloatArray
@@ -73,7 +75,7 @@ def run_onnx(data: bytes, pixels: FloatArray) -> dict[str, FloatArray]:
     return dict(zip(OUTPUTS, found, strict=True))
 
 
-def compare(model: Any, data: bytes, pixels: FloatArray, kind: str) -> Parity:
+def compare(model: KerasModel, data: bytes, pixels: FloatArray, kind: str) -> Parity:
     """Compare a Keras network with its exported graph.
 
     Parameters
@@ -106,5 +108,5 @@ def synthetic_images(spec: PreprocessSpec, count: int = 16) -> FloatArray:
     return augment(batch, Augmentation(), np.random.default_rng(0))
 
 
-def _largest(difference: Any) -> float:
+def _largest(difference: FloatArray | NDArray[np.float64]) -> float:
     return float(np.abs(difference).max())

@@ -1,17 +1,16 @@
 """Convert the graph to ONNX and give it its contract."""
 
-from typing import Any
-
 from lungwatch.contract import METADATA_KEY, OUTPUTS, ModelContract
-from lungwatch.errors import ModelError
+from lungwatch.errors import MissingExtraError, ModelError
 from lungwatch.export.graph import build_graph
+from lungwatch.training.foreign import KerasModel, OnnxProto
 from lungwatch.training.runtime import prepare_tensorflow
 
 # Old enough for every onnxruntime that the package allows.
 OPSET = 17
 
 
-def to_onnx(model: Any) -> Any:
+def to_onnx(model: KerasModel) -> OnnxProto:
     """Convert a Keras network, maps and all, with a dynamic batch size.
 
     Returns
@@ -23,9 +22,14 @@ def to_onnx(model: Any) -> Any:
     ------
     ModelError
         If the network has another head, or the conversion lost an output.
+    MissingExtraError
+        If TensorFlow or tf2onnx is not installed.
     """
     prepare_tensorflow()
-    import tf2onnx
+    try:
+        import tf2onnx
+    except ImportError as error:
+        raise MissingExtraError("exporting", "train") from error
 
     graph, signature = build_graph(model)
     # `from_keras` does not know Keras 3 (tensorflow-onnx #2329).
@@ -38,7 +42,7 @@ def to_onnx(model: Any) -> Any:
     return proto
 
 
-def with_contract(proto: Any, contract: ModelContract) -> bytes:
+def with_contract(proto: OnnxProto, contract: ModelContract) -> bytes:
     """Put a contract into a graph's metadata, replacing any other; return the file's bytes."""
     kept = [entry for entry in proto.metadata_props if entry.key != METADATA_KEY]
     del proto.metadata_props[:]

@@ -1,3 +1,3 @@
-"""The model bundles that ship: a folder each, with `model.onnx`, `bundle.json` and `card.md`."""
+"""The shipped model bundles, one folder each: `model.onnx`, its card, and their digests."""
 
 SHIPPED_DEFAULT = "baseline-1.0.0"

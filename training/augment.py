@@ -52,9 +52,7 @@ NO_AUGMENTATION = Augmentation(
 )
 
 
-def augment(
-    batch: FloatArray, augmentation: Augmentation, rng: np.random.Generator
-) -> FloatArray:
+def augment(batch: FloatArray, augmentation: Augmentation, rng: np.random.Generator) -> FloatArray:
     """Change every image of a batch on its own.
 
     Parameters

@@ -9,16 +9,17 @@ Valpola 2017.
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lungwatch.training.foreign import KerasModel
 
 
 class WeightAverage:
     """Exponential moving average over steps, batch-norm statistics included."""
 
-    def __init__(self, model: Any, decay: float) -> None:
+    def __init__(self, model: KerasModel, decay: float) -> None:
         self._model = model
         self._decay = decay
         self._mean: list[NDArray[np.float32]] = [w.copy() for w in model.get_weights()]
@@ -28,8 +29,8 @@ class WeightAverage:
         """Take the network's present weights in; early on the average follows faster."""
         self._steps += 1
         decay = min(self._decay, self._steps / (self._steps + 9.0))
-        for mean, weight in zip(self._mean, self._model.get_weights(), strict=True):
-            mean += (1.0 - decay) * (weight - mean)
+        for index, weight in enumerate(self._model.get_weights()):
+            self._mean[index] += (1.0 - decay) * (weight - self._mean[index])
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -44,12 +45,11 @@ class WeightAverage:
     def save(self, target: Path) -> None:
         """Write the average to an .npz file, for resuming."""
         temporary = target.with_name(f".tmp-{target.name}")
-        arrays = {f"w{index:04d}": mean for index, mean in enumerate(self._mean)}
-        np.savez(temporary, steps=np.array(self._steps), **arrays)
+        np.savez(temporary, np.array(self._steps), *self._mean)
         temporary.replace(target)
 
     def load(self, source: Path) -> None:
         """Read what `save` wrote."""
         with np.load(source) as arrays:
-            self._steps = int(arrays["steps"])
-            self._mean = [arrays[f"w{index:04d}"] for index in range(len(self._mean))]
+            self._steps = int(arrays["arr_0"])
+            self._mean = [arrays[f"arr_{index + 1}"] for index in range(len(self._mean))]

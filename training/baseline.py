@@ -1,8 +1,8 @@
 """The baseline: five convolution blocks from scratch, and the head that explains itself."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from lungwatch.training.foreign import KerasModel
 from lungwatch.training.head import FEATURES, attach_head
 
 
@@ -29,7 +29,7 @@ class BaselineConfig:
     dropout: float = 0.4
 
 
-def build_baseline(config: BaselineConfig, mean: float, std: float) -> Any:
+def build_baseline(config: BaselineConfig, mean: float, std: float) -> KerasModel:
     """Build the network.
 
     Parameters

@@ -4,10 +4,9 @@ import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import cast
 
 from lungwatch.errors import DatasetError
-from lungwatch.training.samples import FINDINGS, SPLITS, Finding, Sample, Split
+from lungwatch.training.samples import FINDINGS, SPLITS, Sample, Split
 
 MANIFEST = "manifest.csv"
 
@@ -45,9 +44,9 @@ def load_dataset(location: Path) -> list[Sample]:
     return samples
 
 
-def select(samples: Iterable[Sample], split: Split | None, what: str = "the data set") -> list[
-    Sample
-]:
+def select(
+    samples: Iterable[Sample], split: Split | None, what: str = "the data set"
+) -> list[Sample]:
     """Take the samples of one split (all of them for None), making sure both classes occur.
 
     A data set that is not split at all is its own test split: that is what people have who
@@ -71,6 +70,14 @@ def select(samples: Iterable[Sample], split: Split | None, what: str = "the data
     return chosen
 
 
+def dataset_name(location: Path) -> str:
+    """Name a data set by its folder, or by its manifest where that has a name of its own."""
+    place = location.resolve()
+    if place.suffix != ".csv":
+        return place.name
+    return place.parent.name if place.name == MANIFEST else place.stem
+
+
 def describe(samples: Sequence[Sample]) -> dict[str, int]:
     """Count samples by source and finding, as "source/FINDING"."""
     counts = Counter(f"{s.source or 'unknown'}/{s.finding}" for s in samples)
@@ -84,11 +91,14 @@ def licences(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def _from_manifest(manifest: Path) -> list[Sample]:
-    with manifest.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if missing := {"file", "label"} - set(reader.fieldnames or ()):
-            raise DatasetError(f"{manifest}: column missing: {', '.join(sorted(missing))}")
-        samples = [_from_row(manifest, reader.line_num, row) for row in reader]
+    try:
+        with manifest.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if missing := {"file", "label"} - set(reader.fieldnames or ()):
+                raise DatasetError(f"{manifest}: column missing: {', '.join(sorted(missing))}")
+            samples = [_from_row(manifest, reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{manifest} is no manifest: not CSV in UTF-8") from error
     if not samples:
         raise DatasetError(f"{manifest}: no images listed")
     return samples
@@ -100,13 +110,13 @@ def _from_row(manifest: Path, line: int, row: dict[str, str]) -> Sample:
         raise DatasetError(f"{manifest}:{line}: unknown label {label!r} ({', '.join(FINDINGS)})")
     if split is not None and split not in SPLITS:
         raise DatasetError(f"{manifest}:{line}: unknown split {split!r} ({', '.join(SPLITS)})")
-    path = manifest.parent / row["file"]
+    path = manifest.parent / (row["file"] or "")
     if not path.is_file():
         raise DatasetError(f"{manifest}:{line}: no such file: {row['file']}")
     return Sample(
         path=path,
-        finding=cast(Finding, label),
-        split=cast(Split | None, split),
+        finding=label,
+        split=split,
         source=row.get("source") or "",
         patient=row.get("patient") or "",
         licence=row.get("licence") or "",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lungwatch.training.dataset import load_dataset, select
+from lungwatch.training.dataset import dataset_name, load_dataset, select
 from lungwatch.training.metrics import figures, roc_auc, sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.samples import Finding, Sample, Split
@@ -42,7 +42,7 @@ def evaluate(
     DatasetError
         If the split is empty, holds one class only, or a file is unreadable.
     """
-    samples = select(load_dataset(location), split, location.name)
+    samples = select(load_dataset(location), split, dataset_name(location))
     pixels = read_pixels(samples, scorer.judgement.preprocess, progress=progress)
     return measure(scorer, samples, pixels)
 
@@ -72,7 +72,7 @@ def _probes(samples: Sequence[Sample], logits: FloatArray) -> dict[str, Any]:
                 for i, s in enumerate(samples)
                 if s.finding in (high, low) and source in (None, s.source)
             ]
-            is_high = np.array([samples[i].finding == high for i in chosen])
+            is_high = np.array([samples[i].finding == high for i in chosen], dtype=bool)
             if min(is_high.sum(), (~is_high).sum()) < _FEWEST:
                 continue
             name = f"{high} vs {low}" + (f" within {source}" if source else "")

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from lungwatch.errors import ConfigError
 from lungwatch.training.augment import Augmentation, augment
 from lungwatch.training.averaging import WeightAverage
+from lungwatch.training.foreign import KerasModel
 from lungwatch.training.metrics import log_loss, roc_auc
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.run import RunFolder
@@ -92,7 +92,7 @@ class FitState:
 
 
 def fit(
-    build: Callable[[], Any],
+    build: Callable[[], KerasModel],
     data: FitData,
     config: FitConfig,
     run: RunFolder,
@@ -144,9 +144,9 @@ def fit(
             loss=keras.losses.BinaryCrossentropy(from_logits=True),
         )
         average = WeightAverage(model, config.average)
-    while not state.finished:
+    while True:
         epoch = state.epoch + 1
-        train_loss = _train_epoch(model, average, data, config, epoch, on_batch)
+        train_loss = _train_epoch(model, average, data, config, epoch=epoch, on_batch=on_batch)
         with average.applied():
             logits = predict_logits(model, data.val_pixels)
         row = {
@@ -169,11 +169,12 @@ def fit(
         _forget(run, old)
         if on_epoch:
             on_epoch(row)
-    _forget(run, state)
-    return state
+        if state.finished:
+            _forget(run, state)
+            return state
 
 
-def predict_logits(model: Any, pixels: FloatArray, batch_size: int = 64) -> FloatArray:
+def predict_logits(model: KerasModel, pixels: FloatArray, batch_size: int = 64) -> FloatArray:
     """Return a Keras network's binary logits, float32 (N,), for (N, S, S, 1) in 0..1."""
     parts = [
         np.asarray(model(pixels[start : start + batch_size], training=False))
@@ -183,10 +184,11 @@ def predict_logits(model: Any, pixels: FloatArray, batch_size: int = 64) -> Floa
 
 
 def _train_epoch(
-    model: Any,
+    model: KerasModel,
     average: WeightAverage,
     data: FitData,
     config: FitConfig,
+    *,
     epoch: int,
     on_batch: Callable[[int, int, int], None] | None,
 ) -> float:
@@ -234,7 +236,7 @@ def _forget(run: RunFolder, state: FitState) -> None:
         _average_of(run, state).unlink(missing_ok=True)
 
 
-def _save(model: Any, target: Path) -> None:
+def _save(model: KerasModel, target: Path) -> None:
     # Keras chooses the format by the suffix, so the temporary file keeps it.
     temporary = target.with_name(f".tmp-{target.name}")
     model.save(temporary)

@@ -4,15 +4,14 @@ The export computes the same maps in closed form, since gradient operations do n
 the conversion to ONNX.
 """
 
-from typing import Any
-
 import numpy as np
 
+from lungwatch.training.foreign import KerasModel, Tensor
 from lungwatch.training.head import FEATURES
 from lungwatch.training.pixels import FloatArray
 
 
-def two_logits(logit: Any) -> Any:
+def two_logits(logit: Tensor) -> Tensor:
     """Turn binary logits z, shape (N, 1), into one per class, (N, 2): (-z/2, z/2).
 
     Under softmax they give the sigmoid's probability exactly, so no decision changes, and
@@ -23,7 +22,7 @@ def two_logits(logit: Any) -> Any:
     return tf.concat([-logit / 2.0, logit / 2.0], axis=1)
 
 
-def gradcam(model: Any, pixels: FloatArray) -> FloatArray:
+def gradcam(model: KerasModel, pixels: FloatArray) -> FloatArray:
     """Explain both classes for each image.
 
     Parameters

@@ -4,7 +4,7 @@ Its gradient has a closed form (see `lungwatch.export.graph`), which is what let
 ONNX runtime draw Grad-CAM maps. The layers' names are how the export finds them.
 """
 
-from typing import Any
+from lungwatch.training.foreign import Tensor
 
 FEATURES = "features"
 POOLED = "pooled"
@@ -12,7 +12,7 @@ HIDDEN = "head_hidden"
 LOGIT = "head_logit"
 
 
-def attach_head(features: Any, *, dense_units: int, dropout: float) -> Any:
+def attach_head(features: Tensor, *, dense_units: int, dropout: float) -> Tensor:
     """Put GlobalAveragePooling2D, Dense(relu), Dropout and Dense(1) onto a feature map.
 
     Parameters

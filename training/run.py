@@ -13,7 +13,14 @@ from typing import Any
 from lungwatch.atomicfile import make_dirs, write_atomic
 from lungwatch.errors import ConfigError, NotFoundError
 
-_PACKAGES = ("lungwatch", "tensorflow-cpu", "tensorflow", "keras", "numpy", "opencv-python-headless")
+_PACKAGES = (
+    "lungwatch",
+    "tensorflow-cpu",
+    "tensorflow",
+    "keras",
+    "numpy",
+    "opencv-python-headless",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

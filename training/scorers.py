@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from lungwatch.contract import INPUT, LOGITS, METADATA_KEY, Calibration, Decisio
 from lungwatch.errors import ModelError, NotFoundError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.fit import predict_logits
+from lungwatch.training.foreign import KerasModel, OnnxSession
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
@@ -112,7 +113,7 @@ def load_scorer(path: Path) -> Scorer:
     raise NotFoundError(f"{path}: no model (a bundle, .onnx, a finished run or .keras)")
 
 
-def onnx_session(data: bytes, name: str) -> Any:
+def onnx_session(data: bytes, name: str) -> OnnxSession:
     """Open an ONNX file's bytes in onnxruntime, on the processor.
 
     Raises
@@ -132,7 +133,7 @@ def onnx_session(data: bytes, name: str) -> Any:
         raise ModelError(f"{name} is not an ONNX model that can be run") from error
 
 
-def load_keras(file: Path) -> Any:
+def load_keras(file: Path) -> KerasModel:
     """Load a Keras network.
 
     Raises

@@ -10,7 +10,7 @@ import numpy as np
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.baseline import BaselineConfig, build_baseline
 from lungwatch.training.calibrate import choose_decision, fit_calibration
-from lungwatch.training.dataset import describe, licences, load_dataset, select
+from lungwatch.training.dataset import dataset_name, describe, licences, load_dataset, select
 from lungwatch.training.fit import FitConfig, FitData, FitState, fit, predict_logits
 from lungwatch.training.metrics import figures, sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
@@ -82,8 +82,9 @@ def train_baseline(
     """
     progress = progress or Progress()
     samples = load_dataset(location)
-    train = select(samples, "train", location.name)
-    val = select(samples, "val", location.name)
+    name = dataset_name(location)
+    train = select(samples, "train", name)
+    val = select(samples, "val", name)
     spec = PreprocessSpec(size_px=network.size_px)
     prepare_tensorflow(fitting.seed)
     run = RunFolder(root=root)
@@ -93,7 +94,7 @@ def train_baseline(
         "fit": asdict(fitting),
         "preprocess": spec.to_dict(),
         "data": {
-            "name": location.stem if location.is_file() else location.name,
+            "name": name,
             "train": describe(train),
             "val": describe(val),
             "licences": licences(train),

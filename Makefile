@@ -1,0 +1,70 @@
+# Every target sets up .venv by itself, and again when pyproject.toml has changed.
+# pip follows the environment's own configuration; nothing here names an index.
+PYTHON ?= python3
+VENV ?= .venv
+# Passed on: `make test ARGS="-k stability"`, `make bench ARGS=--json`.
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench wheel-check clean
+
+help:
+	@echo "make demo         a real chest X-ray, and what is none, through the real daemon"
+	@echo "make test         the whole test suite"
+	@echo "make lint         ruff and mypy"
+	@echo "make bench        what each stage costs, as ratios"
+	@echo "make wheel-check  the built wheel in an environment of its own, without TensorFlow"
+	@echo "make clean        removes what these make, .venv and demo-home included"
+
+demo: $(VENV)/.base.stamp
+	$(BIN)/python demo/demo.py
+
+test: $(VENV)/.dev.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tests/packaging/link_tree.py $(VENV)/linked
+	MYPYPATH=$(VENV)/linked $(BIN)/mypy -p lungwatch
+	MYPYPATH=$(VENV)/linked $(BIN)/mypy demo bench
+
+bench: $(VENV)/.base.stamp
+	$(BIN)/python bench/run.py $(ARGS)
+
+# Built by way of the sdist, so that both are proved and no stale build/ is picked up.
+wheel-check: $(VENV)/.dev.stamp
+	rm -rf $(VENV)/wheel-check
+	$(BIN)/python -m build --outdir $(VENV)/wheel-check/dist .
+	$(PYTHON) -m venv $(VENV)/wheel-check/venv
+	wheel=$$(ls $(VENV)/wheel-check/dist/*.whl) && \
+	$(VENV)/wheel-check/venv/bin/python -m pip --disable-pip-version-check --quiet \
+		install "$$wheel[demo]"
+	$(VENV)/wheel-check/venv/bin/python -P tests/packaging/wheel_check.py
+	rm -rf $(VENV)/wheel-check
+
+clean:
+	if [ -e demo-home/.made-by-lungwatch-demo ]; then rm -rf demo-home; fi
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find core cli daemon db export models training tests demo bench \
+		-name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The base install has no TensorFlow and is all that the demo needs.
+$(VENV)/.base.stamp: $(VENV)/.made.stamp pyproject.toml
+	@echo "installing lungwatch into $(VENV)"
+	$(PIP) install --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev.stamp: $(VENV)/.made.stamp pyproject.toml
+	@echo "installing lungwatch with TensorFlow and the tools into $(VENV): some minutes at first"
+	$(PIP) install --editable '.[dev]'
+	@touch $(VENV)/.base.stamp $@
+
+$(VENV)/.made.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit("lungwatch needs Python 3.11 or newer; this is " \
+		+ sys.version.split()[0] + ": make PYTHON=python3.x" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@

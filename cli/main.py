@@ -1,0 +1,78 @@
+"""`lungwatch`: the group that all commands hang on, imported only when they are used."""
+
+import importlib
+from collections.abc import Mapping
+from typing import IO, Any
+
+import click
+
+from lungwatch import RESEARCH_USE_ONLY, __version__
+from lungwatch.errors import LungwatchError
+
+# Command -> (module:attribute, one line of help). The help stands here so that
+# `lungwatch --help` imports no command, and with it neither onnxruntime nor TensorFlow.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "run": ("lungwatch.cli.run:run", "Screen every X-ray that is dropped into the home."),
+    "results": ("lungwatch.cli.results:results", "Query, export and count the results."),
+    "retry": ("lungwatch.cli.retry:retry", "Put refused or failed files through again."),
+    "doctor": ("lungwatch.cli.doctor:doctor", "Check whether everything is there that runs need."),
+    "reconcile": (
+        "lungwatch.cli.reconcile:reconcile",
+        "Prove that folders and database agree; mend what does not.",
+    ),
+    "model": ("lungwatch.cli.model:model", "List, show and verify model bundles."),
+    "train": ("lungwatch.cli.train:train", "Train a model (extra 'train')."),
+    "evaluate": ("lungwatch.cli.evaluate:evaluate", "Measure a model on a data set."),
+    "export": ("lungwatch.cli.export:export", "Export a model to ONNX (extra 'train')."),
+}
+
+
+class FailedError(click.ClickException):
+    """A domain error as the user sees it: one line on stderr, exit code 1."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the line."""
+        line = " ".join(self.message.split())
+        click.echo(f"lungwatch: error: {line}", file=file, err=file is None)
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names in the order of use, not of the alphabet."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
+        """Run a command; what it says went wrong is one line."""
+        try:
+            return super().invoke(ctx)
+        except LungwatchError as error:
+            raise FailedError(str(error)) from error
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=f"Drop-folder screening of chest X-rays.\n\n{RESEARCH_USE_ONLY}",
+    epilog="`lungwatch COMMAND --help` explains a command.",
+)
+@click.version_option(
+    __version__, "--version", message=f"%(prog)s %(version)s\n{RESEARCH_USE_ONLY}"
+)
+def main() -> None:
+    """Run the command line."""

@@ -1,0 +1,159 @@
+"""`lungwatch model`: the model bundles that are there, what they say, whether it is true."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.cli.options import home_options, json_option
+from lungwatch.cli.output import print_fields, print_json, print_table
+from lungwatch.errors import ModelError
+
+if TYPE_CHECKING:
+    from lungwatch.daemon.model import Classifier
+
+_CARD_FILE = "card.md"
+_MIB = 1 << 20
+
+
+@click.group()
+def model() -> None:
+    """List, show and verify model bundles. Research use only; not a medical device."""
+
+
+@model.command(name="list")
+@home_options
+@json_option
+def list_command(home: Path | None, config_path: Path | None, as_json: bool) -> None:
+    """List the bundles that ship and those in HOME/models."""
+    from lungwatch.daemon.model import list_bundles
+
+    found = [_summary(bundle) for bundle in list_bundles(_root(home, config_path))]
+    if as_json:
+        print_json(found)
+    elif not found:
+        click.echo("No model bundles.")
+    else:
+        print_table(
+            ("bundle", "family", "MiB", "threshold", "figures", "path"),
+            [
+                (
+                    entry["bundle"],
+                    entry["error"] or entry["family"],
+                    f"{entry['size_bytes'] / _MIB:.1f}",
+                    entry["threshold"],
+                    _figures(entry["metrics"]),
+                    entry["path"],
+                )
+                for entry in found
+            ],
+        )
+        click.echo(f"\n{RESEARCH_USE_ONLY}")
+
+
+@model.command()
+@click.argument("name_or_path")
+@home_options
+@json_option
+def show(name_or_path: str, home: Path | None, config_path: Path | None, as_json: bool) -> None:
+    """Print a model's contract and its card."""
+    from lungwatch.daemon.model import find_bundle
+
+    bundle = find_bundle(name_or_path, _root(home, config_path))
+    contract = asdict(_classifier(bundle).contract)
+    card = bundle / _CARD_FILE
+    text = card.read_text(encoding="utf-8") if card.is_file() else None
+    if as_json:
+        print_json({**contract, "path": bundle, "card": text})
+        return
+    print_fields(_flat(contract))
+    click.echo(f"\n{text or 'This bundle has no card.'}\n\n{RESEARCH_USE_ONLY}")
+
+
+@model.command()
+@click.argument("name_or_path")
+@home_options
+@json_option
+def verify(name_or_path: str, home: Path | None, config_path: Path | None, as_json: bool) -> None:
+    """Prove that a bundle is what it says.
+
+    Its digest and contract are checked, and its golden picture is replayed on this machine.
+    """
+    from lungwatch.daemon.model import find_bundle
+
+    bundle = find_bundle(name_or_path, _root(home, config_path))
+    classifier = _classifier(bundle)
+    if as_json:
+        print_json({"model": classifier.contract.id, "sha256": classifier.sha256, "path": bundle})
+    else:
+        click.echo(
+            f"{classifier.contract.id}: digest, contract and golden picture are right "
+            f"(SHA-256 {classifier.sha256})"
+        )
+
+
+def _root(home: Path | None, config_path: Path | None) -> Path:
+    from lungwatch.daemon.config import load_config
+
+    return load_config(config_path, home).home
+
+
+def _classifier(bundle: Path) -> "Classifier":
+    from lungwatch.daemon.model import Classifier
+
+    return Classifier.load(bundle)
+
+
+def _summary(bundle: Path) -> dict[str, Any]:
+    """Describe a bundle; a broken one is listed with what is wrong with it."""
+    entry: dict[str, Any] = {
+        "bundle": bundle.name,
+        "name": None,
+        "version": None,
+        "family": None,
+        "size_bytes": sum(file.stat().st_size for file in bundle.iterdir() if file.is_file()),
+        "threshold": None,
+        "metrics": {},
+        "path": str(bundle),
+        "error": None,
+    }
+    try:
+        contract = _classifier(bundle).contract
+    except ModelError as error:
+        return {**entry, "error": str(error)}
+    return {
+        **entry,
+        "name": contract.name,
+        "version": contract.version,
+        "family": contract.family,
+        "threshold": contract.decision.threshold,
+        "metrics": contract.metrics,
+    }
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    """Return the AUC and accuracy of each data set, where a contract has them."""
+    parts = []
+    for dataset, figures in metrics.items():
+        if isinstance(figures, dict):
+            named = [
+                f"{name} {value:.3f}"
+                for name, value in figures.items()
+                if name in ("auc", "accuracy") and isinstance(value, float)
+            ]
+            if named:
+                parts.append(f"{dataset}: {' '.join(named)}")
+    return "; ".join(parts)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.dumps(value) if isinstance(value, dict) else value
+    return flat

@@ -1,0 +1,104 @@
+"""Options that several commands share."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_RELATIVE = re.compile(r"(\d{1,6})\s*([mhdw])")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_since(text: str) -> datetime:
+    """Return the instant that an ISO date or time, or "24h" for so long ago, means.
+
+    Without a zone, the machine's own is meant; a date alone means its beginning.
+    """
+    return _parse(text.strip(), end_of_day=False)
+
+
+def parse_until(text: str) -> datetime:
+    """Return an instant like `parse_since`; a date alone means its end."""
+    return _parse(text.strip(), end_of_day=True)
+
+
+def _parse(text: str, *, end_of_day: bool) -> datetime:
+    try:
+        if relative := _RELATIVE.fullmatch(text):
+            number, unit = relative.groups()
+            return datetime.now(UTC) - timedelta(**{_UNITS[unit]: int(number)})
+        if _DATE.fullmatch(text):
+            day = date.fromisoformat(text) + timedelta(days=int(end_of_day))
+            return datetime.combine(day, time()).astimezone()
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.astimezone()
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(
+            f"{text!r} is no date or time: write 2026-01-31, 2026-01-31T08:00, or 90m, 24h, 7d, "
+            "2w for so long ago"
+        ) from error
+
+
+def home_options(command: Command) -> Command:
+    """Add `--home` and `--config`, passed as `home` and `config_path`."""
+    command = click.option(
+        "--config",
+        "config_path",
+        type=click.Path(dir_okay=False, path_type=Path),
+        envvar="LUNGWATCH_CONFIG",
+        show_envvar=True,
+        help="Configuration file; HOME/lungwatch.toml if it is there.",
+    )(command)
+    return click.option(
+        "--home",
+        type=click.Path(file_okay=False, path_type=Path),
+        envvar="LUNGWATCH_HOME",
+        show_envvar=True,
+        help="The daemon's home; ./lungwatch-home if neither this nor the configuration says.",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """Add `--json`, passed as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def filter_options(command: Command) -> Command:
+    """Add the options that choose results, passed under the names of `ResultFilter`."""
+    from lungwatch.db.states import State
+
+    score = click.FloatRange(0.0, 1.0)
+    labels = click.Choice(["COVID", "NORMAL", "UNCERTAIN"], case_sensitive=False)
+    options = [
+        click.option(
+            "--since",
+            type=parse_since,
+            metavar="TIME",
+            help="Received at or after: ISO time, 24h, 7d.",
+        ),
+        click.option(
+            "--until",
+            type=parse_until,
+            metavar="TIME",
+            help="Received before: ISO time, 24h, 7d; a date includes that day.",
+        ),
+        click.option("--label", type=labels, help="With this label."),
+        click.option("--status", type=click.Choice(list(map(str, State))), help="In this state."),
+        click.option("--flag", help="With this flag."),
+        click.option("--min-score", type=score, help="Probability at least."),
+        click.option("--max-score", type=score, help="Probability at most."),
+        click.option("--patient", help="Patient ID, exactly."),
+        click.option("--accession", help="Accession number, exactly."),
+        click.option("--study", help="Study instance UID, exactly."),
+        click.option("--model", help="Model: name, or name-version."),
+        click.option("--limit", type=click.IntRange(min=1), help="At most so many, the newest."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

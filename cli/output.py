@@ -1,0 +1,102 @@
+"""How results reach people and programs: tables, JSON, CSV."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+_EMPTY = "-"
+# A spreadsheet takes a cell that begins so for a formula, and file names and DICOM values
+# come from outside (CWE-1236).
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under headers, columns as wide as their content, nothing cut off."""
+    from tabulate import tabulate
+
+    cells = [[cell_text(value) for value in row] for row in rows]
+    click.echo(tabulate(cells, headers=list(headers), tablefmt="simple", disable_numparse=True))
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """Print one thing's fields, a line each."""
+    width = max(map(len, fields), default=0)
+    for name, value in fields.items():
+        click.echo(f"{name:<{width}}  {cell_text(value)}")
+
+
+def cell_text(value: object) -> str:
+    """Return a value as people read it: local time, three decimals, no control characters."""
+    match value:
+        case None | "" | () | []:
+            return _EMPTY
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.3f}"
+        case datetime():
+            return value.astimezone().isoformat(sep=" ", timespec="seconds")
+        case list() | tuple():
+            return ", ".join(cell_text(item) for item in value)
+        case _:
+            # A file name must not steer the terminal.
+            return "".join(
+                character
+                if character.isprintable()
+                else character.encode("unicode_escape").decode()
+                for character in str(value)
+            )
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON; times are ISO 8601 with zone."""
+    click.echo(to_json(value))
+
+
+def to_json(value: object) -> str:
+    """Return a value as JSON: dataclasses as objects, times as ISO 8601 with zone."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=_plain, allow_nan=False)
+
+
+def to_csv(headers: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Return rows as CSV with a header line; no cell can be taken for a formula."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(headers)
+    for row in rows:
+        writer.writerow([_csv_cell(row[header]) for header in headers])
+    return file.getvalue()
+
+
+def _csv_cell(value: object) -> object:
+    match value:
+        case None:
+            return ""
+        case datetime():
+            return value.astimezone(UTC).isoformat()
+        case list() | tuple():
+            return _csv_cell(";".join(map(str, value)))
+        case str() if value.startswith(_FORMULA_STARTS):
+            return f"'{value}"
+        case _:
+            return value
+
+
+def _plain(value: Any) -> object:  # noqa: ANN401 - json's own signature
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # Not `asdict`: it would descend into values that json can print by itself.
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,0 +1,103 @@
+"""`lungwatch train`: build networks from labelled X-rays."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lungwatch.cli.options import json_option
+
+if TYPE_CHECKING:
+    from lungwatch.training.train_baseline import Progress
+
+
+@click.group()
+def train() -> None:
+    """Train a model (extra 'train')."""
+
+
+@train.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Run folder to fill: configuration, history, plots, metrics, model.keras.",
+)
+@click.option("--epochs", type=click.IntRange(1), default=40, show_default=True, help="At most.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
+@click.option("--dropout", type=click.FloatRange(0, 0.95), default=0.4, show_default=True)
+@click.option(
+    "--size", type=click.IntRange(32, 1024), default=128, show_default=True, help="Input side, px."
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--resume", is_flag=True, help="Continue the interrupted run in the run folder.")
+@json_option
+def baseline(
+    *,
+    data: Path,
+    out: Path,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    dropout: float,
+    size: int,
+    seed: int,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Train the baseline network from scratch.
+
+    DATA is a folder SPLIT/CLASS/ (splits train and val; classes COVID, NORMAL,
+    OTHER_PNEUMONIA), or a manifest CSV or a folder with one (columns file, label, split).
+    Training stops when the validation loss no longer falls.
+    """
+    from lungwatch.training.baseline import BaselineConfig
+    from lungwatch.training.fit import FitConfig
+    from lungwatch.training.train_baseline import train_baseline
+
+    metrics = train_baseline(
+        data,
+        out,
+        network=BaselineConfig(size_px=size, dropout=dropout),
+        fitting=FitConfig(
+            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+        ),
+        resume=resume,
+        progress=_progress(),
+    )
+    if as_json:
+        click.echo(json.dumps(metrics, indent=2))
+        return
+    found = metrics["validation"]
+    click.echo(
+        f"best epoch {metrics['best_epoch']} of {metrics['epochs']}; validation: "
+        f"ROC-AUC {found['roc_auc']:.3f}, sensitivity {found['sensitivity']:.3f}, specificity "
+        f"{found['specificity']:.3f} at threshold {metrics['decision']['threshold']:.3f}"
+    )
+    click.echo(f"run folder: {out}")
+
+
+def _progress() -> "Progress":
+    from lungwatch.training.train_baseline import Progress
+
+    # Lines for a log file; on a terminal also a bar that is drawn over.
+    terminal = sys.stderr.isatty()
+
+    def on_batch(epoch: int, batch: int, batches: int) -> None:
+        filled = math.floor(30 * batch / batches)
+        bar = "#" * filled + "-" * (30 - filled)
+        click.echo(f"\repoch {epoch} [{bar}] {batch}/{batches}", err=True, nl=False)
+
+    def on_epoch(row: dict[str, float]) -> None:
+        click.echo(
+            f"{chr(13) if terminal else ''}epoch {row['epoch']}: loss {row['loss']:.4f}, "
+            f"validation loss {row['val_loss']:.4f}, ROC-AUC {row['val_auc']:.4f}".ljust(60),
+            err=True,
+        )
+
+    return Progress(on_batch=on_batch if terminal else None, on_epoch=on_epoch)

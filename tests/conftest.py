@@ -1,0 +1,131 @@
+"""What every test may use, and what every test has to keep."""
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports TensorFlow: its start-up chatter would bury a failure.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["MPLBACKEND"] = "Agg"
+# A developer's own settings must not decide what a test sees.
+for _name in [name for name in os.environ if name.startswith("LUNGWATCH_")]:
+    if not _name.startswith("LUNGWATCH_TEST_"):
+        del os.environ[_name]
+
+_GRACE_S = 5.0
+# Opened once by a library and kept for the life of the process.
+_KEPT_TARGETS = ("/dev/null", "/dev/urandom", "/dev/random", "anon_inode:[eventpoll]")
+_KEPT_SUFFIXES = (".so", ".py", ".pyc", ".ttf")
+_KEPT_THREADS = ("pytest_timeout", "tf_", "TF_")
+
+
+def testdata(name: str) -> Path:
+    """Return a file of pydicom or pydicom-data, without ever asking the network."""
+    from pydicom.data import get_testdata_file
+
+    found = get_testdata_file(name, download=False)
+    if found is None:
+        pytest.fail(f"{name} is missing: pydicom-data is not installed (extra 'demo')")
+    return Path(str(found))
+
+
+@pytest.fixture(scope="session")
+def find_testdata() -> Callable[[str], Path]:
+    """`find_testdata("RG1_UNCR.dcm")` is that file of pydicom or pydicom-data."""
+    return testdata
+
+
+@pytest.fixture(scope="session")
+def rg1() -> Path:
+    """A real adult chest radiograph: CR, 1955 x 1841, 15 bits, MONOCHROME1, uncompressed."""
+    return testdata("RG1_UNCR.dcm")
+
+
+@pytest.fixture(scope="session")
+def rg1_lossless() -> Path:
+    """The same radiograph, JPEG 2000 lossless."""
+    return testdata("RG1_J2KR.dcm")
+
+
+@pytest.fixture(scope="session")
+def rg1_lossy() -> Path:
+    """The same radiograph, JPEG 2000 lossy."""
+    return testdata("RG1_J2KI.dcm")
+
+
+@pytest.fixture(scope="session")
+def rg3() -> Path:
+    """A lower leg, which must never be scored: CR, BodyPartExamined EXTREMITY."""
+    return testdata("RG3_UNCR.dcm")
+
+
+@pytest.fixture(scope="session")
+def ct() -> Path:
+    """A CT slice, which must never be scored."""
+    return testdata("693_UNCR.dcm")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets, which are not part of the repository."""
+    folder = os.environ.get("LUNGWATCH_TEST_DATA")
+    if not folder:
+        pytest.skip("LUNGWATCH_TEST_DATA does not name the folder of the real data sets")
+    path = Path(folder)
+    if not path.is_dir():
+        pytest.fail(f"LUNGWATCH_TEST_DATA is {folder}, which is no folder")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def leak_guard() -> Iterator[None]:
+    """Fail the test that leaves a thread or a file descriptor behind."""
+    threads, descriptors = _threads(), _descriptors()
+    yield
+    deadline = time.monotonic() + _GRACE_S
+    while leaked := _leaked(threads, descriptors):
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: {', '.join(leaked)}")
+        gc.collect()
+        time.sleep(0.05)
+
+
+def _leaked(threads: set[threading.Thread], descriptors: dict[int, str]) -> list[str]:
+    new_threads = [
+        f"thread {thread.name!r}"
+        for thread in _threads() - threads
+        if not thread.name.startswith(_KEPT_THREADS)
+    ]
+    new_descriptors = [
+        f"descriptor {number} ({target})"
+        for number, target in _descriptors().items()
+        if descriptors.get(number) != target
+        and target not in _KEPT_TARGETS
+        and not target.endswith(_KEPT_SUFFIXES)
+    ]
+    return new_threads + new_descriptors
+
+
+def _threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.is_alive()}
+
+
+def _descriptors() -> dict[int, str]:
+    """Descriptor number -> what it leads to; empty where there is no /proc."""
+    folder = Path("/proc/self/fd")
+    found: dict[int, str] = {}
+    if not folder.is_dir():
+        return found
+    for name in os.listdir(folder):
+        try:
+            found[int(name)] = os.readlink(folder / name)
+        except OSError:  # the one that listed the folder
+            continue
+    return found

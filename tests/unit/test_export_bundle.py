@@ -1,0 +1,97 @@
+"""Bundles are written whole, proved by digest, and never changed under their name."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.contract import Calibration, Decision, Golden, ModelContract
+from lungwatch.errors import ConfigError, ModelError
+from lungwatch.export.bundle import write_bundle
+from lungwatch.export.card import write_card
+from lungwatch.export.exporter import ExportRequest
+from lungwatch.export.parity import Parity
+from lungwatch.preprocess import PreprocessSpec
+
+FIGURES = {
+    "positives": 3,
+    "negatives": 4,
+    "roc_auc": 0.912,
+    "pr_auc": 0.8,
+    "accuracy": 0.7,
+    "sensitivity": 0.6,
+    "specificity": 0.5,
+    "f1": 0.4,
+    "ece": 0.1,
+    "brier": 0.2,
+    "tp": 1,
+    "fp": 1,
+    "tn": 3,
+    "fn": 2,
+    "uncertain": 0.05,
+    "probes": {"COVID vs NORMAL": {"roc_auc": 0.873, "positives": 3, "negatives": 4}},
+}
+
+
+def contract():
+    parity = Parity(images=9, kind="synthetic", probability=1e-7, cam=1e-6, gradient=1e-7)
+    return ModelContract(
+        name="toy",
+        version="1.2.3",
+        family="toy network",
+        preprocess=PreprocessSpec(size_px=32),
+        cam_side_px=2,
+        embedding_size=4,
+        decision=Decision(threshold=0.4, uncertain_low=0.35, uncertain_high=0.45),
+        calibration=Calibration(slope=1.5, intercept=-0.25),
+        golden=Golden(input_sha256="0" * 64, probability=0.5, cam_mean=0.1),
+        provenance={"parity": parity.to_dict()},
+        metrics={"some/test": FIGURES},
+    )
+
+
+def test_a_bundle_lists_the_digest_of_each_of_its_files(tmp_path):
+    folder = write_bundle(tmp_path, model=b"graph", contract=contract(), card="# card\n")
+    assert folder == tmp_path / "toy-1.2.3"
+    about = json.loads((folder / "bundle.json").read_text())
+    assert about["sha256"] == {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("model.onnx", "card.md")
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["toy-1.2.3"]
+
+
+def test_a_version_that_exists_is_only_replaced_on_request(tmp_path):
+    folder = write_bundle(tmp_path, model=b"first", contract=contract(), card="")
+    with pytest.raises(ConfigError, match="exists already"):
+        write_bundle(tmp_path, model=b"second", contract=contract(), card="")
+    assert (folder / "model.onnx").read_bytes() == b"first"
+    write_bundle(tmp_path, model=b"second", contract=contract(), card="", replace=True)
+    assert (folder / "model.onnx").read_bytes() == b"second"
+
+
+def test_the_card_says_research_only_and_shows_every_figure():
+    card = write_card(contract(), notes="**Confounds.** Many.")
+    assert RESEARCH_USE_ONLY in card
+    assert "| some/test | 7 | 3 | 0.912 |" in card
+    assert "| some/test | COVID vs NORMAL | 0.873 (3 vs 4) |" in card
+    assert "Threshold 0.4000" in card
+    assert "**Confounds.** Many." in card
+
+
+@pytest.mark.parametrize("field", ["probability", "cam", "gradient"])
+@pytest.mark.parametrize("value", [2e-3, float("nan")])
+def test_any_difference_above_its_limit_or_without_a_value_is_refused(field, value):
+    found = {"probability": 0.0, "cam": 0.0, "gradient": 0.0, field: value}
+    with pytest.raises(ModelError, match="differs"):
+        Parity(images=1, kind="synthetic", **found).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [("../x", "1.0.0"), ("X", "1.0.0"), ("x", "1.0"), ("x", "../1")]
+)
+def test_names_and_versions_that_are_no_folder_names_are_refused(name, version):
+    with pytest.raises(ConfigError):
+        ExportRequest(model=Path("m"), name=name, version=version, folder=Path())
