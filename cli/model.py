@@ -69,7 +69,9 @@ def show(name_or_path: str, home: Path | None, config_path: Path | None, as_json
     if as_json:
         print_json({**contract, "path": bundle, "card": text})
         return
-    print_fields(_flat(contract))
+    # The card tells provenance and figures in a form for people.
+    told = {"provenance", "metrics"} if text else set()
+    print_fields(_flat({name: value for name, value in contract.items() if name not in told}))
     click.echo(f"\n{text or 'This bundle has no card.'}\n\n{RESEARCH_USE_ONLY}")
 
 
@@ -140,9 +142,9 @@ def _figures(metrics: dict[str, Any]) -> str:
     for dataset, figures in metrics.items():
         if isinstance(figures, dict):
             named = [
-                f"{name} {value:.3f}"
-                for name, value in figures.items()
-                if name in ("auc", "accuracy") and isinstance(value, float)
+                f"{name} {figures[key]:.3f}"
+                for key, name in (("roc_auc", "AUC"), ("accuracy", "accuracy"))
+                if isinstance(figures.get(key), float)
             ]
             if named:
                 parts.append(f"{dataset}: {' '.join(named)}")

@@ -29,22 +29,22 @@ def print_fields(fields: Mapping[str, object]) -> None:
     """Print one thing's fields, a line each."""
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
-        click.echo(f"{name:<{width}}  {cell_text(value)}")
+        click.echo(f"{name:<{width}}  {cell_text(value, precision='.6g')}")
 
 
-def cell_text(value: object) -> str:
-    """Return a value as people read it: local time, three decimals, no control characters."""
+def cell_text(value: object, precision: str = ".3f") -> str:
+    """Return a value as people read it: local time, few decimals, no control characters."""
     match value:
         case None | "" | () | []:
             return _EMPTY
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:.3f}"
+            return format(value, precision)
         case datetime():
             return value.astimezone().isoformat(sep=" ", timespec="seconds")
         case list() | tuple():
-            return ", ".join(cell_text(item) for item in value)
+            return ", ".join(cell_text(item, precision) for item in value)
         case _:
             # A file name must not steer the terminal.
             return "".join(

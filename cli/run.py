@@ -10,6 +10,8 @@ import click
 from lungwatch.cli.options import home_options
 
 if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
+
     from lungwatch.daemon.service import Service
 
 
@@ -34,9 +36,8 @@ def run(home: Path | None, config_path: Path | None, once: bool) -> None:
 
 
 def _run_with_bar(service: "Service") -> int:
-    with click.progressbar(
-        length=1, label="Screening", show_pos=True, file=sys.stderr, item_show_func=None
-    ) as bar:
+    bar: ProgressBar[int]
+    with click.progressbar(length=1, label="Screening", show_pos=True, file=sys.stderr) as bar:
 
         def show(ended: int, known: int) -> None:
             bar.length = max(known, 1)

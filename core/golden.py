@@ -29,7 +29,7 @@ def golden_pixels() -> FloatImage:
 
     def ellipse(cx: float, cy: float, rx: float, ry: float) -> NDArray[np.float64]:
         inside = 1.0 - ((x - cx) / rx) ** 2 - ((y - cy) / ry) ** 2
-        return np.clip(inside * 4.0, 0.0, 1.0)
+        return np.asarray(np.clip(inside * 4.0, 0.0, 1.0))
 
     picture = 0.75 * ellipse(0.5, 0.6, 0.48, 0.62)
     for cx in (0.32, 0.68):

@@ -115,10 +115,8 @@ class Intake:
 
     def resume(self) -> None:
         """Go on with what a previous process left in `work/`; nothing else can be in there."""
-        for folder, _, names in os.walk(self._home.work):
-            for name in names:
-                path = Path(folder, name)
-                self._claim(path, partial(self._claimer.resume, path))
+        for path in [path for path in self._home.work.rglob("*") if path.is_file()]:
+            self._claim(path, partial(self._claimer.resume, path))
         for folder in self._home.work.iterdir():
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()  # claimed, and not renamed into: its file is where it was

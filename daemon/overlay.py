@@ -1,4 +1,4 @@
-"""The picture for people: the X-ray in grey, the class activation map over it, a margin of facts."""
+"""The picture for people: the X-ray in grey, the map over it, a margin of facts."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -84,7 +84,7 @@ def make_preview(pixels: FloatImage, max_side_px: int = 1024) -> NDArray[np.uint
     size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     resized = cv2.resize(pixels, size, interpolation=how)
-    return np.clip(np.rint(resized * 255.0), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(resized * 255.0), 0, 255), dtype=np.uint8)
 
 
 def render_overlay(
@@ -149,7 +149,7 @@ def blend(preview: NDArray[np.uint8], cam: NDArray[np.float32]) -> Rgb:
     colours = cv2.applyColorMap(levels, _COLOURS)[:, :, ::-1].astype(np.float32)
     alpha = (_alphas()[levels])[:, :, np.newaxis]
     grey = preview[:, :, np.newaxis].astype(np.float32)
-    return np.rint(grey + alpha * (colours - grey)).astype(np.uint8)
+    return np.asarray(np.rint(grey + alpha * (colours - grey)), dtype=np.uint8)
 
 
 def encode_png(image: Rgb) -> bytes:

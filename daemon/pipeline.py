@@ -5,6 +5,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from lungwatch.daemon.clock import Clock
@@ -109,7 +110,7 @@ class Pipeline:
 
     def _decode_loop(self) -> None:
         while (claim := self._to_decode.get()) is not None:
-            prepared = self._guarded(claim, lambda claim=claim: self._prepare(claim))
+            prepared = self._guarded(claim, partial(self._prepare, claim))
             if prepared is not None:
                 crashpoint("decoded")
                 self._to_classify.put(prepared)
@@ -134,7 +135,7 @@ class Pipeline:
     def _finish_loop(self) -> None:
         while (classified := self._to_finish.get()) is not None:
             claim = classified.prepared.claim
-            done = self._guarded(claim, lambda item=classified: self._finish(item))
+            done = self._guarded(claim, partial(self._finish, classified))
             if done:
                 self._in_flight.release()
 

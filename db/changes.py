@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -10,7 +11,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from lungwatch.db.schema import Base, Image, Result
 from lungwatch.db.states import IllegalTransition, State, check_transition
 from lungwatch.errors import NotFoundError
-from lungwatch.imaging import RadiographMeta
+
+if TYPE_CHECKING:
+    from lungwatch.imaging import RadiographMeta
 
 Value = str | int | float | datetime | list[str] | None
 
@@ -70,7 +73,7 @@ def update_image_of(connection: Connection, result_id: int, **values: Value) -> 
     connection.execute(update(Image).where(Image.id == image_id).values(**values))
 
 
-def meta_columns(meta: RadiographMeta) -> dict[str, Value]:
+def meta_columns(meta: "RadiographMeta") -> dict[str, Value]:
     """Return what a file says about its image as columns of `Image`."""
     return {
         name: clean(value) if isinstance(value, str) else value

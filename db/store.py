@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, select
 
@@ -18,7 +19,9 @@ from lungwatch.db.engine import writing
 from lungwatch.db.schema import Model, Result
 from lungwatch.db.states import State
 from lungwatch.errors import NotFoundError
-from lungwatch.imaging import RadiographMeta
+
+if TYPE_CHECKING:
+    from lungwatch.imaging import RadiographMeta
 
 __all__ = ["Claim", "ClaimKind", "Store"]
 
@@ -114,7 +117,7 @@ class Store:
         self,
         *,
         result_id: int,
-        meta: RadiographMeta,
+        meta: "RadiographMeta",
         label: str,
         probability: float,
         logit: float,
@@ -179,7 +182,7 @@ class Store:
         result_id: int,
         reason: str,
         message: str,
-        meta: RadiographMeta | None,
+        meta: "RadiographMeta | None",
         duration_ms: int,
         now: datetime,
     ) -> None:
@@ -206,7 +209,7 @@ class Store:
         result_id: int,
         reason: str,
         message: str,
-        meta: RadiographMeta | None,
+        meta: "RadiographMeta | None",
         duration_ms: int,
         now: datetime,
     ) -> None:
@@ -234,7 +237,7 @@ class Store:
         result_id: int,
         reason: str,
         message: str,
-        meta: RadiographMeta | None,
+        meta: "RadiographMeta | None",
         duration_ms: int,
         now: datetime,
     ) -> None:

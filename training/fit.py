@@ -1,5 +1,9 @@
 """The training loop: early stopping, and resuming as if nothing had happened.
 
+Training stops by the validation loss after Platt scaling: epochs are drawn with the classes in
+balance and the network ships calibrated, so the raw loss would mostly judge an offset that is
+taken out anyway. Both are in the history.
+
 Every epoch draws its chance from (seed, epoch) and ends with a checkpoint that includes the
 optimiser, so that an interrupted run continues to the same numbers.
 """
@@ -16,6 +20,7 @@ from lungwatch.errors import ConfigError
 from lungwatch.training.augment import Augmentation, augment
 from lungwatch.training.averaging import WeightAverage
 from lungwatch.training.foreign import KerasModel
+from lungwatch.training.calibrate import fit_calibration
 from lungwatch.training.metrics import log_loss, roc_auc
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.run import RunFolder
@@ -33,9 +38,9 @@ class FitConfig:
     batch_size, learning_rate
         Of the Adam optimiser's steps.
     patience
-        Epochs without a lower validation loss after which training stops.
+        Epochs without a lower calibrated validation loss after which training stops.
     plateau
-        Epochs without a lower validation loss after which the learning rate is halved.
+        Epochs without a lower calibrated validation loss after which the learning rate is halved.
     average
         Decay a step of the weight average that is validated and kept; 0 keeps the last
         step's weights.
@@ -149,10 +154,14 @@ def fit(
         train_loss = _train_epoch(model, average, data, config, epoch=epoch, on_batch=on_batch)
         with average.applied():
             logits = predict_logits(model, data.val_pixels)
+        calibrated = fit_calibration(data.val_targets, logits)
         row = {
             "epoch": epoch,
             "loss": train_loss,
             "val_loss": log_loss(data.val_targets, logits),
+            "val_loss_calibrated": log_loss(
+                data.val_targets, calibrated.slope * logits + calibrated.intercept
+            ),
             "val_auc": roc_auc(data.val_targets, logits),
             "learning_rate": state.learning_rate,
         }
@@ -206,7 +215,7 @@ def _train_epoch(
 
 
 def _advance(state: FitState, row: dict[str, float], config: FitConfig) -> FitState:
-    epoch, val_loss = int(row["epoch"]), row["val_loss"]
+    epoch, val_loss = int(row["epoch"]), row["val_loss_calibrated"]
     better = val_loss < state.best_val_loss
     best_epoch = epoch if better else state.best_epoch
     since_halving = 0 if better else state.since_halving + 1

@@ -2,13 +2,12 @@
 
 import struct
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pydicom
 from pydicom.dataset import FileDataset
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
     ComputedRadiographyImageStorage,
@@ -188,7 +187,7 @@ def _decode(dataset: FileDataset) -> np.ndarray:
             + " or ".join(decoder.missing_dependencies),
         )
     try:
-        stored = cast(np.ndarray, dataset.pixel_array)
+        stored = dataset.pixel_array
     except MemoryError:
         raise
     # A codec may raise anything at all on a damaged stream, and it is the stream's fault.

@@ -1,0 +1,149 @@
+"""The scripts build what the models say, once, in one piece, and only forwards."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
+
+from lungwatch.db import check_current, migrations, open_database, open_engine, open_existing
+from lungwatch.db import upgrade as upgrade_schema
+from lungwatch.db.engine import reading, writing
+from lungwatch.db.migrate import REVISIONS
+from lungwatch.db.schema import Base
+from lungwatch.errors import DatabaseError, NotFoundError
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'lungwatch.db'}"
+
+
+def test_the_migrated_schema_is_that_of_the_models(url: str) -> None:
+    engine = open_database(url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        differences = compare_metadata(context, Base.metadata)
+    engine.dispose()
+    assert differences == []
+
+
+def test_constraints_have_the_names_of_the_models(url: str) -> None:
+    """A later migration addresses them by name."""
+    engine = open_database(url)
+    inspector = inspect(engine)
+    for table in Base.metadata.sorted_tables:
+        found = {
+            inspector.get_pk_constraint(table.name)["name"],
+            *(item["name"] for item in inspector.get_unique_constraints(table.name)),
+            *(item["name"] for item in inspector.get_foreign_keys(table.name)),
+        }
+        named = {str(constraint.name) for constraint in table.constraints}
+        assert found == named
+    engine.dispose()
+
+
+def test_the_listed_revisions_are_the_scripts(tmp_path: Path) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.set_main_option("path_separator", "os")
+    scripts = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    assert tuple(reversed(scripts)) == REVISIONS
+
+
+def test_upgrading_again_changes_nothing(url: str, tmp_path: Path) -> None:
+    open_database(url).dispose()
+    before = (tmp_path / "lungwatch.db").read_bytes()
+    engine = open_database(url)
+    upgrade_schema(engine)
+    check_current(engine)
+    engine.dispose()
+    assert (tmp_path / "lungwatch.db").read_bytes() == before
+
+
+def test_processes_that_start_at_once_all_find_the_schema(url: str) -> None:
+    program = (
+        "import sys; from lungwatch.db import open_database, check_current\n"
+        "sys.stdin.read(); engine = open_database(sys.argv[1]); check_current(engine)"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, url],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None
+    errors = [process.communicate(timeout=60)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], errors
+
+
+def test_a_migration_that_fails_leaves_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine(url)
+    monkeypatch.setattr(
+        "alembic.operations.Operations.create_index", lambda *_, **__: 1 / 0, raising=True
+    )
+    with pytest.raises(ZeroDivisionError):
+        upgrade_schema(engine)
+    monkeypatch.undo()
+    assert inspect(engine).get_table_names() == []
+    upgrade_schema(engine)
+    check_current(engine)
+    engine.dispose()
+    assert Path(url.removeprefix("sqlite:///")).is_file()
+
+
+@pytest.mark.parametrize("open_it", [open_database, open_existing])
+def test_a_newer_database_is_refused_and_left_alone(url: str, open_it) -> None:
+    engine = open_database(url)
+    with writing(engine) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(DatabaseError, match="schema 9999, which is newer than this program"):
+        open_it(url)
+    with reading(engine) as connection:
+        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    engine.dispose()
+    assert found == "9999"
+
+
+def test_another_programs_database_is_refused_and_left_alone(url: str) -> None:
+    engine = open_engine(url)
+    with writing(engine) as connection:
+        connection.execute(text("CREATE TABLE recipes (x INTEGER)"))
+    with pytest.raises(DatabaseError, match="belongs to another program"):
+        open_database(url)
+    assert inspect(engine).get_table_names() == ["recipes"]
+    engine.dispose()
+
+
+def test_reading_never_creates_a_database(url: str, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no database at .*; run `lungwatch run` first"):
+        open_existing(url)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_without_a_schema_says_how_to_get_one(url: str, tmp_path: Path) -> None:
+    (tmp_path / "lungwatch.db").touch()
+    with pytest.raises(DatabaseError, match="no schema yet.*`lungwatch run` brings it up to date"):
+        open_existing(url)
+
+
+def test_reading_a_current_database_needs_no_alembic(url: str) -> None:
+    """Its import would double the time of every query."""
+    open_database(url).dispose()
+    program = (
+        "import sys; from lungwatch.db import open_existing; open_existing(sys.argv[1]).dispose()\n"
+        "sys.exit('alembic' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, url], check=False, timeout=60)
+    assert done.returncode == 0
