@@ -26,7 +26,8 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
 def evaluate(*, model: Path, data: tuple[Path, ...], split: str, as_json: bool) -> None:
     """Measure MODEL on each DATA: overall, and of one finding against another.
 
-    MODEL is a bundle, an .onnx file, a run folder or a .keras file. DATA is a folder CLASS/
+    MODEL is a bundle's folder or the name of a shipped one, an .onnx file, a run folder or a
+    .keras file. DATA is a folder CLASS/
     or SPLIT/CLASS/, or a manifest CSV or a folder with one.
     """
     from lungwatch.training.dataset import dataset_name

@@ -68,7 +68,8 @@ def to_json(value: object) -> str:
 def to_csv(headers: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
     """Return rows as CSV with a header line; no cell can be taken for a formula."""
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+    # Minimal quoting would leave a carriage return bare, which ends a line for many readers.
+    writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(headers)
     for row in rows:
         writer.writerow([_csv_cell(row[header]) for header in headers])

@@ -31,6 +31,7 @@ class Reason(StrEnum):
     CRASHED_REPEATEDLY = "crashed_repeatedly"
     RETRIES_EXHAUSTED = "retries_exhausted"
     FILE_VANISHED = "file_vanished"
+    MODEL_CHANGED = "model_changed"
     INTERNAL_ERROR = "internal_error"
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from lungwatch.db.changes import change_state, clean, insert_if_new, update_image
 from lungwatch.db.schema import Arrival, Image, Result
-from lungwatch.db.states import State
+from lungwatch.db.states import UNFINISHED, State
 from lungwatch.errors import Reason
 
 
@@ -109,9 +109,7 @@ def claim_drop(connection: Connection, drop: Drop) -> Claim:
         .with_for_update()
     ).one()
     mine = image.path in (None, drop.path) or not drop.exists(image.path)
-    result = _find(
-        connection, Result.image_id == image.id, Result.model_id == drop.model_id
-    ) or _adopt(connection, image.id, drop.model_id, mine=mine)
+    result = _standing(connection, image.id, drop, mine=mine)
     is_new = result is None
     if result is None:
         result = _insert(connection, image.id, drop)
@@ -171,17 +169,39 @@ def _insert(connection: Connection, image_id: int, drop: Drop) -> _Standing:
     return found
 
 
-def _adopt(connection: Connection, image_id: int, model_id: int, *, mine: bool) -> _Standing | None:
-    """Return the run that another model left unfinished, to be finished.
+def _standing(connection: Connection, image_id: int, drop: Drop, *, mine: bool) -> _Standing | None:
+    """Return the result that the file stands for, None if there is none yet.
 
-    The daemon was restarted with a new model: a run that was asked for or cut off is the new
-    model's, what the old one recorded stays its own and only has to be filed.
+    Mostly that of the model in use. Where the daemon was restarted with a new model, what the
+    old one recorded stays its own and only has to be filed; a run that was asked for or cut
+    off becomes the new model's.
     """
-    states = (State.QUEUED, State.CLAIMED, State.RECORDED) if mine else (State.QUEUED,)
-    found = _find(connection, Result.image_id == image_id, Result.state.in_(states))
-    if found is not None and found.state is not State.RECORDED:
-        connection.execute(update(Result).where(Result.id == found.id).values(model_id=model_id))
-    return found
+    of_image = Result.image_id == image_id
+    other = of_image & (Result.model_id != drop.model_id)
+    own = _find(connection, of_image, Result.model_id == drop.model_id)
+    if own is not None and own.state in UNFINISHED:
+        return own
+    if mine and (recorded := _find(connection, other, Result.state == State.RECORDED)):
+        return recorded
+    cut_off = _find(connection, other, Result.state == State.CLAIMED) if mine else None
+    if own is None:
+        taken = cut_off or _find(connection, other, Result.state == State.QUEUED)
+        if taken is not None:
+            connection.execute(
+                update(Result).where(Result.id == taken.id).values(model_id=drop.model_id)
+            )
+        return taken
+    if cut_off is not None:
+        change_state(
+            connection,
+            cut_off.id,
+            current=State.CLAIMED,
+            target=State.FAILED,
+            reason=Reason.MODEL_CHANGED,
+            message="the daemon was restarted with another model, which has a result already",
+            finished_at=drop.now,
+        )
+    return own
 
 
 def _decide(

@@ -18,7 +18,6 @@ from typing import Any
 import cv2
 import numpy as np
 from pydicom.data import get_testdata_file
-from tabulate import tabulate
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.imaging import read_radiograph
@@ -186,22 +185,24 @@ def differences(samples: list[Sample], rows: list[dict[str, Any]]) -> list[str]:
 
 
 def table(samples: list[Sample], rows: list[dict[str, Any]]) -> str:
-    """Lay out what became of each sample, in the order of their dropping."""
+    """Lay out what became of each sample, in the order of their dropping.
+
+    Two lines each: a path with a digest in it would make one line wider than a terminal.
+    """
     by_name = {row["source_name"]: row for row in rows}
-    cells = []
+    layout = "{:<15} {:<26} {:<9} {:<10} {}"
+    lines = [layout.format("file", "what", "status", "label", "probability")]
+    lines.append("-" * len(lines[0]))
     for sample in samples:
         row = by_name[sample.name]
-        probability = "" if row["probability"] is None else f"{row['probability']:.3f}"
-        outcome = (
-            _shortened(Path(row["overlay"]))
-            if row["overlay"]
-            else f"{row['reason']}: {row['message']}"
+        is_scored = row["probability"] is not None
+        probability = f"{row['probability']:.3f}" if is_scored else "-"
+        lines.append(
+            layout.format(sample.name, sample.what, row["status"], row["label"] or "-", probability)
         )
-        cells.append(
-            (sample.name, sample.what, row["status"], row["label"] or "", probability, outcome)
-        )
-    headers = ("file", "what", "status", "label", "probability", "overlay, or why it was refused")
-    return tabulate(cells, headers=headers, tablefmt="simple", disable_numparse=True)
+        overlay = row["overlay"] and _shortened(Path(row["overlay"]))
+        lines.append(f"  {overlay or row['reason'] + ': ' + row['message']}")
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -239,7 +240,7 @@ Everything as expected. Where to look next:
   the overlays       {HOME / "overlays"}
   the originals      {HOME / "done"}, {HOME / "quarantine"}
   one result whole   {_shortened(Path(COMMAND))} results show 1 --home {HOME}
-  the daemon         {_shortened(Path(COMMAND))} run --home {HOME}, then drop files into its incoming/
+  the daemon         {_shortened(Path(COMMAND))} run --home {HOME}
 {RESEARCH_USE_ONLY}"""
     )
     return 0

@@ -140,8 +140,8 @@ def _making(provenance: Mapping[str, Any]) -> str:
         fit = provenance["fit"]
         lines.append(
             f"- AdamW, learning rate {fit['learning_rate']:g}, batches of {fit['batch_size']}, "
-            f"seed {fit['seed']}; best of {provenance['epochs']} epochs by calibrated validation loss: "
-            f"{provenance['best_epoch']}."
+            f"seed {fit['seed']}; best of {provenance['epochs']} epochs by "
+            f"calibrated validation loss: {provenance['best_epoch']}."
         )
         amounts = ", ".join(f"{k} {v:g}" for k, v in fit["augmentation"].items())
         lines.append(f"- Augmentation, no flips: {amounts}.")

@@ -123,9 +123,9 @@ def _descriptors() -> dict[int, str]:
     found: dict[int, str] = {}
     if not folder.is_dir():
         return found
-    for name in os.listdir(folder):
+    for entry in folder.iterdir():
         try:
-            found[int(name)] = os.readlink(folder / name)
+            found[int(entry.name)] = str(entry.readlink())
         except OSError:  # the one that listed the folder
             continue
     return found

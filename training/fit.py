@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from lungwatch.errors import ConfigError
 from lungwatch.training.augment import Augmentation, augment
 from lungwatch.training.averaging import WeightAverage
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.calibrate import fit_calibration
+from lungwatch.training.foreign import KerasModel
 from lungwatch.training.metrics import log_loss, roc_auc
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.run import RunFolder
@@ -204,6 +204,7 @@ def _train_epoch(
     rng = np.random.default_rng([config.seed, epoch])
     batches = math.ceil(len(data.train_pixels) / config.batch_size)
     order = epoch_order(data.train_weights, rng, batches * config.batch_size)
+    _seed_dropout(model, config.seed, epoch)
     total = 0.0
     for batch, indices in enumerate(np.split(order, batches), start=1):
         pixels = augment(data.train_pixels[indices], config.augmentation, rng)
@@ -212,6 +213,14 @@ def _train_epoch(
         if on_batch:
             on_batch(epoch, batch, batches)
     return total / batches
+
+
+def _seed_dropout(model: KerasModel, seed: int, epoch: int) -> None:
+    # Keras does not save the state of its seed generators: without this a resumed run would
+    # drop other units than one that was never interrupted.
+    for index, layer in enumerate(model.layers):
+        if hasattr(layer, "seed_generator"):
+            layer.seed_generator.state.assign([seed + 1000 * index, epoch])
 
 
 def _advance(state: FitState, row: dict[str, float], config: FitConfig) -> FitState:

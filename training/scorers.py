@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
@@ -93,7 +94,12 @@ class OnnxScorer:
 
 
 def load_scorer(path: Path) -> Scorer:
-    """Open a run folder, a .keras file, a bundle folder or an .onnx file.
+    """Open a run folder, a .keras file, a bundle folder, an .onnx file, or a shipped bundle.
+
+    Parameters
+    ----------
+    path
+        Where it is; or, if nothing is there, the name of a shipped bundle.
 
     Raises
     ------
@@ -104,6 +110,9 @@ def load_scorer(path: Path) -> Scorer:
     MissingExtraError
         If it is a Keras model and TensorFlow is not installed.
     """
+    shipped = Path(str(resources.files("lungwatch.models"))) / path
+    if not path.exists() and (shipped / ONNX_FILE).is_file():
+        path = shipped
     if path.is_dir() and (path / ONNX_FILE).is_file():
         path = path / ONNX_FILE
     if path.is_file() and path.suffix == ".onnx":

@@ -5,18 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
     ComputedRadiographyImageStorage,
+    DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
     ImplicitVRLittleEndian,
 )
 
-from lungwatch.errors import FileRejected, Reason
+from lungwatch.errors import FileRejected, LungwatchError, Reason
 from lungwatch.imaging.grayscale import to_display
 from lungwatch.imaging.radiograph import Radiograph, RadiographMeta
 
@@ -29,6 +30,8 @@ _MONOCHROME = {"MONOCHROME1", "MONOCHROME2"}
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
 # Left and right laterals and the obliques: PS3.3 C.8.11.5.1.1 (CR) and DX View Position.
 _NOT_FRONTAL = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LATERAL", "LAT"}
+_UNDEFINED = 0xFFFFFFFF
+_CUT_OFF = "the DICOM file ends in mid-element"
 
 
 def is_dicom(head: bytes) -> bool:
@@ -73,12 +76,20 @@ def read(
         If the file cannot be read at all.
     """
     dataset = _parse(path)
-    # A file that was cut off comes again whole, whatever it shows: say that first.
-    _check_complete(dataset)
-    _check_subject(dataset, modalities, body_parts, reject_lateral)
-    _check_pixels(dataset, max_pixels)
-    stored = _decode(dataset)
-    return Radiograph(pixels=to_display(stored, dataset), meta=_meta(dataset))
+    try:
+        # A file that was cut off comes again whole, whatever it shows: say that first.
+        _check_complete(dataset)
+        _check_subject(dataset, modalities, body_parts, reject_lateral)
+        _check_pixels(dataset, max_pixels)
+        stored = _decode(dataset)
+        return Radiograph(pixels=to_display(stored, dataset), meta=_meta(dataset))
+    except (LungwatchError, MemoryError):
+        raise
+    # Values are decoded when looked at, and damaged ones may raise anything at all.
+    except Exception as error:
+        raise FileRejected(
+            Reason.UNREADABLE, "the DICOM file holds values that cannot be decoded"
+        ) from error
 
 
 def _parse(path: Path) -> FileDataset:
@@ -87,35 +98,49 @@ def _parse(path: Path) -> FileDataset:
         if "TransferSyntaxUID" not in dataset.file_meta:
             # PS3.5 10.1: the default transfer syntax, which is also what bare files use.
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        is_cut_off = _is_cut_off(dataset, path.stat().st_size)
         # Elements are decoded when first looked at; do it here, where errors are expected.
         text_of(dataset, "Modality")
-    except EOFError as error:
-        raise FileRejected(Reason.TRUNCATED, "the DICOM file ends in mid-element") from error
-    except OSError:
+    except (EOFError, struct.error) as error:
+        raise FileRejected(Reason.TRUNCATED, _CUT_OFF) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # Not the system's but pydicom's own, for a sequence that has no end.
+        raise FileRejected(Reason.TRUNCATED, _CUT_OFF) from error
+    except MemoryError:
         raise
-    except (
-        InvalidDicomError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        NotImplementedError,
-        TypeError,
-        struct.error,
-        RecursionError,
-        IndexError,
-    ) as error:
+    # A parser may raise anything at all on damaged bytes, and it is the bytes' fault.
+    except Exception as error:
         raise FileRejected(Reason.UNREADABLE, "the DICOM file cannot be parsed") from error
-    if len(dataset) == 0:
-        # pydicom drops all it has read when an element of undefined length has no end.
-        raise FileRejected(Reason.TRUNCATED, "the DICOM file ends in mid-element")
+    # pydicom drops all it has read when an element of undefined length has no end.
+    if is_cut_off or len(dataset) == 0:
+        raise FileRejected(Reason.TRUNCATED, _CUT_OFF)
     return dataset
+
+
+def _is_cut_off(dataset: FileDataset, size_bytes: int) -> bool:
+    """Whether the last element is shorter than it says, or followed by a part of another.
+
+    pydicom takes both without complaint. What follows whole pixel data does no harm.
+    """
+    elements = dataset if len(dataset) else dataset.file_meta
+    if not len(elements) or "PixelData" in dataset:
+        return False
+    last = elements.get_item(max(elements.keys()))
+    if not isinstance(last, RawDataElement) or last.value is None or last.length == _UNDEFINED:
+        return False
+    is_deflated = dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian
+    has_rest = not is_deflated and last.value_tell + last.length < size_bytes
+    return len(last.value) < last.length or has_rest
 
 
 def text_of(dataset: FileDataset, keyword: str) -> str | None:
     """Return an attribute as stripped text, None where it is absent, empty or unreadable."""
     try:
         value = dataset.get(keyword)
-    except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, struct.error):
+    # pydicom decodes here, and may raise anything at all on damaged bytes.
+    except Exception:
         return None
     text = "" if value is None else str(value).strip().strip("\0")
     return text or None
@@ -206,7 +231,10 @@ def _check_complete(dataset: FileDataset) -> None:
     if "PixelData" not in dataset:
         return
     value = dataset["PixelData"].value
-    if UID(dataset.file_meta.TransferSyntaxUID).is_encapsulated:
+    syntax = UID(dataset.file_meta.TransferSyntaxUID)
+    if not syntax.is_transfer_syntax:
+        return  # said by whoever looks for a decoder
+    if syntax.is_encapsulated:
         complete = _fragments_complete(value)
     else:
         bits = _number(dataset, "Rows") * _number(dataset, "Columns")

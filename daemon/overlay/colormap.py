@@ -26,7 +26,7 @@ def colours() -> NDArray[np.uint8]:
 def opacity(alpha: float) -> NDArray[np.float32]:
     """Return the opacity for each of the 256 steps, float32: 0 at 0, `alpha` from 0.25 on."""
     steps = np.arange(256, dtype=np.float32) / np.float32(255)
-    return np.float32(alpha) * np.minimum(steps / np.float32(_FADE_BELOW), np.float32(1))
+    return np.asarray(alpha * np.minimum(steps / _FADE_BELOW, 1.0), dtype=np.float32)
 
 
 @lru_cache(maxsize=4)

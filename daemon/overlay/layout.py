@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 from PIL import ImageFont
 
@@ -87,10 +88,8 @@ class Layout:
 @lru_cache(maxsize=32)
 def font(size_px: int) -> ImageFont.FreeTypeFont:
     """Return Pillow's own scalable font, which every installation has."""
-    loaded = ImageFont.load_default(size=size_px)
-    if not isinstance(loaded, ImageFont.FreeTypeFont):
-        raise ImportError("Pillow was built without FreeType: install Pillow's own wheel")
-    return loaded
+    # Without a size it would be the bitmap font of old.
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size_px))
 
 
 def lay_out(shape: tuple[int, int], text: OverlayText, *, empty: bool) -> Layout:
@@ -155,8 +154,9 @@ class _Column:
             column = bar.left + round(value * (bar.width - 1))
             label = f"{value:g}"
             length = font(size_px).getlength(label)
-            # The outer labels end with the bar; the others are centred under their ticks.
-            self._place(label, size_px, _SOFT, round(column - value * length))
+            # Centred under the ticks, but for the outer labels, which end with the bar.
+            share = value if value in (0.0, 1.0) else 0.5
+            self._place(label, size_px, _SOFT, round(column - share * length))
             columns.append(column)
         self.top += round(_LINE_EM * size_px)
         return tuple(columns)

@@ -51,12 +51,12 @@ class OverlayText:
         """Probability and threshold."""
         probability, threshold = format_score(self.probability, self.threshold)
         sign = "" if probability[0] in "<>" else "= "
-        return f"P(COVID) {sign}{probability} · threshold {threshold}"
+        return f"P(COVID) {sign}{probability}, threshold {threshold}"
 
     @property
     def origin(self) -> str:
         """The model and the picture, as short as they can be told apart."""
-        return f"Model {self.model} · image {self.sha256[:_SHORT_HASH]}"
+        return f"Model {self.model}, image {self.sha256[:_SHORT_HASH]}"
 
     def caption(self, *, empty: bool) -> str:
         """Which class the map explains; `empty` for a map without any positive value."""
@@ -78,7 +78,7 @@ def shown_class(label: Label) -> int:
 def format_score(probability: float, threshold: float) -> tuple[str, str]:
     """Write probability and threshold so that neither rounding nor brevity misleads.
 
-    A probability is never rounded to 0 or 1 ("<0.001", ">0.999"), and both get as many
+    A probability is never rounded to 0 or 1 ("< 0.001", "> 0.999"), and both get as many
     decimals as it takes, from three, for the printed values to lie on the same sides of each
     other as the real ones: 0.4998 against 0.5 is not printed as 0.500.
 
@@ -97,6 +97,8 @@ def format_score(probability: float, threshold: float) -> tuple[str, str]:
         shown, low, high = _shown(probability, decimals)
         pair = shown, f"{threshold:.{decimals}f}"
         printed = float(pair[1])
+        if printed in (0.0, 1.0) and printed != threshold:
+            continue
         # `low` and `high` bound what a reader can take the printed probability for.
         if (low >= printed) if probability >= threshold else (high < printed):
             break
@@ -107,9 +109,8 @@ def _shown(probability: float, decimals: int) -> tuple[str, float, float]:
     step = 10.0**-decimals
     text = f"{probability:.{decimals}f}"
     if float(text) == 0.0:
-        # Half a step is what rounds to nought; nextafter makes the bound an open one.
-        return f"<{step:.{decimals}f}", 0.0, math.nextafter(step, 0.0)
+        return f"< {step:.{decimals}f}", 0.0, math.nextafter(step, 0.0)
     if float(text) == 1.0:
         bound = f"{1.0 - step:.{decimals}f}"
-        return f">{bound}", float(bound), 1.0
+        return f"> {bound}", float(bound), 1.0
     return text, float(text), float(text)

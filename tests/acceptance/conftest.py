@@ -1,36 +1,37 @@
-"""The real command in processes of its own, real files, real signals: nothing is imported
-from the daemon but the names of its crash points. What came of it is read from the command's
-own output, the folders and the SQLite file.
+"""The real command in processes of its own, real files, real signals.
+
+What came of it is read from the command's own output, the folders and the SQLite file, as an
+administrator would.
 """
 
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from pydicom.data import get_testdata_file
 
 from lungwatch.golden import golden_pixels
+from lungwatch.models import SHIPPED_DEFAULT
 
 # Longer than anything takes on an idle machine: what is being tested is that it happens.
 START_S = 60.0
 END_S = 60.0
 _POLL_S = 0.02
-_SCRIPT = Path(sys.executable).with_name("lungwatch")
-COMMAND = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-m", "lungwatch.cli.main"]
+COMMAND = Path(sys.executable).with_name("lungwatch")
 _ENDS = ("done", "rejected", "failed")
 _ROWS = """
     SELECT result.id, image.sha256, result.state, result.reason, result.message,
@@ -59,11 +60,16 @@ class Row:
     def has_ended(self):
         return self.state in _ENDS
 
+    @property
+    def is_kept(self):
+        """Whether the record says that the file has reached its last place."""
+        return self.path is not None and self.path.startswith(("done/", "quarantine/"))
+
 
 class Home:
     """A home folder, and all that a test wants to do with it and to know of it.
 
-    `env` holds settings without their prefix: ``{"OBSERVER": "polling"}``.
+    `env` holds settings without their prefix, ``{"OBSERVER": "polling"}``, and Python's own.
     """
 
     def __init__(self, root: Path, env: dict[str, str] | None = None):
@@ -73,14 +79,17 @@ class Home:
         self.incoming.mkdir(parents=True, exist_ok=True)
 
     def environment(self, env: dict[str, str] | None = None):
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("LUNGWATCH_")}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("LUNGWATCH_")}
         settings = {**self.env, **(env or {})}
-        return inherited | {f"LUNGWATCH_{key}": value for key, value in settings.items()}
+        return inherited | {
+            key if key.startswith("PYTHON") else f"LUNGWATCH_{key}": value
+            for key, value in settings.items()
+        }
 
     def command(self, *args: str, env: dict[str, str] | None = None, with_home: bool = True):
         """Run the command to its end; it gets ``--home`` unless told otherwise."""
         return subprocess.run(
-            [*COMMAND, *args, *(["--home", str(self.root)] if with_home else [])],
+            [COMMAND, *args, *(["--home", str(self.root)] if with_home else [])],
             env=self.environment(env),
             cwd=self.root.parent,
             capture_output=True,
@@ -93,8 +102,8 @@ class Home:
     def run_once(self, env: dict[str, str] | None = None):
         return self.command("run", "--once", env=env)
 
-    def daemon(self, env: dict[str, str] | None = None):
-        return Daemon(self, env)
+    def daemon(self, *args: str):
+        return Daemon(self, args)
 
     def drop(self, name: str, content: bytes, *, old: bool = False):
         """Write a file into the drop folder; with `old` as if it had lain there for a while."""
@@ -143,14 +152,17 @@ class Home:
         """Wait until every content's result has an end and its file is in its place."""
         wanted = {sha256(content) for content in contents}
 
-        def all_ended():
-            ended = {row.sha256 for row in self.rows() if row.has_ended and self._is_kept(row)}
-            return wanted <= ended
+        def missing():
+            return wanted - {row.sha256 for row in self.rows() if row.has_ended and row.is_kept}
 
-        wait_for(all_ended, timeout_s, lambda: f"{len(wanted)} files; {self.rows()[:20]}")
+        wait_for(lambda: not missing(), timeout_s, lambda: f"no end of {missing()}: {self.log()}")
 
-    def _is_kept(self, row: Row):
-        return row.path is not None and row.path.startswith(("done/", "quarantine/"))
+    def log(self):
+        """What the last daemons said, the end of it."""
+        return "".join(
+            path.read_text(errors="surrogateescape")[-2000:]
+            for path in sorted(self.root.parent.glob("stderr-*"))[-2:]
+        )
 
     def assert_settled(self, contents: Iterable[bytes], *, arrivals: int = 1):
         """Each content once in the record, once in the folders, unaltered; nothing between."""
@@ -176,9 +188,9 @@ class Home:
 class Daemon:
     """`lungwatch run` in a process of its own: ready inside the ``with``, ended after it."""
 
-    def __init__(self, home: Home, env: dict[str, str] | None = None):
+    def __init__(self, home: Home, args: tuple[str, ...] = ()):
         self._home = home
-        self._env = env
+        self._args = args
         number = len(list(home.root.parent.glob("stderr-*")))
         self.stderr_file = home.root.parent / f"stderr-{number}"
         self.process: subprocess.Popen[bytes]
@@ -187,8 +199,8 @@ class Daemon:
         """Start the process without waiting for it."""
         with self.stderr_file.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [*COMMAND, "run", "--home", str(self._home.root)],
-                env=self._home.environment(self._env),
+                [COMMAND, "run", *self._args, "--home", str(self._home.root)],
+                env=self._home.environment(),
                 cwd=self._home.root.parent,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -247,18 +259,9 @@ def make_home(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def sample():
-    """The bytes of one of pydicom's real files."""
-
-    def read(name: str):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            path = get_testdata_file(name, download=False)
-        if path is None:
-            pytest.skip(f"{name} is in pydicom-data, which is not installed (extra 'demo')")
-        return Path(str(path)).read_bytes()
-
-    return read
+def sample(find_testdata):
+    """Return the bytes of one of pydicom's real files."""
+    return lambda name: find_testdata(name).read_bytes()
 
 
 @pytest.fixture(scope="session")
@@ -274,3 +277,19 @@ def picture():
         return data.tobytes()
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def shipped_bundle():
+    """The folder of the model that runs unless another one is named."""
+    return Path(str(resources.files("lungwatch.models"))) / SHIPPED_DEFAULT
+
+
+@pytest.fixture
+def altered_bundle(shipped_bundle, tmp_path):
+    """The shipped model with one bit turned over."""
+    copy = Path(shutil.copytree(shipped_bundle, tmp_path / "altered"))
+    data = bytearray((copy / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(data)
+    return copy

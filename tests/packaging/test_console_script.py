@@ -1,0 +1,66 @@
+"""The installed command, as a user calls it."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from lungwatch import RESEARCH_USE_ONLY, __version__
+from lungwatch.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+COMMAND = Path(sys.executable).with_name("lungwatch")
+
+
+def paths(command: click.Command, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = [words]
+    if isinstance(command, click.Group):
+        with click.Context(command) as context:
+            for name in command.list_commands(context):
+                child = command.get_command(context, name)
+                assert child is not None
+                found += paths(child, (*words, name))
+    return found
+
+
+def lungwatch(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *words], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_help_says_what_it_is_and_that_it_is_for_research_only():
+    done = lungwatch("--help")
+    assert done.returncode == 0
+    assert RESEARCH_USE_ONLY in done.stdout
+    assert not done.stderr
+
+
+def test_the_version_is_the_one_of_pyproject():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert __version__ == version
+    assert version in lungwatch("--version").stdout
+
+
+def test_an_unknown_command_is_a_usage_error():
+    done = lungwatch("frobnicate")
+    assert done.returncode == 2
+    assert "frobnicate" in done.stderr
+
+
+@pytest.mark.parametrize("words", paths(main), ids=" ".join)
+def test_every_command_explains_itself_and_every_option(words):
+    from click.testing import CliRunner
+
+    for option in ("-h", "--help"):
+        done = CliRunner().invoke(main, [*words, option])
+        assert done.exit_code == 0, done.output
+        assert done.output.startswith("Usage:")
+    command: click.Command = main
+    for word in words:
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), word)  # type: ignore[assignment]
+    assert command.help, "no description"
