@@ -38,7 +38,9 @@ bench: $(VENV)/.base.stamp
 # Built by way of the sdist, so that both are proved and no stale build/ is picked up.
 wheel-check: $(VENV)/.dev.stamp
 	rm -rf $(VENV)/wheel-check
-	$(BIN)/python -m build --outdir $(VENV)/wheel-check/dist .
+	@mkdir $(VENV)/wheel-check
+	$(BIN)/python -m build --outdir $(VENV)/wheel-check/dist . > $(VENV)/wheel-check/log 2>&1 \
+		|| { cat $(VENV)/wheel-check/log; exit 1; }
 	$(PYTHON) -m venv $(VENV)/wheel-check/venv
 	wheel=$$(ls $(VENV)/wheel-check/dist/*.whl) && \
 	$(VENV)/wheel-check/venv/bin/python -m pip --disable-pip-version-check --quiet \

@@ -92,7 +92,7 @@ class Golden:
     probability
         The graph's uncalibrated probability, 0..1.
     cam_mean
-        Mean of the map for COVID over its pixels, 0..1.
+        Mean over the pixels of both maps, 0..1; one of them may be empty.
     tolerance
         Largest absolute difference that another processor's arithmetic may make.
     """

@@ -7,6 +7,10 @@ versions, since people query for it.
 """
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lungwatch.imaging.radiograph import RadiographMeta
 
 
 class Reason(StrEnum):
@@ -51,11 +55,18 @@ class FileRejected(LungwatchError):  # noqa: N818  # a verdict on the file, not 
         The code that is recorded and that names the quarantine folder.
     message
         One line for a person. It must not hold patient data: it reaches logs.
+
+    Attributes
+    ----------
+    meta
+        What the file says about its image, as far as it could be read: a refused file is
+        looked for by its patient and study too. For the database only.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+        self.meta: RadiographMeta | None = None
 
 
 class ProcessingFailed(LungwatchError):  # noqa: N818  # the counterpart of FileRejected

@@ -125,7 +125,7 @@ def _model(config: Config, home: Home) -> str:
 
 def _clock(home: Home) -> str:
     # The folder may be a server's with a clock of its own, and ages are compared with ours.
-    with tempfile.NamedTemporaryFile(dir=home.work) as file:
+    with tempfile.NamedTemporaryFile(dir=home.outbox) as file:
         difference_s = abs(Path(file.name).stat().st_mtime - time.time())
     if difference_s > _MAX_CLOCK_DIFFERENCE_S:
         raise HomeError(

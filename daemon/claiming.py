@@ -20,7 +20,6 @@ from lungwatch.daemon.writercheck import writer_of
 from lungwatch.db.states import State
 from lungwatch.db.store import Claim, ClaimKind, Store
 
-_CHUNK_BYTES = 1 << 20
 # Marks a claim folder whose file came from quarantine on request: no new arrival.
 _RETRY_PREFIX = "retry-"
 
@@ -76,7 +75,7 @@ class Claimer:
     def _enter(self, path: Path, token: str, name: Path) -> Claimed | None:
         folder = self._home.work / token
         folder.mkdir()
-        target = folder / name.name
+        target = folder / _storable(name.name)
         try:
             path.rename(target)
         except OSError:
@@ -96,20 +95,18 @@ class Claimer:
         sha256, size_bytes = hashed
         relative = self._home.relative(path)
         now = self._clock.now()
-        # PostgreSQL and JSON know no lone surrogates, which is how Python shows a name that
-        # is not UTF-8.
-        clean_name = source_name.encode("utf-8", "replace").decode("utf-8")
         claim = self._writer.call(
             lambda: self._store.claim(
                 token=token,
                 sha256=sha256,
                 size_bytes=size_bytes,
-                source_name=clean_name,
+                source_name=_storable(source_name),
                 path=relative,
                 model_id=self._model_id,
                 max_attempts=self._max_attempts,
                 now=now,
-                exists=self._home.exists,
+                # A copy whose bytes have changed gives way to this one, and doesn't stand for it.
+                exists=lambda kept: self._home.holds(kept, sha256),
                 arrival=not token.startswith(_RETRY_PREFIX),
             )
         )
@@ -181,13 +178,19 @@ class Claimer:
         event("returned", "-" * 12, reason="still being written")
 
 
+def _storable(name: str) -> str:
+    """Return a file name that a database can hold.
+
+    None of them knows lone surrogates, which is how Python shows a name that is not UTF-8.
+    """
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
 def _settled_digest(path: Path) -> tuple[str, int] | None:
     """Hash a file and make it durable; None if somebody is still writing to it."""
     before = path.stat()
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+        digest = hashlib.file_digest(file, "sha256")
         try:
             os.fsync(file.fileno())
         except OSError as error:

@@ -12,7 +12,11 @@ from lungwatch.db.store import Store
 
 
 class Filing:
-    """Moves files to their last place. Every move can be repeated after a crash."""
+    """Moves files to their last place. Every move can be repeated after a crash.
+
+    A move and the word of it to the row happen together on the writer's thread: a second file
+    of the same content, claimed in between, would find the first one gone.
+    """
 
     def __init__(self, home: Home, store: Store, writer: Writer, clock: Clock) -> None:
         self._home = home
@@ -23,28 +27,40 @@ class Filing:
     def file(self, *, result_id: int, sha256: str, received_at: datetime, path: Path) -> Path:
         """Move a recorded file to `done/`, then set its row to done."""
         target = self._home.done_path(sha256, received_at, suffix_of(path))
-        self._move(path, target)
-        crashpoint("filed")
         relative = self._home.relative(target)
         now = self._clock.now()
-        self._writer.call(lambda: self._store.finish(result_id=result_id, path=relative, now=now))
+
+        def move_and_tell() -> None:
+            self._move(path, target)
+            crashpoint("filed")
+            self._store.finish(result_id=result_id, path=relative, now=now)
+
+        self._writer.call(move_and_tell)
         return target
 
     def quarantine(self, *, image_id: int, sha256: str, reason: str, path: Path) -> Path:
         """Move a rejected or failed file to `quarantine/`; its row says so already."""
         target = self._home.quarantine_path(sha256, reason, suffix_of(path))
-        self._move(path, target)
-        crashpoint("quarantined")
         relative = self._home.relative(target)
-        self._writer.call(lambda: self._store.set_path(image_id=image_id, path=relative))
+
+        def move_and_tell() -> None:
+            self._move(path, target)
+            crashpoint("quarantined")
+            self._store.set_path(image_id=image_id, path=relative)
+
+        self._writer.call(move_and_tell)
         return target
 
     def refile(self, *, image_id: int, sha256: str, received_at: datetime, path: Path) -> None:
         """Put back a content that is done, and whose file was gone from `done/`."""
         target = self._home.done_path(sha256, received_at, suffix_of(path))
-        self._move(path, target)
         relative = self._home.relative(target)
-        self._writer.call(lambda: self._store.set_path(image_id=image_id, path=relative))
+
+        def move_and_tell() -> None:
+            self._move(path, target)
+            self._store.set_path(image_id=image_id, path=relative)
+
+        self._writer.call(move_and_tell)
 
     def discard(self, path: Path) -> None:
         """Remove a file whose very bytes are kept elsewhere in this home."""

@@ -1,5 +1,6 @@
 """From scores to the overlay, the database row and the file's place: the last stage."""
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -100,13 +101,12 @@ class Finisher:
     def _content_of(self, cam: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
         """Cut out of the map what lies over the image, not over the network's padding."""
         spec = self._contract.preprocess
+        if spec.fit == "stretch":
+            return cam
         top, left, height, width = content_box(shape, spec)
-        cells = cam.shape[0] / spec.size_px
-        rows = slice(int(top * cells), max(int(top * cells) + 1, round((top + height) * cells)))
-        columns = slice(
-            int(left * cells), max(int(left * cells) + 1, round((left + width) * cells))
-        )
-        return cam[rows, columns]
+        # Enlarged first: the padding's edge rarely falls between two cells of the map.
+        whole = cv2.resize(cam, (spec.size_px, spec.size_px), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(whole[top : top + height, left : left + width])
 
     def _flags(self, classified: Classified) -> list[str]:
         scores = classified.scores

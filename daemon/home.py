@@ -1,6 +1,7 @@
 """The folders of a lungwatch home, and where each file belongs in them."""
 
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -108,6 +109,14 @@ class Home:
     def exists(self, relative: str) -> bool:
         """Whether a path that the database stores is a file."""
         return self.absolute(relative).is_file()
+
+    def holds(self, relative: str, sha256: str) -> bool:
+        """Whether a path that the database stores is a file with this content."""
+        try:
+            with self.absolute(relative).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        except (FileNotFoundError, IsADirectoryError):
+            return False
 
     def done_path(self, sha256: str, received_at: datetime, suffix: str) -> Path:
         """Where a file is filed; the same at every attempt, whatever the day."""

@@ -32,6 +32,8 @@ class Intake:
 
     Parameters
     ----------
+    stopped
+        Set by whoever wants `run`, or a scan that is under way, to end.
     queued
         Returns (path, source name) of the quarantined files to try again.
     submit
@@ -49,6 +51,7 @@ class Intake:
         clock: Clock,
         rescan_s: float,
         min_free_mb: int,
+        stopped: threading.Event,
         queued: Callable[[], list[tuple[Path, str]]],
         submit: Callable[[Claimed], None],
     ) -> None:
@@ -62,7 +65,7 @@ class Intake:
         self._min_free_mb = min_free_mb
         self._queued = queued
         self._submit = submit
-        self._stopped = threading.Event()
+        self._stopped = stopped
         self._complained: set[Path] = set()
         self._is_short_of_space = False
         self.waiting = 0
@@ -101,7 +104,7 @@ class Intake:
         for path, snapshot in found.items():
             self._stability.observe(path, snapshot, now_s)
         self._stability.keep_only(found)
-        self._complained &= set(found)
+        self._complained = {path for path in self._complained if os.path.lexists(path)}
         queued = self._queued()
         self.waiting = len(found) + len(queued)
         for path in found:
@@ -115,11 +118,12 @@ class Intake:
 
     def resume(self) -> None:
         """Go on with what a previous process left in `work/`; nothing else can be in there."""
-        for path in [path for path in self._home.work.rglob("*") if path.is_file()]:
-            self._claim(path, partial(self._claimer.resume, path))
-        for folder in self._home.work.iterdir():
+        # Before the first claim: from then on the pipeline empties and removes folders itself.
+        for folder in list(self._home.work.iterdir()):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()  # claimed, and not renamed into: its file is where it was
+        for path in [path for path in self._home.work.rglob("*") if path.is_file()]:
+            self._claim(path, partial(self._claimer.resume, path))
 
     def _files(self) -> Iterator[tuple[Path, Snapshot]]:
         """Yield every regular file in the drop folder, folder by folder, in the order of names."""

@@ -185,7 +185,7 @@ class Pipeline:
                 result_id=claim.result_id,
                 reason=error.reason,
                 message=str(error),
-                meta=None,
+                meta=error.meta if isinstance(error, FileRejected) else None,
                 duration_ms=duration_ms,
                 now=now,
             )

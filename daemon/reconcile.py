@@ -14,6 +14,7 @@ from lungwatch.daemon.home import Home
 from lungwatch.db.queries import TrackedFile, iter_all
 from lungwatch.db.states import State
 from lungwatch.db.store import Store
+from lungwatch.errors import Reason
 
 _CHUNK_BYTES = 1 << 20
 _HOW = "run `lungwatch reconcile` without --dry-run while no daemon runs"
@@ -138,9 +139,9 @@ class Reconciler:
         self, rows: list[TrackedFile], digests: dict[Path, str | None]
     ) -> Iterator[Difference]:
         for row in rows:
-            if row.state not in _ENDS or row.path is None:
+            if row.state not in _ENDS or row.reason == Reason.FILE_VANISHED:
                 continue
-            path = self._home.absolute(row.path)
+            path = self._home.absolute(row.path or "")
             folder = self._home.done if row.state is State.DONE else self._home.quarantine
             if path not in digests:
                 yield self._row_difference(

@@ -69,7 +69,8 @@ class Service:
         Returns
         -------
         int
-            The exit status: 0, or 1 if a thread died or, with `once`, a file was left alone.
+            The exit status: 0, or 1 if a thread died or, with `once`, a file was left alone
+            or the work was cut short.
 
         Raises
         ------
@@ -148,6 +149,7 @@ class Service:
             clock=clock,
             rescan_s=config.rescan_s,
             min_free_mb=config.min_free_mb,
+            stopped=self._stop,
             queued=lambda: self._queued(engine, model_id),
             submit=pipeline.submit,
         )
@@ -171,7 +173,8 @@ class Service:
             event("crashed", level=logging.ERROR, thread=name, error=describe(error))
             return 1
         event("stopped", ended=in_flight.ended, left=in_flight.count)
-        return 1 if once and (intake.left_alone or in_flight.count) else 0
+        has_left_some = intake.left_alone or in_flight.count or self._stop.is_set()
+        return 1 if once and has_left_some else 0
 
     def _serve(self, intake: Intake, watcher: Watcher) -> None:
         """Let the intake run on its own thread and see that everything lives."""

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from lungwatch.db.changes import change_state, clean, insert_if_new, update_image
 from lungwatch.db.schema import Arrival, Image, Result
-from lungwatch.db.states import UNFINISHED, State
+from lungwatch.db.states import State
 from lungwatch.errors import Reason
 
 
@@ -172,29 +172,27 @@ def _insert(connection: Connection, image_id: int, drop: Drop) -> _Standing:
 def _standing(connection: Connection, image_id: int, drop: Drop, *, mine: bool) -> _Standing | None:
     """Return the result that the file stands for, None if there is none yet.
 
-    Mostly that of the model in use. Where the daemon was restarted with a new model, what the
-    old one recorded stays its own and only has to be filed; a run that was asked for or cut
-    off becomes the new model's.
+    Mostly that of the model in use. Where the daemon was restarted with a new model, a run
+    that the old one left behind comes first, or it would never end: what it recorded stays its
+    own and only has to be filed; what was asked for or cut off becomes the new model's.
     """
     of_image = Result.image_id == image_id
     other = of_image & (Result.model_id != drop.model_id)
     own = _find(connection, of_image, Result.model_id == drop.model_id)
-    if own is not None and own.state in UNFINISHED:
-        return own
-    if mine and (recorded := _find(connection, other, Result.state == State.RECORDED)):
-        return recorded
-    cut_off = _find(connection, other, Result.state == State.CLAIMED) if mine else None
+    left = _find(connection, other, Result.state.in_((State.CLAIMED, State.RECORDED)))
+    if left is not None and (left.state is State.RECORDED or not mine):
+        return left
     if own is None:
-        taken = cut_off or _find(connection, other, Result.state == State.QUEUED)
+        taken = left or _find(connection, other, Result.state == State.QUEUED)
         if taken is not None:
             connection.execute(
                 update(Result).where(Result.id == taken.id).values(model_id=drop.model_id)
             )
         return taken
-    if cut_off is not None:
+    if left is not None:
         change_state(
             connection,
-            cut_off.id,
+            left.id,
             current=State.CLAIMED,
             target=State.FAILED,
             reason=Reason.MODEL_CHANGED,

@@ -22,7 +22,7 @@ _LIMITS = """\
   that share is another, and the probability is wrong by as much.
 - Networks of this kind learn where an image comes from as readily as what it shows: exposure,
   crop, letters, tubes, age. The figures within one source show how much remains when the
-  source gives no hint; the figures on collections it never saw show how much carries over.
+  source gives no hint; the figures on other data sets show how much carries over.
 - The map says which cells of the last feature map raised the score. It is no segmentation and
   proves no finding. A map that lights up outside the lungs is a reason to distrust the answer.
 - Performance was not broken down by sex, ethnicity or equipment: the collections do not say."""
@@ -136,6 +136,8 @@ def _training_data(provenance: Mapping[str, Any]) -> str:
 
 def _making(provenance: Mapping[str, Any]) -> str:
     lines = []
+    if "phase" in provenance:
+        lines.append(_phases(provenance))
     if "fit" in provenance:
         fit = provenance["fit"]
         lines.append(
@@ -155,3 +157,21 @@ def _making(provenance: Mapping[str, Any]) -> str:
         f"automatic differentiation {parity['gradient']:.1e}."
     )
     return "\n".join(lines)
+
+
+def _phases(provenance: Mapping[str, Any]) -> str:
+    network = provenance["network"]
+    part = f"its last {network['unfreeze']} convolutions" if network["unfreeze"] else "all of it"
+    phases = (
+        ("the head alone", provenance["fit_frozen"]),
+        (f"the backbone ({part}, batch norm in inference mode) with it", provenance["fit_tuning"]),
+    )
+    steps = "; then ".join(
+        f"{what}, at most {fit['epochs']} epochs at learning rate {fit['learning_rate']:g}"
+        for what, fit in phases
+        if fit
+    )
+    return (
+        f"- Transfer learning: backbone {network['backbone']}, starting weights "
+        f"`{network['weights']}`. Trained were {steps}. Kept: the {provenance['phase']} network."
+    )

@@ -130,7 +130,7 @@ def _contract(
         golden=Golden(
             input_sha256=golden_digest(),
             probability=float(answer[PROBABILITY][0]),
-            cam_mean=float(answer[CAM][0, 1].mean()),
+            cam_mean=float(answer[CAM][0].mean()),
         ),
         provenance=_provenance(scorer),
     )
@@ -139,7 +139,10 @@ def _contract(
 def _provenance(scorer: KerasScorer) -> dict[str, Any]:
     if not scorer.calibrated:
         return {}
-    kept = {key: scorer.config[key] for key in ("data", "fit", "network")}
+    wanted = ("data", "fit", "fit_frozen", "fit_tuning", "network")
+    kept = {key: scorer.config[key] for key in wanted if key in scorer.config}
+    if "phase" in scorer.metrics:
+        kept["phase"] = scorer.metrics["phase"]
     return {
         **kept,
         "environment": scorer.environment,

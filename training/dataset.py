@@ -57,6 +57,24 @@ def select(
     DatasetError
         If the split is empty or holds one class only.
     """
+    chosen = of_split(samples, split, what)
+    if len({s.positive for s in chosen}) < 2:
+        only = ", ".join(sorted({s.finding for s in chosen}))
+        name = f"{what}: split '{split}'" if split else what
+        raise DatasetError(f"{name} holds one class only ({only}); COVID and others are needed")
+    return chosen
+
+
+def of_split(
+    samples: Iterable[Sample], split: Split | None, what: str = "the data set"
+) -> list[Sample]:
+    """Take the samples of one split (all of them for None), whatever classes occur.
+
+    Raises
+    ------
+    DatasetError
+        If the split is empty.
+    """
     samples = list(samples)
     whole = split is None or (split == "test" and all(s.split is None for s in samples))
     chosen = [s for s in samples if whole or s.split == split]
@@ -64,9 +82,6 @@ def select(
     if not chosen:
         there = sorted({s.split for s in samples if s.split})
         raise DatasetError(f"{name} is empty (splits found: {', '.join(there) or 'none'})")
-    if len({s.positive for s in chosen}) < 2:
-        only = ", ".join(sorted({s.finding for s in chosen}))
-        raise DatasetError(f"{name} holds one class only ({only}); COVID and others are needed")
     return chosen
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
@@ -14,10 +15,12 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
+    ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
 )
 
 from lungwatch.errors import FileRejected, LungwatchError, Reason
+from lungwatch.imaging.codestream import frame_size
 from lungwatch.imaging.grayscale import to_display
 from lungwatch.imaging.radiograph import Radiograph, RadiographMeta
 
@@ -44,10 +47,11 @@ def is_dicom(head: bytes) -> bool:
         return True
     if len(head) < 8:
         return False
-    group, element = struct.unpack("<HH", head[:4])
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    # Big endian was always explicit (PS3.5 A.3, retired).
+    group, element = struct.unpack(">HH" if explicit and head[0] == 0 else "<HH", head[:4])
     if group not in (0x0002, 0x0008) or element > 0x0100:
         return False
-    explicit = head[4:6].isalpha() and head[4:6].isupper()
     return explicit or int.from_bytes(head[4:8], "little") <= 1024
 
 
@@ -83,6 +87,9 @@ def read(
         _check_pixels(dataset, max_pixels)
         stored = _decode(dataset)
         return Radiograph(pixels=to_display(stored, dataset), meta=_meta(dataset))
+    except FileRejected as refusal:
+        refusal.meta = _meta(dataset)
+        raise
     except (LungwatchError, MemoryError):
         raise
     # Values are decoded when looked at, and damaged ones may raise anything at all.
@@ -96,8 +103,12 @@ def _parse(path: Path) -> FileDataset:
     try:
         dataset = pydicom.dcmread(path, force=True)
         if "TransferSyntaxUID" not in dataset.file_meta:
-            # PS3.5 10.1: the default transfer syntax, which is also what bare files use.
-            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+            # PS3.5 10.1: the default transfer syntax. Bare files are uncompressed all the same,
+            # and what pydicom found out of their byte order goes for the pixels too.
+            is_little_endian = dataset.original_encoding[1] is not False
+            dataset.file_meta.TransferSyntaxUID = (
+                ImplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
+            )
         is_cut_off = _is_cut_off(dataset, path.stat().st_size)
         # Elements are decoded when first looked at; do it here, where errors are expected.
         text_of(dataset, "Modality")
@@ -127,7 +138,7 @@ def _is_cut_off(dataset: FileDataset, size_bytes: int) -> bool:
     elements = dataset if len(dataset) else dataset.file_meta
     if not len(elements) or "PixelData" in dataset:
         return False
-    last = elements.get_item(max(elements.keys()))
+    last: object = elements.get_item(max(elements.keys()))
     if not isinstance(last, RawDataElement) or last.value is None or last.length == _UNDEFINED:
         return False
     is_deflated = dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian
@@ -211,12 +222,16 @@ def _decode(dataset: FileDataset) -> np.ndarray:
             f"transfer syntax '{syntax.name}' needs a decoder that is not installed: "
             + " or ".join(decoder.missing_dependencies),
         )
+    if syntax.is_encapsulated:
+        _check_frame_size(dataset)
     try:
         stored = dataset.pixel_array
-    except MemoryError:
-        raise
-    # A codec may raise anything at all on a damaged stream, and it is the stream's fault.
-    except Exception as error:
+    # A codec may raise anything at all on a damaged stream, and it is the stream's fault. One
+    # written in Rust panics, which pyo3 makes a BaseException of.
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"
+        if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_panic):
+            raise
         raise FileRejected(
             Reason.UNREADABLE, f"the pixel data cannot be decoded ('{syntax.name}')"
         ) from error
@@ -225,6 +240,24 @@ def _decode(dataset: FileDataset) -> np.ndarray:
             Reason.UNSUPPORTED_PIXEL_FORMAT, f"the pixel data has {stored.ndim} dimensions"
         )
     return stored
+
+
+def _check_frame_size(dataset: FileDataset) -> None:
+    try:
+        frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    # As with the codecs: the encapsulation is as damaged as the file.
+    except Exception as error:
+        raise FileRejected(
+            Reason.UNREADABLE, "the compressed pixel data's frame cannot be found"
+        ) from error
+    stated = tuple(
+        _number(dataset, keyword, 1) for keyword in ("Rows", "Columns", "SamplesPerPixel")
+    )
+    found = frame_size(frame)
+    if found is not None and found != stated:
+        raise FileRejected(
+            Reason.UNREADABLE, "the compressed image's size is not the one that the file states"
+        )
 
 
 def _check_complete(dataset: FileDataset) -> None:

@@ -15,6 +15,8 @@ from lungwatch.imaging.radiograph import FloatImage
 # A window that leaves fewer pixels than this between black and white belongs to another
 # image, or to values from before a shift that the file does not mention: such files exist.
 _MIN_GREY_SHARE = 0.02
+# No physical quantity in a radiograph comes near it, and float32 still holds its square.
+_MAX_VALUE = 1e18
 
 
 def to_display(stored: NDArray[Any], dataset: Dataset) -> FloatImage:
@@ -54,7 +56,9 @@ def _modality(stored: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
         _float(dataset, "RescaleSlope", 1.0),
         _float(dataset, "RescaleIntercept", 0.0),
     )
-    if (slope, intercept) == (1.0, 0.0) or slope == 0.0:
+    reach = abs(slope) * float(np.iinfo(stored.dtype).max) + abs(intercept)
+    # Slopes that flatten the image, or carry it out of all bounds, are typing errors.
+    if (slope, intercept) == (1.0, 0.0) or slope == 0.0 or not reach < _MAX_VALUE:
         return stored
     return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
@@ -63,30 +67,41 @@ def _voi_lut(values: NDArray[Any], dataset: Dataset) -> FloatImage | None:
     if not dataset.get("VOILUTSequence") or not np.issubdtype(values.dtype, np.integer):
         return None
     bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-    looked_up = apply_voi(values, dataset, index=0)
-    return np.asarray(looked_up, dtype=np.float32) / np.float32(2**bits - 1)
+    if not 1 <= bits <= 16:
+        raise ValueError(f"a VOI LUT of {bits} bits")
+    looked_up = np.asarray(apply_voi(values, dataset, index=0), dtype=np.float32)
+    # A table may hold more than the bits that it states.
+    looked_up /= np.float32(2**bits - 1)
+    return np.clip(looked_up, 0.0, 1.0, out=looked_up)
 
 
 def _window(values: NDArray[Any], dataset: Dataset) -> FloatImage | None:
     center = _float(dataset, "WindowCenter", np.nan)
     width = _float(dataset, "WindowWidth", np.nan)
-    if not np.isfinite(center) or not np.isfinite(width) or width < 1:
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
+    # Only LINEAR, the default, wants a width of at least 1 (C.11.2.1.3.2).
+    narrowest = 1 / _MAX_VALUE if function in ("LINEAR_EXACT", "SIGMOID") else 1.0
+    if not abs(center) < _MAX_VALUE or not narrowest <= width < _MAX_VALUE:
         return None
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     grey = values.astype(np.float32)
-    if function == "SIGMOID":  # PS3.3 C.11.2.1.3.1
-        return np.asarray(1.0 / (1.0 + np.exp(-4.0 * (grey - center) / width)), dtype=np.float32)
-    if function == "LINEAR_EXACT" or width == 1:  # C.11.2.1.3.2
-        low = center - width / 2
-        grey -= np.float32(low)
+    if function == "SIGMOID":  # C.11.2.1.3.1
+        grey -= np.float32(center)
+        grey *= np.float32(-4.0 / width)
+        # Further out than this float32 rounds to black and white anyway; exp() would overflow.
+        np.clip(grey, -80.0, 80.0, out=grey)
+        grey = np.asarray(1.0 / (1.0 + np.exp(grey)), dtype=np.float32)
+        black, white = 0.01, 0.99
+    elif function == "LINEAR_EXACT" or width == 1:  # C.11.2.1.3.2
+        grey -= np.float32(center - width / 2)
         grey /= np.float32(width)
+        black, white = 0.0, 1.0
     else:  # C.11.2.1.2.1
-        low = center - 0.5 - (width - 1) / 2
-        grey -= np.float32(low)
+        grey -= np.float32(center - 0.5 - (width - 1) / 2)
         grey /= np.float32(width - 1)
+        black, white = 0.0, 1.0
     # A sample of the pixels tells whether the window is this image's.
     sample = grey[::8, ::8]
-    if float(np.mean((sample > 0) & (sample < 1))) < _MIN_GREY_SHARE:
+    if float(np.mean((sample > black) & (sample < white))) < _MIN_GREY_SHARE:
         return None
     return np.clip(grey, 0.0, 1.0, out=grey)
 

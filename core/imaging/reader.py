@@ -9,7 +9,7 @@ from lungwatch.errors import FileRejected, Reason
 from lungwatch.imaging import dicom, raster
 from lungwatch.imaging.radiograph import Radiograph
 
-# Longest signature that `sniff` looks at: the DICOM preamble and its "DICM".
+# The longest signature: the DICOM preamble and its "DICM".
 _HEAD_BYTES = 132
 
 

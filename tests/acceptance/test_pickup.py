@@ -15,6 +15,7 @@ import pytest
 BOUND_S = 20.0
 STALL_S = 3.0
 BURST = 500
+COPIED, COPIES = 20, 6
 
 
 @pytest.fixture(scope="module", params=["inotify", "polling"])
@@ -95,7 +96,7 @@ def test_mv_from_another_file_system(running, content, assert_taken):
 def test_a_writer_that_stalls_is_waited_for(running, content, assert_taken):
     path = running.incoming / "slow.png"
     with path.open("wb") as file:
-        for part in (content[:1000], content[1000:2000], content[2000:]):
+        for part in (content[:1000], content[1000:]):
             file.write(part)
             file.flush()
             resume_s = time.monotonic() + STALL_S
@@ -160,6 +161,27 @@ def test_the_same_content_under_two_names_is_one_result_that_arrived_twice(runni
     row = running.row(content)
     assert (row.state, row.arrivals, row.attempts) == ("done", 3, 1)
     assert (running.root / row.path).read_bytes() == content
+
+
+def test_copies_that_come_while_the_first_is_in_hand_make_no_second_result(running, picture):
+    contents = [picture(next(_numbers)) for _ in range(COPIED)]
+    digests = {hashlib.sha256(content).hexdigest() for content in contents}
+    # A copy a round, so that it meets the ones before at every step of their way.
+    for copy in range(COPIES):
+        for number, content in enumerate(contents):
+            running.drop(f"copies {number}-{copy}.png", content)
+
+    def arrivals():
+        return sum(row.arrivals for row in running.rows() if row.sha256 in digests)
+
+    deadline = time.monotonic() + 60
+    while arrivals() < COPIED * COPIES:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.wait_until_ended(contents)
+    rows = [row for row in running.rows() if row.sha256 in digests]
+    assert len(rows) == COPIED
+    assert {(row.state, row.arrivals, row.attempts) for row in rows} == {("done", COPIES, 1)}
 
 
 def test_what_is_no_regular_file_is_left_alone_and_stops_nothing(

@@ -76,9 +76,10 @@ def every_command_has_help() -> None:
 
 
 def training_names_the_extra_that_it_lacks() -> None:
-    for label in ("COVID", "NORMAL"):
-        (SCRATCH / "data" / label).mkdir(parents=True)
-        shutil.copy(_chest(), SCRATCH / "data" / label)
+    for split in ("train", "val"):
+        for label in ("COVID", "NORMAL"):
+            (SCRATCH / "data" / split / label).mkdir(parents=True)
+            shutil.copy(_chest(), SCRATCH / "data" / split / label)
     done = _lungwatch(
         "train", "baseline", str(SCRATCH / "data"), "--out", str(SCRATCH / "run"), check=False
     )

@@ -474,6 +474,14 @@ class TestQueued:
         assert desk.row(queued).file == "work/retry/x.dcm"
         assert desk.duplicates() == {"a": False}
 
+    def test_a_retry_that_failed_is_refiled_and_not_run_for_ever(
+        self, desk: Desk, queued: Claim
+    ) -> None:
+        """It has no arrival that would show that the file was seen before."""
+        desk.files.remove("quarantine/x.dcm")
+        kinds = [desk.claim("retry", arrival=False).kind for _ in range(MAX_ATTEMPTS + 2)]
+        assert kinds == [ClaimKind.RUN] * MAX_ATTEMPTS + [ClaimKind.GIVE_UP, ClaimKind.REFILE]
+
     def test_the_same_bytes_dropped_meanwhile_run_and_supersede_it(
         self, desk: Desk, queued: Claim
     ) -> None:
@@ -520,6 +528,21 @@ class TestModelChangedInTheMiddle:
         assert (again.kind, again.result_id) == (ClaimKind.REFILE, first.result_id)
         row = desk.row(cut_off)
         assert (row.status, row.reason) == (State.FAILED, "model_changed")
+
+    @pytest.mark.parametrize("recorded", [False, True])
+    def test_the_same_bytes_meanwhile_are_a_duplicate_of_what_was_left(
+        self, desk: Desk, recorded: bool
+    ) -> None:
+        """Else the old model's row would never end."""
+        first = desk.claim("a")
+        if recorded:
+            desk.record(first)
+        other = another_model(desk.store)
+        again = desk.claim("b", model_id=other)
+        assert (again.kind, again.result_id) == (ClaimKind.DUPLICATE, first.result_id)
+        resumed = desk.claim("a", model_id=other)
+        assert resumed.kind is (ClaimKind.FILE if recorded else ClaimKind.RUN)
+        assert desk.counts()["result"] == 1
 
 
 class TestUnknownRows:

@@ -1,0 +1,159 @@
+"""A model says all a runtime must know, and one that speaks otherwise is not run."""
+
+import json
+from typing import Any
+
+import pytest
+
+from lungwatch.contract import (
+    CONTRACT_VERSION,
+    Calibration,
+    Decision,
+    Golden,
+    ModelContract,
+)
+from lungwatch.errors import ModelError
+from lungwatch.preprocess import PreprocessSpec
+
+
+@pytest.fixture
+def contract() -> ModelContract:
+    return ModelContract(
+        name="baseline",
+        version="1.0.0",
+        family="cnn",
+        preprocess=PreprocessSpec(size_px=160, fit="pad"),
+        cam_side_px=10,
+        embedding_size=256,
+        decision=Decision(threshold=0.4, uncertain_low=0.3, uncertain_high=0.5),
+        calibration=Calibration(slope=0.7, intercept=-0.1),
+        golden=Golden(input_sha256="ab" * 32, probability=0.25, cam_mean=0.5),
+        provenance={"seed": 1, "data": ["a", "b"]},
+        metrics={"test": {"auc": 0.9}},
+    )
+
+
+def _changed(made: ModelContract, **changes: Any) -> str:
+    return json.dumps(json.loads(made.to_json()) | changes)
+
+
+class TestJson:
+    def test_survives_the_way_through_json(self, contract: ModelContract) -> None:
+        assert ModelContract.from_json(contract.to_json()) == contract
+
+    def test_the_same_contract_gives_the_same_text(self, contract: ModelContract) -> None:
+        assert contract.to_json() == ModelContract.from_json(contract.to_json()).to_json()
+
+    def test_the_identity_is_name_and_version(self, contract: ModelContract) -> None:
+        assert contract.id == "baseline-1.0.0"
+
+    @pytest.mark.parametrize("version", [CONTRACT_VERSION + 1, 0, None, "1"])
+    def test_another_contract_version_is_refused(
+        self, contract: ModelContract, version: object
+    ) -> None:
+        with pytest.raises(ModelError, match="contract version"):
+            ModelContract.from_json(_changed(contract, contract=version))
+
+    @pytest.mark.parametrize(
+        "part", [None, "preprocess", "decision", "calibration", "golden"], ids=str
+    )
+    def test_an_unknown_key_is_refused_by_name(
+        self, contract: ModelContract, part: str | None
+    ) -> None:
+        values = json.loads(contract.to_json())
+        (values[part] if part else values)["surprise"] = 1
+        with pytest.raises(ModelError, match="surprise"):
+            ModelContract.from_json(json.dumps(values))
+
+    @pytest.mark.parametrize(
+        "key", ["name", "preprocess", "decision", "calibration", "golden", "cam_side_px"]
+    )
+    def test_a_missing_key_is_refused_by_name(self, contract: ModelContract, key: str) -> None:
+        values = json.loads(contract.to_json())
+        del values[key]
+        with pytest.raises(ModelError, match=key):
+            ModelContract.from_json(json.dumps(values))
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "null", "17", '"contract"'])
+    def test_what_is_no_json_object_is_refused(self, text: str) -> None:
+        with pytest.raises(ModelError, match="not"):
+            ModelContract.from_json(text)
+
+    @pytest.mark.parametrize("part", ["preprocess", "decision", "calibration", "golden"])
+    @pytest.mark.parametrize("value", [None, 1, [1, 2], "text"])
+    def test_a_part_that_is_no_object_is_refused(
+        self, contract: ModelContract, part: str, value: object
+    ) -> None:
+        with pytest.raises(ModelError):
+            ModelContract.from_json(_changed(contract, **{part: value}))
+
+    @pytest.mark.parametrize("labels", [["COVID", "NORMAL"], ["NORMAL", "PNEUMONIA"], []])
+    def test_other_labels_or_another_order_are_refused(
+        self, contract: ModelContract, labels: list[str]
+    ) -> None:
+        with pytest.raises(ModelError, match="labels"):
+            ModelContract.from_json(_changed(contract, labels=labels))
+
+
+class TestDecision:
+    @pytest.mark.parametrize(
+        ("probability", "label"),
+        [
+            (0.0, "NORMAL"),
+            (0.2999, "NORMAL"),
+            (0.3, "UNCERTAIN"),
+            (0.4, "UNCERTAIN"),
+            (0.4999, "UNCERTAIN"),
+            (0.5, "COVID"),
+            (1.0, "COVID"),
+        ],
+    )
+    def test_between_the_bounds_the_model_abstains(self, probability: float, label: str) -> None:
+        decision = Decision(threshold=0.4, uncertain_low=0.3, uncertain_high=0.5)
+        assert decision.label(probability) == label
+
+    @pytest.mark.parametrize(("probability", "label"), [(0.3999, "NORMAL"), (0.4, "COVID")])
+    def test_equal_bounds_switch_abstention_off(self, probability: float, label: str) -> None:
+        decision = Decision(threshold=0.4, uncertain_low=0.4, uncertain_high=0.4)
+        assert decision.label(probability) == label
+
+    @pytest.mark.parametrize(
+        ("threshold", "low", "high"),
+        [
+            (0.0, 0.0, 0.0),
+            (1.0, 1.0, 1.0),
+            (0.4, 0.5, 0.6),
+            (0.4, 0.2, 0.3),
+            (0.4, -0.1, 0.5),
+            (0.4, 0.3, 1.1),
+            (float("nan"), 0.1, 0.2),
+            (0.4, float("nan"), 0.5),
+        ],
+    )
+    def test_bounds_that_make_no_sense_are_refused(
+        self, threshold: float, low: float, high: float
+    ) -> None:
+        with pytest.raises(ModelError, match="decision"):
+            Decision(threshold=threshold, uncertain_low=low, uncertain_high=high)
+
+
+class TestCalibration:
+    def test_the_default_is_the_plain_sigmoid(self) -> None:
+        assert Calibration().probability(0.0) == 0.5
+        assert Calibration().probability(2.0) == pytest.approx(0.8807970779778823)
+
+    def test_scales_and_shifts_the_logit(self) -> None:
+        calibration = Calibration(slope=0.5, intercept=1.0)
+        assert calibration.probability(3.0) == pytest.approx(Calibration().probability(2.5))
+
+    @pytest.mark.parametrize("logit", [-1e308, -1e4, -745.0, 745.0, 1e4, 1e308])
+    def test_no_logit_overflows(self, logit: float) -> None:
+        assert Calibration().probability(logit) == pytest.approx(float(logit > 0), abs=1e-300)
+
+    @pytest.mark.parametrize(
+        ("slope", "intercept"),
+        [(0.0, 0.0), (-1.0, 0.0), (float("inf"), 0.0), (float("nan"), 0.0), (1.0, float("nan"))],
+    )
+    def test_a_curve_that_falls_or_is_none_is_refused(self, slope: float, intercept: float) -> None:
+        with pytest.raises(ModelError, match="calibration"):
+            Calibration(slope=slope, intercept=intercept)
