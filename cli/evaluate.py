@@ -1,13 +1,19 @@
 """`lungwatch evaluate`: measure a model on data sets."""
 
-import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.cli.options import json_option
+from lungwatch.cli.output import print_json
+
+if TYPE_CHECKING:
+    from lungwatch.training.evaluation import ThresholdSource
+    from lungwatch.training.samples import Split
 
 _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "ece", "brier")
 
@@ -22,37 +28,143 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
     show_default=True,
     help="Part of each data set; one that is not split is taken whole.",
 )
+@click.option(
+    "--compare",
+    type=click.Path(path_type=Path),
+    metavar="OTHER_MODEL",
+    help="Compare with this model on the same images: DeLong's test, paired bootstrap.",
+)
+@click.option(
+    "--threshold-aim",
+    metavar="AIM",
+    help="Choose the threshold anew, on --threshold-data: youden, sensitivity=0.95 (at least) "
+    "or specificity=0.95. Youden if only the data are given.",
+)
+@click.option(
+    "--threshold-data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Validation data that choose the threshold; none of it may be evaluated.",
+)
+@click.option(
+    "--threshold-split",
+    type=click.Choice(["train", "val", "all"]),
+    default="val",
+    show_default=True,
+    help="Part of the threshold data.",
+)
+@click.option(
+    "--bootstrap",
+    type=click.IntRange(0, 100_000),
+    default=1000,
+    show_default=True,
+    help="Resamples for the 95 % intervals; 0 for none.",
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="OUT_DIR",
+    help="New folder to fill: metrics.json, scores.csv, plots, gallery, report.html. It shows "
+    "X-rays and names files.",
+)
+@click.option(
+    "--gallery",
+    type=click.IntRange(0, 100),
+    default=4,
+    show_default=True,
+    help="Cases in the gallery of each of true and false positives and negatives.",
+)
 @json_option
-def evaluate(*, model: Path, data: tuple[Path, ...], split: str, as_json: bool) -> None:
-    """Measure MODEL on each DATA: overall, and of one finding against another.
+def evaluate(
+    *,
+    model: Path,
+    data: tuple[Path, ...],
+    split: str,
+    compare: Path | None,
+    threshold_aim: str | None,
+    threshold_data: Path | None,
+    threshold_split: str,
+    bootstrap: int,
+    seed: int,
+    out: Path | None,
+    gallery: int,
+    as_json: bool,
+) -> None:
+    """Measure MODEL on each DATA: overall, by source, and of one finding against another.
 
     MODEL is a bundle's folder or the name of a shipped one, an .onnx file, a run folder or a
     .keras file. DATA is a folder CLASS/
     or SPLIT/CLASS/, or a manifest CSV or a folder with one.
     """
-    from lungwatch.training.dataset import dataset_name
-    from lungwatch.training.evaluate import evaluate as measure
-    from lungwatch.training.samples import Split
+    from lungwatch.cli.evaluation_files import claim_folder, write_evaluation
+    from lungwatch.training.bootstrap import Bootstrap
+    from lungwatch.training.evaluation import EvaluationRequest, run_evaluation
+    from lungwatch.training.evaluation_plots import require_matplotlib
     from lungwatch.training.scorers import load_scorer
 
+    request = EvaluationRequest(
+        data=data,
+        split=_split(split),
+        threshold=_threshold(threshold_aim, threshold_data, threshold_split),
+        bootstrap=Bootstrap(resamples=bootstrap, seed=seed),
+    )
     scorer = load_scorer(model)
-    chosen = None if split == "all" else cast(Split, split)
-    results = [
-        {
-            "model": scorer.judgement.name,
-            "data": dataset_name(path),
-            "split": split,
-            "threshold": scorer.judgement.decision.threshold,
-            **measure(scorer, path, chosen),
-        }
-        for path in data
-    ]
+    other = load_scorer(compare) if compare else None
+    if out:
+        require_matplotlib()
+        claim_folder(out)
+    with _Bar() as bar:
+        evaluations = run_evaluation(scorer, request, other=other, on_total=bar.start)
+    if out:
+        write_evaluation(out, scorer, evaluations, per_group=gallery, seed=seed)
+    results = [evaluation.result for evaluation in evaluations]
     if as_json:
-        click.echo(json.dumps(results, indent=2))
+        print_json(results)
         return
     for result in results:
         _print(result)
+    if out:
+        click.echo(f"report: {out / 'report.html'}")
     click.echo(RESEARCH_USE_ONLY)
+
+
+class _Bar:
+    """A progress bar on stderr, drawn on a terminal only."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def start(self, total: int) -> Callable[[int], None]:
+        hidden = not sys.stderr.isatty()
+        self._bar = click.progressbar(length=total, label="reading", file=sys.stderr, hidden=hidden)
+        self._bar.__enter__()
+        return cast(Callable[[int], None], self._bar.update)
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(*error)
+
+
+def _split(text: str) -> "Split | None":
+    return None if text == "all" else cast("Split", text)
+
+
+def _threshold(aim: str | None, data: Path | None, split: str) -> "ThresholdSource | None":
+    from lungwatch.training.aim import Aim
+    from lungwatch.training.evaluation import ThresholdSource
+
+    if data is None:
+        if aim is not None:
+            raise click.UsageError(
+                "--threshold-aim needs --threshold-data: the test images may not choose it"
+            )
+        return None
+    return ThresholdSource(aim=Aim.parse(aim or "youden"), data=data, split=_split(split))
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -61,12 +173,47 @@ def _print(result: dict[str, Any]) -> None:
         f"{result['positives']} COVID, {result['negatives']} others, "
         f"threshold {result['threshold']:.4f}"
     )
+    if choice := result.get("threshold_choice"):
+        click.echo(
+            f"  threshold chosen for {choice['aim']} on {choice['data']}, split "
+            f"{choice['split']}: sensitivity {choice['sensitivity']:.3f}, specificity "
+            f"{choice['specificity']:.3f} there; abstention off"
+        )
     for name in _SHOWN:
-        click.echo(f"  {name:<12} {result[name]:.3f}")
+        click.echo(f"  {name:<12} {result[name]:.3f}{_interval(result['intervals'].get(name))}")
     click.echo(f"  {'uncertain':<12} {result['uncertain']:.3f}")
     click.echo(f"  tp {result['tp']}  fp {result['fp']}  tn {result['tn']}  fn {result['fn']}")
     for name, probe in result["probes"].items():
         click.echo(
-            f"  ROC-AUC {probe['roc_auc']:.3f}  {name} "
-            f"({probe['positives']} vs {probe['negatives']})"
+            f"  ROC-AUC {probe['roc_auc']:.3f}{_interval(result['probe_intervals'].get(name))}  "
+            f"{name} ({probe['positives']} vs {probe['negatives']})"
         )
+    for name, found in result["sources"].items():
+        figures = ", ".join(
+            f"{figure} {found[figure]:.3f}"
+            for figure in ("accuracy", "sensitivity", "specificity", "roc_auc")
+            if found[figure] is not None
+        )
+        click.echo(
+            f"  source {name} ({found['positives']} COVID, {found['negatives']} others): {figures}"
+        )
+    if comparison := result.get("comparison"):
+        _print_comparison(comparison)
+
+
+def _print_comparison(found: dict[str, Any]) -> None:
+    click.echo(f"  against {found['model']}, this less that:")
+    for name in _SHOWN:
+        click.echo(
+            f"    {name:<12} {found['differences'][name]:+.3f}"
+            f"{_interval(found['intervals'].get(name))}"
+        )
+    if test := found["delong"]:
+        click.echo(
+            f"    DeLong: ROC-AUC {test['difference']:+.4f} "
+            f"[{test['low']:+.4f}, {test['high']:+.4f}], p = {test['p_value']:.2g}"
+        )
+
+
+def _interval(pair: list[float] | None) -> str:
+    return f" [{pair[0]:.3f}, {pair[1]:.3f}]" if pair else ""

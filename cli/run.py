@@ -1,7 +1,10 @@
 """`lungwatch run`: the daemon, or one pass over the drop folder."""
 
+import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
     from lungwatch.daemon.service import Service
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command()
@@ -30,9 +35,27 @@ def run(home: Path | None, config_path: Path | None, once: bool) -> None:
     has_bar = once and sys.stderr.isatty()
     configure(quiet=has_bar)
     service = Service(load_config(config_path, home))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: service.stop())
+    _stop_on_signal(service.stop)
     sys.exit(_run_with_bar(service) if has_bar else service.run(once=once))
+
+
+def _stop_on_signal(stop: Callable[[], None]) -> None:
+    """Have a thread act on the signals: a handler may not touch locks, a thread may.
+
+    The first signal drains what is in flight; the second ends at once, which loses nothing.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)  # the number is written to the pipe, no more
+
+    def wait() -> None:
+        os.read(reader, 1)
+        stop()
+        os._exit(128 + os.read(reader, 1)[0])
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
 def _run_with_bar(service: "Service") -> int:

@@ -156,6 +156,8 @@ def load_config(
     values["home"] = Path(values.get("home", Config.home)).expanduser().absolute()
     config = Config(**values)
     if not config.database_url:
+        if "?" in str(config.home):  # the rest would be read as the URL's parameters
+            raise ConfigError(f"'home' must not contain '?': {config.home}")
         values["database_url"] = f"sqlite:///{config.home / 'lungwatch.db'}"
         config = Config(**values)
     return config

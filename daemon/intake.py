@@ -117,13 +117,19 @@ class Intake:
         return bool(queued) or any(path not in self._complained for path in found)
 
     def resume(self) -> None:
-        """Go on with what a previous process left in `work/`; nothing else can be in there."""
+        """Go on with what a previous process left in `work/`; nothing else can be in there.
+
+        One after the other: if one of them was what killed that process, it goes alone this
+        time, and its neighbours are not given up along with it.
+        """
         # Before the first claim: from then on the pipeline empties and removes folders itself.
         for folder in list(self._home.work.iterdir()):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()  # claimed, and not renamed into: its file is where it was
         for path in [path for path in self._home.work.rglob("*") if path.is_file()]:
             self._claim(path, partial(self._claimer.resume, path))
+            while not self._stopped.is_set() and not self._in_flight.wait_empty(_POLL_S):
+                pass
 
     def _files(self) -> Iterator[tuple[Path, Snapshot]]:
         """Yield every regular file in the drop folder, folder by folder, in the order of names."""

@@ -4,6 +4,7 @@ File names are never logged: modalities and people put patients' names into them
 """
 
 import logging
+import warnings
 
 _log = logging.getLogger("lungwatch")
 
@@ -43,5 +44,7 @@ def configure(*, quiet: bool = False) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING if quiet else logging.INFO)
     root.propagate = False
-    # pydicom quotes the values that it finds fault with, and those are patients' data.
+    # pydicom quotes the values that it finds fault with and the names of the files that hold
+    # them, in its log and as warnings: both are patients' data.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")

@@ -55,6 +55,7 @@ class Service:
         self._home = Home(config.home)
         self._stop = threading.Event()
         self._crash: tuple[str, BaseException] | None = None
+        self._intake: Intake | None = None
 
     def run(self, *, once: bool = False, on_progress: Progress | None = None) -> int:
         """Work until stopped, or with `once` until every file in the drop folder has an end.
@@ -90,8 +91,14 @@ class Service:
                 engine.dispose()
 
     def stop(self) -> None:
-        """Stop claiming and end when what is in flight is done; safe in a signal handler."""
+        """Stop claiming and end when what is in flight is done.
+
+        For any thread, not for a signal handler: that could interrupt the very lock that an
+        event takes, and wait for it for ever.
+        """
         self._stop.set()
+        if self._intake is not None:
+            self._intake.stop()
 
     def _run(self, engine: Engine, *, once: bool, on_progress: Progress | None) -> int:
         config, home, clock = self._config, self._home, self._clock
@@ -153,6 +160,7 @@ class Service:
             queued=lambda: self._queued(engine, model_id),
             submit=pipeline.submit,
         )
+        self._intake = intake
         writer.start()
         pipeline.start()
         try:

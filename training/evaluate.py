@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lungwatch.training.dataset import dataset_name, load_dataset, select
 from lungwatch.training.metrics import figures, roc_auc, sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.samples import Finding, Sample, Split
-from lungwatch.training.scorers import Scorer
+from lungwatch.training.scorers import Judgement, Scorer
 
 # Which finding should score higher than which; all of it by the score for COVID.
 _PROBES: tuple[tuple[Finding, Finding], ...] = (
@@ -49,8 +50,14 @@ def evaluate(
 
 def measure(scorer: Scorer, samples: Sequence[Sample], pixels: FloatArray) -> dict[str, Any]:
     """Measure a network on samples already read; see `evaluate`."""
-    logits = scorer.logits(pixels)
-    calibration, decision = scorer.judgement.calibration, scorer.judgement.decision
+    return summarise(scorer.judgement, samples, scorer.logits(pixels))
+
+
+def summarise(
+    judgement: Judgement, samples: Sequence[Sample], logits: FloatArray
+) -> dict[str, Any]:
+    """Measure binary logits, shape (N,), of samples in their order; see `evaluate`."""
+    calibration, decision = judgement.calibration, judgement.decision
     probabilities = sigmoid(calibration.slope * logits + calibration.intercept)
     uncertain = (probabilities >= decision.uncertain_low) & (
         probabilities < decision.uncertain_high
@@ -58,11 +65,25 @@ def measure(scorer: Scorer, samples: Sequence[Sample], pixels: FloatArray) -> di
     return {
         **figures(targets(samples), probabilities, decision.threshold).to_dict(),
         "uncertain": round(float(uncertain.mean()), 6),
-        "probes": _probes(samples, logits),
+        "probes": {
+            name: {
+                "roc_auc": round(roc_auc(is_high, logits[chosen]), 6),
+                "positives": int(is_high.sum()),
+                "negatives": int((~is_high).sum()),
+            }
+            for name, (chosen, is_high) in probes(samples).items()
+        },
     }
 
 
-def _probes(samples: Sequence[Sample], logits: FloatArray) -> dict[str, Any]:
+def probes(samples: Sequence[Sample]) -> dict[str, tuple[list[int], NDArray[np.bool_]]]:
+    """List what is compared: one finding against another, over all sources and within each.
+
+    Returns
+    -------
+    dict
+        Name -> the indices of the samples, and for each whether it should score higher.
+    """
     found = {}
     sources = sorted({s.source for s in samples if s.source})
     for source in [None, *sources]:
@@ -76,9 +97,5 @@ def _probes(samples: Sequence[Sample], logits: FloatArray) -> dict[str, Any]:
             if min(is_high.sum(), (~is_high).sum()) < _FEWEST:
                 continue
             name = f"{high} vs {low}" + (f" within {source}" if source else "")
-            found[name] = {
-                "roc_auc": round(roc_auc(is_high, logits[chosen]), 6),
-                "positives": int(is_high.sum()),
-                "negatives": int((~is_high).sum()),
-            }
+            found[name] = (chosen, is_high)
     return found

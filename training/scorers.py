@@ -8,11 +8,21 @@ from typing import Protocol
 
 import numpy as np
 
-from lungwatch.contract import INPUT, LOGITS, METADATA_KEY, Calibration, Decision, ModelContract
+from lungwatch.contract import (
+    CAM,
+    INPUT,
+    LOGITS,
+    METADATA_KEY,
+    Calibration,
+    Decision,
+    ModelContract,
+)
 from lungwatch.errors import ModelError, NotFoundError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.fit import predict_logits
 from lungwatch.training.foreign import KerasModel, OnnxSession
+from lungwatch.training.gradcam import gradcam
+from lungwatch.training.head import FEATURES
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
@@ -39,6 +49,15 @@ class Scorer(Protocol):
 
     def logits(self, pixels: FloatArray) -> FloatArray:
         """Return binary logits, (N,), for preprocessed images, (N, S, S, 1), 0..1."""
+
+    def maps(self, pixels: FloatArray) -> FloatArray:
+        """Return Grad-CAM of NORMAL and COVID, (N, 2, h, w), 0..1, for such images.
+
+        Raises
+        ------
+        ModelError
+            If the network has no feature map to explain.
+        """
 
 
 class KerasScorer:
@@ -68,6 +87,12 @@ class KerasScorer:
         """See `Scorer`."""
         return predict_logits(self.model, pixels)
 
+    def maps(self, pixels: FloatArray) -> FloatArray:
+        """See `Scorer`."""
+        if FEATURES not in {layer.name for layer in self.model.layers}:
+            raise ModelError(f"{self.judgement.name} has no layer named {FEATURES!r} to explain")
+        return gradcam(self.model, pixels)
+
 
 class OnnxScorer:
     """An exported graph with its contract."""
@@ -91,6 +116,10 @@ class OnnxScorer:
         pairs = [self.session.run([LOGITS], {INPUT: batch})[0] for batch in batches]
         pair = np.concatenate(pairs)
         return np.asarray(pair[:, 1] - pair[:, 0], dtype=np.float32)
+
+    def maps(self, pixels: FloatArray) -> FloatArray:
+        """See `Scorer`."""
+        return np.asarray(self.session.run([CAM], {INPUT: pixels})[0], dtype=np.float32)
 
 
 def load_scorer(path: Path) -> Scorer:

@@ -293,3 +293,16 @@ def altered_bundle(shipped_bundle, tmp_path):
     data[len(data) // 2] ^= 1
     (copy / "model.onnx").write_bytes(data)
     return copy
+
+
+@pytest.fixture
+def newer_bundle(shipped_bundle, tmp_path):
+    """The shipped model in other bytes: to the record, another model that says the same."""
+    copy = Path(shutil.copytree(shipped_bundle, tmp_path / "newer"))
+    # A field that no reader of the format knows, and that every reader has to skip.
+    data = (copy / "model.onnx").read_bytes() + b"\xf8\xff\x01\x01"
+    (copy / "model.onnx").write_bytes(data)
+    listed = json.loads((copy / "bundle.json").read_text())
+    listed["sha256"] = {"model.onnx": sha256(data)}
+    (copy / "bundle.json").write_text(json.dumps(listed))
+    return copy

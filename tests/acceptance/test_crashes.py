@@ -4,6 +4,8 @@ import random
 import signal
 import time
 
+import cv2
+import numpy as np
 import pytest
 
 from lungwatch.daemon.crashpoint import CRASH_POINTS
@@ -11,6 +13,15 @@ from lungwatch.daemon.crashpoint import CRASH_POINTS
 SIGKILLED = -signal.SIGKILL
 STREAM = 60
 ROUNDS = 6
+INNOCENT = 8
+
+
+def large_png(upper, lower):
+    pixels = np.full((8000, 8000), lower, np.uint8)
+    pixels[:4000] = upper
+    is_encoded, data = cv2.imencode(".png", pixels)
+    assert is_encoded
+    return data.tobytes()
 
 
 @pytest.mark.parametrize("point", CRASH_POINTS)
@@ -38,10 +49,9 @@ def test_a_file_that_kills_the_process_every_time_is_given_up(make_home, picture
     for attempt in (1, 2, 3):
         assert home.run_once(env=poison).returncode == SIGKILLED
         assert home.row(poisoned).attempts == attempt
-    for _ in range(2):
-        assert home.run_once(env=poison).returncode == 0
-        row = home.row(poisoned)
-        assert (row.state, row.reason) == ("failed", "crashed_repeatedly")
+    assert home.run_once(env=poison).returncode == 0
+    row = home.row(poisoned)
+    assert (row.state, row.reason) == ("failed", "crashed_repeatedly")
     home.assert_settled([poisoned])
 
     retried = home.command("retry", "--failed")
@@ -51,17 +61,21 @@ def test_a_file_that_kills_the_process_every_time_is_given_up(make_home, picture
     home.assert_settled([poisoned])
 
 
-def test_given_up_is_only_what_kills(make_home, picture):
-    """A crash takes its neighbours along; a restart finishes them all the same."""
-    home = make_home(MAX_ATTEMPTS="3")
-    contents = [picture(number) for number in range(5)]
-    for number, content in enumerate(contents):
-        home.drop(f"{number}.png", content, old=True)
-    for _ in range(2):
-        assert home.run_once(env={"CRASH_AT": "recorded"}).returncode == SIGKILLED
-    assert home.run_once().returncode == 0
-    assert {row.state for row in home.rows()} == {"done"}
-    home.assert_settled(contents)
+def test_given_up_is_only_what_kills_not_its_neighbours(make_home):
+    """All that is in hand goes down with the process, and is finished by the next starts."""
+    home = make_home(MAX_ATTEMPTS="3", DECODE_WORKERS="1")
+    # Large, so that all are claimed by the time that the first has been decoded. Those of one
+    # grey are refused before they get to the point that kills.
+    killer = large_png(200, 100)
+    innocent = [large_png(level, level) for level in range(INNOCENT)]
+    home.drop("0.png", killer, old=True)
+    for number, content in enumerate(innocent):
+        home.drop(f"{number + 1}.png", content, old=True)
+    while home.run_once(env={"CRASH_AT": "classified"}).returncode == SIGKILLED:
+        assert home.row(killer).attempts <= 3
+    assert home.row(killer).reason == "crashed_repeatedly"
+    assert {home.row(content).reason for content in innocent} == {"no_contrast"}
+    home.assert_settled([killer, *innocent])
 
 
 def test_killed_while_a_stream_comes_in_nothing_is_lost_or_doubled(make_home, picture):

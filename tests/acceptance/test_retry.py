@@ -69,6 +69,30 @@ def test_dropping_a_rejected_file_again_changes_nothing(home, sample, picture):
     assert home.files("incoming", "work") == []
 
 
+def test_a_retry_is_run_by_the_model_that_is_there(home, newer_bundle, sample, picture):
+    assert home.command("retry", str(leg(home).id)).returncode == 0
+    policy = {"MODEL": str(newer_bundle), "BODY_PARTS": "CHEST,EXTREMITY"}
+    assert home.run_once(env=policy).returncode == 0
+    home.assert_settled([sample("RG3_J2KI.dcm"), picture(1)])
+    assert {row.state for row in home.rows()} == {"done"}
+
+
+def test_a_retry_that_another_model_has_overtaken_does_not_keep_the_daemon_busy(
+    home, newer_bundle, sample
+):
+    """The old model's row waits for the old model; the new one's is done and stays it."""
+    old = leg(home)
+    policy = {"MODEL": str(newer_bundle), "BODY_PARTS": "CHEST,EXTREMITY"}
+    home.drop("leg again.dcm", sample("RG3_J2KI.dcm"), old=True)
+    assert home.run_once(env=policy).returncode == 0
+    assert home.command("retry", str(old.id)).returncode == 0
+    assert home.run_once(env=policy).returncode == 0
+    states = {row.id: row.state for row in home.rows() if row.sha256 == old.sha256}
+    assert states.pop(old.id) == "queued"
+    assert set(states.values()) == {"done"}
+    assert home.kept()[old.sha256] == 1
+
+
 @pytest.mark.parametrize(
     ("args", "status", "said"),
     [

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-COUNT = 60
+COUNT = 40
 
 
 def drop_many(home, picture):
@@ -24,7 +24,7 @@ def wait_for_first_end(home):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_drains_and_exits_0_and_the_next_start_takes_the_rest(make_home, picture, number):
-    home = make_home()
+    home = make_home(MAX_IN_FLIGHT="4")
     contents = drop_many(home, picture)
     with home.daemon() as daemon:
         wait_for_first_end(home)
@@ -40,7 +40,7 @@ def test_a_stop_drains_and_exits_0_and_the_next_start_takes_the_rest(make_home, 
 
 
 def test_a_stop_that_may_not_wait_leaves_work_that_the_next_start_finishes(make_home, picture):
-    home = make_home(DRAIN_S="0", MAX_IN_FLIGHT="50")
+    home = make_home(DRAIN_S="0", MAX_IN_FLIGHT="30")
     contents = drop_many(home, picture)
     with home.daemon() as daemon:
         wait_for_first_end(home)

@@ -84,3 +84,8 @@ def test_a_missing_file_is_named(tmp_path):
 def test_the_configuration_cannot_be_changed():
     with pytest.raises(AttributeError):
         Config().batch_size = 1
+
+
+def test_a_home_that_no_url_can_hold_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="home"):
+        load_config(home=tmp_path / "what?", environ={})

@@ -1,0 +1,261 @@
+"""All that is said of a model on a data set: figures, intervals, sources, comparison."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lungwatch.errors import DatasetError, ModelError
+from lungwatch.training.aim import Aim, choose_threshold
+from lungwatch.training.bootstrap import (
+    FIGURES,
+    Bootstrap,
+    area_interval,
+    intervals,
+    paired_differences,
+    uncomputable,
+    weighted_figures,
+)
+from lungwatch.training.dataset import dataset_name, load_dataset, of_split, select
+from lungwatch.training.delong import delong_test
+from lungwatch.training.evaluate import probes, summarise
+from lungwatch.training.metrics import sigmoid
+from lungwatch.training.pixels import FloatArray, read_pixels, targets
+from lungwatch.training.samples import Sample, Split
+from lungwatch.training.scorers import Judgement, Scorer
+
+Progress = Callable[[int], None]
+_UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """A model's answers on one set.
+
+    Attributes
+    ----------
+    samples
+        The cases.
+    judgement
+        How the logits are read: calibration, threshold, band of abstention.
+    logits
+        Binary, float32, shape (N,), in the order of `samples`.
+    """
+
+    samples: Sequence[Sample]
+    judgement: Judgement
+    logits: FloatArray
+
+    @property
+    def targets(self) -> FloatArray:
+        """1 for COVID and 0 for the rest, float32, shape (N,)."""
+        return targets(self.samples)
+
+    @property
+    def calibrated(self) -> FloatArray:
+        """Logits after Platt scaling, float32, shape (N,)."""
+        calibration = self.judgement.calibration
+        return calibration.slope * self.logits + calibration.intercept
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """Calibrated, 0..1, shape (N,)."""
+        return sigmoid(self.calibrated)
+
+    @property
+    def called(self) -> NDArray[np.bool_]:
+        """Whether the probability reaches the threshold, (N,); abstention ignored."""
+        return self.probabilities >= self.judgement.decision.threshold
+
+
+def choose_samples(location: Path, split: Split | None) -> list[Sample]:
+    """Take one split of a data set (all of it for None), both classes occurring.
+
+    Raises
+    ------
+    DatasetError
+        If there are no images, no such split, or one class only: it says which figures
+        cannot be computed then.
+    """
+    chosen = of_split(load_dataset(location), split, dataset_name(location))
+    positives = sum(s.positive for s in chosen)
+    if missing := uncomputable(positives, len(chosen) - positives):
+        where = f"{location}: split '{split}'" if split else str(location)
+        only = ", ".join(sorted({s.finding for s in chosen}))
+        raise DatasetError(
+            f"{where} holds one class only ({only}): {', '.join(missing)} cannot be computed; "
+            "COVID and others are needed"
+        )
+    return chosen
+
+
+def score(scorer: Scorer, samples: Sequence[Sample], *, progress: Progress | None = None) -> Scored:
+    """Read images and ask a model.
+
+    Raises
+    ------
+    DatasetError
+        If a file is unreadable; it is named.
+    ModelError
+        If the model answers with what is no number.
+    """
+    pixels = read_pixels(samples, scorer.judgement.preprocess, progress=progress)
+    logits = scorer.logits(pixels)
+    if not np.isfinite(logits).all():
+        raise ModelError(f"{scorer.judgement.name} answers with what is no finite number")
+    return Scored(samples=samples, judgement=scorer.judgement, logits=logits)
+
+
+def aim_threshold(
+    scorer: Scorer,
+    aim: Aim,
+    location: Path,
+    split: Split | None,
+    *,
+    tested: Sequence[Sample],
+    progress: Progress | None = None,
+) -> tuple[Judgement, dict[str, Any]]:
+    """Choose a model's threshold on cases that it is not tested on.
+
+    Returns
+    -------
+    judgement, about
+        The model's judgement with the new threshold and without abstention; and the aim, the
+        data and what was reached there.
+
+    Raises
+    ------
+    DatasetError
+        If these cases are among those that are tested, or cannot be used.
+    """
+    samples = select(load_dataset(location), split, dataset_name(location))
+    shared = {s.path.resolve() for s in samples} & {s.path.resolve() for s in tested}
+    if shared:
+        raise DatasetError(
+            f"{location}: {len(shared)} of the images that choose the threshold are among those "
+            f"to be evaluated ({min(shared)}); choose it on another split"
+        )
+    scored = score(scorer, samples, progress=progress)
+    decision = choose_threshold(scored.targets, scored.calibrated, aim)
+    judgement = replace(scorer.judgement, decision=decision)
+    reached = summarise(judgement, samples, scored.logits)
+    return judgement, {
+        "aim": str(aim),
+        "data": dataset_name(location),
+        "split": split or "all",
+        "threshold": decision.threshold,
+        "sensitivity": reached["sensitivity"],
+        "specificity": reached["specificity"],
+        "images": len(samples),
+    }
+
+
+def assess(scored: Scored, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Measure answers: what `summarise` gives, with intervals and by source.
+
+    Returns
+    -------
+    dict
+        The fields of `summarise`, and `intervals` (95 %, by figure), `probe_intervals` (by
+        probe), `sources` (by source; a figure that has no meaning there is None) and
+        `bootstrap`. Without resamples, no intervals.
+    """
+    threshold = scored.judgement.decision.threshold
+    found = {
+        **summarise(scored.judgement, scored.samples, scored.logits),
+        "sources": {
+            source: _of_source(scored, indices, bootstrap)
+            for source, indices in _sources(scored.samples).items()
+        },
+        "bootstrap": {"resamples": bootstrap.resamples, "seed": bootstrap.seed},
+        "intervals": {},
+        "probe_intervals": {},
+    }
+    if bootstrap.resamples:
+        found["intervals"] = intervals(scored.targets, scored.probabilities, threshold, bootstrap)
+        found["probe_intervals"] = {
+            name: area_interval(is_high, scored.logits[chosen], bootstrap)
+            for name, (chosen, is_high) in probes(scored.samples).items()
+        }
+    return found
+
+
+def compare(scored: Scored, other: Scored, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Compare two models on the same cases.
+
+    Returns
+    -------
+    dict
+        The other model's name, threshold and `figures`; the test of DeLong on the areas under
+        the ROC curve (None with a single case of a class); `differences` (first less
+        second) and their 95 % `intervals`, by paired resampling.
+    """
+    mine = summarise(scored.judgement, scored.samples, scored.logits)
+    its = summarise(other.judgement, other.samples, other.logits)
+    enough = min(mine["positives"], mine["negatives"]) >= 2
+    systems = [(s.probabilities, s.judgement.decision.threshold) for s in (scored, other)]
+    return {
+        "model": other.judgement.name,
+        "threshold": other.judgement.decision.threshold,
+        "figures": {name: its[name] for name in (*FIGURES, "tp", "fp", "tn", "fn")},
+        "delong": (
+            delong_test(scored.targets, scored.logits, other.logits).to_dict() if enough else None
+        ),
+        "differences": {name: round(mine[name] - its[name], 6) for name in FIGURES},
+        "intervals": (
+            paired_differences(scored.targets, systems, bootstrap) if bootstrap.resamples else {}
+        ),
+    }
+
+
+def rows(scored: Scored, location: Path, other: Scored | None = None) -> list[dict[str, Any]]:
+    """List what was answered for each image, with paths relative to the data set."""
+    root = location if location.is_dir() else location.parent
+    answers = scored.probabilities
+    others = other.probabilities if other else None
+    decision = scored.judgement.decision
+    listed = []
+    for index, sample in enumerate(scored.samples):
+        path = sample.path
+        inside = path.relative_to(root) if path.is_relative_to(root) else path
+        row = {
+            "path": inside.as_posix(),
+            "label": sample.finding,
+            "source": sample.source,
+            "probability": float(answers[index]),
+            "decision": decision.label(float(answers[index])),
+        }
+        if others is not None:
+            row["other_probability"] = float(others[index])
+        listed.append(row)
+    return listed
+
+
+def _sources(samples: Sequence[Sample]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        found.setdefault(sample.source or _UNKNOWN, []).append(index)
+    return dict(sorted(found.items()))
+
+
+def _of_source(scored: Scored, indices: list[int], bootstrap: Bootstrap) -> dict[str, Any]:
+    y, p = scored.targets[indices], scored.probabilities[indices]
+    threshold = scored.judgement.decision.threshold
+    once = weighted_figures(y, p, threshold, np.ones((1, len(indices))))
+    positives = int(y.sum())
+    said, true = scored.called[indices], y > 0.5
+    values = {name: None if np.isnan(v[0]) else round(float(v[0]), 6) for name, v in once.items()}
+    return {
+        "positives": positives,
+        "negatives": len(indices) - positives,
+        **values,
+        "tp": int(np.sum(said & true)),
+        "fp": int(np.sum(said & ~true)),
+        "tn": int(np.sum(~said & ~true)),
+        "fn": int(np.sum(~said & true)),
+        "not_computable": uncomputable(positives, len(indices) - positives),
+        "intervals": intervals(y, p, threshold, bootstrap) if bootstrap.resamples else {},
+    }

@@ -1,0 +1,143 @@
+"""One evaluation: a model on several data sets, perhaps against another."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lungwatch.training.aim import Aim
+from lungwatch.training.assess import (
+    Progress,
+    Scored,
+    aim_threshold,
+    assess,
+    choose_samples,
+    compare,
+    score,
+)
+from lungwatch.training.bootstrap import Bootstrap
+from lungwatch.training.dataset import dataset_name
+from lungwatch.training.samples import Sample, Split
+from lungwatch.training.scorers import Judgement, Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdSource:
+    """What a new threshold shall reach, and where it is chosen.
+
+    Attributes
+    ----------
+    aim
+        What it shall reach.
+    data, split
+        The cases that choose it; they are not tested. None takes the whole data set.
+    """
+
+    aim: Aim
+    data: Path
+    split: Split | None = "val"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """What is measured, and how.
+
+    Attributes
+    ----------
+    data
+        Data sets.
+    split
+        The part of each; None for all of it.
+    threshold
+        Where a new threshold comes from; None keeps the model's own.
+    bootstrap
+        How the intervals are made.
+    """
+
+    data: Sequence[Path]
+    split: Split | None = "test"
+    threshold: ThresholdSource | None = None
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SetEvaluation:
+    """What came out on one data set.
+
+    Attributes
+    ----------
+    location
+        The data set.
+    result
+        The figures, plain values for JSON; see `lungwatch.training.assess.assess`.
+    scored, other
+        The answers of the model, and of the one it is compared with.
+    """
+
+    location: Path
+    result: dict[str, Any]
+    scored: Scored
+    other: Scored | None
+
+
+def run_evaluation(
+    scorer: Scorer,
+    request: EvaluationRequest,
+    *,
+    other: Scorer | None = None,
+    on_total: Callable[[int], Progress] | None = None,
+) -> list[SetEvaluation]:
+    """Measure a model, and one to compare it with, on each data set.
+
+    Parameters
+    ----------
+    scorer, other
+        The models.
+    request
+        What is measured, and how.
+    on_total
+        Told the number of images before the first is read; returns what is told of each.
+
+    Raises
+    ------
+    DatasetError
+        If a data set is empty, has no such split, holds one class only, has an unreadable
+        file, or shares images with those that choose the threshold.
+    ModelError
+        If a model answers with what is no number.
+    """
+    sets = [choose_samples(location, request.split) for location in request.data]
+    models = [scorer] if other is None else [scorer, other]
+    progress = on_total(len(models) * sum(map(len, sets))) if on_total else None
+    tested = [sample for samples in sets for sample in samples]
+    judged = [_judge(model, request.threshold, tested) for model in models]
+    found = []
+    for location, samples in zip(request.data, sets, strict=True):
+        answers = [
+            replace(score(model, samples, progress=progress), judgement=judgement)
+            for model, (judgement, _) in zip(models, judged, strict=True)
+        ]
+        result = {
+            "model": scorer.judgement.name,
+            "data": dataset_name(location),
+            "split": request.split or "all",
+            "threshold": judged[0][0].decision.threshold,
+            **assess(answers[0], request.bootstrap),
+        }
+        if judged[0][1]:
+            result["threshold_choice"] = judged[0][1]
+        theirs = answers[1] if other is not None else None
+        if theirs is not None:
+            result["comparison"] = compare(answers[0], theirs, request.bootstrap)
+        found.append(
+            SetEvaluation(location=location, result=result, scored=answers[0], other=theirs)
+        )
+    return found
+
+
+def _judge(
+    model: Scorer, source: ThresholdSource | None, tested: Sequence[Sample]
+) -> tuple[Judgement, dict[str, Any] | None]:
+    if source is None:
+        return model.judgement, None
+    return aim_threshold(model, source.aim, source.data, source.split, tested=tested)
