@@ -21,6 +21,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Prove that folders and database agree; mend what does not.",
     ),
     "model": ("lungwatch.cli.model:model", "List, show and verify model bundles."),
+    "dataset": (
+        "lungwatch.cli.dataset:dataset",
+        "Explore, check and split a data set (extra 'train').",
+    ),
     "train": ("lungwatch.cli.train:train", "Train a model (extra 'train')."),
     "evaluate": ("lungwatch.cli.evaluate:evaluate", "Measure a model on a data set."),
     "export": ("lungwatch.cli.export:export", "Export a model to ONNX (extra 'train')."),

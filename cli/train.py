@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -70,12 +70,125 @@ def baseline(
         resume=resume,
         progress=_progress(),
     )
+    _report(metrics, out, as_json=as_json)
+
+
+@train.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Run folder to fill: configuration, history, plots, metrics, model.keras.",
+)
+@click.option(
+    "--backbone",
+    default="resnet50v2",
+    show_default=True,
+    help="efficientnet-lite0, or a network of keras.applications.",
+)
+@click.option(
+    "--weights",
+    default="imagenet",
+    show_default=True,
+    help="imagenet (fetched from the network), none, or a file: a Keras model, a trained run's "
+    "model.keras, or weights as keras.applications takes them.",
+)
+@click.option(
+    "--size", type=click.IntRange(32, 1024), default=128, show_default=True, help="Input side, px."
+)
+@click.option(
+    "--freeze-epochs",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="At most, with the backbone frozen; 0 leaves this phase out.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="At most, of fine-tuning; 0 leaves it out.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option(
+    "--learning-rate", type=float, default=1e-3, show_default=True, help="With it frozen."
+)
+@click.option("--fine-tune-learning-rate", type=float, default=1e-4, show_default=True)
+@click.option("--dropout", type=click.FloatRange(0, 0.95), default=0.3, show_default=True)
+@click.option(
+    "--unfreeze",
+    default="all",
+    show_default=True,
+    metavar="all|N",
+    help="What is fine-tuned: all, or the last N convolutions.",
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--resume", is_flag=True, help="Continue the interrupted run in the run folder.")
+@json_option
+def transfer(
+    *,
+    data: Path,
+    out: Path,
+    backbone: str,
+    weights: str,
+    size: int,
+    freeze_epochs: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    fine_tune_learning_rate: float,
+    dropout: float,
+    unfreeze: str,
+    seed: int,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Train a network on a backbone trained elsewhere.
+
+    DATA is as for `baseline`. First only the new head learns, then the backbone is fine-tuned
+    with it, its batch norm in inference mode; if that does not lower the validation loss, the
+    network with the frozen backbone is kept.
+    """
+    from lungwatch.training.fit import FitConfig
+    from lungwatch.training.train_transfer import train_transfer
+    from lungwatch.training.transfer import TransferConfig
+
+    if unfreeze != "all" and not (unfreeze.isascii() and unfreeze.isdigit()):
+        raise click.BadParameter("neither 'all' nor a number", param_hint="--unfreeze")
+
+    def fitting(most: int, rate: float) -> FitConfig | None:
+        if most == 0:
+            return None
+        return FitConfig(epochs=most, batch_size=batch_size, learning_rate=rate, seed=seed)
+
+    metrics = train_transfer(
+        data,
+        out,
+        network=TransferConfig(
+            backbone=backbone,
+            weights=weights,
+            size_px=size,
+            dropout=dropout,
+            unfreeze=None if unfreeze == "all" else int(unfreeze),
+        ),
+        frozen=fitting(freeze_epochs, learning_rate),
+        tuning=fitting(epochs, fine_tune_learning_rate),
+        resume=resume,
+        progress=_progress(),
+    )
+    _report(metrics, out, as_json=as_json)
+
+
+def _report(metrics: dict[str, Any], out: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(metrics, indent=2))
         return
     found = metrics["validation"]
+    phase = f" ({metrics['phase']})" if "phase" in metrics else ""
     click.echo(
-        f"best epoch {metrics['best_epoch']} of {metrics['epochs']}; validation: "
+        f"best epoch {metrics['best_epoch']} of {metrics['epochs']}{phase}; validation: "
         f"ROC-AUC {found['roc_auc']:.3f}, sensitivity {found['sensitivity']:.3f}, specificity "
         f"{found['specificity']:.3f} at threshold {metrics['decision']['threshold']:.3f}"
     )

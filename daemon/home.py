@@ -80,9 +80,14 @@ class Home:
         Raises
         ------
         HomeError
-            If another process holds it.
+            If another process holds it, or its lock file cannot be opened.
         """
-        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise HomeError(
+                f"cannot open {self.lock_file}: {error.strerror}; change its owner or mode"
+            ) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

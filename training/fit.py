@@ -9,7 +9,7 @@ optimiser, so that an interrupted run continues to the same numbers.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -218,9 +218,17 @@ def _train_epoch(
 def _seed_dropout(model: KerasModel, seed: int, epoch: int) -> None:
     # Keras does not save the state of its seed generators: without this a resumed run would
     # drop other units than one that was never interrupted.
-    for index, layer in enumerate(model.layers):
+    for index, layer in enumerate(_flat(model)):
         if hasattr(layer, "seed_generator"):
             layer.seed_generator.state.assign([seed + 1000 * index, epoch])
+
+
+def _flat(model: KerasModel) -> Iterator[KerasModel]:
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from _flat(layer)
+        else:
+            yield layer
 
 
 def _advance(state: FitState, row: dict[str, float], config: FitConfig) -> FitState:

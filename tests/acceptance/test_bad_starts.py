@@ -123,14 +123,21 @@ def test_a_folder_on_another_file_system(home, refusal):
     assert "another file system" in refusal()
 
 
+@pytest.mark.usefixtures("has_no_privilege")
 def test_a_home_that_cannot_be_written(home, refusal):
-    if os.geteuid() == 0:
-        pytest.skip("root writes everywhere")
     home.root.chmod(0o500)
     try:
         assert str(home.root) in refusal()
     finally:
         home.root.chmod(0o700)
+
+
+@pytest.mark.usefixtures("has_no_privilege")
+def test_a_home_whose_lock_cannot_be_opened(home, refusal):
+    (home.root / ".lock").touch(mode=0)
+    line = refusal()
+    assert ".lock" in line
+    assert "owner or mode" in line
 
 
 def test_the_results_of_a_home_without_a_database(home):

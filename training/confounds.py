@@ -1,0 +1,151 @@
+"""Measure whether the classes can be told apart without looking at the lungs.
+
+A logistic regression sees only the image's size, its margin or its histogram. What it
+achieves, a network can achieve the same way (Zech et al. 2018, doi:10.1371/journal.pmed.1002683).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lungwatch.errors import MissingExtraError
+from lungwatch.training.pixels import FloatArray
+from lungwatch.training.scan import Look
+
+_FOLDS = 5
+_THUMBNAIL_PX = 32
+_BORDER_PX = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confound:
+    """How well one thing that is not the lungs tells COVID from others.
+
+    Attributes
+    ----------
+    against
+        The findings COVID is compared with.
+    feature
+        "size", "border", "histogram" or "all".
+    roc_auc, fold_std
+        Mean and standard deviation over the folds of a cross-validation.
+    """
+
+    against: str
+    feature: str
+    roc_auc: float
+    fold_std: float
+
+
+def find_confounds(
+    looks: Sequence[Look], groups: Sequence[int], *, seed: int = 1
+) -> list[Confound]:
+    """Measure each feature against all other findings together and each alone.
+
+    Parameters
+    ----------
+    looks
+        The images.
+    groups
+        For each image the group that must not be on both sides of a fold.
+    seed
+        Of the folds.
+
+    Returns
+    -------
+    list of Confound
+        Empty where a class has too few groups for a cross-validation.
+
+    Raises
+    ------
+    MissingExtraError
+        If scikit-learn is not installed.
+    """
+    features = _features(looks)
+    findings = np.array([look.sample.finding for look in looks])
+    positive = findings == "COVID"
+    comparisons = {"all others": np.ones(len(looks), dtype=bool)}
+    others = sorted(set(findings[~positive].tolist()))
+    if len(others) > 1:
+        comparisons |= {other: positive | (findings == other) for other in others}
+    members = np.asarray(groups)
+    found = []
+    for against, chosen in comparisons.items():
+        for name, columns in features.items():
+            areas = _cross_validate(columns[chosen], positive[chosen], members[chosen], seed)
+            if areas:
+                found.append(
+                    Confound(
+                        against=against,
+                        feature=name,
+                        roc_auc=float(np.mean(areas)),
+                        fold_std=float(np.std(areas)),
+                    )
+                )
+    return found
+
+
+def verdict(confounds: Sequence[Confound]) -> str:
+    """Say in one sentence what the figures mean."""
+    if not confounds:
+        return "Too few images of each class to tell whether size, border or histogram betray it."
+    worst = max(confounds, key=lambda found: found.roc_auc)
+    what = f"{worst.feature} (ROC-AUC {worst.roc_auc:.2f} for COVID against {worst.against})"
+    if worst.feature == "all":
+        what = what.replace("all", "size, border and histogram together", 1)
+    if worst.roc_auc < 0.6:
+        return f"Size, border and histogram hardly betray the class; best is {what}."
+    if worst.roc_auc < 0.75:
+        return f"The class can partly be guessed without the lungs, best from {what}."
+    return (
+        f"The class can be told without looking at the lungs, best from {what}: a network that "
+        "does no better may have learnt the source, so test it on sources it never saw."
+    )
+
+
+def _features(looks: Sequence[Look]) -> dict[str, FloatArray]:
+    size = (_THUMBNAIL_PX, _THUMBNAIL_PX)
+    inner = slice(_BORDER_PX, -_BORDER_PX)
+    border = np.ones(size, dtype=bool)
+    border[inner, inner] = False
+    thumbs = [cv2.resize(look.thumbnail, size, interpolation=cv2.INTER_AREA) for look in looks]
+    features = {
+        "size": np.array(
+            [[look.columns, look.rows, look.columns / look.rows] for look in looks],
+            dtype=np.float32,
+        ),
+        "border": np.array([thumb[border] for thumb in thumbs], dtype=np.float32),
+        "histogram": np.array([look.histogram for look in looks], dtype=np.float32),
+    }
+    return features | {"all": np.concatenate(list(features.values()), axis=1)}
+
+
+def _cross_validate(
+    columns: FloatArray, positive: NDArray[np.bool_], groups: NDArray[np.int_], seed: int
+) -> list[float]:
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import roc_auc_score
+        from sklearn.model_selection import StratifiedGroupKFold
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise MissingExtraError("the check for confounds", "train") from error
+
+    smaller = min(len(set(groups[positive].tolist())), len(set(groups[~positive].tolist())))
+    if smaller < 2:
+        return []
+    folds = StratifiedGroupKFold(min(_FOLDS, smaller), shuffle=True, random_state=seed)
+    areas = []
+    for train, test in folds.split(columns, positive, groups):
+        # Groups can be so uneven that a fold gets one class only.
+        if len(set(positive[train].tolist())) < 2 or len(set(positive[test].tolist())) < 2:
+            continue
+        logistic = LogisticRegression(C=0.1, max_iter=2000, tol=1e-3)
+        model = make_pipeline(StandardScaler(), logistic)
+        model.fit(columns[train], positive[train])
+        areas.append(float(roc_auc_score(positive[test], model.decision_function(columns[test]))))
+    return areas

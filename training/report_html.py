@@ -1,0 +1,93 @@
+"""An exploration as one HTML file that needs nothing else."""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, fields
+from html import escape
+
+from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.training.exploration import Exploration, Outlier, PixelStatistics
+
+_MAX_LISTED = 100
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.4 sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #ccc; }}
+figure {{ margin: 1.5rem 0; }} img {{ max-width: 100%; }}
+.notice {{ border: 1px solid #a60; padding: .5rem; }}
+</style></head><body>
+"""
+
+
+def exploration_html(exploration: Exploration, pictures: Mapping[str, bytes]) -> str:
+    """Return the report; names from outside are escaped, pictures are inside.
+
+    Parameters
+    ----------
+    exploration
+        The numbers.
+    pictures
+        Caption -> the bytes of a PNG file.
+    """
+    title = escape(f"Data set {exploration.location}")
+    found = exploration.size_range
+    sections = [
+        f"<h1>{title}</h1>",
+        f'<p class="notice">{escape(RESEARCH_USE_ONLY)}</p>',
+        (
+            f"<p>{exploration.files} files, {len(exploration.unreadable)} unreadable; width "
+            f"{found['width_min_px']} to {found['width_max_px']} px, height "
+            f"{found['height_min_px']} to {found['height_max_px']} px.</p>"
+        ),
+        "<h2>Distribution</h2>",
+        _table(
+            ("split", "class", "files"),
+            [
+                (split, finding, count)
+                for split, counts in exploration.distribution.items()
+                for finding, count in counts.items()
+            ],
+        ),
+        "<h2>Sources</h2>",
+        _table(("source/class", "files"), exploration.sources.items()),
+        "<h2>Formats and commonest sizes</h2>",
+        _table(("format", "images"), exploration.formats.items()),
+        _table(("width x height", "images"), exploration.sizes.items()),
+        "<h2>Pixel statistics (grey values 0..1)</h2>",
+        _table([f.name for f in fields(PixelStatistics)], map(astuple, exploration.statistics)),
+        f"<h2>Intensity outliers ({len(exploration.outliers)})</h2>",
+        "<p>Modified z-score beyond 3.5 in mean, standard deviation or a percentile.</p>",
+        _table([f.name for f in fields(Outlier)], map(astuple, exploration.outliers[:_MAX_LISTED])),
+        f"<h2>Unreadable files ({len(exploration.unreadable)})</h2>",
+        _table(("file", "reason"), exploration.unreadable.items()),
+        "<h2>Pictures</h2>",
+        *(_figure(caption, data) for caption, data in pictures.items()),
+    ]
+    return _HEAD.format(title=title) + "\n".join(sections) + "\n</body></html>\n"
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    head = "".join(f"<th>{escape(header)}</th>" for header in headers)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row) + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>\n{body}</table>" if body else "<p>None.</p>"
+
+
+def _cell(value: object) -> str:
+    return format(value, ".3f") if isinstance(value, float) else str(value)
+
+
+def _figure(caption: str, data: bytes) -> str:
+    encoded = base64.b64encode(data).decode("ascii")
+    text = escape(caption)
+    return (
+        f"<figure><figcaption>{text}</figcaption>"
+        f'<img alt="{text}" src="data:image/png;base64,{encoded}"></figure>'
+    )

@@ -1,0 +1,146 @@
+"""Look once at every file of a data set and keep what the checks need of it."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from lungwatch.errors import DatasetError, FileRejected
+from lungwatch.imaging import read_radiograph
+from lungwatch.training.artefacts import border_fraction, reduced, text_marks
+from lungwatch.training.pixels import FloatArray
+from lungwatch.training.samples import Sample
+
+THUMBNAIL_PX = 64
+HISTOGRAM_BINS = 32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Look:
+    """What one readable file looks like.
+
+    Attributes
+    ----------
+    sample
+        The file and its label.
+    sha256
+        Of the file's bytes.
+    format
+        "DICOM", "PNG" or "JPEG".
+    rows, columns
+        Size of the stored image, in pixels.
+    mean, std, p01, p50, p99
+        Of the grey values, 0..1.
+    border
+        Share of the area that is blank margin, 0..1.
+    text_marks
+        Small bright shapes in one corner.
+    histogram
+        float32, shape (32,), shares of the grey values, summing to 1.
+    thumbnail
+        float32, shape (64, 64), 0..1, stretched to the square.
+    patient_id
+        Of the DICOM header; None without. Not to be written anywhere.
+    """
+
+    sample: Sample
+    sha256: str
+    format: str
+    rows: int
+    columns: int
+    mean: float
+    std: float
+    p01: float
+    p50: float
+    p99: float
+    border: float
+    text_marks: int
+    histogram: FloatArray
+    thumbnail: FloatArray
+    patient_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """A file that the reader refuses, and why."""
+
+    sample: Sample
+    reason: str
+
+
+def scan(
+    samples: Sequence[Sample],
+    *,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[Look], list[Unreadable]]:
+    """Read every file through the daemon's reader, in the order of `samples`.
+
+    Parameters
+    ----------
+    samples
+        Files to read.
+    workers
+        Decoding threads.
+    progress
+        Called with 1 after each file.
+    """
+    looks: list[Look] = []
+    unreadable: list[Unreadable] = []
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        for found in pool.map(_look, samples):
+            if isinstance(found, Look):
+                looks.append(found)
+            else:
+                unreadable.append(found)
+            if progress:
+                progress(1)
+    return looks, unreadable
+
+
+def require_readable(unreadable: Sequence[Unreadable]) -> None:
+    """Refuse a data set with files that cannot be read.
+
+    Raises
+    ------
+    DatasetError
+        If there are any; the first is named.
+    """
+    if unreadable:
+        first, more = unreadable[0], len(unreadable) - 1
+        others = f" (and {more} more; `lungwatch dataset check` lists them)" if more else ""
+        raise DatasetError(f"{first.sample.path}: {first.reason}{others}")
+
+
+def _look(sample: Sample) -> Look | Unreadable:
+    try:
+        digest = hashlib.sha256(sample.path.read_bytes()).hexdigest()
+        radiograph = read_radiograph(sample.path)
+    except (FileRejected, OSError) as error:
+        return Unreadable(sample=sample, reason=str(error))
+    pixels, meta = radiograph.pixels, radiograph.meta
+    small = reduced(pixels)
+    counts, _ = np.histogram(pixels, bins=HISTOGRAM_BINS, range=(0.0, 1.0))
+    p01, p50, p99 = (float(value) for value in np.percentile(small, (1, 50, 99)))
+    side = (THUMBNAIL_PX, THUMBNAIL_PX)
+    thumbnail = cv2.resize(pixels, side, interpolation=cv2.INTER_AREA)
+    return Look(
+        sample=sample,
+        sha256=digest,
+        format=meta.format,
+        rows=meta.rows,
+        columns=meta.columns,
+        mean=float(pixels.mean(dtype=np.float64)),
+        std=float(pixels.std(dtype=np.float64)),
+        p01=p01,
+        p50=p50,
+        p99=p99,
+        border=border_fraction(small),
+        text_marks=text_marks(small),
+        histogram=(counts / pixels.size).astype(np.float32),
+        thumbnail=np.asarray(thumbnail, dtype=np.float32),
+        patient_id=meta.patient_id,
+    )
