@@ -11,6 +11,8 @@ from pathlib import Path
 
 from lungwatch.atomicfile import make_dirs
 from lungwatch.errors import HomeError, Reason
+from lungwatch.imaging.dicom import is_dicom
+from lungwatch.imaging.raster import is_raster
 
 _MIB = 1024 * 1024
 _HEAD_BYTES = 132
@@ -141,10 +143,6 @@ def suffix_of(path: Path) -> str:
     """Return a file's extension by its content: names are not to be trusted, nor to be kept."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return ".png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return ".jpg"
-    if head[128:132] == b"DICM":
-        return ".dcm"
-    return ".bin"
+    if is_raster(head):
+        return ".jpg" if head.startswith(b"\xff") else ".png"
+    return ".dcm" if is_dicom(head) else ".bin"
