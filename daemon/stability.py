@@ -10,6 +10,7 @@ class Hint(Enum):
     """What the watcher last told of a file."""
 
     NONE = auto()
+    APPEARED = auto()
     WRITING = auto()
     COMPLETE = auto()
 
@@ -97,6 +98,9 @@ class Stability:
             # Many writers create the file first and come back to fill it.
             return unchanged_s >= self._stability_s
         if watched.hint is Hint.COMPLETE:
+            return True
+        if writer is Writer.NONE and watched.hint is Hint.APPEARED:
+            # Moved in from outside: written into, it would have been seen to be closed.
             return True
         if writer is Writer.NONE:
             # Between two chunks of a writer that closes in between, the file is young.

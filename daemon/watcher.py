@@ -97,7 +97,7 @@ class Watcher(FileSystemEventHandler):
                 # No waking: a long copy modifies its file thousands of times.
                 self._note(event.src_path, Hint.WRITING, wake=False)
             case FileCreatedEvent():
-                self.wake.set()
+                self._note(event.src_path, Hint.APPEARED)
             case _ if event.is_directory and event.event_type in ("created", "moved"):
                 self.wake.set()
 

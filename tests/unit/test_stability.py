@@ -79,3 +79,11 @@ def test_a_clock_that_jumped_back_does_not_make_a_file_complete(stability):
     stability.observe(PATH, replace(YOUNG, age_s=-3600.0), 0.0)
     assert not stability.is_complete(PATH, Writer.NONE, 0.5)
     assert stability.is_complete(PATH, Writer.NONE, 1.0)
+
+
+def test_a_file_that_was_moved_in_is_complete_at_once_where_nobody_writes(stability):
+    stability.hint(PATH, Hint.APPEARED)
+    stability.observe(PATH, YOUNG, 0.0)
+    assert not stability.is_complete(PATH, Writer.UNKNOWN, 0.0)
+    assert not stability.is_complete(PATH, Writer.SOMEBODY, 0.0)
+    assert stability.is_complete(PATH, Writer.NONE, 0.0)
