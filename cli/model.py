@@ -76,17 +76,22 @@ def show(name_or_path: str, home: Path | None, config_path: Path | None, as_json
 
 
 @model.command()
-@click.argument("name_or_path")
+@click.argument("name_or_path", required=False)
 @home_options
 @json_option
-def verify(name_or_path: str, home: Path | None, config_path: Path | None, as_json: bool) -> None:
+def verify(
+    name_or_path: str | None, home: Path | None, config_path: Path | None, as_json: bool
+) -> None:
     """Prove that a bundle is what it says.
 
     Its digest and contract are checked, and its golden picture is replayed on this machine.
+    Without a name, the bundle that the daemon would use.
     """
+    from lungwatch.daemon.config import load_config
     from lungwatch.daemon.model import find_bundle
 
-    bundle = find_bundle(name_or_path, _root(home, config_path))
+    config = load_config(config_path, home)
+    bundle = find_bundle(name_or_path or config.model, config.home)
     classifier = _classifier(bundle)
     if as_json:
         print_json({"model": classifier.contract.id, "sha256": classifier.sha256, "path": bundle})

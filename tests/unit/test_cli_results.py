@@ -21,6 +21,7 @@ from lungwatch.cli.output import cell_text, to_csv, to_json
 from lungwatch.db import Store, open_database, open_engine
 from lungwatch.db.engine import writing
 from lungwatch.imaging import RadiographMeta
+from lungwatch.models import SHIPPED_DEFAULT
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SHA = "ab" * 32
@@ -397,6 +398,7 @@ class TestModel:
             verified = run("model", "verify", entry["bundle"])
             assert verified.exit_code == 0
             assert "digest, contract and golden picture are right" in verified.stdout
+        assert SHIPPED_DEFAULT in run("model", "verify").stdout
 
     def test_a_damaged_bundle_is_listed_with_its_fault_and_not_verified(
         self, run: Run, home: Path
