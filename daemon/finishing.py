@@ -12,7 +12,7 @@ from lungwatch.daemon.filing import Filing
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.overlay import OverlayText, encode_png, render_overlay, shown_class
-from lungwatch.daemon.records import Classified
+from lungwatch.daemon.records import Classified, Recorded
 from lungwatch.daemon.writer import Writer
 from lungwatch.db.store import Store
 from lungwatch.preprocess import content_box
@@ -41,13 +41,13 @@ class Finisher:
         self._clock = clock
         self._contract = contract
 
-    def finish(self, classified: Classified) -> None:
-        """Give a scored file its end.
+    def record(self, classified: Classified) -> Recorded:
+        """Write the overlay and the row; repeatable until the row is written.
 
         Raises
         ------
         OSError
-            If the overlay cannot be written or the file cannot be moved.
+            If the overlay cannot be written.
         """
         claim, scores = classified.prepared.claim, classified.scores
         overlay = self._home.overlay_path(claim.sha256, claim.received_at, self._contract.id)
@@ -72,6 +72,22 @@ class Finisher:
             )
         )
         crashpoint("recorded")
+        return Recorded(
+            claim=claim,
+            label=scores.label,
+            probability=scores.probability,
+            duration_ms=duration_ms,
+        )
+
+    def file(self, recorded: Recorded) -> None:
+        """Move a recorded file to its place and say so; repeatable until it is moved.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be moved.
+        """
+        claim = recorded.claim
         self._filing.file(
             result_id=claim.result_id,
             sha256=claim.sha256,
@@ -81,9 +97,9 @@ class Finisher:
         event(
             "filed",
             claim.sha256,
-            label=scores.label,
-            probability=scores.probability,
-            duration_ms=duration_ms,
+            label=recorded.label,
+            probability=recorded.probability,
+            duration_ms=recorded.duration_ms,
         )
 
     def _render(self, classified: Classified) -> bytes:

@@ -135,13 +135,12 @@ class Pipeline:
     def _finish_loop(self) -> None:
         while (classified := self._to_finish.get()) is not None:
             claim = classified.prepared.claim
-            done = self._guarded(claim, partial(self._finish, classified))
-            if done:
+            # Two steps, since a recorded row is never recorded again: a passing trouble of
+            # the second must not repeat the first.
+            recorded = self._guarded(claim, partial(self._finisher.record, classified))
+            if recorded is not None:
+                self._retried(claim, partial(self._finisher.file, recorded))
                 self._in_flight.release()
-
-    def _finish(self, classified: Classified) -> bool:
-        self._finisher.finish(classified)
-        return True
 
     def _guarded(self, claim: Claimed, step: Callable[[], T]) -> T | None:
         """Run a step; None means that the file has met its end otherwise."""

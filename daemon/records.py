@@ -92,3 +92,19 @@ class Classified:
 
     prepared: Prepared
     scores: Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """A file whose result is in the database, and which has only to be filed.
+
+    Attributes
+    ----------
+    duration_ms
+        From the claim to the row.
+    """
+
+    claim: Claimed
+    label: Label
+    probability: float
+    duration_ms: int

@@ -1,0 +1,60 @@
+"""A trouble of the file system that passes costs a delay, and no file."""
+
+import errno
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from lungwatch.daemon import filing, finishing
+from lungwatch.daemon.config import load_config
+from lungwatch.daemon.service import Service
+from lungwatch.db.migrate import open_database
+from lungwatch.db.queries import ResultFilter, list_results
+from lungwatch.golden import golden_pixels
+
+
+class FailsOnce:
+    """Stands before a function and lets its first call fail as a busy disk does."""
+
+    def __init__(self, function):
+        self.function = function
+        self.failures = 0
+
+    def __call__(self, *arguments):
+        if self.failures == 0:
+            self.failures += 1
+            raise OSError(errno.EIO, "Input/output error")
+        return self.function(*arguments)
+
+
+def run_over_one_picture(root: Path):
+    (root / "incoming").mkdir()
+    picture = np.rint(golden_pixels() * 255).astype(np.uint8)
+    cv2.imwrite(str(root / "incoming" / "x.png"), picture)
+    config = load_config(home=root, environ={"LUNGWATCH_MIN_FREE_MB": "0"})
+    status = Service(config).run(once=True)
+    engine = open_database(config.database_url)
+    try:
+        (row,) = list_results(engine, ResultFilter())
+    finally:
+        engine.dispose()
+    return status, row
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        pytest.param(finishing, "write_atomic", id="writing the overlay"),
+        pytest.param(filing, "move_atomic", id="moving the recorded file"),
+    ],
+)
+def test_an_error_that_passes_is_waited_out(tmp_path, monkeypatch, module, name):
+    stumbling = FailsOnce(getattr(module, name))
+    monkeypatch.setattr(module, name, stumbling)
+    status, row = run_over_one_picture(tmp_path)
+    assert stumbling.failures == 1
+    assert (status, row.status, row.attempts) == (0, "done", 1)
+    assert (tmp_path / row.file).is_file()
+    assert (tmp_path / row.overlay).is_file()
