@@ -2,25 +2,43 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.atomicfile import write_atomic
 from lungwatch.cli.options import json_option
-from lungwatch.cli.output import cell_text, print_json, print_table
+from lungwatch.cli.output import cell_text, print_json, print_table, to_csv
+from lungwatch.cli.run_folder import begin_run, write_look
 
 if TYPE_CHECKING:
     from lungwatch.training.dataset_check import DatasetCheck
+    from lungwatch.training.look import Look
+    from lungwatch.training.run import RunFolder
     from lungwatch.training.samples import Sample
-    from lungwatch.training.scan import Look, Unreadable
+    from lungwatch.training.scan import Unreadable
 
 _LISTED = 20
 
 _data = click.argument("data", type=click.Path(path_type=Path))
 _seed = click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+
+
+def _run_folder(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option(
+        "--resume", is_flag=True, help="Go on in a run folder that was begun: files are read once."
+    )(command)
+    return click.option(
+        "-o",
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="RUN_DIR",
+        help="New run folder: configuration, environment, results.json, plots, and report.html, "
+        "which needs nothing else.",
+    )(command)
 
 
 @click.group()
@@ -35,35 +53,29 @@ def dataset() -> None:
 
 @dataset.command()
 @_data
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write one self-contained HTML file with plots and samples.",
-)
+@_run_folder
 @_seed
 @json_option
-def explore(*, data: Path, out: Path | None, seed: int, as_json: bool) -> None:
+def explore(*, data: Path, out: Path | None, resume: bool, seed: int, as_json: bool) -> None:
     """Sum up sizes, formats, classes, grey values, outliers and unreadable files.
 
-    The report shows images of patients: keep it as safe as the data set.
+    The run folder shows images of patients: keep it as safe as the data set.
     """
-    from lungwatch.atomicfile import write_atomic
-    from lungwatch.errors import DatasetError
     from lungwatch.training.exploration import explore as sum_up
+    from lungwatch.training.exploration import per_image
     from lungwatch.training.exploration_plots import draw_exploration
     from lungwatch.training.report_html import exploration_html
 
-    if out and not out.absolute().parent.is_dir():
-        raise DatasetError(f"{out}: there is no folder {out.parent}")
-    samples, looks, unreadable = _scan(data)
+    run = _begin("explore", data, out, resume=resume, seed=seed)
+    samples, looks, unreadable = _scan(data, run)
     found = sum_up(data, samples, looks, unreadable)
-    if out:
+    if run:
         pictures = draw_exploration(looks, seed=seed) if looks else {}
-        try:
-            write_atomic(out, exploration_html(found, pictures).encode("utf-8", "replace"))
-        except OSError as error:
-            raise DatasetError(f"{out} cannot be written: {error.strerror}") from error
+        write_look(run, found, exploration_html(found, pictures), pictures)
+        table = per_image(looks)
+        if table:
+            text = to_csv(list(table[0]), table)
+            write_atomic(run.root / "images.csv", text.encode("utf-8", "backslashreplace"))
     if as_json:
         print_json(found)
         return
@@ -80,16 +92,17 @@ def explore(*, data: Path, out: Path | None, seed: int, as_json: bool) -> None:
         f"{span['width_max_px']} px, height {span['height_min_px']} to {span['height_max_px']} px"
     )
     _list("unreadable", [f"{file}: {reason}" for file, reason in found.unreadable.items()])
-    if out:
-        click.echo(f"report: {cell_text(out)}")
+    if run:
+        click.echo(f"report: {cell_text(run.root / 'report.html')}")
     click.echo(RESEARCH_USE_ONLY)
 
 
 @dataset.command()
 @_data
+@_run_folder
 @_seed
 @json_option
-def check(*, data: Path, seed: int, as_json: bool) -> None:
+def check(*, data: Path, out: Path | None, resume: bool, seed: int, as_json: bool) -> None:
     """Find leaks, duplicates, label conflicts, unreadable files and confounds.
 
     Exit code 1 if something must be mended: an unreadable file, an empty split, a split of
@@ -97,8 +110,15 @@ def check(*, data: Path, seed: int, as_json: bool) -> None:
     """
     from lungwatch.training.dataset_check import check_dataset
 
-    samples, looks, unreadable = _scan(data)
+    run = _begin("check", data, out, resume=resume, seed=seed)
+    samples, looks, unreadable = _scan(data, run)
     found = check_dataset(data, samples, looks, unreadable, seed=seed)
+    if run:
+        from lungwatch.training.check_plots import draw_check
+        from lungwatch.training.report_html import check_html
+
+        pictures = draw_check(found, looks)
+        write_look(run, found, check_html(str(data), found, pictures), pictures)
     if as_json:
         print_json(found)
     else:
@@ -158,16 +178,31 @@ def split(*, data: Path, out: Path, val: float, test: float, seed: int, as_json:
     )
 
 
-def _scan(data: Path) -> "tuple[list[Sample], list[Look], list[Unreadable]]":
+def _begin(
+    command: str, data: Path, out: Path | None, *, resume: bool, seed: int
+) -> "RunFolder | None":
+    if out is None:
+        if resume:
+            raise click.UsageError("--resume needs --out")
+        return None
+    config = {"command": f"dataset {command}", "data": str(data), "seed": seed}
+    return begin_run(out, config, resume=resume)
+
+
+def _scan(
+    data: Path, run: "RunFolder | None" = None
+) -> "tuple[list[Sample], list[Look], list[Unreadable]]":
     from lungwatch.training.dataset import load_dataset
     from lungwatch.training.scan import scan
+    from lungwatch.training.scan_cache import ScanCache
 
     samples = load_dataset(data)
+    cache = ScanCache(run.root / "scan") if run else None
     hidden = not sys.stderr.isatty()
     with click.progressbar(
         length=len(samples), label="reading", file=sys.stderr, hidden=hidden
     ) as bar:
-        looks, unreadable = scan(samples, progress=bar.update)
+        looks, unreadable = scan(samples, progress=bar.update, cache=cache)
     return samples, looks, unreadable
 
 
@@ -186,8 +221,8 @@ def _print_check(found: "DatasetCheck") -> None:
     _list("burnt-in text candidate (heuristic)", list(map(str, found.text_candidates)))
     click.echo("\nHow well the class is told without the lungs (cross-validated ROC-AUC):")
     print_table(
-        ("COVID against", "by", "ROC-AUC", "std over folds"),
-        [(c.against, c.feature, c.roc_auc, c.fold_std) for c in found.confounds],
+        ("among", "COVID against", "by", "ROC-AUC", "std over folds"),
+        [(c.among, c.against, c.feature, c.roc_auc, c.fold_std) for c in found.confounds],
     )
     click.echo(found.verdict)
     click.echo()

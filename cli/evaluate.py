@@ -62,12 +62,21 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
 )
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option(
+    "--lung-masks",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder with images/ and masks/NAME.png: how much of the map for COVID lies on lungs.",
+)
+@click.option(
     "-o",
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="OUT_DIR",
-    help="New folder to fill: metrics.json, scores.csv, plots, gallery, report.html. It shows "
-    "X-rays and names files.",
+    help="New run folder: configuration, environment, metrics.json, scores.csv, plots, gallery, "
+    "report.html. It shows X-rays and names files.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on in a run folder that was begun: what is scored stays."
 )
 @click.option(
     "--gallery",
@@ -88,7 +97,9 @@ def evaluate(
     threshold_split: str,
     bootstrap: int,
     seed: int,
+    lung_masks: Path | None,
     out: Path | None,
+    resume: bool,
     gallery: int,
     as_json: bool,
 ) -> None:
@@ -98,10 +109,12 @@ def evaluate(
     .keras file. DATA is a folder CLASS/
     or SPLIT/CLASS/, or a manifest CSV or a folder with one.
     """
-    from lungwatch.cli.evaluation_files import claim_folder, write_evaluation
+    from lungwatch.cli.evaluation_files import write_evaluation
+    from lungwatch.cli.run_folder import begin_run
     from lungwatch.training.bootstrap import Bootstrap
     from lungwatch.training.evaluation import EvaluationRequest, run_evaluation
     from lungwatch.training.evaluation_plots import require_matplotlib
+    from lungwatch.training.score_cache import ScoreCache, model_digest
     from lungwatch.training.scorers import load_scorer
 
     request = EvaluationRequest(
@@ -109,14 +122,35 @@ def evaluate(
         split=_split(split),
         threshold=_threshold(threshold_aim, threshold_data, threshold_split),
         bootstrap=Bootstrap(resamples=bootstrap, seed=seed),
+        lung_masks=lung_masks,
     )
+    if resume and out is None:
+        raise click.UsageError("--resume needs --out")
     scorer = load_scorer(model)
     other = load_scorer(compare) if compare else None
+    caches = None
     if out:
         require_matplotlib()
-        claim_folder(out)
+        digests = [model_digest(path) for path in (model, compare) if path]
+        config = {
+            "command": "evaluate",
+            "model": scorer.judgement.name,
+            "compare": other.judgement.name if other else None,
+            "model_sha256": digests,
+            "data": list(map(str, data)),
+            "split": split,
+            "threshold": [threshold_aim, str(threshold_data or ""), threshold_split],
+            "bootstrap": bootstrap,
+            "seed": seed,
+            "lung_masks": str(lung_masks) if lung_masks else None,
+            "gallery": gallery,
+        }
+        begin_run(out, config, resume=resume)
+        caches = [ScoreCache(folder=out / "logits", digest=digest) for digest in digests]
     with _Bar() as bar:
-        evaluations = run_evaluation(scorer, request, other=other, on_total=bar.start)
+        evaluations = run_evaluation(
+            scorer, request, other=other, caches=caches, on_total=bar.start
+        )
     if out:
         write_evaluation(out, scorer, evaluations, per_group=gallery, seed=seed)
     results = [evaluation.result for evaluation in evaluations]
@@ -197,8 +231,20 @@ def _print(result: dict[str, Any]) -> None:
         click.echo(
             f"  source {name} ({found['positives']} COVID, {found['negatives']} others): {figures}"
         )
+    if lungs := result.get("lungs"):
+        _print_lungs(lungs)
     if comparison := result.get("comparison"):
         _print_comparison(comparison)
+
+
+def _print_lungs(found: dict[str, Any]) -> None:
+    click.echo(
+        f"  the map for COVID against drawn lungs ({found['images']} images, "
+        f"{found['without_map']} without a map):"
+    )
+    for name in ("map_in_lungs", "strongest_point_in_lungs", "lung_area"):
+        if found[name] is not None:
+            click.echo(f"    {name:<26} {found[name]:.3f}{_interval(found['intervals'].get(name))}")
 
 
 def _print_comparison(found: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.atomicfile import make_dirs, write_atomic
 from lungwatch.cli.output import to_csv, to_json
-from lungwatch.errors import ConfigError, ModelError
+from lungwatch.errors import ModelError
 
 if TYPE_CHECKING:
     from lungwatch.training.evaluation import SetEvaluation
@@ -19,22 +19,6 @@ if TYPE_CHECKING:
 
 _GALLERY_SIDE_PX = 320
 _MAP_OPACITY = 0.4
-
-
-def claim_folder(folder: Path) -> None:
-    """Create the folder, or take an empty one, before the work whose result it holds.
-
-    Raises
-    ------
-    ConfigError
-        If something is in it, or it cannot be made.
-    """
-    try:
-        make_dirs(folder)
-        if any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty; choose another folder")
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
 
 
 def write_evaluation(

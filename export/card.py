@@ -5,6 +5,8 @@ from typing import Any
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.contract import ModelContract
+from lungwatch.export.figures import FIGURES, figures_markdown, of_data_sets
+from lungwatch.export.quantisation_card import quantisation_markdown
 
 _USE = """\
 **Intended use.** Research, teaching and testing: ordering and auditing collections of frontal
@@ -51,6 +53,7 @@ def write_card(contract: ModelContract, notes: str = "") -> str:
 
     Source: Mitchell et al. 2019, Model Cards for Model Reporting.
     """
+    measured = of_data_sets(contract.metrics)
     parts = [
         f"# {contract.id}",
         f"> {RESEARCH_USE_ONLY}",
@@ -59,9 +62,13 @@ def write_card(contract: ModelContract, notes: str = "") -> str:
         _USE,
         "## Figures as measured",
         _MEASURED,
-        _figures_table(contract.metrics),
+        _figures_table(measured),
         "ROC-AUC of the COVID score for one finding against another (images in brackets):",
-        _probes_table(contract.metrics),
+        _probes_table(measured),
+    ]
+    if figures := contract.metrics.get(FIGURES):
+        parts.append(figures_markdown(figures))
+    parts += [
         "## Limits",
         _LIMITS,
         "## Training data",
@@ -74,9 +81,10 @@ def write_card(contract: ModelContract, notes: str = "") -> str:
         _decision(contract),
         "## Input and maps",
         _input(contract),
-        "## How it was made",
-        _making(contract.provenance),
     ]
+    if quantisation := contract.provenance.get("quantisation"):
+        parts += ["## Quantisation", quantisation_markdown(quantisation)]
+    parts += ["## How it was made", _making(contract.provenance)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -151,10 +159,11 @@ def _making(provenance: Mapping[str, Any]) -> str:
     if packages:
         lines.append("- " + ", ".join(f"{k} {v}" for k, v in packages.items()) + ".")
     parity = provenance["parity"]
+    before = ", before quantisation" if "quantisation" in provenance else ""
     lines.append(
-        f"- Largest differences on {parity['images']} images ({parity['kind']}): probability of "
-        f"ONNX against Keras {parity['probability']:.1e}, map {parity['cam']:.1e}, map against "
-        f"automatic differentiation {parity['gradient']:.1e}."
+        f"- Largest differences on {parity['images']} images ({parity['kind']}){before}: "
+        f"probability of ONNX against Keras {parity['probability']:.1e}, map {parity['cam']:.1e}, "
+        f"map against automatic differentiation {parity['gradient']:.1e}."
     )
     return "\n".join(lines)
 

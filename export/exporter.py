@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,24 @@ from lungwatch.contract import CAM, EMBEDDING, PROBABILITY, Golden, ModelContrac
 from lungwatch.errors import ConfigError, DatasetError
 from lungwatch.export.bundle import write_bundle
 from lungwatch.export.card import write_card
+from lungwatch.export.fidelity import check_size
+from lungwatch.export.figures import FIGURES, Figures, check_figures
+from lungwatch.export.int8 import make_int8, recalibrate
 from lungwatch.export.parity import compare, run_onnx, synthetic_images
 from lungwatch.export.to_onnx import to_onnx, with_contract
 from lungwatch.golden import golden_digest, golden_input
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.calibrate import choose_decision, fit_calibration
 from lungwatch.training.dataset import dataset_name, load_dataset, select
 from lungwatch.training.evaluate import measure
-from lungwatch.training.metrics import sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.samples import Split
 from lungwatch.training.scorers import Judgement, KerasScorer, OnnxScorer
 
 _PARITY_IMAGES = 50
 _OWN_SPLITS: tuple[Split, ...] = ("val", "test")
+# Processors without VNNI saturate in 16-bit sums, which moves an int8 network's answers further
+# than float rounding does. An allowance, not a measurement; a broken file is off by far more.
+_INT8_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,13 @@ class ExportRequest:
         Markdown for the card, on the data and their confounds.
     replace
         Whether a bundle of the same version is replaced.
+    int8
+        Whether the convolutions are quantised; needs `data`.
+    max_mb
+        Largest int8 file, megabytes of 10^6 bytes.
+    figures
+        Tables measured elsewhere, for the card and the contract's metrics; those that the
+        run's metrics.json has under "figures" come first.
     """
 
     model: Path
@@ -59,12 +70,20 @@ class ExportRequest:
     evaluate: Sequence[Path] = ()
     notes: str = ""
     replace: bool = False
+    int8: bool = False
+    max_mb: float = 20.0
+    figures: Figures = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*", self.name):
             raise ConfigError(f"model name {self.name!r}: lower-case letters, digits, - and _ only")
         if not re.fullmatch(r"\d+\.\d+\.\d+", self.version):
             raise ConfigError(f"model version {self.version!r} is not of the form 1.0.0")
+        if self.int8 and self.data is None:
+            raise DatasetError(
+                "quantising needs the data set of the training (--data): its training images "
+                "show the range of the activations, its validation images what was lost"
+            )
 
 
 def export(
@@ -80,11 +99,12 @@ def export(
     Raises
     ------
     ModelError
-        If the network cannot be exported, or its graph differs from it.
+        If the network cannot be exported, its graph differs from it, or the int8 graph loses
+        too much or is too large.
     NotFoundError
         If there is no such model.
     DatasetError
-        If images cannot be read, or a bare .keras file comes without data to calibrate on.
+        If images cannot be read, or a bare .keras file or `int8` comes without data.
     ConfigError
         If the name, the version or the target is not acceptable.
     MissingExtraError
@@ -99,13 +119,23 @@ def export(
     images, kind = _parity_images(request.data, spec)
     parity = compare(scorer.model, plain, images, kind)
     parity.check()
-    contract = _contract(request, scorer, judgement, plain)
-    contract = replace(contract, provenance={**contract.provenance, "parity": parity.to_dict()})
+    provenance = {**_provenance(scorer), "parity": parity.to_dict()}
+    if request.int8 and request.data:
+        int8 = make_int8(proto, judgement, request.data, progress=progress)
+        proto, judgement = int8.proto, int8.judgement
+        provenance["quantisation"] = int8.about
+    contract = _contract(request, scorer, judgement, proto.SerializeToString(), provenance)
     exported = OnnxScorer(with_contract(proto, contract))
-    contract = replace(contract, metrics=_measure_all(request, exported, progress))
+    metrics = _measure_all(request, exported, progress)
+    if figures := _figures(request, scorer):
+        metrics[FIGURES] = figures
+    contract = replace(contract, metrics=metrics)
+    model = with_contract(proto, contract)
+    if request.int8:
+        check_size(len(model), request.max_mb)
     bundle = write_bundle(
         request.folder,
-        model=with_contract(proto, contract),
+        model=model,
         contract=contract,
         card=write_card(contract, request.notes),
         replace=request.replace,
@@ -114,10 +144,15 @@ def export(
 
 
 def _contract(
-    request: ExportRequest, scorer: KerasScorer, judgement: Judgement, plain: bytes
+    request: ExportRequest,
+    scorer: KerasScorer,
+    judgement: Judgement,
+    graph: bytes,
+    provenance: dict[str, Any],
 ) -> ModelContract:
     spec = judgement.preprocess
-    answer = run_onnx(plain, golden_input(spec)[np.newaxis])
+    answer = run_onnx(graph, golden_input(spec)[np.newaxis])
+    tolerance = {"tolerance": _INT8_TOLERANCE} if request.int8 else {}
     return ModelContract(
         name=request.name,
         version=request.version,
@@ -131,8 +166,9 @@ def _contract(
             input_sha256=golden_digest(),
             probability=float(answer[PROBABILITY][0]),
             cam_mean=float(answer[CAM][0].mean()),
+            **tolerance,
         ),
-        provenance=_provenance(scorer),
+        provenance=provenance,
     )
 
 
@@ -159,15 +195,14 @@ def _calibrate(scorer: KerasScorer, data: Path | None) -> Judgement:
             "fixes it (--data), or export the run folder"
         )
     samples = select(load_dataset(data), "val", dataset_name(data))
-    truth = targets(samples)
     logits = scorer.logits(read_pixels(samples, scorer.judgement.preprocess))
-    calibration = fit_calibration(truth, logits)
-    probabilities = sigmoid(calibration.slope * logits + calibration.intercept)
-    return replace(
-        scorer.judgement,
-        calibration=calibration,
-        decision=choose_decision(truth, probabilities),
-    )
+    return recalibrate(scorer.judgement, targets(samples), logits)
+
+
+def _figures(request: ExportRequest, scorer: KerasScorer) -> Figures:
+    recorded = scorer.metrics.get(FIGURES)
+    own = check_figures(recorded, f"the run's {FIGURES}") if recorded else {}
+    return {**own, **request.figures}
 
 
 def _parity_images(data: Path | None, spec: PreprocessSpec) -> tuple[FloatArray, str]:

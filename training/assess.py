@@ -25,6 +25,7 @@ from lungwatch.training.evaluate import probes, summarise
 from lungwatch.training.metrics import sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.samples import Sample, Split
+from lungwatch.training.score_cache import ScoreCache
 from lungwatch.training.scorers import Judgement, Scorer
 
 Progress = Callable[[int], None]
@@ -92,8 +93,14 @@ def choose_samples(location: Path, split: Split | None) -> list[Sample]:
     return chosen
 
 
-def score(scorer: Scorer, samples: Sequence[Sample], *, progress: Progress | None = None) -> Scored:
-    """Read images and ask a model.
+def score(
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    *,
+    progress: Progress | None = None,
+    cache: ScoreCache | None = None,
+) -> Scored:
+    """Read images and ask a model, or take what it said of these very files before.
 
     Raises
     ------
@@ -102,10 +109,17 @@ def score(scorer: Scorer, samples: Sequence[Sample], *, progress: Progress | Non
     ModelError
         If the model answers with what is no number.
     """
-    pixels = read_pixels(samples, scorer.judgement.preprocess, progress=progress)
-    logits = scorer.logits(pixels)
+    spec = scorer.judgement.preprocess
+    known = cache.read(samples, spec) if cache else None
+    if known is not None:
+        if progress:
+            progress(len(samples))
+        return Scored(samples=samples, judgement=scorer.judgement, logits=known)
+    logits = scorer.logits(read_pixels(samples, spec, progress=progress))
     if not np.isfinite(logits).all():
         raise ModelError(f"{scorer.judgement.name} answers with what is no finite number")
+    if cache:
+        cache.write(samples, spec, logits)
     return Scored(samples=samples, judgement=scorer.judgement, logits=logits)
 
 
@@ -117,6 +131,7 @@ def aim_threshold(
     *,
     tested: Sequence[Sample],
     progress: Progress | None = None,
+    cache: ScoreCache | None = None,
 ) -> tuple[Judgement, dict[str, Any]]:
     """Choose a model's threshold on cases that it is not tested on.
 
@@ -138,7 +153,7 @@ def aim_threshold(
             f"{location}: {len(shared)} of the images that choose the threshold are among those "
             f"to be evaluated ({min(shared)}); choose it on another split"
         )
-    scored = score(scorer, samples, progress=progress)
+    scored = score(scorer, samples, progress=progress, cache=cache)
     decision = choose_threshold(scored.targets, scored.calibrated, aim)
     judgement = replace(scorer.judgement, decision=decision)
     reached = summarise(judgement, samples, scored.logits)

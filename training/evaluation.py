@@ -17,7 +17,9 @@ from lungwatch.training.assess import (
 )
 from lungwatch.training.bootstrap import Bootstrap
 from lungwatch.training.dataset import dataset_name
+from lungwatch.training.lung_share import measure_lungs
 from lungwatch.training.samples import Sample, Split
+from lungwatch.training.score_cache import ScoreCache
 from lungwatch.training.scorers import Judgement, Scorer
 
 
@@ -52,12 +54,15 @@ class EvaluationRequest:
         Where a new threshold comes from; None keeps the model's own.
     bootstrap
         How the intervals are made.
+    lung_masks
+        Folder with `images` and `masks`, against which the maps are held; None for none.
     """
 
     data: Sequence[Path]
     split: Split | None = "test"
     threshold: ThresholdSource | None = None
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    lung_masks: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +90,7 @@ def run_evaluation(
     request: EvaluationRequest,
     *,
     other: Scorer | None = None,
+    caches: Sequence[ScoreCache] | None = None,
     on_total: Callable[[int], Progress] | None = None,
 ) -> list[SetEvaluation]:
     """Measure a model, and one to compare it with, on each data set.
@@ -95,6 +101,8 @@ def run_evaluation(
         The models.
     request
         What is measured, and how.
+    caches
+        For each model where its answers are kept.
     on_total
         Told the number of images before the first is read; returns what is told of each.
 
@@ -102,7 +110,8 @@ def run_evaluation(
     ------
     DatasetError
         If a data set is empty, has no such split, holds one class only, has an unreadable
-        file, or shares images with those that choose the threshold.
+        file, or shares images with those that choose the threshold; or the lung masks
+        cannot be used.
     ModelError
         If a model answers with what is no number.
     """
@@ -110,12 +119,21 @@ def run_evaluation(
     models = [scorer] if other is None else [scorer, other]
     progress = on_total(len(models) * sum(map(len, sets))) if on_total else None
     tested = [sample for samples in sets for sample in samples]
-    judged = [_judge(model, request.threshold, tested) for model in models]
+    kept: list[ScoreCache | None] = list(caches) if caches else [None] * len(models)
+    judged = [
+        _judge(model, request.threshold, tested, cache)
+        for model, cache in zip(models, kept, strict=True)
+    ]
+    lungs = [
+        measure_lungs(model, request.lung_masks, request.bootstrap)
+        for model in models
+        if request.lung_masks
+    ]
     found = []
     for location, samples in zip(request.data, sets, strict=True):
         answers = [
-            replace(score(model, samples, progress=progress), judgement=judgement)
-            for model, (judgement, _) in zip(models, judged, strict=True)
+            replace(score(model, samples, progress=progress, cache=cache), judgement=judgement)
+            for model, (judgement, _), cache in zip(models, judged, kept, strict=True)
         ]
         result = {
             "model": scorer.judgement.name,
@@ -129,6 +147,10 @@ def run_evaluation(
         theirs = answers[1] if other is not None else None
         if theirs is not None:
             result["comparison"] = compare(answers[0], theirs, request.bootstrap)
+        if lungs:
+            result["lungs"] = lungs[0]
+            if len(lungs) > 1:
+                result["comparison"]["lungs"] = lungs[1]
         found.append(
             SetEvaluation(location=location, result=result, scored=answers[0], other=theirs)
         )
@@ -136,8 +158,11 @@ def run_evaluation(
 
 
 def _judge(
-    model: Scorer, source: ThresholdSource | None, tested: Sequence[Sample]
+    model: Scorer,
+    source: ThresholdSource | None,
+    tested: Sequence[Sample],
+    cache: ScoreCache | None,
 ) -> tuple[Judgement, dict[str, Any] | None]:
     if source is None:
         return model.judgement, None
-    return aim_threshold(model, source.aim, source.data, source.split, tested=tested)
+    return aim_threshold(model, source.aim, source.data, source.split, tested=tested, cache=cache)

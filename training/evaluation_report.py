@@ -109,6 +109,7 @@ def _section(section: Section) -> str:
         _probes(found),
         "<h3>By source</h3>",
         _sources(found["sources"]),
+        _lungs(found.get("lungs")),
         f"<p>{escape(section.note)}</p>" if section.note else "",
         _gallery(section.gallery),
     ]
@@ -193,6 +194,29 @@ def _sources(sources: Mapping[str, Mapping[str, Any]]) -> str:
         for name, found in sources.items()
     ]
     return _table(["", "COVID", "others", *(_NAMES[name] for name in FIGURES)], rows)
+
+
+def _lungs(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    names = {
+        "map_in_lungs": "Share of the COVID map inside the lungs",
+        "strongest_point_in_lungs": "Images whose strongest point lies inside (pointing game)",
+        "lung_area": "Share of the image that is lung, for comparison",
+    }
+    rows = [
+        [title, _number(found[name]), _interval(found["intervals"].get(name))]
+        for name, title in names.items()
+    ]
+    about = (
+        f"<p>{found['images']} images of {escape(found['data'])} with lungs drawn by hand; in "
+        f"{found['without_map']} nothing speaks for COVID, and they are left out.</p>"
+    )
+    return (
+        "<h3>Whether the maps lie on the lungs</h3>"
+        + about
+        + _table(["", "mean", "95 % interval"], rows)
+    )
 
 
 def _gallery(exhibits: Sequence[Exhibit]) -> str:

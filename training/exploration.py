@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lungwatch.training.look import Look
 from lungwatch.training.samples import Sample
-from lungwatch.training.scan import Look, Unreadable
+from lungwatch.training.scan import Unreadable
 
 # Iglewicz & Hoaglin 1993: modified z-scores beyond 3.5 are potential outliers.
 _MAX_ROBUST_Z = 3.5
@@ -85,7 +86,7 @@ class Exploration:
     size_range
         Smallest and largest width and height, in pixels.
     statistics
-        By split and class, the whole first.
+        By split and class, the whole and its classes first.
     outliers
         The furthest off first.
     unreadable
@@ -134,6 +135,25 @@ def explore(
     )
 
 
+def per_image(looks: Sequence[Look]) -> list[dict[str, object]]:
+    """List what was measured of each image, for a table."""
+    return [
+        {
+            "file": str(look.sample.path),
+            "split": look.sample.split or "",
+            "label": look.sample.finding,
+            "source": look.sample.source,
+            "format": look.format,
+            "width_px": look.columns,
+            "height_px": look.rows,
+            **{name: round(getattr(look, name), 6) for name in _MEASURES},
+            "border": round(look.border, 4),
+            "text_marks": look.text_marks,
+        }
+        for look in looks
+    ]
+
+
 def find_outliers(looks: Sequence[Look]) -> list[Outlier]:
     """List images with a modified z-score beyond 3.5 in any measure, the furthest off first."""
     if not looks:
@@ -162,7 +182,7 @@ def _by_group(looks: Sequence[Look]) -> list[PixelStatistics]:
     groups: dict[tuple[str, str], list[Look]] = defaultdict(list)
     for look in looks:
         split, finding = look.sample.split or "unsplit", look.sample.finding
-        for key in {("all", "all"), (split, "all"), (split, finding)}:
+        for key in {("all", "all"), ("all", finding), (split, "all"), (split, finding)}:
             groups[key].append(look)
     order = {"all": 0, "train": 1, "val": 2, "test": 3, "unsplit": 4}
     keys = sorted(groups, key=lambda key: (order[key[0]], key[1] != "all", key[1]))

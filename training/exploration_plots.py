@@ -10,9 +10,9 @@ import numpy as np
 
 from lungwatch.errors import MissingExtraError
 from lungwatch.training.augment import NO_AUGMENTATION, Augmentation, augment
+from lungwatch.training.look import HISTOGRAM_BINS, Look
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.samples import FINDINGS
-from lungwatch.training.scan import HISTOGRAM_BINS, Look
 
 _GRID_COLUMNS = 8
 _GRID_ROWS = 3
@@ -51,7 +51,7 @@ def draw_exploration(looks: Sequence[Look], *, seed: int) -> dict[str, bytes]:
         members = [look for look in looks if look.sample.finding == finding]
         chosen = rng.permutation(len(members))[: _GRID_COLUMNS * _GRID_ROWS]
         tiles = [members[index].thumbnail for index in chosen]
-        pictures[f"Samples of {finding}"] = _grid(tiles, _GRID_COLUMNS)
+        pictures[f"Samples of {finding}"] = draw_grid(tiles, _GRID_COLUMNS)
     original = looks[int(rng.integers(len(looks)))].thumbnail
     return pictures | _augmentations(original, seed)
 
@@ -66,11 +66,12 @@ def _augmentations(original: FloatArray, seed: int) -> dict[str, bytes]:
         tiles = [original, *changed[:, :, :, 0]]
         limit = "" if name == "all combined" else f" up to {getattr(whole, name)}"
         title = f"Augmentation: {name}{limit} (first: the original)"
-        pictures[title] = _grid(tiles, len(tiles))
+        pictures[title] = draw_grid(tiles, len(tiles))
     return pictures
 
 
-def _grid(tiles: Sequence[FloatArray], columns: int) -> bytes:
+def draw_grid(tiles: Sequence[FloatArray], columns: int) -> bytes:
+    """Draw thumbnails, float32 0..1, in rows of so many; the bytes of a PNG file."""
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     canvas = np.full((rows * _TILE_PX, columns * _TILE_PX), 255, dtype=np.uint8)
@@ -90,7 +91,7 @@ def _distribution(looks: Sequence[Look], findings: Sequence[str]) -> bytes:
         {look.sample.split or "unsplit" for look in looks},
         key=["train", "val", "test", "unsplit"].index,
     )
-    figure = _figure(6.0, 3.2)
+    figure = new_figure(6.0, 3.2)
     axes = figure.subplots()
     base = np.zeros(len(splits))
     for finding in findings:
@@ -107,11 +108,11 @@ def _distribution(looks: Sequence[Look], findings: Sequence[str]) -> bytes:
         base += counts
     axes.set(ylabel="images")
     axes.legend()
-    return _png(figure)
+    return to_png(figure)
 
 
 def _scatter(looks: Sequence[Look], findings: Sequence[str]) -> bytes:
-    figure = _figure(9.0, 3.8)
+    figure = new_figure(9.0, 3.8)
     sizes, greys = figure.subplots(1, 2)
     for finding in findings:
         members = [look for look in looks if look.sample.finding == finding]
@@ -123,11 +124,11 @@ def _scatter(looks: Sequence[Look], findings: Sequence[str]) -> bytes:
     for axes in (sizes, greys):
         axes.grid(alpha=0.3)
         axes.legend(markerscale=2)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _histograms(looks: Sequence[Look], findings: Sequence[str]) -> bytes:
-    figure = _figure(6.0, 3.2)
+    figure = new_figure(6.0, 3.2)
     axes = figure.subplots()
     edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
     for finding in findings:
@@ -136,10 +137,17 @@ def _histograms(looks: Sequence[Look], findings: Sequence[str]) -> bytes:
     axes.set(xlabel="grey value (0..1)", ylabel="share of the pixels")
     axes.legend()
     axes.grid(alpha=0.3)
-    return _png(figure)
+    return to_png(figure)
 
 
-def _figure(width_in: float, height_in: float) -> Any:  # noqa: ANN401 - matplotlib has no types
+def new_figure(width_in: float, height_in: float) -> Any:  # noqa: ANN401 - matplotlib has no types
+    """Open a figure.
+
+    Raises
+    ------
+    MissingExtraError
+        If matplotlib is not installed.
+    """
     # The object interface: pyplot would look for a display and keep global state.
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -151,7 +159,9 @@ def _figure(width_in: float, height_in: float) -> Any:  # noqa: ANN401 - matplot
     return figure
 
 
-def _png(figure: Any) -> bytes:  # noqa: ANN401 - matplotlib has no types
+def to_png(figure: Any) -> bytes:  # noqa: ANN401 - matplotlib has no types
+    """Return a figure as the bytes of a PNG file."""
     file = BytesIO()
-    figure.savefig(file, format="png", dpi=100)
+    # Without the version of matplotlib in it, the same figures give the same bytes.
+    figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
     return file.getvalue()

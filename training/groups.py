@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from lungwatch.training.duplicates import Pair
-from lungwatch.training.scan import Look
+from lungwatch.training.look import Look
 
 
 def clusters(size: int, links: Iterable[tuple[int, int]]) -> list[int]:

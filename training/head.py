@@ -9,6 +9,7 @@ from lungwatch.training.foreign import Tensor
 FEATURES = "features"
 POOLED = "pooled"
 HIDDEN = "head_hidden"
+DROPOUT = "head_dropout"
 LOGIT = "head_logit"
 
 
@@ -33,5 +34,5 @@ def attach_head(features: Tensor, *, dense_units: int, dropout: float) -> Tensor
 
     x = keras.layers.GlobalAveragePooling2D(name=POOLED)(features)
     x = keras.layers.Dense(dense_units, activation="relu", name=HIDDEN)(x)
-    x = keras.layers.Dropout(dropout, name="head_dropout")(x)
+    x = keras.layers.Dropout(dropout, name=DROPOUT)(x)
     return keras.layers.Dense(1, name=LOGIT)(x)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +16,16 @@ from lungwatch.training.samples import Sample
 FloatArray = NDArray[np.float32]
 
 
+class HasPath(Protocol):
+    """Whatever says where its image is."""
+
+    @property
+    def path(self) -> Path:
+        """The image file."""
+
+
 def read_pixels(
-    samples: Sequence[Sample],
+    samples: Sequence[HasPath],
     spec: PreprocessSpec,
     *,
     workers: int = 2,

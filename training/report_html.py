@@ -1,4 +1,4 @@
-"""An exploration as one HTML file that needs nothing else."""
+"""An exploration, or a check, as one HTML file that needs nothing else."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,6 +6,8 @@ from dataclasses import astuple, fields
 from html import escape
 
 from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.training.confounds import Confound
+from lungwatch.training.dataset_check import DatasetCheck, Duplicate
 from lungwatch.training.exploration import Exploration, Outlier, PixelStatistics
 
 _MAX_LISTED = 100
@@ -68,6 +70,42 @@ def exploration_html(exploration: Exploration, pictures: Mapping[str, bytes]) ->
         "<h2>Pictures</h2>",
         *(_figure(caption, data) for caption, data in pictures.items()),
     ]
+    return _HEAD.format(title=title) + "\n".join(sections) + "\n</body></html>\n"
+
+
+def check_html(name: str, found: DatasetCheck, pictures: Mapping[str, bytes]) -> str:
+    """Return the report of a check; names from outside are escaped, pictures are inside.
+
+    Parameters
+    ----------
+    name
+        Of the data set.
+    found
+        The findings.
+    pictures
+        Caption -> the bytes of a PNG file.
+    """
+    title = escape(f"Check of data set {name}")
+    looked_at = {
+        "Mostly border (heuristic)": found.mostly_border,
+        "Burnt-in text candidates (heuristic)": found.text_candidates,
+    }
+    sections = [
+        f"<h1>{title}</h1>",
+        f'<p class="notice">{escape(RESEARCH_USE_ONLY)}</p>',
+        f"<h2>To be mended ({len(found.problems)} in {found.files} files)</h2>",
+        _table(("problem",), [(problem,) for problem in found.problems]),
+        f"<h2>Pairs that show the same X-ray ({len(found.duplicates)})</h2>",
+        _table([f.name for f in fields(Duplicate)], map(astuple, found.duplicates[:_MAX_LISTED])),
+        "<h2>How well the class is told without the lungs</h2>",
+        f"<p>{escape(found.verdict)}</p>",
+        _table([f.name for f in fields(Confound)], map(astuple, found.confounds)),
+    ]
+    for heading, paths in looked_at.items():
+        sections.append(f"<h2>{heading} ({len(paths)})</h2>")
+        sections.append(_table(("file",), [(path,) for path in paths[:_MAX_LISTED]]))
+    sections.append("<h2>Pictures</h2>")
+    sections += [_figure(caption, data) for caption, data in pictures.items()]
     return _HEAD.format(title=title) + "\n".join(sections) + "\n</body></html>\n"
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,8 +42,33 @@ class RunFolder:
         """The network of the best epoch."""
         return self.root / "model.keras"
 
-    def begin(self, config: dict[str, Any], *, resume: bool) -> None:
+    def refuse_taken(self, *, resume: bool) -> None:
+        """Say at once, before data are read, that a folder holds a run.
+
+        Raises
+        ------
+        ConfigError
+            If it does and `resume` is not set.
+        """
+        if not resume and (self.root / "config.json").exists():
+            raise ConfigError(f"{self.root} holds a run already; resume it or choose another")
+
+    def begin(self, config: dict[str, Any], *, resume: bool, may_grow: Sequence[str] = ()) -> bool:
         """Create the folder, or check that the one to be resumed has the same configuration.
+
+        Parameters
+        ----------
+        config
+            All that the results depend on.
+        resume
+            Whether the folder may hold a run.
+        may_grow
+            Numbers that may be larger than before, as "fit.epochs".
+
+        Returns
+        -------
+        bool
+            Whether one of them is.
 
         Raises
         ------
@@ -50,18 +76,21 @@ class RunFolder:
             If the folder holds a run already and `resume` is not set, or the configuration
             differs from that run's.
         """
-        before = self.read("config.json") if (self.root / "config.json").exists() else None
-        if before is None:
-            make_dirs(self.root)
-            self.write("config.json", config)
-        elif not resume:
-            raise ConfigError(f"{self.root} holds a run already; resume it or choose another")
-        elif before != json.loads(json.dumps(config)):
-            differing = [k for k in config if json.loads(json.dumps(config[k])) != before.get(k)]
-            raise ConfigError(
-                f"{self.root} was started with another configuration ({', '.join(differing)})"
-            )
+        self.refuse_taken(resume=resume)
+        now = json.loads(json.dumps(config))
+        grown = False
+        if (self.root / "config.json").exists():
+            before = self.read("config.json")
+            for name in may_grow:
+                grown |= _take_over(name, before, now)
+            if differing := [key for key in now if now[key] != before.get(key)]:
+                raise ConfigError(
+                    f"{self.root} was started with another configuration ({', '.join(differing)})"
+                )
+        make_dirs(self.root)
+        self.write("config.json", now)
         self.write("environment.json", environment())
+        return grown
 
     def read(self, name: str) -> dict[str, Any]:
         """Read one of the JSON files.
@@ -82,13 +111,24 @@ class RunFolder:
         text = json.dumps(values, indent=2, sort_keys=True) + "\n"
         write_atomic(self.root / name, text.encode())
 
-    def write_table(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def write_table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """Write rows with equal keys as CSV."""
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
         write_atomic(self.root / name, text.getvalue().encode())
+
+
+def _take_over(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Replace a number by its new value if that is larger; say whether it is."""
+    *path, last = name.split(".")
+    for key in path:
+        before, now = before.get(key) or {}, now.get(key) or {}
+    if last not in before or last not in now or not now[last] > before[last]:
+        return False
+    before[last] = now[last]
+    return True
 
 
 def environment() -> dict[str, Any]:

@@ -1,18 +1,24 @@
 """Which training images an epoch shows: classes in balance, sources brought nearer to it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.training.samples import Sample
+from lungwatch.training.samples import Finding, Sample
 
 
-def sampling_weights(samples: Sequence[Sample], power: float = 0.5) -> NDArray[np.float64]:
+def sampling_weights(
+    samples: Sequence[Sample],
+    power: float = 0.5,
+    shares: Mapping[Finding, float] | None = None,
+) -> NDArray[np.float64]:
     """Probability of drawing each sample.
 
-    COVID and the rest get one half each. Within each, a group of n images from one source
+    COVID and the rest get one half each, or each finding its share of `shares`, brought to a
+    sum of 1 over the findings that occur. Within each, a group of n images from one source
     with one finding gets a share in proportion to n ** power: 1 takes images as they come,
     0 makes the groups equal. In between, small groups count for more, above all the other
     pneumonias from the collections that the COVID images come from: only they tell the
@@ -26,10 +32,16 @@ def sampling_weights(samples: Sequence[Sample], power: float = 0.5) -> NDArray[n
     groups = [(s.positive, s.source, s.finding) for s in samples]
     sizes = Counter(groups)
     weights = np.array([sizes[group] ** (power - 1.0) for group in groups])
-    positive = np.array([s.positive for s in samples])
-    for mask in (positive, ~positive):
-        weights[mask] /= 2.0 * weights[mask].sum()
-    return weights
+    if shares is None:
+        parts = np.array([s.positive for s in samples], dtype=object)
+        wanted: Mapping[Any, float] = {True: 0.5, False: 0.5}
+    else:
+        parts = np.array([s.finding for s in samples], dtype=object)
+        wanted = shares
+    for part in sorted(set(parts)):
+        mask = parts == part
+        weights[mask] *= wanted[part] / weights[mask].sum()
+    return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
 def epoch_order(

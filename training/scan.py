@@ -11,56 +11,9 @@ import numpy as np
 from lungwatch.errors import DatasetError, FileRejected
 from lungwatch.imaging import read_radiograph
 from lungwatch.training.artefacts import border_fraction, reduced, text_marks
-from lungwatch.training.pixels import FloatArray
+from lungwatch.training.look import HISTOGRAM_BINS, THUMBNAIL_PX, Look
 from lungwatch.training.samples import Sample
-
-THUMBNAIL_PX = 64
-HISTOGRAM_BINS = 32
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Look:
-    """What one readable file looks like.
-
-    Attributes
-    ----------
-    sample
-        The file and its label.
-    sha256
-        Of the file's bytes.
-    format
-        "DICOM", "PNG" or "JPEG".
-    rows, columns
-        Size of the stored image, in pixels.
-    mean, std, p01, p50, p99
-        Of the grey values, 0..1.
-    border
-        Share of the area that is blank margin, 0..1.
-    text_marks
-        Small bright shapes in one corner.
-    histogram
-        float32, shape (32,), shares of the grey values, summing to 1.
-    thumbnail
-        float32, shape (64, 64), 0..1, stretched to the square.
-    patient_id
-        Of the DICOM header; None without. Not to be written anywhere.
-    """
-
-    sample: Sample
-    sha256: str
-    format: str
-    rows: int
-    columns: int
-    mean: float
-    std: float
-    p01: float
-    p50: float
-    p99: float
-    border: float
-    text_marks: int
-    histogram: FloatArray
-    thumbnail: FloatArray
-    patient_id: str | None
+from lungwatch.training.scan_cache import ScanCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +29,7 @@ def scan(
     *,
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
+    cache: ScanCache | None = None,
 ) -> tuple[list[Look], list[Unreadable]]:
     """Read every file through the daemon's reader, in the order of `samples`.
 
@@ -87,17 +41,25 @@ def scan(
         Decoding threads.
     progress
         Called with 1 after each file.
+    cache
+        What an earlier scan found; files that have not changed since are not read again.
     """
     looks: list[Look] = []
     unreadable: list[Unreadable] = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        for found in pool.map(_look, samples):
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        for found in pool.map(lambda sample: _cached_look(sample, cache), samples):
             if isinstance(found, Look):
                 looks.append(found)
             else:
                 unreadable.append(found)
             if progress:
                 progress(1)
+    finally:
+        # What was seen before an interruption is kept, and nothing new begun.
+        pool.shutdown(cancel_futures=True)
+        if cache:
+            cache.flush()
     return looks, unreadable
 
 
@@ -113,6 +75,20 @@ def require_readable(unreadable: Sequence[Unreadable]) -> None:
         first, more = unreadable[0], len(unreadable) - 1
         others = f" (and {more} more; `lungwatch dataset check` lists them)" if more else ""
         raise DatasetError(f"{first.sample.path}: {first.reason}{others}")
+
+
+def _cached_look(sample: Sample, cache: ScanCache | None) -> Look | Unreadable:
+    if cache is None:
+        return _look(sample)
+    try:
+        key = cache.key(sample)
+    except OSError:  # gone: reading it says so
+        return _look(sample)
+    known = cache.find(key, sample)
+    if known is not None:
+        return known
+    found = _look(sample)
+    return cache.keep(key, found) if isinstance(found, Look) else found
 
 
 def _look(sample: Sample) -> Look | Unreadable:

@@ -12,8 +12,8 @@ import numpy as np
 from lungwatch.atomicfile import write_atomic
 from lungwatch.errors import DatasetError
 from lungwatch.training.dataset import MANIFEST
+from lungwatch.training.look import Look
 from lungwatch.training.samples import SPLITS, Split
-from lungwatch.training.scan import Look
 
 COLUMNS = (
     *("file", "label", "split", "source", "patient", "patient_known", "view", "pediatric"),
@@ -105,7 +105,7 @@ def write_manifest(
     """
     if target.exists():
         raise DatasetError(f"{target} exists already; remove it or name another file")
-    known = _known_rows(location)
+    known = manifest_rows(location)
     pseudonyms: dict[str, str] = {}
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
@@ -153,7 +153,8 @@ def _cost(
     )
 
 
-def _known_rows(location: Path) -> dict[Path, Mapping[str, str]]:
+def manifest_rows(location: Path) -> dict[Path, Mapping[str, str]]:
+    """Return what a data set's manifest says of each file, all columns; {} without one."""
     manifest = location if location.is_file() else location / MANIFEST
     if not manifest.is_file():
         return {}

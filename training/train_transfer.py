@@ -8,20 +8,31 @@ from typing import Any, Literal
 
 from lungwatch.errors import ConfigError
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.dataset import dataset_name, describe, licences, load_dataset, select
-from lungwatch.training.fit import FitConfig, FitData, FitState, fit
+from lungwatch.training.backbones import BACKBONE, load_backbone
+from lungwatch.training.blocks import blocks_of
+from lungwatch.training.conclude import VALIDATION, judge
+from lungwatch.training.fit import FitConfig, FitState, fit, predict_logits
+from lungwatch.training.fit_head import HeadConfig
 from lungwatch.training.foreign import KerasModel
-from lungwatch.training.pixels import read_pixels, targets
+from lungwatch.training.frozen_phase import FrozenPhase
+from lungwatch.training.leaks import LeakPolicy
+from lungwatch.training.normalisation import Normalisation
+from lungwatch.training.plot import plot_history
+from lungwatch.training.prepare import Prepared, prepare
+from lungwatch.training.progress import Progress
+from lungwatch.training.retrain import retrain as retrain_whole
+from lungwatch.training.retrain import test_final
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
-from lungwatch.training.sampling import sampling_weights
 from lungwatch.training.scorers import load_keras
-from lungwatch.training.train_baseline import Progress, conclude
+from lungwatch.training.search_space import Space
 from lungwatch.training.transfer import TransferConfig, build_transfer, unfreeze
+from lungwatch.training.transfer_grid import HeadChoice
 
 Phase = Literal["frozen", "fine-tuned"]
 FROZEN: Phase = "frozen"
 FINE_TUNED: Phase = "fine-tuned"
+_RETRAINED = "retrained"
 
 
 def train_transfer(
@@ -29,19 +40,25 @@ def train_transfer(
     root: Path,
     *,
     network: TransferConfig,
-    frozen: FitConfig | None,
+    frozen: HeadConfig | None,
     tuning: FitConfig | None,
+    grid: Space | None = None,
+    retrain: bool = True,
+    normalisation: Normalisation | None = None,
+    leave_out: str | None = None,
+    leaks: LeakPolicy = "refuse",
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train the head, then the backbone; calibrate the better of both, and measure.
+    """Train the head, then the backbone; keep the better, retrain it on all, test it once.
 
     Parameters
     ----------
     location
-        The data set, with the splits train and val; see `load_dataset`.
+        The data set, with the splits train and val, and test if there is one; see
+        `load_dataset`.
     root
-        The run folder to fill; each phase has a run folder of its own in it.
+        The run folder to fill; each phase has a folder of its own in it.
     network
         The network's shape and origin.
     frozen
@@ -49,6 +66,17 @@ def train_transfer(
     tuning
         How to train the unfrozen part together with the head; None likewise. The result is
         kept only if its calibrated validation loss is below that of the frozen phase.
+    grid
+        Values of batch size, learning rate and dropout to try with the backbone frozen; see
+        `lungwatch.training.transfer_grid`.
+    retrain
+        Repeat what was kept on training and validation images together, for as many epochs
+        and without stopping early. Calibration and threshold stay those that were fixed on
+        the validation images before.
+    normalisation
+        Of the grey levels; None leaves them to the backbone's own scaling.
+    leave_out, leaks
+        See `lungwatch.training.prepare.prepare`.
     resume
         Continue the run that is in `root`.
     progress
@@ -57,75 +85,133 @@ def train_transfer(
     Returns
     -------
     dict
-        What is written to `metrics.json`: as `train_baseline`, and `phase`, the kept one.
+        What is written to `metrics.json`: as `train_baseline`; and `phase`, the kept one,
+        `head`, its parameters, and `trained`, what of the backbone learnt.
 
     Raises
     ------
     DatasetError
-        If a split is missing or empty, holds one class only, or a file is unreadable.
+        If a split is missing or empty, holds one class only, leaks, or a file is unreadable.
     ConfigError
         If both phases are left out, `root` holds another run, or the backbone cannot be had.
     MissingExtraError
-        If TensorFlow is not installed.
+        If TensorFlow, Optuna, or the package with the weights, is not installed.
     """
     progress = progress or Progress()
     last = tuning or frozen
     if last is None:
         raise ConfigError("nothing to train: give the frozen phase or fine-tuning some epochs")
-    samples = load_dataset(location)
-    name = dataset_name(location)
-    train = select(samples, "train", name)
-    val = select(samples, "val", name)
-    spec = PreprocessSpec(size_px=network.size_px)
+    if grid is not None and frozen is None:
+        raise ConfigError("a grid is searched with the backbone frozen: give that some epochs")
+    run = RunFolder(root=root)
+    run.refuse_taken(resume=resume)
     prepare_tensorflow(last.seed)
     # Fails early, before hundreds of images are read, if the backbone cannot be had.
-    fresh = build_transfer(network)
-    run = RunFolder(root=root)
+    backbone = load_backbone(network.backbone, network.weights, network.size_px)
+    prepared = prepare(
+        location,
+        PreprocessSpec(size_px=network.size_px),
+        leave_out=leave_out,
+        leaks=leaks,
+        progress=progress,
+    )
+    settled = (
+        normalisation.settle(prepared.train.pixels, (prepared.val.pixels, prepared.test.pixels))
+        if normalisation
+        else None
+    )
     config = {
         "family": f"{network.backbone}, transfer",
         "network": {**asdict(network), "weights": Path(network.weights).name},
         "fit": asdict(last),
         "fit_frozen": asdict(frozen) if frozen else None,
         "fit_tuning": asdict(tuning) if tuning else None,
-        "preprocess": spec.to_dict(),
-        "data": {
-            "name": name,
-            "train": describe(train),
-            "val": describe(val),
-            "licences": licences(train),
-        },
+        "grid": {name: asdict(ladder) for name, ladder in grid.items()} if grid else None,
+        "retrain": retrain,
+        "normalisation": {"kind": normalisation.kind, **asdict(settled)}
+        if normalisation and settled
+        else None,
+        "preprocess": prepared.spec.to_dict(),
+        "data": prepared.data,
     }
     run.begin(config, resume=resume)
-    data = FitData(
-        train_pixels=read_pixels(train, spec, progress=progress.on_read),
-        train_targets=targets(train),
-        train_weights=sampling_weights(train),
-        val_pixels=read_pixels(val, spec, progress=progress.on_read),
-        val_targets=targets(val),
+    if (root / "metrics.json").exists():
+        # What is finished is tested already, once.
+        return run.read("metrics.json")
+
+    untouched = backbone.model.get_weights()
+
+    def fresh(dropout: float) -> KerasModel:
+        backbone.model.set_weights(untouched)
+        shape = replace(network, dropout=dropout)
+        return build_transfer(shape, settled, backbone=backbone)
+
+    phase = FrozenPhase(
+        prepared=prepared,
+        build=fresh,
+        dense_units=network.dense_units,
+        seed=last.seed,
+        run=run,
+        progress=progress,
     )
-
-    build: Callable[[], KerasModel] = lambda: fresh  # noqa: E731
     done: dict[Phase, FitState] = {}
+    choice = HeadChoice(config=frozen or HeadConfig(), dropout=network.dropout)
     if frozen:
-        folder = _phase(run, FROZEN, {**config, "fit": asdict(frozen)})
-        done[FROZEN] = fit(build, data, frozen, folder, **_listeners(progress, 0))
-        build = lambda: load_keras(folder.model)  # noqa: E731
+        done[FROZEN], choice = phase.train(choice, grid, {**config, "fit": asdict(frozen)})
     if tuning:
-        start = build
-
-        def unfrozen() -> KerasModel:
-            model = start()
-            unfreeze(model, network.unfreeze)
-            return model
-
-        folder_tuned = _phase(run, FINE_TUNED, {**config, "fit": asdict(tuning)})
-        before = done[FROZEN].epoch if frozen else 0
-        done[FINE_TUNED] = fit(unfrozen, data, tuning, folder_tuned, **_listeners(progress, before))
+        folder = RunFolder(root=root / FINE_TUNED)
+        folder.begin({**config, "fit": asdict(tuning)}, resume=True)
+        prepare_tensorflow(tuning.seed)
+        done[FINE_TUNED] = fit(
+            _unfrozen(
+                (lambda: load_keras(phase.folder.model))
+                if frozen
+                else (lambda: fresh(choice.dropout)),
+                network.unfreeze,
+            ),
+            prepared.fit_data(),
+            tuning,
+            folder,
+            **_listeners(progress, done[FROZEN].epoch if frozen else 0),
+        )
     kept, state = join(done)
-    _copy(RunFolder(root=run.root / kept).model, run.model)
+    chosen = load_keras(root / kept / "model.keras")
+    verdict = judge(prepared.val.targets, predict_logits(chosen, prepared.val.pixels))
+    if retrain:
+        final = _retrain(
+            kept,
+            done,
+            phase,
+            choice=choice,
+            tuning=tuning,
+            unfrozen_blocks=network.unfreeze,
+            config=config,
+        )
+    else:
+        final = root / kept / "model.keras"
+    _copy(final, run.model)
     _write_history(run, done)
-    metrics = {"phase": kept, **conclude(run, state, data.val_pixels, data.val_targets)}
-    run.write("metrics.json", metrics)
+    boundary = done[FROZEN].epoch if len(done) > 1 else None
+    plot_history(state.history, run.root / "history.png", boundary=boundary)
+    metrics = {
+        "phase": kept,
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "val_loss": {phase: found.best_val_loss for phase, found in done.items()},
+        "head": choice.to_dict() if frozen else None,
+        "trained": _trained(chosen, kept, network.unfreeze),
+        "parameters": int(chosen.count_params()),
+        "trained_on": "train and val" if retrain else "train",
+        "calibrated_on": f"{VALIDATION}, by the {kept} network trained on the training split only"
+        if retrain
+        else VALIDATION,
+        **verdict.to_dict(),
+    }
+    if _is_testable(prepared):
+        metrics = test_final(run, metrics, prepared.test, prepared.folder)
+    else:
+        run.write("metrics.json", metrics)
+    phase.forget_features()
     return metrics
 
 
@@ -148,10 +234,65 @@ def join(done: dict[Phase, FitState]) -> tuple[Phase, FitState]:
     return kept, replace(done[kept], epoch=len(rows), best_epoch=best, history=rows)
 
 
-def _phase(run: RunFolder, phase: Phase, config: dict[str, Any]) -> RunFolder:
-    folder = RunFolder(root=run.root / phase)
+def _retrain(
+    kept: Phase,
+    done: dict[Phase, FitState],
+    phase: FrozenPhase,
+    *,
+    choice: HeadChoice,
+    tuning: FitConfig | None,
+    unfrozen_blocks: int | None,
+    config: dict[str, Any],
+) -> Path:
+    """Repeat what led to the kept network on training and validation images."""
+    folder = RunFolder(root=phase.run.root / _RETRAINED)
     folder.begin(config, resume=True)
-    return folder
+    head = RunFolder(root=folder.root / FROZEN) if FROZEN in done else None
+    if head and not head.model.exists():
+        head.root.mkdir(exist_ok=True)
+        phase.save(*phase.retrain(done[FROZEN], choice), head)
+    if kept == FROZEN and head:
+        return head.model
+    assert tuning is not None  # the kept phase is fine-tuning
+    prepare_tensorflow(tuning.seed)
+    retrain_whole(
+        _unfrozen(
+            (lambda: load_keras(head.model)) if head else (lambda: phase.build(choice.dropout)),
+            unfrozen_blocks,
+        ),
+        phase.prepared.retrain_data(),
+        tuning,
+        done[FINE_TUNED],
+        folder,
+        progress=phase.progress,
+    )
+    return folder.model
+
+
+def _unfrozen(start: Callable[[], KerasModel], last: int | None) -> Callable[[], KerasModel]:
+    def build() -> KerasModel:
+        model = start()
+        unfreeze(model, last)
+        return model
+
+    return build
+
+
+def _trained(model: KerasModel, kept: Phase, last: int | None) -> dict[str, Any]:
+    """Say what of the backbone learnt: its blocks, and the layers in them that have weights."""
+    if kept == FROZEN:
+        return {"unfreeze": 0, "blocks": [], "layers": []}
+    layers = unfreeze(model, last)
+    blocks = [block.name for block in blocks_of(model.get_layer(BACKBONE))]
+    return {
+        "unfreeze": "all" if last is None else last,
+        "blocks": blocks if last is None else blocks[-last:],
+        "layers": layers,
+    }
+
+
+def _is_testable(prepared: Prepared) -> bool:
+    return len(set(prepared.test.targets.tolist())) > 1
 
 
 def _listeners(progress: Progress, before: int) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.backbones import BACKBONE, load_backbone
+from lungwatch.training.backbones import BACKBONE, Backbone, load_backbone
+from lungwatch.training.blocks import blocks_of
 from lungwatch.training.foreign import KerasModel
+from lungwatch.training.grey_input import imagenet_grey
 from lungwatch.training.head import FEATURES, attach_head
+from lungwatch.training.normalisation import Standardisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +28,8 @@ class TransferConfig:
     dropout
         Fraction of the hidden layer dropped in training.
     unfreeze
-        How much of the backbone is fine-tuned: its last so many convolutions and all that
-        follows the first of them; None for all of it.
+        How much of the backbone is fine-tuned: its last so many blocks (see
+        `lungwatch.training.blocks`); None for all of it.
     """
 
     backbone: str = "ResNet50V2"
@@ -38,11 +41,25 @@ class TransferConfig:
 
     def __post_init__(self) -> None:
         if self.unfreeze is not None and self.unfreeze < 1:
-            raise ConfigError("unfreeze must be 'all' or at least 1 convolution")
+            raise ConfigError("unfreeze must be 'all' or at least 1 block")
 
 
-def build_transfer(config: TransferConfig) -> KerasModel:
+def build_transfer(
+    config: TransferConfig,
+    standardisation: Standardisation | None = None,
+    *,
+    backbone: Backbone | None = None,
+) -> KerasModel:
     """Build the network, its backbone frozen.
+
+    Parameters
+    ----------
+    config
+        Its shape and origin.
+    standardisation
+        How its input is normalised; see `lungwatch.training.grey_input`.
+    backbone
+        What `load_backbone` made of the same configuration, if it is there already.
 
     Returns
     -------
@@ -51,17 +68,19 @@ def build_transfer(config: TransferConfig) -> KerasModel:
 
     Raises
     ------
-    ConfigError, NotFoundError, ModelError
+    ConfigError, NotFoundError, ModelError, MissingExtraError
         As `load_backbone` does.
     """
     import keras
 
-    backbone = load_backbone(config.backbone, config.weights, config.size_px)
+    if backbone is None:
+        backbone = load_backbone(config.backbone, config.weights, config.size_px)
     freeze(backbone.model)
     pixels = keras.Input((config.size_px, config.size_px, 1), name="pixels")
+    maps = backbone.features(imagenet_grey(pixels, standardisation))
     # The backbone is one layer of this network, its maps inside it: this gives them a name
     # out here, where the maps for explanation are looked for.
-    features = keras.layers.Activation("linear", name=FEATURES)(backbone.features(pixels))
+    features = keras.layers.Activation("linear", name=FEATURES)(maps)
     logit = attach_head(features, dense_units=config.dense_units, dropout=config.dropout)
     return keras.Model(pixels, logit, name="transfer")
 
@@ -72,8 +91,8 @@ def freeze(backbone: KerasModel) -> None:
         layer.trainable = False
 
 
-def unfreeze(model: KerasModel, last: int | None) -> None:
-    """Let a network's backbone learn: all of it, or from its `last` convolutions on.
+def unfreeze(model: KerasModel, last: int | None) -> list[str]:
+    """Let a network's backbone learn: all of it, or from its `last` blocks on.
 
     Batch norm stays as it came, scale and statistics alike: small batches of X-rays would
     replace what it knows by noise. A batch norm that is not trainable runs in inference mode,
@@ -84,14 +103,20 @@ def unfreeze(model: KerasModel, last: int | None) -> None:
     model
         What `build_transfer` built; it must be compiled afterwards.
     last
-        How many convolutions, counted from the feature map; None for all.
+        How many blocks (see `lungwatch.training.blocks`), counted from the feature map; None
+        for all, the stem included, and so are as many as there are.
+
+    Returns
+    -------
+    list of str
+        The backbone's layers that will learn.
     """
     import keras
 
-    convolution = keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.SeparableConv2D
-    layers = model.get_layer(BACKBONE).layers
-    where = [index for index, layer in enumerate(layers) if isinstance(layer, convolution)]
-    first = 0 if last is None or last >= len(where) else where[-last]
-    for index, layer in enumerate(layers):
+    backbone = model.get_layer(BACKBONE)
+    blocks = blocks_of(backbone)
+    first = 0 if last is None or last >= len(blocks) else blocks[-last].first
+    for index, layer in enumerate(backbone.layers):
         fixed = isinstance(layer, keras.layers.BatchNormalization)
         layer.trainable = index >= first and not fixed
+    return [layer.name for layer in backbone.layers if layer.trainable_weights]

@@ -122,9 +122,9 @@ def test_a_border_that_betrays_the_class_is_found_and_noise_is_not(tmp_path):
 
 def test_the_report_stands_alone_and_escapes_names(data, tmp_path):
     (data / "train/COVID/<script>x&.png").write_bytes(b"no picture")
-    out = tmp_path / "report.html"
+    out = tmp_path / "out"
     found = json.loads(run("explore", data, "-o", out, "--json").stdout)
-    page = out.read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
     assert found["files"] == 49
     assert found["distribution"]["train"] == {"COVID": 9, "NORMAL": 8, "OTHER_PNEUMONIA": 8}
     assert RESEARCH_USE_ONLY in page
@@ -137,10 +137,65 @@ def test_the_report_stands_alone_and_escapes_names(data, tmp_path):
         assert f"Augmentation: {name}" in page
 
 
-def test_the_same_seed_gives_the_same_report(data, tmp_path):
-    for name in ("a.html", "b.html"):
+def test_the_same_seed_gives_the_same_results(data, tmp_path):
+    for name in ("a", "b"):
         run("explore", data, "-o", tmp_path / name, "--seed", 3)
-    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    for file in ("report.html", "results.json", "images.csv"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_run_folder_holds_what_was_asked_with_what_and_what_came_out(data, tmp_path):
+    shutil.copy(data / "train/COVID/0.png", data / "test/NORMAL/leak.png")
+    for command, code in (("explore", 0), ("check", 1)):
+        out = tmp_path / command
+        printed = json.loads(run(command, data, "-o", out, "--seed", 7, "--json", code=code).stdout)
+        assert json.loads((out / "results.json").read_text()) == printed
+        assert json.loads((out / "config.json").read_text())["seed"] == 7
+        assert "packages" in json.loads((out / "environment.json").read_text())
+        plots = sorted((out / "plots").glob("*.png"))
+        assert len(plots) >= 2
+        assert all(cv2.imread(str(plot)).std() > 1 for plot in plots)
+    page = (tmp_path / "check" / "report.html").read_text(encoding="utf-8")
+    assert "leak.png" in page
+    assert RESEARCH_USE_ONLY in page
+    assert re.findall(r'src="([^"]{0,22})', page) == ["data:image/png;base64,"] * len(plots)
+    with (tmp_path / "explore" / "images.csv").open(newline="", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 49
+
+
+def test_an_interrupted_exploration_goes_on_and_ends_as_an_uninterrupted_one(
+    data, tmp_path, monkeypatch
+):
+    from lungwatch.training import scan as module
+
+    run("explore", data, "-o", tmp_path / "whole")
+    real, read = module.read_radiograph, []
+
+    def interrupted(path):
+        read.append(path)
+        if len(read) == 20:
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(module, "read_radiograph", interrupted)
+    CliRunner().invoke(main, ["dataset", "explore", str(data), "-o", str(tmp_path / "part")])
+    assert not (tmp_path / "part" / "results.json").exists()
+    again = []
+    monkeypatch.setattr(module, "read_radiograph", lambda path: again.append(path) or real(path))
+    refused = run("explore", data, "-o", tmp_path / "part", code=1)
+    assert "resume" in refused.stderr
+    run("explore", data, "-o", tmp_path / "part", "--resume")
+    assert 0 < len(again) < 48
+    for file in ("report.html", "results.json", "images.csv"):
+        assert (tmp_path / "part" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(data, tmp_path):
+    kept = tmp_path / "other" / "mine.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    assert "not empty" in run("check", data, "-o", kept.parent, code=1).stderr
+    assert list(kept.parent.iterdir()) == [kept]
 
 
 @pytest.fixture

@@ -173,6 +173,59 @@ def test_a_folder_with_something_in_it_is_left_alone(data, tmp_path):
     assert list(tmp_path.iterdir()) == [kept]
 
 
+def test_an_interrupted_evaluation_keeps_what_was_scored(data, tmp_path, monkeypatch):
+    from lungwatch.training import assess
+
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    arguments = [SHIPPED_DEFAULT, data, "--split", "val", *QUICK, "--gallery", 0]
+    threshold = ["--threshold-data", data, "--threshold-split", "train"]
+    assert invoke(*arguments, *threshold, "-o", whole).exit_code == 0
+    real, read = assess.read_pixels, []
+
+    def interrupted(samples, spec, **more):
+        read.append(len(samples))
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        return real(samples, spec, **more)
+
+    monkeypatch.setattr(assess, "read_pixels", interrupted)
+    assert invoke(*arguments, *threshold, "-o", part).exit_code != 0
+    assert len(read) == 2
+    assert "holds a run already" in invoke(*arguments, *threshold, "-o", part).stderr
+    assert invoke(*arguments, *threshold, "-o", part, "--resume").exit_code == 0
+    # The threshold's cases were not read again.
+    assert len(read) == 3
+    for name in ("metrics.json", "scores.csv", "config.json", "report.html"):
+        assert (part / name).read_bytes() == (whole / name).read_bytes()
+    assert "packages" in json.loads((part / "environment.json").read_text())
+    other = invoke(*arguments, *threshold, "--seed", 2, "-o", part, "--resume")
+    assert "another configuration (seed)" in other.stderr
+
+
+def test_the_map_is_held_against_drawn_lungs(data, tmp_path):
+    rng = np.random.default_rng(1)
+    for index in range(3):
+        draw(tmp_path / "lungs" / "images" / f"{index}.png", rng, 200)
+        mask = np.zeros((72, 80), np.uint8)
+        mask[8:60, 11:69] = 255
+        (tmp_path / "lungs" / "masks").mkdir(exist_ok=True)
+        assert cv2.imwrite(str(tmp_path / "lungs" / "masks" / f"{index}.png"), mask)
+    out = tmp_path / "out"
+    lungs = ["--lung-masks", tmp_path / "lungs"]
+    result = invoke(SHIPPED_DEFAULT, data, *QUICK, *lungs, "-o", out, "--gallery", 0)
+    assert result.exit_code == 0, result.output
+    assert "against drawn lungs (3 images" in result.stdout
+    (found,) = json.loads((out / "metrics.json").read_text())["results"]
+    assert found["lungs"]["images"] == 3
+    if found["lungs"]["without_map"] < 3:
+        assert found["lungs"]["lung_area"] == pytest.approx(52 * 58 / (72 * 80), abs=0.01)
+    assert "Whether the maps lie on the lungs" in (out / "report.html").read_text()
+    (tmp_path / "lungs" / "masks" / "1.png").unlink()
+    refused = invoke(SHIPPED_DEFAULT, data, *QUICK, *lungs)
+    assert refused.exit_code == 1
+    assert "1.png" in refused.stderr
+
+
 def test_a_model_compared_with_itself_does_not_differ(data, tmp_path):
     out = tmp_path / "out"
     arguments = [SHIPPED_DEFAULT, data, "--compare", SHIPPED_DEFAULT, *QUICK]
@@ -281,7 +334,7 @@ def test_no_images_no_such_split_and_an_unreadable_file_are_refused_by_name(tmp_
     broken = invoke(SHIPPED_DEFAULT, tmp_path / "flat", "-o", tmp_path / "out")
     assert broken.exit_code == 1
     assert "broken.png" in broken.stderr
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 def test_a_model_that_answers_with_no_number_is_refused(data):

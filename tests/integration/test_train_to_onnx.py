@@ -20,8 +20,9 @@ from lungwatch.preprocess import PreprocessSpec, preprocess
 from lungwatch.training.baseline import BaselineConfig, build_baseline
 from lungwatch.training.evaluate import evaluate
 from lungwatch.training.fit import FitConfig
+from lungwatch.training.progress import Progress
 from lungwatch.training.scorers import KerasScorer, load_scorer
-from lungwatch.training.train_baseline import Progress, train_baseline
+from lungwatch.training.train_baseline import train_baseline
 
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")
@@ -30,6 +31,7 @@ pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")
 pytestmark = pytest.mark.timeout(300)
 
 NETWORK = BaselineConfig(size_px=32, filters=(8, 16, 16), dense_units=16, dropout=0.2)
+# The pictures look alike on purpose: `leaks="allow"`.
 FITTING = FitConfig(epochs=4, batch_size=16, learning_rate=3e-3, patience=4, seed=11)
 
 
@@ -66,7 +68,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "toy"
-    train_baseline(data, folder, network=NETWORK, fitting=FITTING)
+    train_baseline(data, folder, network=NETWORK, fitting=FITTING, leaks="allow")
     return folder
 
 
@@ -100,6 +102,8 @@ def test_a_run_folder_holds_what_is_needed_to_understand_and_repeat_it(run):
         "history.png",
         "metrics.json",
         "model.keras",
+        "checkpoint-0004.keras",
+        "checkpoint-0004.npz",
     }
     config = json.loads((run / "config.json").read_text())
     assert config["fit"]["seed"] == 11
@@ -114,7 +118,9 @@ def test_a_run_folder_holds_what_is_needed_to_understand_and_repeat_it(run):
 
 
 def test_the_same_seed_gives_the_same_metrics(data, run, tmp_path):
-    again = train_baseline(data, tmp_path / "again", network=NETWORK, fitting=FITTING)
+    again = train_baseline(
+        data, tmp_path / "again", network=NETWORK, fitting=FITTING, leaks="allow"
+    )
     assert again == json.loads((run / "metrics.json").read_text())
     assert (tmp_path / "again" / "history.csv").read_text() == (run / "history.csv").read_text()
 
@@ -127,19 +133,33 @@ def test_an_interrupted_run_resumes_to_the_same_metrics(data, run, tmp_path):
     broken = tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
         train_baseline(
-            data, broken, network=NETWORK, fitting=FITTING, progress=Progress(on_batch=interrupt)
+            data,
+            broken,
+            network=NETWORK,
+            fitting=FITTING,
+            leaks="allow",
+            progress=Progress(on_batch=interrupt),
         )
     assert not (broken / "metrics.json").exists()
-    resumed = train_baseline(data, broken, network=NETWORK, fitting=FITTING, resume=True)
+    resumed = train_baseline(
+        data, broken, network=NETWORK, fitting=FITTING, leaks="allow", resume=True
+    )
     assert resumed == json.loads((run / "metrics.json").read_text())
     assert {path.name for path in broken.iterdir()} == {path.name for path in run.iterdir()}
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_with_another_configuration(data, run):
     with pytest.raises(ConfigError, match="holds a run already"):
-        train_baseline(data, run, network=NETWORK, fitting=FITTING)
+        train_baseline(data, run, network=NETWORK, fitting=FITTING, leaks="allow")
     with pytest.raises(ConfigError, match=r"another configuration \(fit\)"):
-        train_baseline(data, run, network=NETWORK, fitting=replace(FITTING, seed=12), resume=True)
+        train_baseline(
+            data,
+            run,
+            network=NETWORK,
+            fitting=replace(FITTING, seed=12),
+            leaks="allow",
+            resume=True,
+        )
 
 
 def test_the_graph_has_the_contracts_names_and_a_free_batch_size(bundle):
@@ -250,7 +270,7 @@ def test_a_network_without_the_head_is_refused():
 
 def test_what_cannot_be_trained_on_is_refused_by_name(data, tmp_path):
     def train(location):
-        train_baseline(location, tmp_path / "run", network=NETWORK, fitting=FITTING)
+        train_baseline(location, tmp_path / "run", network=NETWORK, fitting=FITTING, leaks="allow")
 
     with pytest.raises(DatasetError, match="nowhere"):
         train(tmp_path / "nowhere")
@@ -267,7 +287,7 @@ def test_what_cannot_be_trained_on_is_refused_by_name(data, tmp_path):
 def test_a_missing_extra_is_named(monkeypatch, data, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(MissingExtraError, match=r"lungwatch\[train\]"):
-        train_baseline(data, tmp_path / "run", network=NETWORK, fitting=FITTING)
+        train_baseline(data, tmp_path / "run", network=NETWORK, fitting=FITTING, leaks="allow")
 
 
 def test_the_command_line_trains_and_says_what_came_out(data, tmp_path):
@@ -285,6 +305,8 @@ def test_the_command_line_trains_and_says_what_came_out(data, tmp_path):
             "32",
             "--batch-size",
             "32",
+            "--leaks",
+            "allow",
         ],
     )
     assert result.exit_code == 0, result.output

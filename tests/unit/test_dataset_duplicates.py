@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from lungwatch.training.duplicates import find_duplicates
+from lungwatch.training.duplicates import find_duplicates, similar
+from lungwatch.training.fingerprints import Fingerprints
 from lungwatch.training.groups import clusters, together
 from lungwatch.training.samples import Sample
 from lungwatch.training.scan import scan
@@ -50,6 +51,53 @@ def test_an_altered_copy_is_found_among_other_x_rays(tmp_path, change):
     images = {f"{seed}.png": chest(seed) for seed in range(12)} | {"copy.png": change(chest(4))}
     (pair,) = find_duplicates(looks_of(tmp_path, images))
     assert (pair.first, pair.second, pair.identical) == (4, 12, False)
+
+
+def recompressed(image, quality):
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    return cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
+
+
+def cropped(image, share):
+    rows, columns = (round(share * side) for side in image.shape)
+    return image[rows:-rows, columns:-columns]
+
+
+VARIANTS = {
+    "half the size": lambda image: cv2.resize(image, (110, 120), interpolation=cv2.INTER_AREA),
+    "square": lambda image: cv2.resize(image, (224, 224), interpolation=cv2.INTER_LINEAR),
+    "cropped by 5 %": lambda image: cropped(image, 0.05),
+    "cropped by 10 %": lambda image: cropped(image, 0.10),
+    "cropped below": lambda image: image[: round(0.86 * len(image))],
+    "gamma": lambda image: (255 * (image / 255) ** 0.6).astype(np.uint8),
+    "equalised": cv2.equalizeHist,
+    "JPEG 30": lambda image: recompressed(image, 30),
+    "all together": lambda image: recompressed(
+        (cropped(cv2.resize(image, (200, 210)), 0.06) * 0.8 + 20).astype(np.uint8), 50
+    ),
+}
+
+
+def test_of_all_variants_of_twelve_x_rays_95_of_100_are_found_and_no_other_pair():
+    originals = [chest(seed) for seed in range(12)]
+    whole = Fingerprints.of(thumbnails(originals))
+    found, false = 0, []
+    for change in VARIANTS.values():
+        changed = Fingerprints.of(thumbnails([change(image) for image in originals]))
+        pairs = [(i, j) for i, j, _ in similar(whole, changed)]
+        found += sum(i == j for i, j in pairs)
+        false += [pair for pair in pairs if pair[0] != pair[1]]
+    assert false == []
+    assert found >= 0.95 * len(originals) * len(VARIANTS)
+
+
+def thumbnails(images):
+    shrunk = [
+        cv2.resize(image.astype(np.float32) / 255, (64, 64), interpolation=cv2.INTER_AREA)
+        for image in images
+    ]
+    return np.stack(shrunk)
 
 
 def test_a_recompressed_copy_is_found(tmp_path):

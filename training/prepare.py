@@ -1,0 +1,183 @@
+"""A data set made ready to train on: splits checked, leaks dealt with, pixels read."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lungwatch.errors import DatasetError
+from lungwatch.preprocess import PreprocessSpec
+from lungwatch.training.dataset import dataset_name, describe, licences, load_dataset, select
+from lungwatch.training.fit import FitData
+from lungwatch.training.leaks import LeakPolicy, apply_leaks
+from lungwatch.training.pixels import FloatArray, read_pixels, targets
+from lungwatch.training.progress import Progress
+from lungwatch.training.samples import Sample
+from lungwatch.training.sampling import sampling_weights
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """Samples with their pixels, float32 (N, S, S, 1), 0..1; N may be 0."""
+
+    samples: Sequence[Sample]
+    pixels: FloatArray
+
+    @property
+    def targets(self) -> FloatArray:
+        """1 for COVID and 0 for the rest, float32 (N,)."""
+        return targets(self.samples)
+
+    def take(self, indices: Sequence[int]) -> "Part":
+        """Return the part with these samples only."""
+        chosen = list(indices)
+        if len(chosen) == len(self.samples):
+            return self
+        return Part(samples=[self.samples[i] for i in chosen], pixels=self.pixels[chosen])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """What a network learns from, stops by, and is tested on.
+
+    Attributes
+    ----------
+    name
+        Of the data set.
+    folder
+        What its file names are relative to.
+    spec
+        The preprocessing of the pixels.
+    train, val
+        Both hold both classes; training images that leak are left out already.
+    test
+        Empty if the data set has no such split. Only the final model may see it.
+    data
+        What the run's configuration says about the data.
+    """
+
+    name: str
+    folder: Path
+    spec: PreprocessSpec
+    train: Part
+    val: Part
+    test: Part
+    data: dict[str, Any]
+
+    def fit_data(self) -> FitData:
+        """Train on the training split, measure on the validation split."""
+        return FitData(
+            train_pixels=self.train.pixels,
+            train_targets=self.train.targets,
+            train_weights=sampling_weights(self.train.samples),
+            val_pixels=self.val.pixels,
+            val_targets=self.val.targets,
+        )
+
+    def retrain_data(self) -> FitData:
+        """Train on both, with nothing left to stop by."""
+        samples = [*self.train.samples, *self.val.samples]
+        return FitData(
+            train_pixels=np.concatenate([self.train.pixels, self.val.pixels]),
+            train_targets=targets(samples),
+            train_weights=sampling_weights(samples),
+        )
+
+
+def prepare(
+    location: Path,
+    spec: PreprocessSpec,
+    *,
+    leave_out: str | None = None,
+    leaks: LeakPolicy = "refuse",
+    need_test: bool = False,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Read a data set's splits.
+
+    Parameters
+    ----------
+    location
+        See `load_dataset`.
+    spec
+        The network's preprocessing.
+    leave_out
+        A source none of whose images the network may learn from or stop by.
+    leaks
+        What to do about training and validation images that show an X-ray or a patient of the
+        test split or of the source left out, and training images that do of the validation
+        split; see `lungwatch.training.leaks`.
+    need_test
+        Refuse a data set whose test split is missing or holds one class only.
+    progress
+        Listeners.
+
+    Raises
+    ------
+    DatasetError
+        If a needed split is empty or holds one class only, there is no such source, there is a
+        leak, or a file is unreadable; it is named.
+    """
+    samples = load_dataset(location)
+    name = dataset_name(location)
+    kept = _without(samples, leave_out, name)
+    chosen = {split: select(kept, split, name) for split in ("train", "val")}
+    test = [s for s in samples if s.split == "test"]
+    if need_test:
+        select(samples, "test", name)
+    hidden = [s for s in samples if s.split != "test" and s.source == leave_out]
+
+    on_read = progress.on_read if progress else None
+
+    def read(part: Sequence[Sample]) -> Part:
+        return Part(samples=part, pixels=read_pixels(part, spec, progress=on_read))
+
+    train, val, tested = read(chosen["train"]), read(chosen["val"]), read(test)
+    unseen = [tested, read(hidden)] if leaks != "allow" else []
+    clean_val = val.take(_clean(val, unseen, leaks))
+    clean_train = train.take(_clean(train, [clean_val, *unseen], leaks))
+    for part, split in ((clean_train, "train"), (clean_val, "val")):
+        select(part.samples, None, f"{name}: split {split!r} without its leaks")
+    return Prepared(
+        name=name,
+        folder=location if location.is_dir() else location.parent,
+        spec=spec,
+        train=clean_train,
+        val=clean_val,
+        test=tested,
+        data={
+            "name": name,
+            "train": describe(clean_train.samples),
+            "val": describe(clean_val.samples),
+            "licences": licences(clean_train.samples),
+            "left_out": leave_out,
+            "leaks": leaks,
+            "dropped": {
+                "train": len(train.samples) - len(clean_train.samples),
+                "val": len(val.samples) - len(clean_val.samples),
+            },
+        },
+    )
+
+
+def _without(samples: Iterable[Sample], source: str | None, name: str) -> list[Sample]:
+    samples = list(samples)
+    known = sorted({s.source for s in samples if s.source})
+    if source is not None and source not in known:
+        there = ", ".join(known) or "none are stated"
+        raise DatasetError(f"{name} has no source {source!r} to leave out (sources: {there})")
+    return [s for s in samples if source is None or s.source != source]
+
+
+def _clean(part: Part, others: Sequence[Part], policy: LeakPolicy) -> list[int]:
+    if not others:
+        return list(range(len(part.samples)))
+    return apply_leaks(
+        part.samples,
+        part.pixels,
+        [sample for other in others for sample in other.samples],
+        np.concatenate([other.pixels for other in others]),
+        policy,
+    )

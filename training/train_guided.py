@@ -1,0 +1,163 @@
+"""Train a network that is guided to the lungs: the whole of `lungwatch train guided`."""
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from lungwatch.errors import DatasetError
+from lungwatch.preprocess import PreprocessSpec
+from lungwatch.training.backbones import cut_at_stride, load_backbone
+from lungwatch.training.conclude import conclude
+from lungwatch.training.evaluate import summarise
+from lungwatch.training.fit import FitConfig, fit
+from lungwatch.training.foreign import KerasModel
+from lungwatch.training.guidance import Guidance, guided_lesson, make_guide
+from lungwatch.training.leaks import LeakPolicy
+from lungwatch.training.prepare import prepare
+from lungwatch.training.progress import Progress
+from lungwatch.training.run import RunFolder
+from lungwatch.training.runtime import prepare_tensorflow
+from lungwatch.training.sampling import sampling_weights
+from lungwatch.training.scorers import KerasScorer, load_keras
+from lungwatch.training.segmenter import SIZE_PX
+from lungwatch.training.transfer import TransferConfig, build_transfer, unfreeze
+
+
+def train_guided(
+    location: Path,
+    root: Path,
+    *,
+    lungs: Path,
+    network: TransferConfig,
+    stride: int | None = None,
+    fitting: FitConfig,
+    guidance: Guidance,
+    leave_out: str | None = None,
+    leaks: LeakPolicy = "refuse",
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train all of a network for a fixed number of epochs, calibrate, and measure.
+
+    Nothing stops early and the last weights are kept: validation images come from the same
+    collections as the training images, and would prefer the network that knows those best.
+
+    Parameters
+    ----------
+    location
+        The data set, with the splits train and val; see `load_dataset`.
+    root
+        The run folder to fill.
+    lungs
+        A run folder of `lungwatch train lungs`, or its model.
+    network, fitting
+        The network and how to train it; the learning rate is that of the steepest epoch.
+    stride
+        Cut the backbone at its last map of this many input pixels a cell, which makes maps for
+        explanation finer and the network smaller; None keeps all of it.
+    guidance
+        What keeps training at the lungs.
+    leave_out, leaks
+        See `lungwatch.training.prepare.prepare`.
+    resume
+        Continue the run that is in `root`.
+    progress
+        Listeners.
+
+    Returns
+    -------
+    dict
+        What is written to `metrics.json`: as `train_baseline`, and the figures on the `test`
+        split if there is one, the source left out included.
+
+    Raises
+    ------
+    DatasetError
+        If a split is missing or empty, holds one class only, leaks, or a file is unreadable.
+    ConfigError
+        If `root` holds another run, or the backbone cannot be had.
+    NotFoundError, ModelError
+        If there is no segmenter, or it is none.
+    MissingExtraError
+        If TensorFlow is not installed.
+    """
+    progress = progress or Progress()
+    run = RunFolder(root=root)
+    run.refuse_taken(resume=resume)
+    prepare_tensorflow(fitting.seed)
+    segmenter = load_segmenter(lungs)
+    # Fails early, before thousands of images are read, if the backbone cannot be had.
+    backbone = load_backbone(network.backbone, network.weights, network.size_px)
+    if stride:
+        backbone = cut_at_stride(backbone, stride)
+    model = build_transfer(network, backbone=backbone)
+    unfreeze(model, None)
+    prepared = prepare(
+        location,
+        PreprocessSpec(size_px=network.size_px),
+        leave_out=leave_out,
+        leaks=leaks,
+        progress=progress,
+    )
+    run.begin(
+        {
+            "family": f"{network.backbone}, guided to the lungs",
+            "network": {
+                **asdict(network),
+                "weights": Path(network.weights).name,
+                "stride": stride,
+            },
+            "fit": asdict(fitting),
+            "guidance": asdict(guidance),
+            "preprocess": prepared.spec.to_dict(),
+            "data": prepared.data,
+        },
+        resume=resume,
+    )
+    train = prepared.train.samples
+    data = replace(
+        prepared.fit_data(),
+        train_targets=guidance.objective.targets(train),
+        train_weights=sampling_weights(train, guidance.power, dict(guidance.shares)),
+    )
+    guide = make_guide(train, prepared.train.pixels, segmenter)
+    state = fit(
+        lambda: model,
+        data,
+        fitting,
+        run,
+        lesson=lambda network: guided_lesson(network, data, guide, guidance),
+        on_batch=progress.on_batch,
+        on_epoch=progress.on_epoch,
+    )
+    metrics = conclude(run, state, prepared.val.pixels, prepared.val.targets)
+    if prepared.test.samples:
+        scorer = KerasScorer(root)
+        logits = scorer.logits(prepared.test.pixels)
+        metrics["test"] = summarise(scorer.judgement, prepared.test.samples, logits)
+        run.write("metrics.json", metrics)
+    return metrics
+
+
+def cosine_rates(epochs: int, steepest: float) -> tuple[float, ...]:
+    """Learning rates of each epoch: half the steepest to warm up, then down a half cosine."""
+    falling = [0.5 * (1.0 + math.cos(math.pi * (e - 0.5) / epochs)) for e in range(1, epochs + 1)]
+    falling[0] *= 0.5
+    return tuple(steepest * (part + 0.01) for part in falling)
+
+
+def load_segmenter(path: Path) -> KerasModel:
+    """Open the network that finds lungs.
+
+    Raises
+    ------
+    NotFoundError, ModelError
+        If there is none, or it is damaged.
+    DatasetError
+        If it is another kind of network.
+    """
+    model = load_keras(RunFolder(root=path).model if path.is_dir() else path)
+    if model.output_shape[1:] != (SIZE_PX, SIZE_PX, 1):
+        raise DatasetError(f"{path} does not find lungs; train one with `lungwatch train lungs`")
+    return model

@@ -1,0 +1,157 @@
+"""Pretrain a backbone on X-rays: the whole of `lungwatch train pretrain`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lungwatch.preprocess import PreprocessSpec
+from lungwatch.training.dataset import dataset_name
+from lungwatch.training.fit_tasks import (
+    TasksConfig,
+    TasksData,
+    cross_entropy,
+    fit_tasks,
+    predict_answers,
+)
+from lungwatch.training.labelled import count, load_labelled, of
+from lungwatch.training.metrics import roc_auc
+from lungwatch.training.normalisation import Normalisation
+from lungwatch.training.pixels import FloatArray, read_pixels
+from lungwatch.training.plot import plot_history
+from lungwatch.training.pretrain import PretrainConfig, build_pretraining
+from lungwatch.training.progress import Progress
+from lungwatch.training.run import RunFolder
+from lungwatch.training.runtime import prepare_tensorflow
+from lungwatch.training.scorers import load_keras
+from lungwatch.training.tasks import IntArray, Task, drawing_weights, make_tasks
+
+
+def train_pretrain(
+    locations: Sequence[Path],
+    root: Path,
+    *,
+    network: PretrainConfig,
+    task_weights: dict[str, float],
+    fitting: TasksConfig,
+    normalisation: Normalisation | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a backbone on several tasks, stopping by the validation loss.
+
+    Parameters
+    ----------
+    locations
+        Data sets with any classes; see `lungwatch.training.labelled.load_labelled`. Their test
+        splits are not read.
+    root
+        The run folder to fill; `train transfer --weights` takes it.
+    network, fitting
+        The network's shape and origin, and how to train it.
+    task_weights
+        Tasks and their weights; see `lungwatch.training.tasks`.
+    normalisation
+        Of the grey levels, "all" meaning train and val; None leaves them to the backbone's
+        own scaling.
+    resume
+        Continue the run that is in `root`.
+    progress
+        Listeners.
+
+    Returns
+    -------
+    dict
+        What is written to `metrics.json`: `best_epoch`, `epochs`, and for each task its
+        answers and its validation figures.
+
+    Raises
+    ------
+    DatasetError
+        If a data set lacks train or val, a task has one answer only, or a file is unreadable.
+    ConfigError
+        If `root` holds another run, or the backbone cannot be had.
+    MissingExtraError
+        If TensorFlow, or the package with the weights, is not installed.
+    """
+    progress = progress or Progress()
+    samples = [sample for location in locations for sample in load_labelled(location)]
+    train, val = of(samples, "train"), of(samples, "val")
+    tasks = make_tasks(task_weights, train)
+    answers = {task.name: (task.targets(train), task.targets(val)) for task in tasks}
+    spec = PreprocessSpec(size_px=network.size_px)
+    run = RunFolder(root=root)
+    run.refuse_taken(resume=resume)
+    prepare_tensorflow(fitting.seed)
+    # Fails early, before thousands of images are read, if the backbone cannot be had.
+    build_pretraining(network, None, tasks)
+    config = {
+        "family": f"{network.backbone}, pretraining",
+        "network": {**asdict(network), "weights": Path(network.weights).name},
+        "tasks": [asdict(task) for task in tasks],
+        "fit": asdict(fitting),
+        "normalisation": asdict(normalisation) if normalisation else None,
+        "preprocess": spec.to_dict(),
+        "data": {
+            "names": [dataset_name(location) for location in locations],
+            "train": count(train),
+            "val": count(val),
+        },
+    }
+    run.begin(config, resume=resume)
+    pixels = [read_pixels(part, spec, progress=progress.on_read) for part in (train, val)]
+    grey = normalisation.settle(pixels[0], pixels[1:]) if normalisation else None
+    state = fit_tasks(
+        lambda: build_pretraining(network, grey, tasks),
+        tasks,
+        TasksData(
+            train_pixels=pixels[0],
+            train_answers={name: both[0] for name, both in answers.items()},
+            train_weights=drawing_weights(train),
+            val_pixels=pixels[1],
+            val_answers={name: both[1] for name, both in answers.items()},
+        ),
+        fitting,
+        run,
+        on_batch=progress.on_batch,
+        on_epoch=progress.on_epoch,
+    )
+    metrics = {
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        **_validation(run, tasks, pixels[1], {n: both[1] for n, both in answers.items()}),
+    }
+    run.write("metrics.json", metrics)
+    plot_history(state.history, run.root / "history.png")
+    return metrics
+
+
+def _validation(
+    run: RunFolder, tasks: list[Task], pixels: FloatArray, answers: dict[str, IntArray]
+) -> dict[str, Any]:
+    model = load_keras(run.model)
+    logits = predict_answers(model, pixels)
+    found = {}
+    for task in tasks:
+        given = answers[task.name]
+        right = logits[task.name].argmax(axis=1) == given
+        found[task.name] = {
+            "answers": list(task.answers),
+            "images": len(given),
+            "accuracy": float(np.mean(right)),
+            "cross_entropy": cross_entropy(given, logits[task.name]),
+            "roc_auc": _areas(task, logits[task.name], given),
+        }
+    return {"parameters": int(model.count_params()), "validation": found}
+
+
+def _areas(task: Task, logits: FloatArray, answers: IntArray) -> dict[str, float]:
+    """Tell each answer from all others: ROC-AUC by name, for those that occur."""
+    margins = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    return {
+        name: roc_auc(answers == number, margins[:, number])
+        for number, name in enumerate(task.answers)
+        if 0 < int(np.sum(answers == number)) < len(answers)
+    }

@@ -1,0 +1,201 @@
+"""Tune the baseline: search, retrain what was best, test it once."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lungwatch.training.baseline import BaselineConfig, build_baseline
+from lungwatch.training.conclude import VALIDATION, judge
+from lungwatch.training.fit import FitConfig, FitState, fit, predict_logits
+from lungwatch.training.foreign import KerasModel
+from lungwatch.training.normalisation import Standardisation
+from lungwatch.training.plot import plot_history
+from lungwatch.training.prepare import Prepared
+from lungwatch.training.progress import Progress
+from lungwatch.training.retrain import retrain, test_final
+from lungwatch.training.run import RunFolder
+from lungwatch.training.runtime import prepare_tensorflow
+from lungwatch.training.scorers import load_keras
+from lungwatch.training.search import Outcome, SearchConfig, SearchResult, Trial, search
+from lungwatch.training.search_space import Ladder, Number, Parameter, Range
+
+# `width` multiplies the number of filters of every block.
+RANGES: dict[str, Parameter] = {
+    "learning_rate": Range(low=3e-4, high=3e-3, lowest=1e-5, highest=3e-2, log=True),
+    "width": Range(low=0.5, high=1.5, lowest=0.25, highest=3.0),
+    "dense_units": Range(low=32, high=256, lowest=8, highest=1024, log=True, integer=True),
+    "dropout": Range(low=0.1, high=0.6, lowest=0.0, highest=0.9),
+}
+GRID: dict[str, Parameter] = {
+    "learning_rate": Ladder(rungs=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2), first=1, last=2),
+    "width": Ladder(rungs=(0.25, 0.5, 1.0, 1.5, 2.0, 3.0), first=1, last=2),
+    "dense_units": Ladder(rungs=(16, 32, 64, 128, 256, 512, 1024), first=2, last=3),
+    "dropout": Ladder(rungs=(0.0, 0.2, 0.4, 0.6, 0.8), first=1, last=2),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """How to tune.
+
+    Attributes
+    ----------
+    search
+        See `SearchConfig`.
+    epochs
+        Most epochs of a trial.
+    retrain
+        Train the final network anew on training and validation images; otherwise the best
+        trial's is the final one.
+    """
+
+    search: SearchConfig = field(default_factory=SearchConfig)
+    epochs: int = 20
+    retrain: bool = True
+
+    @property
+    def space(self) -> dict[str, Parameter]:
+        """What the sampler may choose from."""
+        return GRID if self.search.sampler == "grid" else RANGES
+
+
+def tune(
+    prepared: Prepared,
+    config: TuneConfig,
+    run: RunFolder,
+    *,
+    standardisation: Standardisation,
+    network: BaselineConfig,
+    fitting: FitConfig,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Search, retrain and test; every trial has a run folder of its own under `trials`.
+
+    Calibration and threshold of the final network are those of the chosen trial's, fixed on
+    validation images, which that one did not learn from.
+
+    Parameters
+    ----------
+    prepared
+        The data, test split included.
+    config
+        How to tune.
+    run
+        A begun run folder; what it holds of an interrupted tuning is not done again.
+    standardisation
+        The network's first layer.
+    network, fitting
+        Shape and training, but for what is searched for.
+    progress
+        Listeners.
+
+    Returns
+    -------
+    dict
+        What is written to `metrics.json`.
+    """
+    progress = progress or Progress()
+    trial_fitting = replace(fitting, epochs=config.epochs)
+    data = prepared.fit_data()
+
+    def builder(parameters: dict[str, Number]) -> Callable[[], KerasModel]:
+        shape = shape_of(network, parameters)
+        return lambda: build_baseline(shape, **asdict(standardisation))
+
+    def objective(trial: Trial) -> Outcome:
+        import keras
+
+        keras.backend.clear_session()
+        prepare_tensorflow(trial.seed)
+        how = _fitting(trial_fitting, trial)
+        folder = _folder(run, trial)
+        folder.begin({"parameters": trial.parameters, "fit": asdict(how)}, resume=True)
+        state = fit(
+            builder(trial.parameters),
+            data,
+            how,
+            folder,
+            on_batch=progress.on_batch,
+            on_epoch=progress.on_epoch,
+        )
+        return Outcome(value=state.best_val_loss, epochs=state.best_epoch)
+
+    found = search(config.space, objective, config.search, run, on_trial=progress.on_trial)
+    folder = _folder(run, found.best)
+    _forget_models(run, keep=folder)
+    state = FitState(**folder.read("state.json"))
+    chosen = load_keras(folder.model)
+    verdict = judge(prepared.val.targets, predict_logits(chosen, prepared.val.pixels))
+    if config.retrain:
+        prepare_tensorflow(fitting.seed)
+        state = retrain(
+            builder(found.best.parameters),
+            prepared.retrain_data(),
+            replace(_fitting(trial_fitting, found.best), seed=fitting.seed),
+            state,
+            run,
+            progress=progress,
+        )
+    else:
+        for name in ("model.keras", "history.csv", "state.json"):
+            _copy(folder, run, name)
+    plot_history(state.history, run.root / "history.png")
+    metrics = {
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "parameters": int(load_keras(run.model).count_params()),
+        "trained_on": "train and val" if config.retrain else "train",
+        "calibrated_on": f"{VALIDATION}, by the network of trial {found.best.number}, which was "
+        "trained on the training split only",
+        "search": _summary(found),
+        **verdict.to_dict(),
+    }
+    return test_final(run, metrics, prepared.test, prepared.folder)
+
+
+def shape_of(network: BaselineConfig, parameters: dict[str, Number]) -> BaselineConfig:
+    """Return the network's shape with a trial's parameters; filters come in fours."""
+    width = parameters["width"]
+    return replace(
+        network,
+        filters=tuple(4 * max(1, round(filters * width / 4)) for filters in network.filters),
+        dense_units=int(parameters["dense_units"]),
+        dropout=float(parameters["dropout"]),
+    )
+
+
+def _fitting(fitting: FitConfig, trial: Trial) -> FitConfig:
+    rate = float(trial.parameters["learning_rate"])
+    return replace(fitting, learning_rate=rate, seed=trial.seed)
+
+
+def _folder(run: RunFolder, trial: Trial) -> RunFolder:
+    return RunFolder(root=run.root / "trials" / f"{trial.number:04d}")
+
+
+def _forget_models(run: RunFolder, *, keep: RunFolder) -> None:
+    for model in (run.root / "trials").glob("*/model.keras"):
+        if model.parent != keep.root:
+            model.unlink()
+
+
+def _copy(source: RunFolder, target: RunFolder, name: str) -> None:
+    temporary = target.root / f".tmp-{name}"
+    shutil.copyfile(source.root / name, temporary)
+    temporary.replace(target.root / name)
+
+
+def _summary(found: SearchResult) -> dict[str, Any]:
+    failed = sum(row["state"] == "failed" for row in found.rows)
+    return {
+        "trials": len(found.rows),
+        "failed": failed,
+        "rounds": 1 + max(row["round"] for row in found.rows),
+        "best": {
+            "number": found.best.number,
+            "parameters": found.best.parameters,
+            "value": found.outcome.value,
+            "epochs": found.outcome.epochs,
+        },
+    }
