@@ -12,6 +12,7 @@ from typing import Literal, get_args
 CrashPoint = Literal[
     "renamed",
     "claimed",
+    "unpacked",
     "decoded",
     "classified",
     "overlaid",

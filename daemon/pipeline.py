@@ -14,11 +14,13 @@ from lungwatch.daemon.crashpoint import crashpoint
 from lungwatch.daemon.decoding import prepare
 from lungwatch.daemon.filing import Filing
 from lungwatch.daemon.finishing import Finisher
+from lungwatch.daemon.home import Home
 from lungwatch.daemon.inference import batches, classify
 from lungwatch.daemon.inflight import InFlight
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.model import Classifier
 from lungwatch.daemon.records import Claimed, Classified, Prepared
+from lungwatch.daemon.unpacking import Unpacker
 from lungwatch.daemon.worker import Worker
 from lungwatch.daemon.writer import Writer
 from lungwatch.db.store import Store
@@ -51,6 +53,7 @@ class Pipeline:
     def __init__(
         self,
         *,
+        home: Home,
         config: Config,
         classifier: Classifier,
         store: Store,
@@ -69,6 +72,7 @@ class Pipeline:
         self._finisher = finisher
         self._in_flight = in_flight
         self._clock = clock
+        self._unpacker = Unpacker(home, config.read_policy)
         self._abandoned = threading.Event()
         self._to_decode: queue.Queue[Claimed | None] = queue.Queue()
         self._to_classify: queue.Queue[Prepared | None] = queue.Queue()
@@ -116,6 +120,7 @@ class Pipeline:
                 self._to_classify.put(prepared)
 
     def _prepare(self, claim: Claimed) -> Prepared:
+        self._unpacker.unpack(claim.path, claim.sha256)
         return prepare(
             claim,
             policy=self._config.read_policy,
@@ -190,6 +195,8 @@ class Pipeline:
             )
         )
         crashpoint("rejected")
+        if error.reason is Reason.UNPACKED:
+            self._unpacker.publish(claim.sha256)
         self._filing.quarantine(
             image_id=claim.image_id, sha256=claim.sha256, reason=error.reason, path=claim.path
         )

@@ -13,7 +13,8 @@ from sqlalchemy import Engine
 from lungwatch.daemon.clock import Clock
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
-from lungwatch.db.queries import TrackedFile, rows_in_work
+from lungwatch.daemon.unpacking import resume_unpacked
+from lungwatch.db.queries import TrackedFile, has_result, rows_in_work
 from lungwatch.db.states import State
 from lungwatch.db.store import Store
 from lungwatch.errors import Reason
@@ -28,6 +29,7 @@ def recover(home: Home, engine: Engine, store: Store, clock: Clock) -> int:
         How many rows were mended.
     """
     _remove_temporaries(home)
+    resume_unpacked(home, lambda sha256: has_result(engine, sha256, Reason.UNPACKED))
     mended = 0
     for row in rows_in_work(engine):
         if row.path is None or home.exists(row.path):

@@ -120,6 +120,7 @@ class Service:
         filing = Filing(home, store, writer, clock)
         in_flight = InFlight(config.max_in_flight)
         pipeline = Pipeline(
+            home=home,
             config=config,
             classifier=classifier,
             store=store,
@@ -200,13 +201,18 @@ class Service:
         """Scan on this thread until there is nothing left to take and nothing in flight."""
         intake.resume()
         while not self._stop.is_set():
+            # Asked before the look: an archive that ends after it leaves more to take.
+            was_idle = in_flight.wait_empty(0)
             had_work = intake.scan()
             if on_progress is not None:
                 ended = in_flight.ended
                 on_progress(ended, ended + in_flight.count + intake.waiting)
-            if not had_work and in_flight.wait_empty(_HEALTH_S):
+            if not had_work and was_idle:
                 return
-            self._stop.wait(0.1)
+            if not had_work:
+                in_flight.wait_empty(_HEALTH_S)
+            else:
+                self._stop.wait(0.1)
 
     def _queued(self, engine: Engine, model_id: int) -> list[tuple[Path, str]]:
         rows = queued(engine, _QUEUED_AT_ONCE, model_id)

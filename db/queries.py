@@ -24,6 +24,7 @@ __all__ = [
     "Statistics",
     "TrackedFile",
     "get_result",
+    "has_result",
     "iter_all",
     "list_results",
     "queued",
@@ -102,6 +103,16 @@ def queued(engine: Engine, limit: int, model_id: int | None = None) -> list[Trac
         statement = statement.where((Result.model_id == model_id) | ~scored.exists())
     ordered = statement.order_by(None).order_by(Result.claimed_at, Result.id)
     return _tracked(engine, ordered.limit(limit))
+
+
+def has_result(engine: Engine, sha256: str, reason: str) -> bool:
+    """Whether a content has a result that ended for this reason."""
+    statement = select(Result.id).join(Image)
+    with reading(engine) as connection:
+        found = connection.execute(
+            statement.where(Image.sha256 == sha256, Result.reason == reason).limit(1)
+        )
+        return found.first() is not None
 
 
 def rows_in_work(engine: Engine) -> list[TrackedFile]:

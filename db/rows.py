@@ -85,11 +85,15 @@ class ResultDetail(ResultRow):
     bits_stored: int | None
     photometric: str | None
     transfer_syntax: str | None
+    sop_class: str | None
     modality: str | None
     body_part: str | None
     view_position: str | None
     study_date: str | None
+    series_date: str | None
+    acquisition_date: str | None
     manufacturer: str | None
+    manufacturer_model: str | None
     station: str | None
     institution: str | None
 

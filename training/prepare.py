@@ -54,6 +54,8 @@ class Prepared:
         Both hold both classes; training images that leak are left out already.
     test
         Empty if the data set has no such split. Only the final model may see it.
+    left_out
+        What of the other splits is from the source left out; empty without one.
     data
         What the run's configuration says about the data.
     """
@@ -64,6 +66,7 @@ class Prepared:
     train: Part
     val: Part
     test: Part
+    left_out: Part
     data: dict[str, Any]
 
     def fit_data(self) -> FitData:
@@ -135,7 +138,8 @@ def prepare(
         return Part(samples=part, pixels=read_pixels(part, spec, progress=on_read))
 
     train, val, tested = read(chosen["train"]), read(chosen["val"]), read(test)
-    unseen = [tested, read(hidden)] if leaks != "allow" else []
+    left_out = read(hidden)
+    unseen = [tested, left_out] if leaks != "allow" else []
     clean_val = val.take(_clean(val, unseen, leaks))
     clean_train = train.take(_clean(train, [clean_val, *unseen], leaks))
     for part, split in ((clean_train, "train"), (clean_val, "val")):
@@ -147,6 +151,7 @@ def prepare(
         train=clean_train,
         val=clean_val,
         test=tested,
+        left_out=left_out,
         data={
             "name": name,
             "train": describe(clean_train.samples),

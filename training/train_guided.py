@@ -5,21 +5,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.backbones import cut_at_stride, load_backbone
 from lungwatch.training.conclude import conclude
-from lungwatch.training.evaluate import summarise
+from lungwatch.training.evaluate import measure
 from lungwatch.training.fit import FitConfig, fit
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.guidance import Guidance, guided_lesson, make_guide
 from lungwatch.training.leaks import LeakPolicy
-from lungwatch.training.prepare import prepare
+from lungwatch.training.prepare import Prepared, prepare
 from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
 from lungwatch.training.sampling import sampling_weights
-from lungwatch.training.scorers import KerasScorer, load_keras
+from lungwatch.training.scorers import KerasScorer, Scorer, load_keras
 from lungwatch.training.segmenter import SIZE_PX
 from lungwatch.training.transfer import TransferConfig, build_transfer, unfreeze
 
@@ -68,8 +70,9 @@ def train_guided(
     Returns
     -------
     dict
-        What is written to `metrics.json`: as `train_baseline`, and the figures on the `test`
-        split if there is one, the source left out included.
+        What is written to `metrics.json`: as `train_baseline`; the figures on the `test` split
+        if there is one, the source left out included; and, of such a source, those of all its
+        images against the other sources' test images of the other class, as `left_out`.
 
     Raises
     ------
@@ -132,12 +135,32 @@ def train_guided(
         on_epoch=progress.on_epoch,
     )
     metrics = conclude(run, state, prepared.val.pixels, prepared.val.targets)
+    scorer = KerasScorer(root)
     if prepared.test.samples:
-        scorer = KerasScorer(root)
-        logits = scorer.logits(prepared.test.pixels)
-        metrics["test"] = summarise(scorer.judgement, prepared.test.samples, logits)
-        run.write("metrics.json", metrics)
+        metrics["test"] = measure(scorer, prepared.test.samples, prepared.test.pixels)
+    if leave_out:
+        metrics["left_out"] = _measure_left_out(scorer, prepared, leave_out)
+    run.write("metrics.json", metrics)
     return metrics
+
+
+def _measure_left_out(scorer: Scorer, prepared: Prepared, source: str) -> dict[str, Any]:
+    # Its COVID images against test images of the others without COVID, or, should it have none,
+    # its images against COVID of the others: how the network does on a place it never saw.
+    own = [s for s in prepared.test.samples if s.source == source]
+    has_covid = any(s.positive for s in [*prepared.left_out.samples, *own])
+    rest = prepared.test.take(
+        [
+            index
+            for index, sample in enumerate(prepared.test.samples)
+            if sample.source == source or sample.positive != has_covid
+        ]
+    )
+    return measure(
+        scorer,
+        [*prepared.left_out.samples, *rest.samples],
+        np.concatenate([prepared.left_out.pixels, rest.pixels]),
+    )
 
 
 def cosine_rates(epochs: int, steepest: float) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ the machine has, and the kernel's answer to that is to kill the process.
 """
 
 import struct
+from dataclasses import dataclass
 
 _JPEG2000_START = b"\xff\x4f\xff\x51"  # SOC and SIZ, which follow each other: ISO 15444-1 A.4
 _JPEG_START = b"\xff\xd8"
@@ -12,24 +13,49 @@ _JPEG_START = b"\xff\xd8"
 _SEARCHED_BYTES = 4096
 
 
-def frame_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Return (rows, columns, components) of a JPEG, JPEG-LS or JPEG 2000 frame.
+@dataclass(frozen=True, kw_only=True)
+class FrameHeader:
+    """The head of a JPEG, JPEG-LS or JPEG 2000 frame.
+
+    Attributes
+    ----------
+    rows, columns
+        In pixels.
+    components
+        Samples of a pixel.
+    precision
+        Bits of a sample.
+    """
+
+    rows: int
+    columns: int
+    components: int
+    precision: int
+
+
+def frame_header(frame: bytes) -> FrameHeader | None:
+    """Read the header of a JPEG, JPEG-LS or JPEG 2000 frame.
 
     Returns
     -------
-    tuple of int or None
+    FrameHeader or None
         None if the frame is none of these, or its header is not where it should be.
     """
     start = frame.find(_JPEG2000_START, 0, _SEARCHED_BYTES)
-    if start >= 0 and len(frame) >= start + 42:
+    if start >= 0 and len(frame) >= start + 43:
         # X and Y extents and the image's offset within them: ISO 15444-1 A.5.1.
         right, bottom, left, top = struct.unpack_from(">4L", frame, start + 8)
-        (components,) = struct.unpack_from(">H", frame, start + 40)
-        return bottom - top, right - left, components
-    return _jpeg_size(frame) if frame.startswith(_JPEG_START) else None
+        components, depth = struct.unpack_from(">HB", frame, start + 40)
+        return FrameHeader(
+            rows=bottom - top,
+            columns=right - left,
+            components=components,
+            precision=(depth & 0x7F) + 1,
+        )
+    return _jpeg_header(frame) if frame.startswith(_JPEG_START) else None
 
 
-def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
+def _jpeg_header(frame: bytes) -> FrameHeader | None:
     position = 2
     while position + 10 <= len(frame) and frame[position] == 0xFF:
         marker = frame[position + 1]
@@ -37,8 +63,10 @@ def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
             position += 1
         # SOF0..SOF15 without DHT, JPG and DAC (ISO 10918-1 B.2.2); SOF55 is JPEG-LS's.
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns, components = struct.unpack_from(">HHB", frame, position + 5)
-            return rows, columns, components
+            precision, rows, columns, components = struct.unpack_from(">BHHB", frame, position + 4)
+            return FrameHeader(
+                rows=rows, columns=columns, components=components, precision=precision
+            )
         else:
             (length,) = struct.unpack_from(">H", frame, position + 2)
             position += 2 + length

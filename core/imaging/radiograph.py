@@ -17,21 +17,22 @@ class RadiographMeta:
     format
         "DICOM", "PNG" or "JPEG".
     rows, columns
-        Size of the stored image, in pixels.
+        Size of the stored image, in pixels; that of `Radiograph.pixels` differs where the
+        file's pixels are not square.
     bits_stored
         Significant bits of a stored sample.
     photometric
         PhotometricInterpretation (0028,0004), or "MONOCHROME2" for grey PNG and JPEG.
     transfer_syntax
         UID of the transfer syntax (0002,0010); None for PNG and JPEG.
-    patient_id, accession, study_uid, series_uid, sop_uid
-        (0010,0020), (0008,0050), (0020,000D), (0020,000E), (0008,0018).
+    patient_id, accession, study_uid, series_uid, sop_uid, sop_class
+        (0010,0020), (0008,0050), (0020,000D), (0020,000E), (0008,0018), (0008,0016).
     modality, body_part, view_position
         (0008,0060), (0018,0015), (0018,5101).
-    study_date
-        (0008,0020), as YYYYMMDD.
-    manufacturer, station, institution
-        (0008,0070), (0008,1010), (0008,0080).
+    study_date, series_date, acquisition_date
+        (0008,0020), (0008,0021), and (0008,0022) or the day of (0008,002A), as YYYYMMDD.
+    manufacturer, manufacturer_model, station, institution
+        (0008,0070), (0008,1090), (0008,1010), (0008,0080).
     """
 
     format: str
@@ -45,11 +46,15 @@ class RadiographMeta:
     study_uid: str | None = None
     series_uid: str | None = None
     sop_uid: str | None = None
+    sop_class: str | None = None
     modality: str | None = None
     body_part: str | None = None
     view_position: str | None = None
     study_date: str | None = None
+    series_date: str | None = None
+    acquisition_date: str | None = None
     manufacturer: str | None = None
+    manufacturer_model: str | None = None
     station: str | None = None
     institution: str | None = None
 

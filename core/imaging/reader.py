@@ -11,6 +11,7 @@ from lungwatch.imaging.radiograph import Radiograph
 
 # The longest signature: the DICOM preamble and its "DICM".
 _HEAD_BYTES = 132
+_ZIP = b"PK\x03\x04"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,23 @@ class ReadPolicy:
     reject_lateral: bool = True
     min_side_px: int = 64
     max_pixels: int = 120_000_000
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file is a zip archive by its content.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(len(_ZIP)) == _ZIP
+
+
+def max_file_bytes(policy: ReadPolicy) -> int:
+    """Return the size in bytes beyond which no file is a radiograph that `policy` takes."""
+    return dicom.max_file_bytes(policy.max_pixels)
 
 
 def read_radiograph(path: Path, policy: ReadPolicy | None = None) -> Radiograph:
@@ -74,6 +92,10 @@ def read_radiograph(path: Path, policy: ReadPolicy | None = None) -> Radiograph:
         )
     elif not head:
         raise FileRejected(Reason.TRUNCATED, "the file is empty")
+    elif head.startswith(_ZIP):
+        raise FileRejected(
+            Reason.NOT_AN_IMAGE, "a zip archive is not unpacked here; drop the files in it"
+        )
     else:
         raise FileRejected(Reason.NOT_AN_IMAGE, "the content is neither DICOM, PNG nor JPEG")
 

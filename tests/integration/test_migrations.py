@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -15,8 +16,19 @@ from lungwatch.db import check_current, migrations, open_database, open_engine, 
 from lungwatch.db import upgrade as upgrade_schema
 from lungwatch.db.engine import reading, writing
 from lungwatch.db.migrate import REVISIONS
+from lungwatch.db.queries import get_result
 from lungwatch.db.schema import Base
 from lungwatch.errors import DatabaseError, NotFoundError
+
+FIRST_SCHEMA_ROWS = (
+    """INSERT INTO image (id, sha256, size_bytes, source_name, path, received_at, patient_id,
+        station) VALUES (7, 'abc', 12, 'chest.dcm', 'done/abc.dcm',
+        '2024-01-02 03:04:05.000000', 'MRN-1', 'ROOM1')""",
+    """INSERT INTO model (id, name, version, sha256, contract, first_used_at)
+        VALUES (1, 'baseline', '1.0.0', 'def', '{}', '2024-01-02 03:04:05.000000')""",
+    """INSERT INTO result (id, image_id, model_id, state, attempts, probability, flags)
+        VALUES (3, 7, 1, 'done', 1, 0.25, '[]')""",
+)
 
 
 @pytest.fixture
@@ -64,6 +76,33 @@ def test_upgrading_again_changes_nothing(url: str, tmp_path: Path) -> None:
     check_current(engine)
     engine.dispose()
     assert (tmp_path / "lungwatch.db").read_bytes() == before
+
+
+def test_a_filled_database_of_the_first_schema_keeps_its_rows(url: str) -> None:
+    engine = open_engine(url)
+    with writing(engine) as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.set_main_option("path_separator", "os")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for statement in FIRST_SCHEMA_ROWS:
+            connection.execute(text(statement))
+    before = inspect(engine).get_columns("image")
+    engine.dispose()
+
+    with pytest.raises(DatabaseError, match="schema 0001, this program uses"):
+        open_existing(url)
+    engine = open_database(url)
+    detail = get_result(engine, 3)
+    added = {column["name"] for column in inspect(engine).get_columns("image")} - {
+        column["name"] for column in before
+    }
+    engine.dispose()
+    assert added == {"sop_class", "series_date", "acquisition_date", "manufacturer_model"}
+    assert (detail.sha256, detail.source_name, detail.probability) == ("abc", "chest.dcm", 0.25)
+    assert (detail.patient_id, detail.station, detail.file) == ("MRN-1", "ROOM1", "done/abc.dcm")
+    assert (detail.sop_class, detail.manufacturer_model) == (None, None)
 
 
 def test_processes_that_start_at_once_all_find_the_schema(url: str) -> None:

@@ -154,6 +154,10 @@ def test_a_source_left_out_teaches_nothing(words, folder):
     assert set(config["data"]["train"]) == {
         f"north/{finding}" for finding in ("COVID", "NORMAL", "OTHER_PNEUMONIA")
     }
+    metrics = json.loads((out / "metrics.json").read_text())
+    # All 16 of each finding of the source, and 4 test images of the other's.
+    probe = metrics["left_out"]["probes"]["COVID vs NORMAL"]
+    assert (probe["positives"], probe["negatives"]) == (16, 16 + 4)
     refused = CliRunner().invoke(
         main, [str(w) for w in (*words, "--leave-out", "west", "--out", folder / "none")]
     )

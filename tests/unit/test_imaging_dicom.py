@@ -1,11 +1,15 @@
 """DICOM files: read right, or refused with a reason that helps; nothing in between."""
 
 import io
+import os
 import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pydicom.data
@@ -18,17 +22,21 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    DigitalXRayImageStorageForProcessing,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
 
 from lungwatch.errors import FileRejected, Reason
 from lungwatch.imaging import Radiograph, ReadPolicy, read_radiograph
-from lungwatch.imaging.codestream import frame_size
+from lungwatch.imaging.codestream import frame_header
 from lungwatch.imaging.dicom import is_dicom
 from lungwatch.preprocess import PreprocessSpec, preprocess
 
@@ -85,7 +93,17 @@ def _compressed(syntax: str) -> bytes:
     dataset = _radiograph()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.compress(syntax)
+    frames = {
+        JPEGLosslessSV1: lambda: imagecodecs.jpeg8_encode(
+            STORED, lossless=True, predictor=1, bitspersample=12
+        ),
+        HTJ2KLossless: lambda: imagecodecs.htj2k_encode(STORED, reversible=True),
+    }
+    if syntax in frames:
+        dataset.PixelData = encapsulate([bytes(frames[syntax]())])
+        dataset["PixelData"].is_undefined_length = True
+    else:
+        dataset.compress(syntax)
     return _bytes(dataset, syntax)
 
 
@@ -209,9 +227,36 @@ class TestRefusals:
             ({"PixelData": None}, Reason.NO_PIXEL_DATA, "no pixel data"),
             ({"Rows": 0}, Reason.UNREADABLE, "size"),
             (
-                {"PhotometricInterpretation": "PALETTE COLOR"},
+                {"PhotometricInterpretation": "HSV"},
                 Reason.UNSUPPORTED_PIXEL_FORMAT,
-                "PALETTE COLOR",
+                "HSV",
+            ),
+            (
+                {"PhotometricInterpretation": "RGB"},
+                Reason.UNSUPPORTED_PIXEL_FORMAT,
+                "1 samples",
+            ),
+            ({"BitsAllocated": 32}, Reason.TRUNCATED, "ends before"),
+            (
+                {"BitsAllocated": 32, "PixelData": STORED.tobytes() * 2},
+                Reason.UNSUPPORTED_PIXEL_FORMAT,
+                "in 32",
+            ),
+            ({"BitsStored": 17}, Reason.UNSUPPORTED_PIXEL_FORMAT, "17 bits"),
+            (
+                {"PresentationIntentType": "FOR PROCESSING"},
+                Reason.FOR_PROCESSING,
+                "FOR PRESENTATION",
+            ),
+            (
+                {"SOPClassUID": DigitalXRayImageStorageForProcessing, "Modality": "DX"},
+                Reason.FOR_PROCESSING,
+                "raw detector values",
+            ),
+            (
+                {"PixelAspectRatio": [9, 1]},
+                Reason.UNSUPPORTED_PIXEL_FORMAT,
+                "9 times its width",
             ),
             ({"PhotometricInterpretation": None}, Reason.UNSUPPORTED_PIXEL_FORMAT, "missing"),
             (
@@ -348,6 +393,113 @@ class TestEncodings:
         assert np.abs(_read(_bytes(dataset)).pixels - GREY).max() < 1e-6
 
 
+class TestRectangularPixels:
+    @pytest.mark.parametrize(
+        ("attributes", "shape"),
+        [
+            ({}, (80, 100)),
+            ({"ImagerPixelSpacing": [0.1, 0.1]}, (80, 100)),
+            ({"ImagerPixelSpacing": [1.2, 1.2012]}, (80, 100)),
+            ({"ImagerPixelSpacing": [0.2, 0.1]}, (80, 50)),
+            ({"PixelSpacing": [0.1, 0.2]}, (40, 100)),
+            ({"PixelAspectRatio": [1, 2]}, (40, 100)),
+            ({"NominalScannedPixelSpacing": [0.3, 0.2]}, (80, 67)),
+            ({"PixelSpacing": [0, 0], "PixelAspectRatio": [2, 1]}, (80, 50)),
+        ],
+    )
+    def test_become_square(self, attributes: dict[str, object], shape: tuple[int, int]) -> None:
+        radiograph = _read(_bytes(_radiograph(**attributes)), ReadPolicy(min_side_px=32))
+        assert radiograph.pixels.shape == shape
+        assert (radiograph.meta.rows, radiograph.meta.columns) == STORED.shape
+        # Corners stay where they are: nothing is turned or cut.
+        for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+            assert radiograph.pixels[corner] == pytest.approx(GREY[corner], abs=0.02)
+
+
+class TestBounds:
+    """A few bytes can stand for gigabytes: what they inflate to is bounded beforehand."""
+
+    @staticmethod
+    def _deflated(length: int) -> bytes:
+        data = bytearray(_bytes(_radiograph(), DeflatedExplicitVRLittleEndian))
+        meta_length = int.from_bytes(data[140:144], "little")
+        head = bytes(data[: 144 + meta_length])
+        body = zlib.decompress(data[144 + meta_length :], -zlib.MAX_WBITS)
+        # Another element behind the image, of nothing but zeroes.
+        body += struct.pack("<HH2sHL", 0x7FE1, 0x1010, b"OB", 0, length)
+        deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+        return head + deflater.compress(body + bytes(length)) + deflater.flush()
+
+    def test_a_deflated_file_is_read(self) -> None:
+        radiograph = _read(self._deflated(1000))
+        assert radiograph.meta.transfer_syntax == DeflatedExplicitVRLittleEndian
+        assert np.abs(radiograph.pixels - GREY).max() < 1e-6
+
+    def test_one_that_inflates_beyond_any_radiograph_is_refused(self) -> None:
+        bomb = self._deflated(70 * 1024 * 1024)
+        assert len(bomb) < 100_000
+        refusal = _refusal(bomb, ReadPolicy(max_pixels=10_000))
+        assert refusal.reason is Reason.TOO_LARGE
+        assert "inflates" in str(refusal)
+
+    def test_a_deflated_file_that_was_cut_off_is_refused(self) -> None:
+        assert _refusal(self._deflated(1000)[:-10]).reason is Reason.TRUNCATED
+
+    def test_a_file_larger_than_any_radiograph_is_not_even_parsed(self, tmp_path: Path) -> None:
+        path = tmp_path / "large"
+        path.write_bytes(_bytes(_radiograph()))
+        os.truncate(path, 65 * 1024 * 1024)  # sparse: it takes no space
+        with pytest.raises(FileRejected, match="65 MiB") as caught:
+            read_radiograph(path, ReadPolicy(max_pixels=10_000))
+        assert caught.value.reason is Reason.TOO_LARGE
+
+    def test_run_lengths_that_stand_for_more_than_the_image_are_not_expanded(self) -> None:
+        dataset = _radiograph(PixelData=encapsulate([b"\x81\0" * STORED.nbytes]))
+        dataset["PixelData"].is_undefined_length = True
+        assert _refusal(_bytes(dataset, RLELossless)).reason is Reason.UNREADABLE
+
+
+class TestContainers:
+    def test_a_dicomdir_is_set_aside_as_an_index(
+        self, find_testdata: Callable[[str], Path]
+    ) -> None:
+        refusal = _refusal(find_testdata("DICOMDIR").read_bytes())
+        assert refusal.reason is Reason.MEDIA_DIRECTORY
+        assert "images beside it" in str(refusal)
+
+    def test_a_zip_archive_is_refused_with_what_to_do(self) -> None:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("image.dcm", _bytes(_radiograph()))
+        refusal = _refusal(buffer.getvalue())
+        assert refusal.reason is Reason.NOT_AN_IMAGE
+        assert "drop the files" in str(refusal)
+
+
+def test_what_queries_ask_for_is_handed_on() -> None:
+    meta = _read(
+        _bytes(
+            _radiograph(
+                StudyDate="20240102",
+                SeriesDate="20240103",
+                AcquisitionDateTime="20240104101112.5",
+                Manufacturer="Maker",
+                ManufacturerModelName="Model 5",
+                StationName="ROOM1",
+            )
+        )
+    ).meta
+    assert (meta.study_date, meta.series_date, meta.acquisition_date) == (
+        "20240102",
+        "20240103",
+        "20240104",
+    )
+    assert (meta.manufacturer, meta.manufacturer_model) == ("Maker", "Model 5")
+    assert (meta.station, meta.institution) == ("ROOM1", "St. Elsewhere")
+    assert meta.sop_class == ComputedRadiographyImageStorage
+    assert (meta.patient_id, meta.accession) == ("MRN-4711", "ACC-0815")
+
+
 class TestDamagedTables:
     @pytest.mark.parametrize("keyword", ["VOILUTSequence", "ModalityLUTSequence"])
     @pytest.mark.parametrize(
@@ -422,19 +574,28 @@ class TestCodestream:
     ) -> None:
         dataset = pydicom.dcmread(find_testdata(name))
         (frame,) = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1)
-        assert frame_size(frame) == size
+        header = frame_header(frame)
+        assert header is not None
+        assert (header.rows, header.columns, header.components) == size
 
     @pytest.mark.parametrize(
         "frame",
         [b"", b"\xff\xd8", b"\xff\x4f\xff\x51\0\x29", b"\0" * 100, b"\xff\xd8" + b"\xff" * 99],
     )
     def test_a_frame_without_a_header_has_none(self, frame: bytes) -> None:
-        assert frame_size(frame) is None
+        assert frame_header(frame) is None
 
     def test_empty_pixel_data_is_refused(self) -> None:
         dataset = _radiograph(PixelData=encapsulate([b"\0\0"]))
         dataset["PixelData"].is_undefined_length = True
         assert _refusal(_bytes(dataset, JPEG2000Lossless)).reason is Reason.UNREADABLE
+
+
+class _Everything(frozenset[str]):
+    """The set that holds everything."""
+
+    def __contains__(self, value: object) -> bool:
+        return True
 
 
 class TestEveryFile:
@@ -453,6 +614,49 @@ class TestEveryFile:
         assert set(read) == {f"RG1_{kind}.dcm" for kind in ("UNCI", "UNCR", "J2KI", "J2KR")}
         assert len(messages) > 200
         assert not [message for message in messages if "\n" in message]
+
+    def test_of_any_modality_is_decoded_or_refused_for_what_it_is(self) -> None:
+        """Taken for radiographs, hundreds of files of all kinds go through the decoders."""
+        data_store = pytest.importorskip("data_store", reason="pydicom-data is not installed")
+        policy = ReadPolicy(
+            modalities=frozenset({"CT", "MR", "US", "OT", "NM", "CR", "DX", "RTDOSE", "XA", "SC"}),
+            body_parts=_Everything(),
+            reject_lateral=False,
+            min_side_px=1,
+        )
+        folders = [Path(module.__file__).parent for module in (pydicom.data, data_store)]
+        read, reasons = 0, []
+        for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
+            try:
+                pixels = read_radiograph(path, policy).pixels
+                assert np.isfinite(pixels).all(), path
+                assert 0.0 <= pixels.min() < pixels.max() <= 1.0, path
+                read += 1
+            except FileRejected as refusal:
+                reasons.append(refusal.reason)
+        assert read > 80
+        assert Reason.UNSUPPORTED_TRANSFER_SYNTAX not in reasons
+
+    def test_of_the_real_samples_is_either_read_or_refused_by_its_reason(
+        self, shared_data: Path
+    ) -> None:
+        folder = shared_data / "dicom"
+        if not folder.is_dir():
+            pytest.skip("the real data hold no folder of DICOM samples")
+        verdicts: dict[str, object] = {}
+        for path in folder.rglob("*.dcm"):
+            try:
+                pixels = read_radiograph(path).pixels
+                assert np.isfinite(pixels).all(), path
+                verdicts[path.name] = "read"
+            except FileRejected as refusal:
+                verdicts[path.name] = refusal.reason
+        assert verdicts["966.dcm"] is Reason.UNREADABLE
+        assert verdicts["test16signed.dcm"] is Reason.NOT_A_RADIOGRAPH
+        # Nothing in these two says what is wrong: that is for looking at the image.
+        assert verdicts["dx_image.dcm"] == verdicts["Fake_MONOHR1.dcm"] == "read"
+        for path in (folder / "chest").glob("*.dcm"):
+            assert verdicts[path.name] == "read"
 
 
 class TestFuzz:
@@ -481,7 +685,15 @@ class TestFuzz:
         )
     )
     @pytest.mark.parametrize(
-        "syntax", [ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless]
+        "syntax",
+        [
+            ExplicitVRLittleEndian,
+            JPEG2000Lossless,
+            JPEGLSLossless,
+            JPEGLosslessSV1,
+            HTJ2KLossless,
+            RLELossless,
+        ],
     )
     def test_a_small_radiograph_with_wrong_bytes(
         self, syntax: str, changes: list[tuple[int, int]]

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
+from lungwatch.errors import FileRejected, Reason
 from lungwatch.imaging.grayscale import to_display
 
 RAMP = np.linspace(0, 4095, 64 * 64).round().astype(np.uint16).reshape(64, 64)
@@ -135,6 +136,51 @@ class TestTables:
         expected = (values - values.min()) / np.ptp(values)
         assert np.abs(to_display(RAMP, dataset) - expected).max() < 1e-5
 
+    def test_a_voi_lut_follows_a_rescaling_to_fractions_and_to_negative_values(self) -> None:
+        # First mapped value -1000, as an unsigned attribute holds it.
+        table = np.linspace(0, 255, 2048).round().astype(np.uint16)
+        dataset = _dataset(
+            RescaleSlope=0.5, RescaleIntercept=-1000, VOILUTSequence=[_lut(2**16 - 1000, 8, table)]
+        )
+        values = np.rint(RAMP * 0.5 - 1000).astype(int)
+        expected = table[np.clip(values + 1000, 0, 2047)] / 255
+        assert np.abs(to_display(RAMP, dataset) - expected).max() < 1e-6
+
+    def test_a_voi_lut_of_signed_values_may_begin_below_zero(self) -> None:
+        stored = RAMP.astype(np.int16) - 2048
+        item = Dataset()
+        table = np.linspace(0, 1023, 4096).round().astype(np.uint16)
+        item.add_new("LUTDescriptor", "SS", [4096, -2048, 10])
+        item.add_new("LUTData", "US", table.tolist())
+        dataset = _dataset(PixelRepresentation=1, VOILUTSequence=[item])
+        assert np.abs(to_display(stored, dataset) - table[RAMP] / 1023).max() < 1e-6
+
+    @pytest.mark.parametrize("packed", ["bytes", "two in a word", "words as bytes"])
+    def test_a_table_of_8_bits_is_read_however_it_is_packed(self, packed: str) -> None:
+        table = np.linspace(255, 0, 4096).round().astype(np.uint8)
+        item = Dataset()
+        item.add_new("LUTDescriptor", "US", [4096, 0, 8])
+        if packed == "two in a word":
+            item.add_new("LUTData", "US", table.view("<u2").tolist())
+        else:
+            data = table if packed == "bytes" else table.astype("<u2")
+            item.add_new("LUTData", "OW", data.tobytes())
+        grey = to_display(RAMP, _dataset(VOILUTSequence=[item]))
+        assert np.abs(grey - table[RAMP] / 255).max() < 1e-6
+
+    def test_a_table_of_65536_entries_states_0(self) -> None:
+        table = np.arange(2**16, dtype=np.uint16)
+        lut = _lut(0, 16, table)
+        lut.LUTDescriptor = [0, 0, 16]
+        grey = to_display(RAMP, _dataset(VOILUTSequence=[lut]))
+        assert np.abs(grey - RAMP / 65535).max() < 1e-6
+
+    def test_the_first_of_several_tables_is_used(self) -> None:
+        up = _lut(0, 8, np.linspace(0, 255, 4096).astype(np.uint16))
+        down = _lut(0, 8, np.linspace(255, 0, 4096).astype(np.uint16))
+        several = to_display(RAMP, _dataset(VOILUTSequence=[up, down]))
+        assert (several == to_display(RAMP, _dataset(VOILUTSequence=[up]))).all()
+
 
 class TestFullRange:
     def test_without_a_window_black_and_white_are_the_images_own(self) -> None:
@@ -155,6 +201,45 @@ class TestFullRange:
         assert grey[4:].min() == 0.0
         assert grey[4:].max() == 1.0
         assert grey[34, 0] == pytest.approx(0.5, abs=0.03)
+
+    def test_a_letter_far_brighter_than_the_image_does_not_darken_it(self) -> None:
+        stored = RAMP.copy() // 4
+        stored[0, :8] = 65_000
+        grey = to_display(stored, _dataset(BitsStored=16))
+        assert np.median(grey) == pytest.approx(0.5, abs=0.02)
+        assert (grey[0, :8] == 1).all()
+
+    @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+    @pytest.mark.parametrize("window", [{}, {"WindowCenter": 1500, "WindowWidth": 1000}])
+    def test_padding_is_shown_as_air_whatever_the_polarity(
+        self, photometric: str, window: dict[str, object]
+    ) -> None:
+        stored = RAMP // 4 + 1000
+        without = to_display(stored, _dataset(PhotometricInterpretation=photometric, **window))
+        stored[:4], stored[:, -3:] = 3000, 3020
+        padding = {"PixelPaddingValue": 3000, "PixelPaddingRangeLimit": 3050}
+        dataset = _dataset(PhotometricInterpretation=photometric, **window, **padding)
+        grey = to_display(stored, dataset)
+        assert (grey[:4] == 0).all()
+        assert (grey[:, -3:] == 0).all()
+        if window:
+            assert (grey[4:, :-3] == without[4:, :-3]).all()
+
+    def test_the_padding_value_within_the_image_is_bone_or_air_and_stays(self) -> None:
+        stored = RAMP // 4 + 1000
+        stored[30:34, 30:34] = 0
+        stored[0] = 0
+        grey = to_display(
+            stored,
+            _dataset(
+                PixelPaddingValue=0,
+                PhotometricInterpretation="MONOCHROME1",
+                WindowCenter=1500,
+                WindowWidth=1000,
+            ),
+        )
+        assert (grey[30:34, 30:34] == 1).all()
+        assert (grey[0] == 0).all()
 
     def test_signed_values_are_grey_too(self) -> None:
         stored = RAMP.astype(np.int16) - 2048
@@ -187,15 +272,23 @@ class TestPolarity:
 
 
 class TestColour:
-    def test_becomes_luma(self) -> None:
-        stored = np.zeros((4, 4, 3), dtype=np.uint8)
-        stored[0], stored[1], stored[2] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-        grey = to_display(stored, _dataset(PhotometricInterpretation="RGB"))
-        assert grey[:, 0] == pytest.approx([0.299, 0.587, 0.114, 0.0], abs=1e-6)
+    def test_is_refused(self) -> None:
+        stored = np.zeros((16, 16, 3), dtype=np.uint8)
+        stored[:4], stored[4:8], stored[8:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+        with pytest.raises(FileRejected, match="in colours") as caught:
+            to_display(stored, _dataset(PhotometricInterpretation="RGB", BitsStored=8))
+        assert caught.value.reason is Reason.UNSUPPORTED_PIXEL_FORMAT
+
+    def test_a_few_coloured_letters_on_grey_become_luma(self) -> None:
+        stored = np.repeat((RAMP // 16).astype(np.uint8)[:, :, np.newaxis], 3, axis=2)
+        stored[0, :8] = (255, 0, 0)
+        grey = to_display(stored, _dataset(PhotometricInterpretation="RGB", BitsStored=8))
+        assert grey[0, :8] == pytest.approx(0.299, abs=1e-6)
+        assert np.abs(grey[1:] - stored[1:, :, 0] / 255).max() < 1e-6
 
     def test_equal_channels_are_the_grey_itself(self) -> None:
         stored = np.repeat((RAMP // 16).astype(np.uint8)[:, :, np.newaxis], 3, axis=2)
-        grey = to_display(stored, _dataset(PhotometricInterpretation="RGB"))
+        grey = to_display(stored, _dataset(PhotometricInterpretation="RGB", BitsStored=8))
         assert np.abs(grey - stored[:, :, 0] / 255).max() < 1e-6
         assert grey.max() <= 1.0
 

@@ -1,0 +1,184 @@
+"""Zip archives in the drop folder: each file in them becomes a drop of its own.
+
+The files are unpacked into a hidden folder beside the others, durably. Then the archive's row
+is written (rejected, as `unpacked`), and only then does the folder get the name under which
+the intake finds it. A crash before the row unpacks anew, one after it is made up for by
+`resume_unpacked`: nothing comes twice.
+"""
+
+import os
+import re
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from lungwatch.atomicfile import fsync_dir
+from lungwatch.daemon.crashpoint import crashpoint
+from lungwatch.daemon.home import Home
+from lungwatch.errors import FileRejected, Reason, TransientError
+from lungwatch.imaging import ReadPolicy
+from lungwatch.imaging.reader import is_zip, max_file_bytes
+
+MAX_MEMBERS = 10_000
+MAX_TOTAL_BYTES = 16 * 1024**3
+# Radiographs shrink to a third, black ones to a hundredth; deflate's most is a thousandth.
+MAX_RATIO = 200
+_CHUNK_BYTES = 1024 * 1024
+_MIB = 1024 * 1024
+_UNPACKING, _UNPACKED, _PUBLISHED = ".unpacking-", ".unpacked-", "unzipped-"
+_FOLDER = re.compile(
+    rf"(?P<stage>{re.escape(_UNPACKING)}|{re.escape(_UNPACKED)})(?P<sha256>[0-9a-f]{{64}})"
+    rf"|{_PUBLISHED}[0-9a-f]{{16}}(-[0-9]+)?"
+)
+# Archives by their format that are something else to people: office files, programs, books.
+_OTHER_KINDS = {"[Content_Types].xml", "META-INF/MANIFEST.MF", "mimetype"}
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+
+
+class Unpacker:
+    """Unpacks archives into the drop folder of a home.
+
+    Parameters
+    ----------
+    policy
+        Bounds the size of a single file.
+    """
+
+    def __init__(self, home: Home, policy: ReadPolicy) -> None:
+        self._home = home
+        self._max_file_bytes = max_file_bytes(policy)
+
+    def unpack(self, path: Path, sha256: str) -> None:
+        """Unpack a file if it is an archive, out of the intake's sight as yet.
+
+        Raises
+        ------
+        FileRejected
+            For every archive: UNPACKED if that went well, else why it is not unpacked.
+        TransientError
+            If there is not enough room.
+        OSError
+            If files cannot be read or written.
+        """
+        if not is_zip(path):
+            return
+        target = self._home.incoming / f"{_UNPACKING}{sha256}"
+        finished = self._home.incoming / f"{_UNPACKED}{sha256}"
+        for left in (target, finished):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = self._members(archive, path.stat().st_size)
+                target.mkdir()
+                for number, member in enumerate(members, start=1):
+                    self._extract(archive, member, target / _safe_name(number, member.filename))
+        except _DAMAGED as error:
+            shutil.rmtree(target, ignore_errors=True)
+            raise FileRejected(
+                Reason.BAD_ARCHIVE, "the zip archive is damaged, or packed in an unknown way"
+            ) from error
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        fsync_dir(target)
+        target.rename(finished)
+        fsync_dir(self._home.incoming)
+        crashpoint("unpacked")
+        raise FileRejected(
+            Reason.UNPACKED, f"the zip archive's {len(members)} files were unpacked and go on alone"
+        )
+
+    def publish(self, sha256: str) -> None:
+        """Let the intake see what was unpacked from an archive whose row is written."""
+        _publish(self._home, self._home.incoming / f"{_UNPACKED}{sha256}")
+
+    def _members(self, archive: zipfile.ZipFile, size_bytes: int) -> list[zipfile.ZipInfo]:
+        names = set(archive.namelist())
+        if names & _OTHER_KINDS:
+            raise FileRejected(
+                Reason.NOT_AN_IMAGE, "the zip archive is a document or a program, no set of images"
+            )
+        members = [member for member in archive.infolist() if _is_wanted(member)]
+        total = sum(member.file_size for member in members)
+        problem = None
+        if not members:
+            problem = "holds no files"
+        elif any(member.flag_bits & 0x1 for member in members):
+            problem = "is encrypted"
+        elif len(members) > MAX_MEMBERS:
+            problem = f"holds {len(members)} files, more than {MAX_MEMBERS}"
+        elif max(member.file_size for member in members) > self._max_file_bytes:
+            problem = f"holds a file of more than {self._max_file_bytes // _MIB} MiB"
+        elif total > min(MAX_TOTAL_BYTES, MAX_RATIO * size_bytes + _MIB):
+            problem = f"unpacks to {total // _MIB} MiB, more than its size makes plausible"
+        if problem:
+            raise FileRejected(Reason.BAD_ARCHIVE, f"the zip archive {problem}")
+        if total > self._home.free_mb() * _MIB:
+            raise TransientError(f"no room for the {total // _MIB} MiB of a zip archive")
+        return members
+
+    @staticmethod
+    def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+        written = 0
+        with archive.open(member) as source, target.open("xb") as file:
+            while chunk := source.read(_CHUNK_BYTES):
+                written += len(chunk)
+                # Its directory lies about sizes; the reader stops there too, by its own account.
+                if written > member.file_size:
+                    raise zipfile.BadZipFile
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        if is_zip(target):
+            raise FileRejected(
+                Reason.BAD_ARCHIVE, "the zip archive holds another archive; unpack it by hand"
+            )
+
+
+def resume_unpacked(home: Home, is_recorded: Callable[[str], bool]) -> None:
+    """Make good what a dead process left of its archives in the drop folder.
+
+    Parameters
+    ----------
+    is_recorded
+        Says whether the archive of a SHA-256 is recorded as unpacked. If it is not, the
+        archive is still in `work/`, to be unpacked anew, or was given up.
+    """
+    for folder in list(home.incoming.iterdir()):
+        match = _FOLDER.fullmatch(folder.name)
+        if match is None or not folder.is_dir():
+            continue
+        if match["stage"] == _UNPACKED and is_recorded(match["sha256"]):
+            _publish(home, folder)
+        elif match["stage"] in (_UNPACKING, _UNPACKED):
+            shutil.rmtree(folder)
+        elif not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _publish(home: Home, folder: Path) -> None:
+    name = _PUBLISHED + folder.name.removeprefix(_UNPACKED)[:16]
+    target = home.incoming / name
+    number = 1
+    while target.exists():  # unpacked before, on request, and not all taken yet
+        number += 1
+        target = home.incoming / f"{name}-{number}"
+    folder.rename(target)
+    fsync_dir(home.incoming)
+
+
+def _is_wanted(member: zipfile.ZipInfo) -> bool:
+    """Whether a member is a file that somebody put there, not an operating system."""
+    parts = member.filename.replace("\\", "/").split("/")
+    return not member.is_dir() and not any(
+        part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts
+    )
+
+
+def _safe_name(number: int, name: str) -> str:
+    """Derive a file name that is no path, not hidden, and not one the intake leaves alone."""
+    last = name.replace("\\", "/").rsplit("/", 1)[-1][-80:]
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in last)
+    return f"{number:05d}-{kept}_"
