@@ -24,6 +24,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "lungwatch.cli.train_guided:guided",
         "Train a network that is guided to the lungs.",
     ),
+    "join": ("lungwatch.cli.train_join:join", "Join trained networks into one."),
 }
 
 

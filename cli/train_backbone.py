@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lungwatch.cli.train_options import normalisation_options
+
 if TYPE_CHECKING:
     from lungwatch.training.normalisation import Normalisation
 
@@ -36,20 +38,8 @@ def backbone_options(*, weights: str) -> Callable[[Command], Command]:
 
 def grey_options(command: Command) -> Command:
     """Add `--normalisation`, `--mean` and `--std`; see `normalisation_of`."""
-    command = click.option("--std", type=float, help="For 'fixed', 0..1; 0.25 if not given.")(
-        command
-    )
-    command = click.option("--mean", type=float, help="For 'fixed', 0..1; 0.5 if not given.")(
-        command
-    )
-    return click.option(
-        "--normalisation",
-        type=click.Choice(["train", "all", "fixed", "image", _BACKBONE_ALONE]),
-        default="train",
-        show_default=True,
-        help="Grey levels by mean and deviation of the training set, of all splits, as given, or "
-        "of each image; or by the backbone's own scaling alone.",
-    )(command)
+    explained = "; or by the backbone's own scaling alone"
+    return normalisation_options(_BACKBONE_ALONE, explained=explained)(command)
 
 
 def normalisation_of(kind: str, mean: float | None, std: float | None) -> "Normalisation | None":

@@ -32,7 +32,7 @@ def _filters(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @data_argument
 @run_options
 @data_options
-@normalisation_options
+@normalisation_options()
 @click.option("--epochs", type=click.IntRange(1), default=40, show_default=True, help="At most.")
 @click.option(
     "--patience",

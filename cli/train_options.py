@@ -37,48 +37,49 @@ def run_options(command: Command) -> Command:
     return _all(options, command)
 
 
+size_option = click.option(
+    "--size", type=click.IntRange(32, 1024), default=128, show_default=True, help="Input side, px."
+)
+
+leaks_option = click.option(
+    "--leaks",
+    type=click.Choice(["refuse", "drop", "allow"]),
+    default="refuse",
+    show_default=True,
+    help="X-rays or patients that stand in two splits: stop, leave them out of the one that is "
+    "learnt from, or do not look.",
+)
+
+
 def data_options(command: Command) -> Command:
     """Add `--size`, `--leave-out` and `--leaks`."""
     options = [
-        click.option(
-            "--size",
-            type=click.IntRange(32, 1024),
-            default=128,
-            show_default=True,
-            help="Input side, px.",
-        ),
+        size_option,
         click.option(
             "--leave-out",
             metavar="SOURCE",
             help="Learn nothing from this source, so that it can test what was learnt.",
         ),
-        click.option(
-            "--leaks",
-            type=click.Choice(["refuse", "drop", "allow"]),
-            default="refuse",
-            show_default=True,
-            help="X-rays or patients that stand in two splits: stop, leave them out of the one "
-            "that is learnt from, or do not look.",
-        ),
+        leaks_option,
     ]
     return _all(options, command)
 
 
-def normalisation_options(command: Command) -> Command:
-    """Add `--normalisation`, `--mean` and `--std`."""
+def normalisation_options(*further: str, explained: str = "") -> Callable[[Command], Command]:
+    """Add `--normalisation`, also of further kinds, which are explained; `--mean` and `--std`."""
     options = [
         click.option(
             "--normalisation",
-            type=click.Choice(["train", "all", "fixed", "image"]),
+            type=click.Choice(["train", "all", "fixed", "image", *further]),
             default="train",
             show_default=True,
             help="Grey levels by mean and deviation of the training set, of all splits, as given, "
-            "or of each image.",
+            f"or of each image{explained}.",
         ),
         click.option("--mean", type=float, help="For 'fixed', 0..1; 0.5 if not given."),
         click.option("--std", type=float, help="For 'fixed', 0..1; 0.25 if not given."),
     ]
-    return _all(options, command)
+    return lambda command: _all(options, command)
 
 
 def report(metrics: dict[str, Any], out: Path, *, as_json: bool) -> None:

@@ -7,16 +7,14 @@ import click
 
 from lungwatch.cli.options import json_option
 from lungwatch.cli.train_backbone import backbone_options, grey_options, normalisation_of
-from lungwatch.cli.train_options import progress, run_options
+from lungwatch.cli.train_options import progress, run_options, size_option
 
 
 @click.command()
 @click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
 @run_options
 @backbone_options(weights="none")
-@click.option(
-    "--size", type=click.IntRange(32, 1024), default=128, show_default=True, help="Input side, px."
-)
+@size_option
 @click.option("--epochs", type=click.IntRange(1), default=30, show_default=True, help="At most.")
 @click.option(
     "--patience",

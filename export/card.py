@@ -144,17 +144,25 @@ def _training_data(provenance: Mapping[str, Any]) -> str:
 
 def _making(provenance: Mapping[str, Any]) -> str:
     lines = []
+    if members := provenance.get("members"):
+        families = ", ".join(str(member.get("family")) for member in members)
+        lines.append(f"- The mean of the calibrated logits of {len(members)} networks: {families}.")
     if "phase" in provenance:
         lines.append(_phases(provenance))
+    guidance = provenance.get("guidance")
+    if guidance:
+        lines.append(_guided(provenance["network"], guidance))
     if "fit" in provenance:
         fit = provenance["fit"]
         lines.append(
             f"- AdamW, learning rate {fit['learning_rate']:g}, batches of {fit['batch_size']}, "
-            f"seed {fit['seed']}; best of {provenance['epochs']} epochs by "
-            f"calibrated validation loss: {provenance['best_epoch']}."
+            f"seed {fit['seed']}; {_kept(provenance)}."
         )
-        amounts = ", ".join(f"{k} {v:g}" for k, v in fit["augmentation"].items())
-        lines.append(f"- Augmentation, no flips: {amounts}.")
+        if not guidance:
+            amounts = ", ".join(f"{k} {v:g}" for k, v in fit["augmentation"].items())
+            lines.append(f"- Augmentation, no flips: {amounts}.")
+    if "quantisation" not in provenance and (fixed_on := provenance.get("calibrated_on")):
+        lines.append(f"- Calibration and threshold were fixed on the {fixed_on}.")
     packages = provenance.get("environment", {}).get("packages", {})
     if packages:
         lines.append("- " + ", ".join(f"{k} {v}" for k, v in packages.items()) + ".")
@@ -168,9 +176,35 @@ def _making(provenance: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _kept(provenance: Mapping[str, Any]) -> str:
+    epochs, best = provenance["epochs"], provenance["best_epoch"]
+    if provenance["fit"].get("keep") == "last":
+        return f"the last weights of {epochs} epochs are kept"
+    if provenance.get("trained_on") == "train and val":
+        through = ", counted through all phases" if "phase" in provenance else ""
+        return (
+            "the final network learnt from training and validation images together, for as many "
+            "epochs as led to the lowest calibrated validation loss without the latter: "
+            f"{best}{through}"
+        )
+    return f"best of {epochs} epochs by calibrated validation loss: {best}"
+
+
+def _guided(network: Mapping[str, Any], guidance: Mapping[str, Any]) -> str:
+    cut = f", cut at {network['stride']} pixels a cell" if network.get("stride") else ""
+    rewarded = guidance["objective"]
+    return (
+        f"- Guided to the lungs: backbone {network['backbone']}{cut}, starting weights "
+        f"`{network['weights']}`; framing, marks and surroundings changed at every showing. "
+        f"Target of other pneumonias {rewarded['other_target']:g}; weight of the order within "
+        f"each source {rewarded['ranking']:g}, of evidence outside the lungs "
+        f"{rewarded['lungs']:g}."
+    )
+
+
 def _phases(provenance: Mapping[str, Any]) -> str:
     network = provenance["network"]
-    part = f"its last {network['unfreeze']} convolutions" if network["unfreeze"] else "all of it"
+    part = f"its last {network['unfreeze']} blocks" if network["unfreeze"] else "all of it"
     phases = (
         ("the head alone", provenance["fit_frozen"]),
         (f"the backbone ({part}, batch norm in inference mode) with it", provenance["fit_tuning"]),

@@ -30,6 +30,18 @@ _OWN_SPLITS: tuple[Split, ...] = ("val", "test")
 # Processors without VNNI saturate in 16-bit sums, which moves an int8 network's answers further
 # than float rounding does. An allowance, not a measurement; a broken file is off by far more.
 _INT8_TOLERANCE = 0.02
+_OF_CONFIG = (
+    "data",
+    "fit",
+    "fit_frozen",
+    "fit_tuning",
+    "guidance",
+    "members",
+    "network",
+    "normalisation",
+    "tuning",
+)
+_OF_METRICS = ("phase", "trained_on", "calibrated_on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,12 +187,9 @@ def _contract(
 def _provenance(scorer: KerasScorer) -> dict[str, Any]:
     if not scorer.calibrated:
         return {}
-    wanted = ("data", "fit", "fit_frozen", "fit_tuning", "network")
-    kept = {key: scorer.config[key] for key in wanted if key in scorer.config}
-    if "phase" in scorer.metrics:
-        kept["phase"] = scorer.metrics["phase"]
     return {
-        **kept,
+        **{key: scorer.config[key] for key in _OF_CONFIG if key in scorer.config},
+        **{key: scorer.metrics[key] for key in _OF_METRICS if key in scorer.metrics},
         "environment": scorer.environment,
         "epochs": scorer.metrics["epochs"],
         "best_epoch": scorer.metrics["best_epoch"],

@@ -66,7 +66,8 @@ def load_backbone(name: str, weights: str, size_px: int) -> Backbone:
     Raises
     ------
     ConfigError
-        If there is no such backbone, its weights cannot be had, or it does not take that size.
+        If there is no such backbone, its weights cannot be had or are those of a run with
+        another one, or it does not take that size.
     NotFoundError
         If the weights file is missing.
     ModelError
@@ -78,7 +79,9 @@ def load_backbone(name: str, weights: str, size_px: int) -> Backbone:
     if weights in (_IMAGENET, _NONE):
         model = _build(name, weights, size_px)
     elif Path(weights).is_dir():
-        model = load_keras(RunFolder(root=Path(weights)).model)
+        run = RunFolder(root=Path(weights))
+        _refuse_other_backbone(run, name)
+        model = load_keras(run.model)
     elif weights.endswith(".keras"):
         model = load_keras(Path(weights))
     elif Path(weights).is_file():
@@ -178,6 +181,17 @@ def _build(name: str, weights: str, size_px: int) -> KerasModel:
         reason = str(error).splitlines()[0]
         hint = " (they are fetched from the network)" if weights == _IMAGENET else ""
         raise ConfigError(f"{builder.__name__}, weights {weights}{hint}: {reason}") from error
+
+
+def _refuse_other_backbone(run: RunFolder, name: str) -> None:
+    if not (run.root / "config.json").exists():
+        return
+    used = run.read("config.json").get("network", {}).get("backbone")
+    if used is not None and used.lower() != name.lower():
+        raise ConfigError(
+            f"{run.root} was trained with the backbone {used}, not {name}: give --backbone {used}, "
+            "or other weights"
+        )
 
 
 def _cut(model: KerasModel, weights: str) -> KerasModel:

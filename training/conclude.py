@@ -5,7 +5,8 @@ from typing import Any
 
 from lungwatch.contract import Calibration, Decision
 from lungwatch.training.calibrate import choose_decision, fit_calibration
-from lungwatch.training.fit import FitState, predict_logits
+from lungwatch.training.fit import predict_logits
+from lungwatch.training.fit_state import FitState
 from lungwatch.training.metrics import Figures, figures, sigmoid
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.plot import plot_history

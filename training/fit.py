@@ -12,7 +12,6 @@ optimiser, so that an interrupted run continues to the same numbers.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,7 +21,9 @@ from lungwatch.errors import ConfigError, LungwatchError
 from lungwatch.training.augment import Augmentation, augment
 from lungwatch.training.averaging import WeightAverage
 from lungwatch.training.calibrate import fit_calibration
+from lungwatch.training.fit_state import FitState, average_file, forget_checkpoint
 from lungwatch.training.foreign import KerasModel
+from lungwatch.training.keras_file import save_keras
 from lungwatch.training.lesson import Batch, Lesson
 from lungwatch.training.metrics import log_loss, roc_auc
 from lungwatch.training.pixels import FloatArray
@@ -120,20 +121,6 @@ class FitData:
     val_targets: FloatArray | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitState:
-    """Where a run stands; written after each epoch, once its checkpoint is safe."""
-
-    epoch: int = 0
-    checkpoint: str = ""
-    best_epoch: int = 0
-    best_val_loss: float = math.inf
-    learning_rate: float = 0.0
-    since_halving: int = 0
-    finished: bool = False
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
 def fit(
     build: Callable[[], KerasModel],
     data: FitData,
@@ -195,7 +182,7 @@ def fit(
             raise ConfigError(f"{run.root} keeps no checkpoint to go on from; train anew")
         model = keras.models.load_model(run.root / state.checkpoint)
         average = WeightAverage(model, config.average)
-        average.load(_average_of(run, state))
+        average.load(average_file(run, state))
     else:
         model = build()
         model.compile(
@@ -218,21 +205,19 @@ def fit(
         old = state
         state = _advance(state, row, config)
         model.optimizer.learning_rate.assign(state.learning_rate)
-        _save(model, run.root / state.checkpoint)
-        average.save(_average_of(run, state))
+        save_keras(model, run.root / state.checkpoint)
+        average.save(average_file(run, state))
         if state.best_epoch == epoch and (data.val_pixels is not None or state.finished):
             with average.applied():
-                _save(model, run.model)
+                save_keras(model, run.model)
         run.write("state.json", asdict(state))
-        # A resumed run reads its rows from JSON, where their keys are sorted.
-        rows = [{name: row[name] for name in _COLUMNS if name in row} for row in state.history]
-        run.write_table("history.csv", rows)
-        _forget(run, old)
+        run.write_table("history.csv", state.history, columns=_COLUMNS)
+        forget_checkpoint(run, old)
         if on_epoch:
             on_epoch(row)
         if state.finished:
             if not (keep_checkpoint and epoch >= config.epochs):
-                _forget(run, state)
+                forget_checkpoint(run, state)
             return state
 
 
@@ -340,20 +325,3 @@ def _advance(state: FitState, row: dict[str, float], config: FitConfig) -> FitSt
 def _is_finished(state: FitState, config: FitConfig) -> bool:
     is_stopped = config.patience is not None and state.epoch - state.best_epoch >= config.patience
     return state.epoch >= config.epochs or is_stopped
-
-
-def _average_of(run: RunFolder, state: FitState) -> Path:
-    return (run.root / state.checkpoint).with_suffix(".npz")
-
-
-def _forget(run: RunFolder, state: FitState) -> None:
-    if state.checkpoint:
-        (run.root / state.checkpoint).unlink(missing_ok=True)
-        _average_of(run, state).unlink(missing_ok=True)
-
-
-def _save(model: KerasModel, target: Path) -> None:
-    # Keras chooses the format by the suffix, so the temporary file keeps it.
-    temporary = target.with_name(f".tmp-{target.name}")
-    model.save(temporary)
-    temporary.replace(target)

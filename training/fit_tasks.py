@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from lungwatch.errors import ConfigError
 from lungwatch.training.augment import Augmentation, augment
 from lungwatch.training.averaging import WeightAverage
+from lungwatch.training.fit_state import FitState, average_file, forget_checkpoint
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.keras_file import save_keras
 from lungwatch.training.pixels import FloatArray
@@ -54,20 +54,6 @@ class TasksData:
     val_answers: dict[str, IntArray]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TasksState:
-    """Where a run stands; written after each epoch, once its checkpoint is safe."""
-
-    epoch: int = 0
-    checkpoint: str = ""
-    best_epoch: int = 0
-    best_val_loss: float = math.inf
-    learning_rate: float = 0.0
-    since_halving: int = 0
-    finished: bool = False
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
 def fit_tasks(
     build: Callable[[], KerasModel],
     tasks: list[Task],
@@ -77,7 +63,7 @@ def fit_tasks(
     *,
     on_batch: Callable[[int, int, int], None] | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
-) -> TasksState:
+) -> FitState:
     """Train until the weighted validation loss no longer falls; leave the best network in the run.
 
     Parameters
@@ -93,15 +79,15 @@ def fit_tasks(
     """
     import keras
 
-    state = TasksState(learning_rate=config.learning_rate)
+    state = FitState(learning_rate=config.learning_rate)
     if (run.root / "state.json").exists():
-        state = TasksState(**run.read("state.json"))
+        state = FitState(**run.read("state.json"))
     if state.finished:
         return state
     if state.checkpoint:
         model = keras.models.load_model(run.root / state.checkpoint)
         average = WeightAverage(model, config.average)
-        average.load(_average_of(run, state))
+        average.load(average_file(run, state))
     else:
         model = _compiled(build(), tasks, config)
         average = WeightAverage(model, config.average)
@@ -114,17 +100,17 @@ def fit_tasks(
         old, state = state, _advance(state, row, config)
         model.optimizer.learning_rate.assign(state.learning_rate)
         save_keras(model, run.root / state.checkpoint)
-        average.save(_average_of(run, state))
+        average.save(average_file(run, state))
         if state.best_epoch == epoch:
             with average.applied():
                 save_keras(model, run.model)
         run.write("state.json", asdict(state))
-        run.write_table("history.csv", state.history)
-        _forget(run, old)
+        run.write_table("history.csv", state.history, columns=tuple(row))
+        forget_checkpoint(run, old)
         if on_epoch:
             on_epoch(row)
         if state.finished:
-            _forget(run, state)
+            forget_checkpoint(run, state)
             return state
 
 
@@ -201,7 +187,7 @@ def cross_entropy(answers: IntArray, logits: FloatArray) -> float:
     return float(np.mean(np.logaddexp.reduce(z, axis=1) - z[np.arange(len(z)), answers]))
 
 
-def _advance(state: TasksState, row: dict[str, float], config: TasksConfig) -> TasksState:
+def _advance(state: FitState, row: dict[str, float], config: TasksConfig) -> FitState:
     epoch, better = int(row["epoch"]), row["val_loss"] < state.best_val_loss
     best_epoch = epoch if better else state.best_epoch
     since_halving = 0 if better else state.since_halving + 1
@@ -219,13 +205,3 @@ def _advance(state: TasksState, row: dict[str, float], config: TasksConfig) -> T
         finished=epoch >= config.epochs or epoch - best_epoch >= config.patience,
         history=[*state.history, row],
     )
-
-
-def _average_of(run: RunFolder, state: TasksState) -> Path:
-    return (run.root / state.checkpoint).with_suffix(".npz")
-
-
-def _forget(run: RunFolder, state: TasksState) -> None:
-    if state.checkpoint:
-        (run.root / state.checkpoint).unlink(missing_ok=True)
-        _average_of(run, state).unlink(missing_ok=True)

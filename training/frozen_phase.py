@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from lungwatch.training.fit import FitState
 from lungwatch.training.fit_head import FittedHead, HeadConfig, HeadData, put_head
+from lungwatch.training.fit_state import FitState
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.frozen_features import FeatureCopies, pooled_features
 from lungwatch.training.keras_file import save_keras
+from lungwatch.training.phases import FROZEN
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.prepare import Prepared
 from lungwatch.training.progress import Progress
@@ -55,7 +56,7 @@ class FrozenPhase:
     @property
     def folder(self) -> RunFolder:
         """The phase's own folder: state, history, choice and network."""
-        return RunFolder(root=self.run.root / "frozen")
+        return RunFolder(root=self.run.root / FROZEN)
 
     def train(
         self, choice: HeadChoice, space: Space | None, config: dict[str, Any]

@@ -55,11 +55,6 @@ class Objective:
         if self.ranking < 0 or self.lungs < 0:
             raise ConfigError("the weights of ranking and lungs must not be below 0")
 
-    @property
-    def plain(self) -> bool:
-        """Whether only the class counts."""
-        return not (self.ranking or self.lungs)
-
     def targets(self, samples: Sequence[Sample]) -> FloatArray:
         """Training targets of samples, float32 (N,)."""
         values = {"COVID": 1.0, "NORMAL": 0.0, "OTHER_PNEUMONIA": self.other_target}

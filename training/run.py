@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,13 +112,33 @@ class RunFolder:
         text = json.dumps(values, indent=2, sort_keys=True) + "\n"
         write_atomic(self.root / name, text.encode())
 
-    def write_table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Write rows with equal keys as CSV."""
+    def write_table(
+        self, name: str, rows: Sequence[dict[str, Any]], *, columns: Sequence[str] = ()
+    ) -> None:
+        """Write rows with equal keys as CSV.
+
+        Parameters
+        ----------
+        name
+            Of the file.
+        rows
+            At least one.
+        columns
+            All keys that may occur, in their order, for rows that were read back from JSON,
+            where keys are sorted. By default the order of the first row.
+        """
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        fields = [column for column in columns if column in rows[0]] or list(rows[0])
+        writer = csv.DictWriter(text, fieldnames=fields)
         writer.writeheader()
         writer.writerows(rows)
         write_atomic(self.root / name, text.getvalue().encode())
+
+    def adopt(self, file: Path) -> None:
+        """Copy a file into the folder under its own name, whole or not at all."""
+        temporary = self.root / f".tmp-{file.name}"
+        shutil.copyfile(file, temporary)
+        temporary.replace(self.root / file.name)
 
 
 def _take_over(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:

@@ -16,9 +16,7 @@ from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
 from lungwatch.training.tune import TuneConfig, tune
 
-__all__ = ["FAMILY", "Progress", "conclude", "train_baseline"]
-
-FAMILY = "baseline CNN"
+_FAMILY = "baseline CNN"
 
 
 def train_baseline(
@@ -88,7 +86,7 @@ def train_baseline(
         prepared.train.pixels, (prepared.val.pixels, prepared.test.pixels)
     )
     config = {
-        "family": FAMILY,
+        "family": _FAMILY,
         "network": asdict(network),
         "fit": asdict(fitting),
         "tuning": asdict(tuning) if tuning else None,

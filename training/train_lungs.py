@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, DatasetError
 from lungwatch.training.foreign import KerasModel
+from lungwatch.training.keras_file import save_keras
 from lungwatch.training.lung_masks import LungMasks, read_lung_masks
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.run import RunFolder
@@ -163,20 +164,16 @@ def _fit(
             "learning_rate": rate,
         }
         history.append(row)
-        target = _checkpoint(run, epoch)
-        model.save(target)
+        save_keras(model, _checkpoint(run, epoch))
         run.write("state.json", {"history": history})
-        # A resumed run reads its rows from JSON, where their keys are sorted.
-        run.write_table("history.csv", [{name: row[name] for name in _COLUMNS} for row in history])
+        run.write_table("history.csv", history, columns=_COLUMNS)
         _checkpoint(run, epoch - 1).unlink(missing_ok=True)
         if on_epoch:
             on_epoch(row)
     # Without its optimiser, which nobody needs any more and which holds two thirds of it.
     final = build_segmenter()
     final.set_weights(model.get_weights())
-    temporary = run.root / ".tmp-model.keras"
-    final.save(temporary)
-    temporary.replace(run.model)
+    save_keras(final, run.model)
     _checkpoint(run, fitting.epochs).unlink(missing_ok=True)
     return load_keras(run.model)
 

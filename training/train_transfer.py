@@ -1,38 +1,33 @@
 """Train a network on a backbone from elsewhere: the whole of `lungwatch train transfer`."""
 
-import shutil
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lungwatch.errors import ConfigError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.backbones import BACKBONE, load_backbone
 from lungwatch.training.blocks import blocks_of
 from lungwatch.training.conclude import VALIDATION, judge
-from lungwatch.training.fit import FitConfig, FitState, fit, predict_logits
+from lungwatch.training.fit import FitConfig, fit, predict_logits
 from lungwatch.training.fit_head import HeadConfig
+from lungwatch.training.fit_state import FitState
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.frozen_phase import FrozenPhase
 from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.normalisation import Normalisation
+from lungwatch.training.phases import FINE_TUNED, FROZEN, Phase, better_phase
 from lungwatch.training.plot import plot_history
 from lungwatch.training.prepare import Prepared, prepare
 from lungwatch.training.progress import Progress
-from lungwatch.training.retrain import retrain as retrain_whole
 from lungwatch.training.retrain import test_final
+from lungwatch.training.retrain_phases import retrain_phases, unfrozen
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
 from lungwatch.training.scorers import load_keras
 from lungwatch.training.search_space import Space
 from lungwatch.training.transfer import TransferConfig, build_transfer, unfreeze
 from lungwatch.training.transfer_grid import HeadChoice
-
-Phase = Literal["frozen", "fine-tuned"]
-FROZEN: Phase = "frozen"
-FINE_TUNED: Phase = "fine-tuned"
-_RETRAINED = "retrained"
 
 
 def train_transfer(
@@ -163,7 +158,7 @@ def train_transfer(
         folder.begin({**config, "fit": asdict(tuning)}, resume=True)
         prepare_tensorflow(tuning.seed)
         done[FINE_TUNED] = fit(
-            _unfrozen(
+            unfrozen(
                 (lambda: load_keras(phase.folder.model))
                 if frozen
                 else (lambda: fresh(choice.dropout)),
@@ -174,11 +169,11 @@ def train_transfer(
             folder,
             **_listeners(progress, done[FROZEN].epoch if frozen else 0),
         )
-    kept, state = join(done)
+    kept, state = better_phase(done)
     chosen = load_keras(root / kept / "model.keras")
     verdict = judge(prepared.val.targets, predict_logits(chosen, prepared.val.pixels))
     if retrain:
-        final = _retrain(
+        final = retrain_phases(
             kept,
             done,
             phase,
@@ -189,7 +184,7 @@ def train_transfer(
         )
     else:
         final = root / kept / "model.keras"
-    _copy(final, run.model)
+    run.adopt(final)
     _write_history(run, done)
     boundary = done[FROZEN].epoch if len(done) > 1 else None
     plot_history(state.history, run.root / "history.png", boundary=boundary)
@@ -213,69 +208,6 @@ def train_transfer(
         run.write("metrics.json", metrics)
     phase.forget_features()
     return metrics
-
-
-def join(done: dict[Phase, FitState]) -> tuple[Phase, FitState]:
-    """Say which phase is kept, and count both as one run.
-
-    Returns
-    -------
-    phase, state
-        The phase with the lowest calibrated validation loss, the earlier one on a tie; and
-        the history of all, epochs counted through.
-    """
-    kept = min(done, key=lambda phase: done[phase].best_val_loss)
-    rows: list[dict[str, float]] = []
-    best = 0
-    for phase, state in done.items():
-        if phase == kept:
-            best = len(rows) + state.best_epoch
-        rows += [{**row, "epoch": len(rows) + row["epoch"]} for row in state.history]
-    return kept, replace(done[kept], epoch=len(rows), best_epoch=best, history=rows)
-
-
-def _retrain(
-    kept: Phase,
-    done: dict[Phase, FitState],
-    phase: FrozenPhase,
-    *,
-    choice: HeadChoice,
-    tuning: FitConfig | None,
-    unfrozen_blocks: int | None,
-    config: dict[str, Any],
-) -> Path:
-    """Repeat what led to the kept network on training and validation images."""
-    folder = RunFolder(root=phase.run.root / _RETRAINED)
-    folder.begin(config, resume=True)
-    head = RunFolder(root=folder.root / FROZEN) if FROZEN in done else None
-    if head and not head.model.exists():
-        head.root.mkdir(exist_ok=True)
-        phase.save(*phase.retrain(done[FROZEN], choice), head)
-    if kept == FROZEN and head:
-        return head.model
-    assert tuning is not None  # the kept phase is fine-tuning
-    prepare_tensorflow(tuning.seed)
-    retrain_whole(
-        _unfrozen(
-            (lambda: load_keras(head.model)) if head else (lambda: phase.build(choice.dropout)),
-            unfrozen_blocks,
-        ),
-        phase.prepared.retrain_data(),
-        tuning,
-        done[FINE_TUNED],
-        folder,
-        progress=phase.progress,
-    )
-    return folder.model
-
-
-def _unfrozen(start: Callable[[], KerasModel], last: int | None) -> Callable[[], KerasModel]:
-    def build() -> KerasModel:
-        model = start()
-        unfreeze(model, last)
-        return model
-
-    return build
 
 
 def _trained(model: KerasModel, kept: Phase, last: int | None) -> dict[str, Any]:
@@ -311,9 +243,3 @@ def _write_history(run: RunFolder, done: dict[Phase, FitState]) -> None:
         for row in state.history
     ]
     run.write_table("history.csv", rows)
-
-
-def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".tmp-{target.name}")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)

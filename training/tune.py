@@ -1,13 +1,13 @@
 """Tune the baseline: search, retrain what was best, test it once."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lungwatch.training.baseline import BaselineConfig, build_baseline
 from lungwatch.training.conclude import VALIDATION, judge
-from lungwatch.training.fit import FitConfig, FitState, fit, predict_logits
+from lungwatch.training.fit import FitConfig, fit, predict_logits
+from lungwatch.training.fit_state import FitState
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.normalisation import Standardisation
 from lungwatch.training.plot import plot_history
@@ -139,7 +139,7 @@ def tune(
         )
     else:
         for name in ("model.keras", "history.csv", "state.json"):
-            _copy(folder, run, name)
+            run.adopt(folder.root / name)
     plot_history(state.history, run.root / "history.png")
     metrics = {
         "best_epoch": state.best_epoch,
@@ -178,12 +178,6 @@ def _forget_models(run: RunFolder, *, keep: RunFolder) -> None:
     for model in (run.root / "trials").glob("*/model.keras"):
         if model.parent != keep.root:
             model.unlink()
-
-
-def _copy(source: RunFolder, target: RunFolder, name: str) -> None:
-    temporary = target.root / f".tmp-{name}"
-    shutil.copyfile(source.root / name, temporary)
-    temporary.replace(target.root / name)
 
 
 def _summary(found: SearchResult) -> dict[str, Any]:

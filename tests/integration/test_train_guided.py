@@ -174,10 +174,13 @@ def test_what_is_no_segmenter_is_refused(words, folder, guided):
 
 
 def test_a_guided_network_exports_with_its_maps(guided, folder):
-    """The run folder becomes a bundle whose maps have the finer cells."""
+    """The run folder becomes a bundle with the finer maps and a card that says how it was made."""
     run(
         *("export", guided, "--name", "toy", "--version", "1.0.0", "-o", folder / "models"),
         *("--data", folder / "data"),
     )
     shown = run("model", "show", folder / "models" / "toy-1.0.0", "--json")
     assert json.loads(shown)["cam_side_px"] == 8
+    card = (folder / "models" / "toy-1.0.0" / "card.md").read_text()
+    assert "Guided to the lungs: backbone efficientnet-lite0, cut at 8 pixels a cell" in card
+    assert "the last weights of 2 epochs are kept." in card

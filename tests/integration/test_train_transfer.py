@@ -14,9 +14,10 @@ from lungwatch.errors import ConfigError
 from lungwatch.training.fit import FitConfig
 from lungwatch.training.fit_head import HeadConfig
 from lungwatch.training.normalisation import Normalisation
+from lungwatch.training.phases import FINE_TUNED, FROZEN
 from lungwatch.training.progress import Progress
 from lungwatch.training.search_space import Ladder
-from lungwatch.training.train_transfer import FINE_TUNED, FROZEN, train_transfer
+from lungwatch.training.train_transfer import train_transfer
 from lungwatch.training.transfer import TransferConfig
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
@@ -229,6 +230,8 @@ def test_the_bundle_answers_and_explains_as_the_trained_network_does(data, run, 
     card = (tmp_path / "toy-0.1.0" / "card.md").read_text()
     assert "backbone efficientnet-lite0, starting weights `small.keras`" in card
     assert f"Kept: the {metrics_of(run)['phase']} network" in card
+    assert f"fixed on the {metrics_of(run)['calibrated_on']}." in card
+    assert "learnt from training and validation images together" in card
     assert "8 x 8 cells" in card
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,64 @@ def test_the_card_says_research_only_and_shows_every_figure():
     assert "| some/test | COVID vs NORMAL | 0.873 (3 vs 4) |" in card
     assert "Threshold 0.4000" in card
     assert "**Confounds.** Many." in card
+
+
+FIT = {
+    "learning_rate": 1e-3,
+    "batch_size": 32,
+    "seed": 1,
+    "keep": "best",
+    "augmentation": {"zoom": 0.2},
+}
+
+
+def card_of(**provenance):
+    parity = contract().provenance["parity"]
+    return write_card(replace(contract(), provenance={"parity": parity, **provenance}))
+
+
+def test_the_card_of_a_run_that_stopped_by_validation_names_its_best_epoch():
+    card = card_of(
+        fit=FIT,
+        epochs=30,
+        best_epoch=28,
+        trained_on="train",
+        calibrated_on="validation split",
+    )
+    assert "best of 30 epochs by calibrated validation loss: 28." in card
+    assert "- Augmentation, no flips: zoom 0.2." in card
+    assert "- Calibration and threshold were fixed on the validation split." in card
+
+
+def test_the_card_of_a_retrained_run_says_what_it_learnt_from_and_what_fixed_its_threshold():
+    fixed_on = "validation split, by the network of trial 7"
+    card = card_of(
+        fit=FIT, epochs=12, best_epoch=12, trained_on="train and val", calibrated_on=fixed_on
+    )
+    assert "best of" not in card
+    assert "learnt from training and validation images together" in card
+    assert "without the latter: 12." in card
+    assert f"fixed on the {fixed_on}." in card
+
+
+def test_the_card_of_a_guided_run_says_that_the_last_weights_are_kept_and_how_it_was_guided():
+    card = card_of(
+        fit={**FIT, "keep": "last"},
+        epochs=8,
+        best_epoch=8,
+        network={"backbone": "efficientnet-lite0", "weights": "imagenet", "stride": 16},
+        guidance={"objective": {"other_target": 0.1, "ranking": 0.25, "lungs": 0.5}},
+    )
+    assert "the last weights of 8 epochs are kept." in card
+    assert "best of" not in card
+    assert "efficientnet-lite0, cut at 16 pixels a cell" in card
+    assert "evidence outside the lungs 0.5." in card
+    assert "Augmentation, no flips" not in card
+
+
+def test_the_card_of_a_joined_network_names_its_members():
+    card = card_of(members=[{"family": "one network"}, {"family": "another"}])
+    assert "calibrated logits of 2 networks: one network, another." in card
 
 
 @pytest.mark.parametrize("field", ["probability", "cam", "gradient"])

@@ -1,11 +1,14 @@
 """A backbone is fed as it was trained, frozen and thawed as told, and refused with a reason."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
 from lungwatch.errors import ConfigError, ModelError, NotFoundError
-from lungwatch.training.fit import FitState
-from lungwatch.training.train_transfer import FINE_TUNED, FROZEN, join
+from lungwatch.training.fit_state import FitState
+from lungwatch.training.phases import FINE_TUNED, FROZEN, better_phase
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
@@ -66,7 +69,7 @@ def state(*losses):
 
 
 def test_fine_tuning_is_kept_if_it_lowers_the_validation_loss_and_epochs_count_through():
-    kept, joined = join({FROZEN: state(0.5, 0.4), FINE_TUNED: state(0.6, 0.3, 0.35)})
+    kept, joined = better_phase({FROZEN: state(0.5, 0.4), FINE_TUNED: state(0.6, 0.3, 0.35)})
     assert kept == FINE_TUNED
     assert (joined.epoch, joined.best_epoch, joined.best_val_loss) == (5, 4, 0.3)
     assert [row["epoch"] for row in joined.history] == [1, 2, 3, 4, 5]
@@ -74,7 +77,7 @@ def test_fine_tuning_is_kept_if_it_lowers_the_validation_loss_and_epochs_count_t
 
 @pytest.mark.parametrize("tuned", [(0.6, 0.5), (0.4,)], ids=["worse", "no better"])
 def test_the_frozen_network_is_kept_if_fine_tuning_does_not_help(tuned):
-    kept, joined = join({FROZEN: state(0.5, 0.4), FINE_TUNED: state(*tuned)})
+    kept, joined = better_phase({FROZEN: state(0.5, 0.4), FINE_TUNED: state(*tuned)})
     assert kept == FROZEN
     assert joined.best_epoch == 2
     assert joined.epoch == 2 + len(tuned)
@@ -173,6 +176,15 @@ def test_what_cannot_be_a_backbone_is_refused_with_a_reason(weights, tmp_path):
     small_network(channels=1).save(tmp_path / "grey.keras")
     with pytest.raises(ConfigError, match="takes 1 channels, not 3"):
         load_backbone(EFFICIENTNET_LITE0, str(tmp_path / "grey.keras"), 64)
+
+
+def test_weights_of_a_run_with_another_backbone_are_refused_with_both_names(weights, tmp_path):
+    shutil.copy(weights, tmp_path / "model.keras")
+    used = {"network": {"backbone": "EfficientNet-Lite0"}}
+    (tmp_path / "config.json").write_text(json.dumps(used), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"backbone EfficientNet-Lite0, not MobileNetV2"):
+        load_backbone("MobileNetV2", str(tmp_path), 32)
+    assert load_backbone(EFFICIENTNET_LITE0, str(tmp_path), 32).model.input_shape[1] == 32
     with pytest.raises(ConfigError, match="at least 1 block"):
         config(weights, unfreeze=0)
     assert {"ResNet50V2", "DenseNet121", EFFICIENTNET_LITE0} <= set(backbone_names())

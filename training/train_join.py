@@ -1,0 +1,110 @@
+"""Join trained networks into one: the whole of `lungwatch train join`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lungwatch.errors import ConfigError
+from lungwatch.training.conclude import VALIDATION, judge
+from lungwatch.training.evaluate import measure
+from lungwatch.training.joined import Member, join_networks
+from lungwatch.training.keras_file import save_keras
+from lungwatch.training.leaks import LeakPolicy
+from lungwatch.training.prepare import prepare
+from lungwatch.training.progress import Progress
+from lungwatch.training.run import RunFolder
+from lungwatch.training.runtime import prepare_tensorflow
+from lungwatch.training.scorers import KerasScorer
+
+_FEWEST = 2
+_OF_MEMBERS = ("family", "network", "fit", "guidance", "normalisation", "data")
+
+
+def train_join(
+    runs: Sequence[Path],
+    location: Path,
+    root: Path,
+    *,
+    leaks: LeakPolicy = "refuse",
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Join the networks of finished runs, calibrate the whole, and measure it.
+
+    Parameters
+    ----------
+    runs
+        Run folders, each calibrated on validation data.
+    location
+        The data set whose validation split calibrates; see `load_dataset`.
+    root
+        The run folder to fill.
+    leaks
+        See `lungwatch.training.prepare.prepare`.
+    resume
+        Do it again in `root`, if it was begun with the same configuration.
+    progress
+        Listeners.
+
+    Returns
+    -------
+    dict
+        What is written to `metrics.json`.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer than two runs, their preprocessing differs, or `root` holds another.
+    NotFoundError, ModelError
+        If a run is not finished, or the networks do not fit together.
+    DatasetError
+        If a split is missing or empty, holds one class only, leaks, or a file is unreadable.
+    MissingExtraError
+        If TensorFlow is not installed.
+    """
+    if len(runs) < _FEWEST:
+        raise ConfigError("give at least two runs to join")
+    run = RunFolder(root=root)
+    run.refuse_taken(resume=resume)
+    prepare_tensorflow()
+    scorers = [KerasScorer(path) for path in runs]
+    if unfinished := [path for path, s in zip(runs, scorers, strict=True) if not s.calibrated]:
+        raise ConfigError(f"{unfinished[0]} is no finished run")
+    spec = scorers[0].judgement.preprocess
+    if any(scorer.judgement.preprocess != spec for scorer in scorers):
+        raise ConfigError("the runs' preprocessing differs; their networks cannot share an input")
+    prepared = prepare(location, spec, leaks=leaks, progress=progress)
+    run.begin(
+        {
+            "family": " + ".join(scorer.config["family"] for scorer in scorers),
+            "members": [
+                {key: scorer.config[key] for key in _OF_MEMBERS if key in scorer.config}
+                for scorer in scorers
+            ],
+            "preprocess": spec.to_dict(),
+            "data": prepared.data,
+        },
+        resume=resume,
+    )
+    model = join_networks(
+        [
+            Member(name=f"member_{n}", model=scorer.model, calibration=scorer.judgement.calibration)
+            for n, scorer in enumerate(scorers, start=1)
+        ]
+    )
+    save_keras(model, run.model)
+    scorer = KerasScorer(root)
+    verdict = judge(prepared.val.targets, scorer.logits(prepared.val.pixels))
+    metrics = {
+        "best_epoch": max(s.metrics["best_epoch"] for s in scorers),
+        "epochs": max(s.metrics["epochs"] for s in scorers),
+        "parameters": int(model.count_params()),
+        "calibrated_on": VALIDATION,
+        **verdict.to_dict(),
+    }
+    run.write("metrics.json", metrics)
+    if prepared.test.samples:
+        tested = measure(KerasScorer(root), prepared.test.samples, prepared.test.pixels)
+        metrics["test"] = tested
+        run.write("metrics.json", metrics)
+    return metrics
