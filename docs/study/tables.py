@@ -1,0 +1,110 @@
+"""Write the study's tables from the runs' own files: `python docs/study/tables.py`.
+
+Each table stands in README.md between `<!-- table NAME -->` and `<!-- end -->`. A test checks
+that they are what this script would write.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RUNS = HERE / "runs"
+REPORT = HERE / "README.md"
+
+COLUMNS = ("accuracy", "sensitivity", "specificity", "f1", "roc_auc", "pr_auc", "ece")
+MODELS = {
+    "initial baseline": "baseline-initial",
+    "tuned baseline": "baseline-tuned",
+    "ResNet50V2": "resnet-transfer",
+    "EfficientNet-Lite0": "lite0-transfer",
+}
+TITLES = ("accuracy", "sensitivity", "specificity", "F1", "ROC-AUC", "PR-AUC", "ECE")
+
+
+def read(name: str) -> dict[str, Any]:
+    """Read one of the runs' JSON files, as "baseline-tuned/metrics.json"."""
+    values: dict[str, Any] = json.loads((RUNS / name).read_text(encoding="utf-8"))
+    return values
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lay out a table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a figure, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def models() -> list[tuple[str, dict[str, Any]]]:
+    """Label and metrics of each model; the initial one was never tested."""
+    return [
+        (label, read(f"{run}/metrics.json"))
+        for label, run in MODELS.items()
+        if (RUNS / run / "metrics.json").exists()
+    ]
+
+
+def study() -> str:
+    """The final models on covid-xray/test."""
+    rows = [
+        [
+            label,
+            f"{metrics['parameters']:,}",
+            number(metrics["validation"]["roc_auc"]),
+            *(number(metrics.get("test", {}).get(name)) for name in COLUMNS),
+        ]
+        for label, metrics in models()
+    ]
+    return markdown(["model", "parameters", "validation ROC-AUC", *TITLES], rows)
+
+
+def confusion() -> str:
+    """The confusion matrices on covid-xray/test."""
+    rows = [
+        [label, *(str(metrics["test"][name]) for name in ("tp", "fn", "tn", "fp"))]
+        for label, metrics in models()
+        if "test" in metrics
+    ]
+    head = ["model", "true positive", "false negative", "true negative", "false positive"]
+    return markdown(head, rows)
+
+
+def table_of(name: str) -> Callable[[], str]:
+    """Make a table of a CSV file beside this script."""
+
+    def table() -> str:
+        with (HERE / name).open(newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+        return markdown(head, [[cell or "-" for cell in row] for row in rows])
+
+    return table
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "study": study,
+    "confusion": confusion,
+    "groups": table_of("groups.csv"),
+    "recipes": table_of("recipes.csv"),
+    "candidates": table_of("candidates.csv"),
+}
+
+
+def render(text: str) -> str:
+    """Put the tables into the report's text."""
+    for name, make in TABLES.items():
+        start, end = f"<!-- table {name} -->\n", "\n<!-- end -->"
+        if start in text:
+            before, _, rest = text.partition(start)
+            after = rest[rest.index(end) :]
+            text = before + start + make() + after
+    return text
+
+
+if __name__ == "__main__":
+    REPORT.write_text(render(REPORT.read_text(encoding="utf-8")), encoding="utf-8")
