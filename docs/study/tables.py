@@ -75,6 +75,27 @@ def confusion() -> str:
     return markdown(head, rows)
 
 
+def search(run: str, parameters: Sequence[str]) -> Callable[[], str]:
+    """Make a table of the five best trials of a search."""
+
+    def table() -> str:
+        with (RUNS / run / "search.csv").open(newline="", encoding="utf-8") as file:
+            trials = [row for row in csv.DictReader(file) if row["value"]]
+        trials.sort(key=lambda row: float(row["value"]))
+        rows = [
+            [
+                row["number"],
+                *(f"{float(row[name]):.3g}" for name in parameters),
+                row["epochs"],
+                number(float(row["value"]), 4),
+            ]
+            for row in trials[:5]
+        ]
+        return markdown(["trial", *parameters, "epochs", "validation loss"], rows)
+
+    return table
+
+
 def table_of(name: str) -> Callable[[], str]:
     """Make a table of a CSV file beside this script."""
 
@@ -89,6 +110,8 @@ def table_of(name: str) -> Callable[[], str]:
 TABLES: dict[str, Callable[[], str]] = {
     "study": study,
     "confusion": confusion,
+    "tuning": search("baseline-tuned", ("learning_rate", "width", "dense_units", "dropout")),
+    "grid": search("resnet-transfer", ("batch_size", "learning_rate", "dropout")),
     "groups": table_of("groups.csv"),
     "recipes": table_of("recipes.csv"),
     "candidates": table_of("candidates.csv"),
