@@ -1,12 +1,12 @@
 """`lungwatch`: the group that all commands hang on, imported only when they are used."""
 
-import importlib
 from collections.abc import Mapping
 from typing import IO, Any
 
 import click
 
 from lungwatch import RESEARCH_USE_ONLY, __version__
+from lungwatch.cli.lazy_group import LazyGroup
 from lungwatch.errors import LungwatchError
 
 # Command -> (module:attribute, one line of help). The help stands here so that
@@ -40,26 +40,8 @@ class FailedError(click.ClickException):
         click.echo(f"lungwatch: error: {line}", file=file, err=file is None)
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Return the names in the order of use, not of the alphabet."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """Import a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
-        """List the commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+class _Lungwatch(LazyGroup):
+    """The outermost group, where every domain error ends."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
         """Run a command; what it says went wrong is one line."""
@@ -70,7 +52,8 @@ class LazyGroup(click.Group):
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=_Lungwatch,
+    places=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=f"Drop-folder screening of chest X-rays.\n\n{RESEARCH_USE_ONLY}",
     epilog="`lungwatch COMMAND --help` explains a command.",
