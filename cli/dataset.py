@@ -1,8 +1,8 @@
 """`lungwatch dataset`: look at labelled X-rays before a network does."""
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,13 @@ _data = click.argument("data", type=click.Path(path_type=Path))
 _seed = click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 
 
+_resume = click.option(
+    "--resume", is_flag=True, help="Go on in a run folder that was begun: files are read once."
+)
+
+
 def _run_folder(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option(
-        "--resume", is_flag=True, help="Go on in a run folder that was begun: files are read once."
-    )(command)
+    command = _resume(command)
     return click.option(
         "-o",
         "--out",
@@ -132,60 +135,62 @@ def check(*, data: Path, out: Path | None, resume: bool, seed: int, as_json: boo
 @click.option(
     "-o",
     "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="RUN_DIR",
     required=True,
-    help="Manifest to write; must not exist. Its paths are relative to it.",
+    help="New run folder: manifest.csv (its paths are relative to it), configuration, environment, "
+    "results.json, plot and report.html. It is itself a data set that the other commands take.",
 )
+@_resume
 @click.option("--val", type=float, default=0.15, show_default=True, help="Share for validation.")
 @click.option("--test", type=float, default=0.15, show_default=True, help="Share for the test.")
 @_seed
 @json_option
-def split(*, data: Path, out: Path, val: float, test: float, seed: int, as_json: bool) -> None:
+def split(
+    *, data: Path, out: Path, resume: bool, val: float, test: float, seed: int, as_json: bool
+) -> None:
     """Split by patient and X-ray, stratified by class and source, into a manifest CSV.
 
     Splits that DATA has already are not looked at. The same seed gives the same manifest.
     """
-    from lungwatch.errors import DatasetError
+    from lungwatch.training.dataset import MANIFEST
     from lungwatch.training.duplicates import find_duplicates
     from lungwatch.training.groups import together
-    from lungwatch.training.samples import SPLITS
+    from lungwatch.training.report_html import split_html
     from lungwatch.training.scan import require_readable
+    from lungwatch.training.split_table import draw_split, split_table
     from lungwatch.training.splitting import split_groups, write_manifest
 
-    if out.exists():
-        raise DatasetError(f"{out} exists already; remove it or name another file")
-    _, looks, unreadable = _scan(data)
+    run = _begin("split", data, out, resume=resume, seed=seed, val=val, test=test)
+    assert run is not None
+    _, looks, unreadable = _scan(data, run)
     require_readable(unreadable)
     groups = together(looks, find_duplicates(looks))
     splits = split_groups(looks, groups, val=val, test=test, seed=seed)
-    write_manifest(out, data, looks, splits)
-    kinds = [(look.sample.finding, look.sample.source) for look in looks]
-    counts = Counter(zip(kinds, splits, strict=True))
-    rows = [
-        {"label": kind[0], "source": kind[1]} | {part: counts[kind, part] for part in SPLITS}
-        for kind in sorted(set(kinds))
-    ]
+    write_manifest(run.root / MANIFEST, data, looks, splits)
+    table = split_table(looks, groups, splits)
+    pictures = {"Images by class, source and split": draw_split(table)}
+    write_look(run, table, split_html(str(data), table, pictures), pictures)
     if as_json:
-        print_json(
-            {"manifest": out, "images": len(looks), "groups": len(set(groups)), "strata": rows}
-        )
+        print_json({"manifest": run.root / MANIFEST, **asdict(table)})
         return
-    total = {"label": "all", "source": ""} | {part: splits.count(part) for part in SPLITS}
-    print_table(list(total), [list(row.values()) for row in [*rows, total]])
+    print_table(
+        ("label", "source", "train", "val", "test"), list(map(astuple, [*table.strata, table.all]))
+    )
     click.echo(
-        f"\n{len(looks)} images in {len(set(groups))} groups that stay together\n"
-        f"manifest: {cell_text(out)}"
+        f"\n{table.images} images in {table.groups} groups that stay together\n"
+        f"manifest: {cell_text(run.root / MANIFEST)}"
     )
 
 
 def _begin(
-    command: str, data: Path, out: Path | None, *, resume: bool, seed: int
+    command: str, data: Path, out: Path | None, *, resume: bool, seed: int, **settings: float
 ) -> "RunFolder | None":
     if out is None:
         if resume:
             raise click.UsageError("--resume needs --out")
         return None
-    config = {"command": f"dataset {command}", "data": str(data), "seed": seed}
+    config = {"command": f"dataset {command}", "data": str(data), "seed": seed, **settings}
     return begin_run(out, config, resume=resume)
 
 

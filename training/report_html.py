@@ -9,6 +9,7 @@ from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.training.confounds import Confound
 from lungwatch.training.dataset_check import DatasetCheck, Duplicate
 from lungwatch.training.exploration import Exploration, Outlier, PixelStatistics
+from lungwatch.training.split_table import SplitTable, Stratum
 
 _MAX_LISTED = 100
 _HEAD = """<!doctype html>
@@ -106,6 +107,19 @@ def check_html(name: str, found: DatasetCheck, pictures: Mapping[str, bytes]) ->
         sections.append(_table(("file",), [(path,) for path in paths[:_MAX_LISTED]]))
     sections.append("<h2>Pictures</h2>")
     sections += [_figure(caption, data) for caption, data in pictures.items()]
+    return _HEAD.format(title=title) + "\n".join(sections) + "\n</body></html>\n"
+
+
+def split_html(name: str, table: SplitTable, pictures: Mapping[str, bytes]) -> str:
+    """Return the report of a split; names from outside are escaped, pictures are inside."""
+    title = escape(f"Split of data set {name}")
+    sections = [
+        f"<h1>{title}</h1>",
+        f'<p class="notice">{escape(RESEARCH_USE_ONLY)}</p>',
+        f"<p>{table.images} images in {table.groups} groups of one patient or X-ray.</p>",
+        _table([f.name for f in fields(Stratum)], map(astuple, [*table.strata, table.all])),
+        *(_figure(caption, data) for caption, data in pictures.items()),
+    ]
     return _HEAD.format(title=title) + "\n".join(sections) + "\n</body></html>\n"
 
 

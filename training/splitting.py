@@ -92,7 +92,7 @@ def write_manifest(
     Parameters
     ----------
     target
-        The file to write; its folder must be there.
+        The file to write, over an older one; its folder must be there.
     location
         The data set as it was given.
     looks, splits
@@ -101,10 +101,8 @@ def write_manifest(
     Raises
     ------
     DatasetError
-        If `target` exists or cannot be written.
+        If `target` cannot be written.
     """
-    if target.exists():
-        raise DatasetError(f"{target} exists already; remove it or name another file")
     known = manifest_rows(location)
     pseudonyms: dict[str, str] = {}
     text = io.StringIO()

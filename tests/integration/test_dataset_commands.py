@@ -81,9 +81,9 @@ def test_an_unreadable_file_is_named_by_every_command(data, tmp_path):
     (data / "val/NORMAL/broken.png").write_bytes(b"no picture")
     assert "unreadable: " in run("check", data, code=1).stdout
     assert "broken.png" in run("explore", data).stdout
-    refused = run("split", data, "-o", tmp_path / "m.csv", code=1)
+    refused = run("split", data, "-o", tmp_path / "split", code=1)
     assert "broken.png" in refused.stderr
-    assert not (tmp_path / "m.csv").exists()
+    assert not (tmp_path / "split/manifest.csv").exists()
 
 
 def test_an_empty_split_is_named(data):
@@ -98,7 +98,7 @@ def test_one_class_only_is_named(data, tmp_path):
             shutil.rmtree(data / split / finding)
     problems = json.loads(run("check", data, "--json", code=1).stdout)["problems"]
     assert any("split 'train' holds COVID alone" in problem for problem in problems)
-    refused = run("split", data, "-o", tmp_path / "m.csv", code=1)
+    refused = run("split", data, "-o", tmp_path / "split", code=1)
     assert "one class only (COVID)" in refused.stderr
 
 
@@ -212,8 +212,8 @@ def patients(tmp_path):
 
 
 def test_a_split_keeps_patients_and_copies_together_and_classes_alike(patients, tmp_path):
-    run("split", patients, "-o", tmp_path / "m.csv", "--val", 0.2, "--test", 0.2)
-    samples = load_dataset(tmp_path / "m.csv")
+    run("split", patients, "-o", tmp_path / "split", "--val", 0.2, "--test", 0.2)
+    samples = load_dataset(tmp_path / "split")
     assert len(samples) == 120
     where = defaultdict(set)
     for sample in samples:
@@ -229,23 +229,43 @@ def test_a_split_keeps_patients_and_copies_together_and_classes_alike(patients, 
 
 def test_a_manifest_says_what_the_older_one_said_and_depends_on_the_seed_alone(patients, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run("split", patients, "-o", tmp_path / f"{name}.csv", "--seed", seed)
-    a, b, c = ((tmp_path / f"{name}.csv").read_text() for name in "abc")
+        run("split", patients, "-o", tmp_path / name, "--seed", seed)
+    a, b, c = ((tmp_path / name / "manifest.csv").read_text() for name in "abc")
     assert a == b != c
     row = next(csv.DictReader(a.splitlines()))
-    assert row["file"] == "patients/0.png"
+    assert row["file"] == "../patients/0.png"
     assert (row["view"], row["patient_known"], row["w"], row["h"]) == ("AP", "0", "110", "120")
+
+
+def test_a_split_leaves_a_run_folder_that_is_gone_on_in(patients, tmp_path):
+    out = tmp_path / "split"
+    found = json.loads(run("split", patients, "-o", out, "--json").stdout)
+    assert found["images"] == found["all"]["train"] + found["all"]["val"] + found["all"]["test"]
+    assert json.loads((out / "config.json").read_text())["val"] == 0.15
+    assert "git" in json.loads((out / "environment.json").read_text())
+    results = json.loads((out / "results.json").read_text())
+    assert results["strata"] == found["strata"]
+    (plot,) = (out / "plots").iterdir()
+    assert cv2.imread(str(plot)).shape[1] > 300
+    assert "Split of data set" in (out / "report.html").read_text()
+    manifest = (out / "manifest.csv").read_bytes()
+    (out / "manifest.csv").unlink()
+    assert "holds a run already" in run("split", patients, "-o", out, code=1).stderr
+    run("split", patients, "-o", out, "--resume")
+    assert (out / "manifest.csv").read_bytes() == manifest
+    other = run("split", patients, "-o", out, "--resume", "--seed", 2, code=1)
+    assert "another configuration" in other.stderr
 
 
 def test_a_manifest_is_never_overwritten(patients):
     before = (patients / "manifest.csv").read_bytes()
-    refused = run("split", patients, "-o", patients / "manifest.csv", code=1)
-    assert "exists already" in refused.stderr
+    refused = run("split", patients, "-o", patients, code=1)
+    assert "is not empty" in refused.stderr
     assert (patients / "manifest.csv").read_bytes() == before
 
 
 def test_shares_that_leave_nothing_to_train_on_are_refused(patients, tmp_path):
-    refused = run("split", patients, "-o", tmp_path / "m.csv", "--val", 0.6, "--test", 0.5, code=1)
+    refused = run("split", patients, "-o", tmp_path / "split", "--val", 0.6, "--test", 0.5, code=1)
     assert "together below 1" in refused.stderr
 
 
@@ -253,7 +273,7 @@ def test_a_dicom_is_read_and_its_patient_id_stays_out_of_the_manifest(data, tmp_
     shutil.copy(rg1, data / "train/NORMAL/rg1.dcm")
     found = json.loads(run("explore", data, "--json").stdout)
     assert found["formats"] == {"PNG": 48, "DICOM": 1}
-    run("split", data, "-o", tmp_path / "m.csv")
-    text = (tmp_path / "m.csv").read_text()
+    run("split", data, "-o", tmp_path / "split")
+    text = (tmp_path / "split/manifest.csv").read_text()
     (row,) = (row for row in csv.DictReader(text.splitlines()) if row["file"].endswith(".dcm"))
     assert row["patient"] == "dicom-0001"
