@@ -9,13 +9,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench wheel-check clean
+.PHONY: help demo test lint bench fuzz wheel-check clean
 
 help:
 	@echo "make demo         a real chest X-ray, and what is none, through the real daemon"
 	@echo "make test         the whole test suite"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        what each stage costs, as ratios"
+	@echo "make fuzz         damaged files by the thousand, guided by coverage"
 	@echo "make wheel-check  the built wheel in an environment of its own, without TensorFlow"
 	@echo "make clean        removes what these make, .venv and demo-home included"
 
@@ -34,6 +35,10 @@ lint: $(VENV)/.dev.stamp
 
 bench: $(VENV)/.base.stamp
 	$(BIN)/python bench/run.py $(ARGS)
+
+fuzz: $(VENV)/.base.stamp
+	$(PIP) install --editable '.[fuzz]'
+	$(BIN)/python fuzz/run.py $(ARGS)
 
 # Built by way of the sdist, so that both are proved and no stale build/ is picked up.
 wheel-check: $(VENV)/.dev.stamp

@@ -161,7 +161,7 @@ class ModelContract:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ModelError("the model's contract is not JSON") from error
         if not isinstance(values, dict):
             raise ModelError("the model's contract is not a JSON object")

@@ -6,18 +6,18 @@ the intake finds it. A crash before the row unpacks anew, one after it is made u
 `resume_unpacked`: nothing comes twice.
 """
 
+import errno
 import os
 import re
 import shutil
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from lungwatch.atomicfile import fsync_dir
 from lungwatch.daemon.crashpoint import crashpoint
 from lungwatch.daemon.home import Home
-from lungwatch.errors import FileRejected, Reason, TransientError
+from lungwatch.errors import FileRejected, LungwatchError, Reason, TransientError
 from lungwatch.imaging import ReadPolicy
 from lungwatch.imaging.reader import is_zip, max_file_bytes
 
@@ -34,7 +34,6 @@ _FOLDER = re.compile(
 )
 # Archives by their format that are something else to people: office files, programs, books.
 _OTHER_KINDS = {"[Content_Types].xml", "META-INF/MANIFEST.MF", "mimetype"}
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
 class Unpacker:
@@ -74,14 +73,17 @@ class Unpacker:
                 target.mkdir()
                 for number, member in enumerate(members, start=1):
                     self._extract(archive, member, target / _safe_name(number, member.filename))
-        except _DAMAGED as error:
+        except (LungwatchError, MemoryError):
             shutil.rmtree(target, ignore_errors=True)
+            raise
+        # A parser may raise anything at all on damaged bytes, a seek to nowhere among it.
+        except Exception as error:
+            shutil.rmtree(target, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
             raise FileRejected(
                 Reason.BAD_ARCHIVE, "the zip archive is damaged, or packed in an unknown way"
             ) from error
-        except BaseException:
-            shutil.rmtree(target, ignore_errors=True)
-            raise
         fsync_dir(target)
         target.rename(finished)
         fsync_dir(self._home.incoming)
@@ -172,7 +174,8 @@ def _publish(home: Home, folder: Path) -> None:
 def _is_wanted(member: zipfile.ZipInfo) -> bool:
     """Whether a member is a file that somebody put there, not an operating system."""
     parts = member.filename.replace("\\", "/").split("/")
-    return not member.is_dir() and not any(
+    # Not `is_dir()`, which stumbles over a name of no letters.
+    return bool(parts[-1]) and not any(
         part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts
     )
 
