@@ -13,12 +13,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import corpus
 from seeds import seeds
 from tabulate import tabulate
 from targets import TARGETS
 
 HERE = Path(__file__).parent
-CORPUS, FINDINGS = HERE / "corpus", HERE / "findings"
+FINDINGS = HERE / "findings"
 _SLOWEST_S, _MOST_MB, _MOST_BYTES = 10, 2048, 4096
 
 
@@ -31,8 +32,8 @@ def fuzz(target: str, runs: int, seconds: int) -> dict[str, object]:
         Target, executions, executions a second, and the findings' file names.
     """
     FINDINGS.mkdir(exist_ok=True)
-    corpus = CORPUS / target
-    corpus.mkdir(parents=True, exist_ok=True)
+    grown = corpus.FOLDER / target
+    grown.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         start = Path(place)
         for number, data in enumerate(seeds(target)):
@@ -49,7 +50,7 @@ def fuzz(target: str, runs: int, seconds: int) -> dict[str, object]:
                 f"-artifact_prefix={FINDINGS}/{target}-",
                 "-print_final_stats=1",
                 "-reduce_inputs=1",
-                str(corpus),
+                str(grown),
                 str(start),
             ],
         )
@@ -59,7 +60,7 @@ def fuzz(target: str, runs: int, seconds: int) -> dict[str, object]:
         "target": target,
         "executions": int(executed[1]) if executed else 0,
         "executions/s": int(rate[1]) if rate else 0,
-        "corpus": len(list(corpus.iterdir())),
+        "corpus": len(list(grown.iterdir())),
         "findings": sorted(path.name for path in set(FINDINGS.iterdir()) - before),
         "end": "" if executed else log[-2000:],
     }
@@ -84,11 +85,15 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=1_000_000_000, help="inputs a target")
     parser.add_argument("--seconds", type=int, default=60, help="a target (default: 60)")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--pack", action="store_true", help="keep the grown corpus in corpus.zip")
     arguments = parser.parse_args()
+    corpus.unpack()
     reports = []
     for target in arguments.target or TARGETS:
         print(f"fuzzing {target}", file=sys.stderr)
         reports.append(fuzz(target, arguments.runs, arguments.seconds))
+    if arguments.pack:
+        corpus.pack()
     if arguments.json:
         print(json.dumps(reports, indent=2))
     else:
