@@ -9,15 +9,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench fuzz wheel-check clean
+.PHONY: help install uninstall systemd-check demo test lint bench chaos fuzz wheel-check clean
 
 help:
 	@echo "make demo         a real chest X-ray, and what is none, through the real daemon"
 	@echo "make test         the whole test suite"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        what each stage costs, as ratios"
+	@echo "make chaos        faults injected into the real daemon: nothing lost, nothing doubled"
 	@echo "make fuzz         damaged files by the thousand, guided by coverage"
 	@echo "make wheel-check  the built wheel in an environment of its own, without TensorFlow"
+	@echo "make systemd-check  systemd's own verdict on the units"
+	@echo "make install      as a service of this machine; make uninstall: see systemd/README.md"
 	@echo "make clean        removes what these make, .venv and demo-home included"
 
 demo: $(VENV)/.base.stamp
@@ -31,10 +34,13 @@ lint: $(VENV)/.dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/packaging/link_tree.py $(VENV)/linked
 	MYPYPATH=$(VENV)/linked $(BIN)/mypy -p lungwatch
-	MYPYPATH=$(VENV)/linked $(BIN)/mypy demo bench
+	MYPYPATH=$(VENV)/linked $(BIN)/mypy demo bench chaos
 
 bench: $(VENV)/.base.stamp
 	$(BIN)/python bench/run.py $(ARGS)
+
+chaos: $(VENV)/.base.stamp
+	$(BIN)/python -m chaos $(ARGS)
 
 fuzz: $(VENV)/.base.stamp
 	$(PIP) install --editable '.[fuzz]'
@@ -53,10 +59,28 @@ wheel-check: $(VENV)/.dev.stamp
 	$(VENV)/wheel-check/venv/bin/python -P tests/packaging/wheel_check.py
 	rm -rf $(VENV)/wheel-check
 
+# As root; PYTHON, EXTRAS, WHEEL, DESTDIR and PURGE as in systemd/README.md.
+install:
+	PYTHON='$(PYTHON)' sh systemd/install.sh install
+
+uninstall:
+	sh systemd/install.sh uninstall
+
+# `verify` asks for the command too, which is not there before it is installed.
+systemd-check:
+	@if ! command -v systemd-analyze >/dev/null; then \
+		echo "skipped: systemd-analyze is not installed"; exit 0; fi; \
+	set -e; units=$$(mktemp -d); trap 'rm -rf "$$units"' EXIT; \
+	for unit in systemd/*.service systemd/*.timer; do \
+		sed 's|^ExecStart=[^ ]*|ExecStart=/bin/true|' "$$unit" > "$$units/$${unit##*/}"; done; \
+	systemd-analyze verify --man=no "$$units"/*; echo "verify: clean"; \
+	for unit in systemd/*.service; do \
+		systemd-analyze security --offline=yes --threshold=20 --no-pager "$$unit" | tail -n 1; done
+
 clean:
 	if [ -e demo-home/.made-by-lungwatch-demo ]; then rm -rf demo-home; fi
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find core cli daemon db export models training tests demo bench \
+	find core cli daemon db export models training tests demo bench chaos \
 		-name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The base install has no TensorFlow and is all that the demo needs.

@@ -20,6 +20,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "lungwatch.cli.reconcile:reconcile",
         "Prove that folders and database agree; mend what does not.",
     ),
+    "pacs": (
+        "lungwatch.cli.pacs:pacs",
+        "Exchange images and results with a PACS (extra 'pacs').",
+    ),
+    "retention": ("lungwatch.cli.retention:retention", "Remove what was kept for long enough."),
+    "backup": ("lungwatch.cli.backup:backup", "Back the database up, and restore it."),
+    "audit": ("lungwatch.cli.audit:audit", "List who changed, removed or exported what."),
     "model": ("lungwatch.cli.model:model", "List, show and verify model bundles."),
     "dataset": (
         "lungwatch.cli.dataset:dataset",

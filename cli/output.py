@@ -14,7 +14,7 @@ import click
 _EMPTY = "-"
 # A spreadsheet takes a cell that begins so for a formula, and file names and DICOM values
 # come from outside (CWE-1236).
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -62,7 +62,14 @@ def print_json(value: object) -> None:
 
 def to_json(value: object) -> str:
     """Return a value as JSON: dataclasses as objects, times as ISO 8601 with zone."""
-    return json.dumps(value, indent=2, ensure_ascii=False, default=_plain, allow_nan=False)
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=_plain, allow_nan=False)
+    if text.isprintable():
+        return text
+    # What steers a terminal, and what is no Unicode (a file name's stray bytes), stands in
+    # strings only: between them there is ASCII and the line feed.
+    return "".join(
+        char if char == "\n" or char.isprintable() else json.dumps(char)[1:-1] for char in text
+    )
 
 
 def to_csv(headers: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from lungwatch.cli.audit import note
 from lungwatch.cli.options import home_options, json_option
 from lungwatch.cli.output import print_json, print_table
 
@@ -53,6 +54,9 @@ def reconcile(home: Path | None, config_path: Path | None, dry_run: bool, as_jso
         report = Reconciler(
             place, engine, mend=not dry_run and not is_running, is_running=is_running, on_file=count
         ).run()
+        mended = sum(item.mended for item in report.differences)
+        if mended:
+            note(engine, "reconcile", {"mended": mended})
 
     if as_json:
         print_json({**asdict(report), "agrees": report.agrees, "daemon_running": is_running})

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.cli.audit import note
 from lungwatch.cli.options import filter_options, home_options, json_option
-from lungwatch.cli.output import print_fields, print_json, print_table, to_csv, to_json
+from lungwatch.cli.output import cell_text, print_fields, print_json, print_table, to_csv, to_json
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -78,6 +79,7 @@ def list_command(
                 "reason",
                 "model",
                 "received",
+                "pacs",
                 "overlay",
             ),
             [
@@ -90,6 +92,7 @@ def list_command(
                     row.reason,
                     f"{row.model}-{row.model_version}",
                     row.received_at,
+                    row.delivery,
                     row.overlay,
                 )
                 for row in rows
@@ -107,14 +110,20 @@ def show(id_or_hash: str, home: Path | None, config_path: Path | None, as_json: 
 
     Named by its number, or by the first six or more characters of its file's SHA-256.
     """
+    from lungwatch.db.delivery_queries import deliveries_of
     from lungwatch.db.queries import get_result
 
     with _opened(home, config_path) as (engine, root):
         row = _absolute(get_result(engine, id_or_hash), root)
+        deliveries = deliveries_of(engine, row.id)
     if as_json:
-        print_json(row)
+        print_json({**asdict(row), "deliveries": deliveries})
         return
     print_fields(asdict(row))
+    for sent in deliveries:
+        # What the other side answered may steer the terminal.
+        error = f" ({cell_text(sent.error)})" if sent.error else ""
+        click.echo(f"{sent.kind} to {sent.destination}: {sent.state}{error}")
     click.echo(f"\n{RESEARCH_USE_ONLY}")
 
 
@@ -144,6 +153,8 @@ def export(
         write_atomic(output, text.encode())
     except OSError as error:
         raise LungwatchError(f"cannot write {output}: {error.strerror}") from error
+    with _opened(home, config_path) as (engine, _root):
+        note(engine, "results export", {"results": len(rows), "format": kind[1:]})
     click.echo(f"{len(rows)} results written to {output}")
 
 

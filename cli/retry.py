@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from lungwatch.cli.audit import note
 from lungwatch.cli.options import home_options
 
 
@@ -45,6 +46,8 @@ def retry(home: Path | None, config_path: Path | None, ids: tuple[str, ...], fai
         store = Store(engine)
         for row in rows:
             store.request_retry(result_id=row.id, now=datetime.now(UTC))
+        if rows:
+            note(engine, "retry", {"results": [row.id for row in rows[:100]], "number": len(rows)})
     finally:
         engine.dispose()
     click.echo(f"{len(rows)} put forward to be tried again")

@@ -1,12 +1,13 @@
 """`lungwatch run`: the daemon, or one pass over the drop folder."""
 
+import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -33,10 +34,11 @@ def run(home: Path | None, config_path: Path | None, once: bool) -> None:
     from lungwatch.daemon.service import Service
 
     has_bar = once and sys.stderr.isatty()
-    configure(quiet=has_bar)
-    service = Service(load_config(config_path, home))
+    config = load_config(config_path, home)
+    configure(quiet=has_bar, log_format=config.log_format)
+    service = Service(config)
     _stop_on_signal(service.stop)
-    sys.exit(_run_with_bar(service) if has_bar else service.run(once=once))
+    _leave(_run_with_bar(service) if has_bar else service.run(once=once))
 
 
 def _stop_on_signal(stop: Callable[[], None]) -> None:
@@ -56,6 +58,20 @@ def _stop_on_signal(stop: Callable[[], None]) -> None:
         os._exit(128 + os.read(reader, 1)[0])
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process, without Python's own clean-up if a drain has left work behind.
+
+    A thread that is inside onnxruntime when the interpreter goes would abort the process.
+    """
+    from lungwatch.daemon.worker import Worker
+
+    if any(isinstance(thread, Worker) for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _run_with_bar(service: "Service") -> int:

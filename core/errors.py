@@ -37,6 +37,9 @@ class Reason(StrEnum):
     NO_CONTRAST = "no_contrast"
     # Failures: this program or the machine is at fault.
     CRASHED_REPEATEDLY = "crashed_repeatedly"
+    DECODER_CRASHED = "decoder_crashed"
+    DECODER_TIMED_OUT = "decoder_timed_out"
+    DECODER_OUT_OF_MEMORY = "decoder_out_of_memory"
     RETRIES_EXHAUSTED = "retries_exhausted"
     FILE_VANISHED = "file_vanished"
     MODEL_CHANGED = "model_changed"

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from sqlalchemy import text
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.model import Classifier, find_bundle
+from lungwatch.daemon.outbox.health import standings
 from lungwatch.daemon.service import Service, describe
 from lungwatch.daemon.watcher import Watcher
 from lungwatch.db.engine import open_engine
@@ -25,6 +27,7 @@ _MAX_CLOCK_DIFFERENCE_S = 5.0
 _OPTIONAL = {
     "train": "tensorflow",
     "postgres": "psycopg",
+    "pacs": "pynetdicom",
 }
 
 
@@ -61,6 +64,7 @@ def check_up(config: Config) -> Iterator[Check]:
     yield _try("model", lambda: _model(config, home))
     yield _try("clock", lambda: _clock(home))
     yield _try("synthetic X-ray", lambda: _synthetic(config, home))
+    yield from _destinations(config)
     for extra, module in _OPTIONAL.items():
         installed = importlib.util.find_spec(module) is not None
         yield Check(
@@ -135,6 +139,14 @@ def _clock(home: Home) -> str:
     return f"the file system's clock agrees within {max(difference_s, 0.1):.1f} s"
 
 
+def _destinations(config: Config) -> Iterator[Check]:
+    try:
+        for standing in standings(config, datetime.now(UTC)):
+            yield Check(name=f"PACS {standing.destination}", ok=standing.ok, detail=standing.detail)
+    except LungwatchError as error:
+        yield Check(name="PACS", ok=False, detail=str(error))
+
+
 def _synthetic(config: Config, home: Home) -> str:
     """Send the golden picture through the whole daemon, in a home of its own."""
     with tempfile.TemporaryDirectory(prefix="lungwatch-doctor-") as folder:
@@ -146,6 +158,7 @@ def _synthetic(config: Config, home: Home) -> str:
             database_url=f"sqlite:///{root / 'lungwatch.db'}",
             model=str(bundle),
             min_free_mb=0,
+            pacs_destinations=(),
         )
         (root / "incoming").mkdir()
         picture = (golden_pixels() * 255).round().astype("uint8")

@@ -13,15 +13,32 @@ from lungwatch.daemon.crashpoint import crashpoint
 from lungwatch.daemon.filing import Filing
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
+from lungwatch.daemon.outage import Outages
 from lungwatch.daemon.records import Claimed
 from lungwatch.daemon.stability import Writer as FileWriter
+from lungwatch.daemon.unpacking import leave_folder
 from lungwatch.daemon.writer import Writer
 from lungwatch.daemon.writercheck import writer_of
 from lungwatch.db.states import State
 from lungwatch.db.store import Claim, ClaimKind, Store
+from lungwatch.errors import LungwatchError
 
 # Marks a claim folder whose file came from quarantine on request: no new arrival.
 _RETRY_PREFIX = "retry-"
+
+
+class CutOff(LungwatchError):  # noqa: N818 - a state of affairs, which the caller goes on from
+    """A file was moved to `work/` and could not be claimed there.
+
+    Parameters
+    ----------
+    path
+        The file, for `Claimer.resume`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
 
 
 class Claimer:
@@ -34,6 +51,7 @@ class Claimer:
         store: Store,
         writer: Writer,
         filing: Filing,
+        outages: Outages,
         clock: Clock,
         model_id: int,
         max_attempts: int,
@@ -42,6 +60,7 @@ class Claimer:
         self._store = store
         self._writer = writer
         self._filing = filing
+        self._outages = outages
         self._clock = clock
         self._model_id = model_id
         self._max_attempts = max_attempts
@@ -58,7 +77,9 @@ class Claimer:
         Raises
         ------
         OSError
-            If the file cannot be moved or read; it is where it was, or in `work/`.
+            If the file cannot be moved; it is where it was.
+        CutOff
+            If it was moved, and can then not be read or filed.
         """
         name = path.relative_to(self._home.incoming)
         return self._enter(path, uuid.uuid4().hex, name)
@@ -68,24 +89,52 @@ class Claimer:
         return self._enter(quarantined, _RETRY_PREFIX + uuid.uuid4().hex, Path(source_name))
 
     def resume(self, path: Path) -> Claimed | None:
-        """Go on with a file in `work/`, wherever its claim was cut off."""
+        """Go on with a file in `work/`, wherever its claim was cut off.
+
+        Raises
+        ------
+        CutOff
+            If that is not possible either.
+        """
         folder = self._home.work / path.relative_to(self._home.work).parts[0]
-        return self._claim(path, folder.name, path.relative_to(folder).as_posix())
+        name = path.relative_to(folder).as_posix()
+        return self._settle(path, folder.name, name, moved_from=None)
 
     def _enter(self, path: Path, token: str, name: Path) -> Claimed | None:
-        folder = self._home.work / token
-        folder.mkdir()
-        target = folder / _storable(name.name)
+        target = self._home.work / token / _storable(name.name)
+
+        def move() -> None:
+            target.parent.mkdir()
+            try:
+                path.rename(target)
+            except OSError:
+                target.parent.rmdir()
+                raise
+
+        self._outages.ride_out(move)
+        return self._settle(target, token, name.as_posix(), moved_from=path.parent)
+
+    def _settle(
+        self, path: Path, token: str, source_name: str, *, moved_from: Path | None
+    ) -> Claimed | None:
+        """Claim a file in `work/`, where it stays if that fails."""
+
+        def settle() -> Claimed | None:
+            if moved_from is not None:
+                fsync_dir(path.parent)
+                fsync_dir(self._home.work)
+                if moved_from.is_dir():
+                    fsync_dir(moved_from)
+                    leave_folder(self._home, moved_from)
+                crashpoint("renamed")
+            return self._claim(path, token, source_name)
+
         try:
-            path.rename(target)
-        except OSError:
-            folder.rmdir()
+            return self._outages.ride_out(settle)
+        except FileNotFoundError:
             raise
-        fsync_dir(folder)
-        fsync_dir(self._home.work)
-        fsync_dir(path.parent)
-        crashpoint("renamed")
-        return self._claim(target, token, name.as_posix())
+        except OSError as error:
+            raise CutOff(path) from error
 
     def _claim(self, path: Path, token: str, source_name: str) -> Claimed | None:
         hashed = _settled_digest(path)

@@ -2,11 +2,12 @@
 
 Recovery is only proved by crashing: `LUNGWATCH_CRASH_AT=recorded` ends the process, with no
 clean-up whatever, the first time that it gets there. Without the variable it costs a
-dictionary look-up.
+dictionary look-up. `LUNGWATCH_HANG_AT` has the thread that gets there wait for ever.
 """
 
 import os
 import signal
+import threading
 from typing import Literal, get_args
 
 CrashPoint = Literal[
@@ -20,11 +21,15 @@ CrashPoint = Literal[
     "filed",
     "rejected",
     "quarantined",
+    "packed",
+    "stored",
 ]
 CRASH_POINTS: tuple[CrashPoint, ...] = get_args(CrashPoint)
 
 
 def crashpoint(name: CrashPoint) -> None:
-    """Kill this process if the environment asks for it at this point."""
+    """Kill this process, or hang this thread, if the environment asks for it at this point."""
     if os.environ.get("LUNGWATCH_CRASH_AT") == name:
         os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("LUNGWATCH_HANG_AT") == name:
+        threading.Event().wait()

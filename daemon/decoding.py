@@ -1,14 +1,39 @@
-"""From a claimed file to the network's input and the overlay's background."""
+"""From a file to the network's input and the overlay's background."""
 
-from lungwatch.daemon.overlay import make_preview
-from lungwatch.daemon.records import Claimed, Prepared
-from lungwatch.imaging import ReadPolicy, read_radiograph
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lungwatch.daemon.overlay.preview import make_preview
+from lungwatch.imaging import RadiographMeta, ReadPolicy, read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
 
 
-def prepare(
-    claim: Claimed, *, policy: ReadPolicy, spec: PreprocessSpec, overlay_side_px: int
-) -> Prepared:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decoded:
+    """What the later stages need of a file's pixels.
+
+    Attributes
+    ----------
+    tensor
+        float32, shape (size, size, 1), 0..1: the network's input.
+    preview
+        uint8, shape (h, w): the X-ray at the overlay's size, air dark.
+    shape
+        (rows, columns) of the radiograph.
+    """
+
+    meta: RadiographMeta
+    tensor: NDArray[np.float32]
+    preview: NDArray[np.uint8]
+    shape: tuple[int, int]
+
+
+def decode(
+    path: Path, *, policy: ReadPolicy, spec: PreprocessSpec, overlay_side_px: int
+) -> Decoded:
     """Decode a file and reduce it to what the later stages need.
 
     The full-size pixels, by far the largest thing on the way, do not leave this function.
@@ -20,10 +45,9 @@ def prepare(
     OSError
         If it cannot be read.
     """
-    radiograph = read_radiograph(claim.path, policy)
+    radiograph = read_radiograph(path, policy)
     rows, columns = radiograph.pixels.shape
-    return Prepared(
-        claim=claim,
+    return Decoded(
         meta=radiograph.meta,
         tensor=preprocess(radiograph.pixels, spec),
         preview=make_preview(radiograph.pixels, overlay_side_px),

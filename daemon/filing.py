@@ -1,12 +1,15 @@
 """Where a file ends: moved to `done/` or `quarantine/`, and the row told so."""
 
+import os
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from lungwatch.atomicfile import fsync_dir, make_dirs, move_atomic
 from lungwatch.daemon.clock import Clock
 from lungwatch.daemon.crashpoint import crashpoint
-from lungwatch.daemon.home import Home, suffix_of
+from lungwatch.daemon.home import SUFFIXES, Home, suffix_of
 from lungwatch.daemon.writer import Writer
 from lungwatch.db.store import Store
 
@@ -26,7 +29,7 @@ class Filing:
 
     def file(self, *, result_id: int, sha256: str, received_at: datetime, path: Path) -> Path:
         """Move a recorded file to `done/`, then set its row to done."""
-        target = self._home.done_path(sha256, received_at, suffix_of(path))
+        target = _target(path, partial(self._home.done_path, sha256, received_at))
         relative = self._home.relative(target)
         now = self._clock.now()
 
@@ -40,7 +43,7 @@ class Filing:
 
     def quarantine(self, *, image_id: int, sha256: str, reason: str, path: Path) -> Path:
         """Move a rejected or failed file to `quarantine/`; its row says so already."""
-        target = self._home.quarantine_path(sha256, reason, suffix_of(path))
+        target = _target(path, partial(self._home.quarantine_path, sha256, reason))
         relative = self._home.relative(target)
 
         def move_and_tell() -> None:
@@ -53,7 +56,7 @@ class Filing:
 
     def refile(self, *, image_id: int, sha256: str, received_at: datetime, path: Path) -> None:
         """Put back a content that is done, and whose file was gone from `done/`."""
-        target = self._home.done_path(sha256, received_at, suffix_of(path))
+        target = _target(path, partial(self._home.done_path, sha256, received_at))
         relative = self._home.relative(target)
 
         def move_and_tell() -> None:
@@ -69,14 +72,30 @@ class Filing:
 
     def _move(self, source: Path, target: Path) -> None:
         make_dirs(target.parent)
-        move_atomic(source, target)
+        # A passing trouble after the move has all of this repeated.
+        if os.path.lexists(source) or not target.is_file():
+            move_atomic(source, target)
         self._leave(source)
 
     def _leave(self, path: Path) -> None:
         """Remove the folder that held one file's claim."""
-        if path.parent.parent != self._home.work:
+        if path.parent.parent != self._home.work or not path.parent.is_dir():
             return
         # A stranger's file in there stops this; the recovery looks at it at the next start.
         if not any(path.parent.iterdir()):
             path.parent.rmdir()
             fsync_dir(self._home.work)
+
+
+def _target(path: Path, place: Callable[[str], Path]) -> Path:
+    """Return where a file goes: `place` makes it of the suffix, which its content tells.
+
+    A passing trouble after the move has the whole step repeated; the file is there by then.
+    """
+    try:
+        return place(suffix_of(path))
+    except FileNotFoundError:
+        for target in map(place, SUFFIXES):
+            if target.is_file():
+                return target
+        raise

@@ -34,6 +34,7 @@ class Home:
         self.overlays = root / "overlays"
         self.outbox = root / "outbox"
         self.models = root / "models"
+        self.backups = root / "backups"
         self.lock_file = root / ".lock"
 
     @property
@@ -137,6 +138,10 @@ class Home:
     def overlay_path(self, sha256: str, received_at: datetime, model_id: str) -> Path:
         """Where the overlay of a content and a model is written."""
         return self.overlays / received_at.strftime("%Y/%m/%d") / f"{sha256}.{model_id}.png"
+
+
+# All that `suffix_of` returns.
+SUFFIXES = (".png", ".jpg", ".dcm", ".bin")
 
 
 def suffix_of(path: Path) -> str:

@@ -7,16 +7,20 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lungwatch.daemon.claiming import Claimer
+from lungwatch.daemon.claiming import Claimer, CutOff
 from lungwatch.daemon.clock import Clock
+from lungwatch.daemon.dropfolder import DropFolder
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.inflight import InFlight
 from lungwatch.daemon.logs import event
+from lungwatch.daemon.outage import Outages, describe
 from lungwatch.daemon.records import Claimed
 from lungwatch.daemon.stability import Snapshot, Stability
+from lungwatch.daemon.vitals import Vitals
 from lungwatch.daemon.watcher import Watcher
 from lungwatch.daemon.writercheck import writer_of
 
@@ -25,6 +29,25 @@ _PARTIAL = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".
 _POLL_S = 0.2
 # The file is somebody's who does not let us move it, or on another file system.
 _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EXDEV}
+_FIRST_DELAY_S = 0.5
+_MAX_DELAY_S = 60.0
+_TRIES_UNSAID = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Postponed:
+    """A file in the drop folder or in `work/` that could not be claimed.
+
+    Attributes
+    ----------
+    tries
+        That failed so far.
+    due_s
+        Monotonic time of the next one.
+    """
+
+    tries: int
+    due_s: float
 
 
 class Intake:
@@ -48,6 +71,8 @@ class Intake:
         stability: Stability,
         claimer: Claimer,
         in_flight: InFlight,
+        outages: Outages,
+        vitals: Vitals,
         clock: Clock,
         rescan_s: float,
         min_free_mb: int,
@@ -60,6 +85,8 @@ class Intake:
         self._stability = stability
         self._claimer = claimer
         self._in_flight = in_flight
+        self._outages = outages
+        self._vitals = vitals
         self._clock = clock
         self._rescan_s = rescan_s
         self._min_free_mb = min_free_mb
@@ -67,6 +94,8 @@ class Intake:
         self._submit = submit
         self._stopped = stopped
         self._complained: set[Path] = set()
+        self._postponed: dict[Path, _Postponed] = {}
+        self._folder = DropFolder(home, watcher, outages)
         self._is_short_of_space = False
         self.waiting = 0
 
@@ -81,7 +110,8 @@ class Intake:
         while not self._stopped.is_set():
             # Cleared before looking: what comes during the look wakes the next one.
             self._watcher.wake.clear()
-            self.scan()
+            with self._vitals.busy("intake"):
+                self.scan()
             self._watcher.wake.wait(self._rescan_s)
 
     def stop(self) -> None:
@@ -97,24 +127,37 @@ class Intake:
         bool
             Whether there was anything to take, now or later.
         """
+        if not self._folder.is_there():
+            return True
         for path, hint in self._watcher.take_hints().items():
             self._stability.hint(path, hint)
-        found = dict(self._files())
+        try:
+            found = dict(self._files())
+        except OSError as error:
+            self._folder.lose(error)
+            return True
         now_s = self._clock.monotonic()
         for path, snapshot in found.items():
             self._stability.observe(path, snapshot, now_s)
         self._stability.keep_only(found)
         self._complained = {path for path in self._complained if os.path.lexists(path)}
-        queued = self._queued()
+        self._postponed = {
+            path: kept for path, kept in self._postponed.items() if os.path.lexists(path)
+        }
+        queued = self._outages.ride_out(self._queued)
         self.waiting = len(found) + len(queued)
         for path in found:
-            if self._is_complete(path):
+            if self._is_due(path) and self._is_complete(path):
                 self._claim(path, partial(self._claimer.take, path))
             self.waiting -= 1
+        for path in [path for path in self._postponed if path not in found and self._is_due(path)]:
+            self._claim(path, partial(self._claimer.resume, path))
         for path, source_name in queued:
             self._claim(path, partial(self._claimer.retry, path, source_name))
             self.waiting -= 1
-        return bool(queued) or any(path not in self._complained for path in found)
+        return bool(queued) or any(
+            path not in self._complained for path in (*found, *self._postponed)
+        )
 
     def resume(self) -> None:
         """Go on with what a previous process left in `work/`; nothing else can be in there.
@@ -137,11 +180,14 @@ class Intake:
         pending = [self._home.incoming]
         while pending:
             folder = pending.pop()
+            self._vitals.beat("intake")
             try:
                 entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             except OSError as error:
                 if folder == self._home.incoming:
                     raise
+                if isinstance(error, FileNotFoundError):
+                    continue  # emptied and removed meanwhile
                 self._complain(folder, error.strerror or "cannot be listed")
                 continue
             for entry in entries:
@@ -153,6 +199,9 @@ class Intake:
                         continue
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    self._complain(path, error.strerror or "cannot be looked at")
                     continue
                 if entry.name.startswith(".") or entry.name.lower().endswith(_PARTIAL):
                     continue
@@ -170,6 +219,7 @@ class Intake:
                 )
 
     def _is_complete(self, path: Path) -> bool:
+        self._vitals.beat("intake")
         try:
             writer = writer_of(path)
         except FileNotFoundError:
@@ -182,28 +232,57 @@ class Intake:
     def _claim(self, path: Path, claim: Callable[[], Claimed | None]) -> None:
         # The stop is looked at before every claim: what is not claimed stays where it is.
         while (
-            self._stopped.is_set() or not self._has_space() or not self._in_flight.acquire(_POLL_S)
+            self._stopped.is_set()
+            or not self._has_space()
+            or self._outages.current
+            or not self._in_flight.acquire(_POLL_S)
         ):
-            if self._stopped.wait(_POLL_S if self._is_short_of_space else 0):
+            self._vitals.beat("intake")
+            is_waiting = self._is_short_of_space or self._outages.current
+            if self._stopped.wait(_POLL_S if is_waiting else 0):
                 return
+        self._vitals.beat("intake")
         claimed = None
         try:
             claimed = claim()
         except FileNotFoundError:
             pass  # taken away again by whoever dropped it
         except OSError as error:
-            if error.errno not in _NOT_OURS:
-                raise
-            self._complain(path, error.strerror or "it cannot be moved")
+            if error.errno in _NOT_OURS:
+                self._complain(path, error.strerror or "it cannot be moved")
+            else:
+                self._postpone(path, error)
+        except CutOff as error:
+            self._postpone(error.path, error)
         finally:
             if claimed is None:
                 self._in_flight.release()
         if claimed is not None:
+            self._postponed.pop(path, None)
             self._submit(claimed)
+
+    def _is_due(self, path: Path) -> bool:
+        kept = self._postponed.get(path)
+        return kept is None or self._clock.monotonic() >= kept.due_s
+
+    def _postpone(self, path: Path, error: OSError | CutOff) -> None:
+        """Leave a file for later, later each time; said once it has been tried a few times."""
+        cause = error.__cause__ if isinstance(error, CutOff) else error
+        why = describe(cause) if isinstance(cause, OSError) else "it cannot be claimed"
+        tries = self._postponed[path].tries + 1 if path in self._postponed else 1
+        delay_s = min(_FIRST_DELAY_S * 2 ** (tries - 1), _MAX_DELAY_S)
+        self._postponed[path] = _Postponed(tries=tries, due_s=self._clock.monotonic() + delay_s)
+        if tries > _TRIES_UNSAID:
+            self._complain(path, why)
+        else:
+            event("retry", level=logging.WARNING, error=why, wait_s=delay_s)
 
     def _has_space(self) -> bool:
         """Whether there is room for more; says so when that changes."""
-        free_mb = self._home.free_mb()
+        try:
+            free_mb = self._home.free_mb()
+        except OSError:
+            return False  # the home itself is away; the drop folder's scan says so
         is_short = free_mb < self._min_free_mb
         if is_short != self._is_short_of_space:
             self._is_short_of_space = is_short

@@ -4,7 +4,11 @@ File names are never logged: modalities and people put patients' names into them
 """
 
 import logging
+import os
 import warnings
+
+from lungwatch.daemon.config import LogFormat
+from lungwatch.daemon.logformats import JournalHandler, JsonFormatter, is_journal
 
 _log = logging.getLogger("lungwatch")
 
@@ -27,7 +31,9 @@ def event(action: str, sha256: str = "", *, level: int = logging.INFO, **values:
     if sha256:
         parts.append(f"sha={sha256[:12]}")
     parts += [f"{key}={_text(value)}" for key, value in values.items()]
-    _log.log(level, " ".join(parts))
+    fields = {"action": action, **({"sha": sha256[:12]} if sha256 else {}), **values}
+    # As an argument: a per cent sign in a value is no directive.
+    _log.log(level, "%s", " ".join(parts), extra={"event_fields": fields})
 
 
 def _text(value: object) -> str:
@@ -36,10 +42,22 @@ def _text(value: object) -> str:
     return '"' + text.replace('"', "'") + '"' if " " in text or not text else text
 
 
-def configure(*, quiet: bool = False) -> None:
-    """Send events to standard error; with `quiet` only warnings, beside a progress bar."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+def configure(*, quiet: bool = False, log_format: LogFormat = "text") -> None:
+    """Send events to standard error, or to the journal.
+
+    Parameters
+    ----------
+    quiet
+        Warnings only, beside a progress bar.
+    log_format
+        As in `Config`.
+
+    Raises
+    ------
+    ConfigError
+        For "journald" where there is no journal.
+    """
+    handler = _make_handler(log_format)
     root = logging.getLogger("lungwatch")
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING if quiet else logging.INFO)
@@ -48,3 +66,15 @@ def configure(*, quiet: bool = False) -> None:
     # them, in its log and as warnings: both are patients' data.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
+
+
+def _make_handler(log_format: LogFormat) -> logging.Handler:
+    in_journal = log_format == "auto" and is_journal(2, os.environ)
+    if log_format == "journald" or in_journal:
+        return JournalHandler()
+    handler = logging.StreamHandler()
+    if log_format == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return handler

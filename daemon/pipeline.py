@@ -1,7 +1,9 @@
 """The stages between claim and end, each on threads of its own, joined by queues."""
 
+import contextlib
 import errno
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -11,7 +13,8 @@ from typing import TypeVar
 from lungwatch.daemon.clock import Clock
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.crashpoint import crashpoint
-from lungwatch.daemon.decoding import prepare
+from lungwatch.daemon.decoder.process import Decoder
+from lungwatch.daemon.decoder.wire import Setup
 from lungwatch.daemon.filing import Filing
 from lungwatch.daemon.finishing import Finisher
 from lungwatch.daemon.home import Home
@@ -19,15 +22,17 @@ from lungwatch.daemon.inference import batches, classify
 from lungwatch.daemon.inflight import InFlight
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.model import Classifier
-from lungwatch.daemon.records import Claimed, Classified, Prepared
+from lungwatch.daemon.outage import Outages, describe
+from lungwatch.daemon.records import Claimed, Classified, Prepared, Recorded
 from lungwatch.daemon.unpacking import Unpacker
+from lungwatch.daemon.vitals import Vitals
 from lungwatch.daemon.worker import Worker
 from lungwatch.daemon.writer import Writer
 from lungwatch.db.store import Store
 from lungwatch.errors import FileRejected, ProcessingFailed, Reason, TransientError
 
-# Troubles of a busy or remote file system that pass by themselves. A full disk is not among
-# them: it stops the service, whose start then says how much space it wants.
+# Troubles of a busy or remote file system that pass by themselves. Those that last, such as a
+# full disk, are waited out instead (see outage).
 _PASSING = {
     errno.EAGAIN,
     errno.EBUSY,
@@ -35,6 +40,7 @@ _PASSING = {
     errno.EINTR,
     errno.EMFILE,
     errno.ENFILE,
+    errno.ENOMEM,
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
@@ -61,6 +67,8 @@ class Pipeline:
         filing: Filing,
         finisher: Finisher,
         in_flight: InFlight,
+        outages: Outages,
+        vitals: Vitals,
         clock: Clock,
         on_crash: Callable[[str, BaseException], None],
     ) -> None:
@@ -71,7 +79,10 @@ class Pipeline:
         self._filing = filing
         self._finisher = finisher
         self._in_flight = in_flight
+        self._outages = outages
+        self._vitals = vitals
         self._clock = clock
+        self._work = home.work
         self._unpacker = Unpacker(home, config.read_policy)
         self._abandoned = threading.Event()
         self._to_decode: queue.Queue[Claimed | None] = queue.Queue()
@@ -81,11 +92,20 @@ class Pipeline:
             Worker(f"decode-{number}", self._decode_loop, on_crash)
             for number in range(config.decode_workers)
         ]
+        vitals.watch_queue("decode", self._to_decode.qsize)
+        vitals.watch_queue("inference", self._to_classify.qsize)
+        vitals.watch_queue("overlay", self._to_finish.qsize)
         self._inference = Worker("inference", self._inference_loop, on_crash)
         self._finishers = [
             Worker(f"overlay-{number}", self._finish_loop, on_crash)
             for number in range(config.overlay_workers)
         ]
+
+    @property
+    def dead(self) -> list[str]:
+        """The threads that have ended, by name; before `start`, all of them."""
+        workers = (*self._decoders, self._inference, *self._finishers)
+        return [worker.name for worker in workers if not worker.is_alive()]
 
     def start(self) -> None:
         """Start the threads, the last stage first."""
@@ -103,6 +123,7 @@ class Pipeline:
         """
         drained = self._in_flight.wait_empty(drain_s)
         self._abandoned.set()
+        self._outages.abandon()
         for _ in self._decoders:
             self._to_decode.put(None)
         self._to_classify.put(None)
@@ -113,26 +134,40 @@ class Pipeline:
                 worker.join()
 
     def _decode_loop(self) -> None:
-        while (claim := self._to_decode.get()) is not None:
-            prepared = self._guarded(claim, partial(self._prepare, claim))
-            if prepared is not None:
-                crashpoint("decoded")
-                self._to_classify.put(prepared)
-
-    def _prepare(self, claim: Claimed) -> Prepared:
-        self._unpacker.unpack(claim.path, claim.sha256)
-        return prepare(
-            claim,
+        setup = Setup(
             policy=self._config.read_policy,
             spec=self._classifier.contract.preprocess,
             overlay_side_px=self._config.overlay_side_px,
+            memory_mb=self._config.decode_memory_mb,
+        )
+        with Decoder(setup, timeout_s=self._config.decode_timeout_s) as decoder:
+            # What its process imports meanwhile, the first file does not wait for; one that
+            # cannot be started now is started for the first file.
+            with contextlib.suppress(OSError):
+                decoder.start()
+            while (claim := self._to_decode.get()) is not None:
+                prepared = self._guarded(claim, partial(self._prepare, claim, decoder))
+                if prepared is not None:
+                    crashpoint("decoded")
+                    self._to_classify.put(prepared)
+
+    def _prepare(self, claim: Claimed, decoder: Decoder) -> Prepared:
+        self._unpacker.unpack(claim.path, claim.sha256)
+        decoded = decoder.decode(claim.path)
+        return Prepared(
+            claim=claim,
+            meta=decoded.meta,
+            tensor=decoded.tensor,
+            preview=decoded.preview,
+            shape=decoded.shape,
         )
 
     def _inference_loop(self) -> None:
         for batch in batches(self._to_classify, self._config.batch_size):
-            for classified in classify(batch, self._classifier, self._on_unscored):
-                crashpoint("classified")
-                self._to_finish.put(classified)
+            with self._vitals.busy("inference"):
+                for classified in classify(batch, self._classifier, self._on_unscored):
+                    crashpoint("classified")
+                    self._to_finish.put(classified)
 
     def _on_unscored(self, prepared: Prepared, failure: ProcessingFailed) -> None:
         self._end_badly(prepared.claim, failure)
@@ -144,8 +179,17 @@ class Pipeline:
             # the second must not repeat the first.
             recorded = self._guarded(claim, partial(self._finisher.record, classified))
             if recorded is not None:
-                self._retried(claim, partial(self._finisher.file, recorded))
-                self._in_flight.release()
+                self._file(recorded)
+
+    def _file(self, recorded: Recorded) -> None:
+        try:
+            self._retried(recorded.claim, partial(self._finisher.file, recorded))
+        except FileNotFoundError as error:
+            if not self._is_gone(recorded.claim):
+                raise
+            self._lose(recorded.claim, error)
+        else:
+            self._in_flight.release()
 
     def _guarded(self, claim: Claimed, step: Callable[[], T]) -> T | None:
         """Run a step; None means that the file has met its end otherwise."""
@@ -154,24 +198,50 @@ class Pipeline:
         except (FileRejected, ProcessingFailed) as error:
             self._end_badly(claim, error)
             return None
+        except FileNotFoundError as error:
+            if not self._is_gone(claim):
+                raise
+            self._lose(claim, error)
+            return None
+
+    def _is_gone(self, claim: Claimed) -> bool:
+        """Whether somebody took the file away, and not the whole folder."""
+        return self._work.is_dir() and not os.path.lexists(claim.path)
+
+    def _lose(self, claim: Claimed, error: FileNotFoundError) -> None:
+        """Record that there is no file any more."""
+        now = self._clock.now()
+        self._writer.call(lambda: self._store.lose(result_id=claim.result_id, now=now))
+        with contextlib.suppress(OSError):
+            claim.path.parent.rmdir()
+        event(
+            "failed",
+            claim.sha256,
+            level=logging.WARNING,
+            reason=Reason.FILE_VANISHED,
+            detail=describe(error),
+        )
+        self._in_flight.release()
 
     def _retried(self, claim: Claimed, step: Callable[[], T]) -> T:
         delay_s = _FIRST_DELAY_S
         for left in range(self._config.retries, -1, -1):
             try:
-                return step()
+                with self._vitals.busy(_stage_here()):
+                    return self._outages.ride_out(step)
             except (OSError, TransientError) as error:
                 if isinstance(error, OSError) and error.errno not in _PASSING:
                     raise
                 if left == 0:
                     raise ProcessingFailed(
-                        Reason.RETRIES_EXHAUSTED, f"a passing trouble did not pass: {_brief(error)}"
+                        Reason.RETRIES_EXHAUSTED,
+                        f"a passing trouble did not pass: {describe(error)}",
                     ) from error
                 event(
                     "retry",
                     claim.sha256,
                     level=logging.WARNING,
-                    error=_brief(error),
+                    error=describe(error),
                     wait_s=delay_s,
                 )
             self._abandoned.wait(delay_s)
@@ -197,9 +267,7 @@ class Pipeline:
         crashpoint("rejected")
         if error.reason is Reason.UNPACKED:
             self._unpacker.publish(claim.sha256)
-        self._filing.quarantine(
-            image_id=claim.image_id, sha256=claim.sha256, reason=error.reason, path=claim.path
-        )
+        self._retried(claim, partial(self._quarantine, claim, error.reason))
         event(
             "rejected" if rejected else "failed",
             claim.sha256,
@@ -209,9 +277,18 @@ class Pipeline:
         )
         self._in_flight.release()
 
+    def _quarantine(self, claim: Claimed, reason: Reason) -> None:
+        try:
+            self._filing.quarantine(
+                image_id=claim.image_id, sha256=claim.sha256, reason=reason, path=claim.path
+            )
+        except FileNotFoundError:
+            if not self._is_gone(claim):
+                raise
+            # Its row has its end already; only the file is nowhere.
+            self._writer.call(lambda: self._store.set_path(image_id=claim.image_id, path=None))
 
-def _brief(error: Exception) -> str:
-    """Describe an error without the file name that an OSError quotes."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return str(error)
+
+def _stage_here() -> str:
+    """Return the stage that this thread works for: its name without its number."""
+    return threading.current_thread().name.partition("-")[0]

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from lungwatch.atomicfile import move_atomic
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.outbox.packing import stray_files
 from lungwatch.db.queries import TrackedFile, iter_all
 from lungwatch.db.states import State
 from lungwatch.db.store import Store
@@ -33,6 +34,7 @@ class DifferenceKind(StrEnum):
     UNKNOWN_OVERLAY = "unknown_overlay"
     UNFINISHED = "unfinished"
     LEFT_IN_WORK = "left_in_work"
+    UNKNOWN_OBJECT = "unknown_object"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ class Reconciler:
         ]
         if not self._is_running:
             differences += self._check_work(moving)
+            differences += self._check_outbox()
         return Report(
             results=len(rows),
             files=len(digests),
@@ -140,6 +143,8 @@ class Reconciler:
     ) -> Iterator[Difference]:
         for row in rows:
             if row.state not in _ENDS or row.reason == Reason.FILE_VANISHED:
+                continue
+            if row.path is None and row.removed_at is not None:
                 continue
             path = self._home.absolute(row.path or "")
             folder = self._home.done if row.state is State.DONE else self._home.quarantine
@@ -163,20 +168,23 @@ class Reconciler:
     ) -> Iterator[Difference]:
         places = {row.path for row in rows}
         kept = {row.sha256 for row in rows if row.path and self._home.exists(row.path)}
+        # Of which a crash came between the row and the file's removal.
+        removed = {row.sha256 for row in rows if row.path is None and row.removed_at is not None}
         for path, digest in digests.items():
             relative = self._home.relative(path)
             if relative in places or (self._is_running and digest in {r.sha256 for r in rows}):
                 continue
-            if digest in kept:
+            if digest in kept | removed:
                 if self._mend:
                     path.unlink()
+                what = "a second copy of a filed content" if digest in kept else "kept long enough"
                 yield Difference(
                     kind=DifferenceKind.EXTRA_COPY,
                     result_id=None,
                     sha256=digest,
                     path=relative,
                     mended=self._mend,
-                    remedy="a second copy of a filed content; removed" if self._mend else _HOW,
+                    remedy=f"{what}; removed" if self._mend else _HOW,
                 )
                 continue
             if self._mend:
@@ -225,6 +233,20 @@ class Reconciler:
                 path=self._home.relative(path.parent),
                 mended=False,
                 remedy=remedy,
+            )
+
+    def _check_outbox(self) -> Iterator[Difference]:
+        # The other way round is no difference: what waits and has no file is built anew.
+        for path in stray_files(self._home, self._engine):
+            if self._mend:
+                path.unlink()
+            yield Difference(
+                kind=DifferenceKind.UNKNOWN_OBJECT,
+                result_id=None,
+                sha256=None,
+                path=self._home.relative(path),
+                mended=self._mend,
+                remedy="no destination waits for it; removed" if self._mend else _HOW,
             )
 
     def _row_difference(self, kind: DifferenceKind, row: TrackedFile, remedy: str) -> Difference:

@@ -32,7 +32,7 @@ def recover(home: Home, engine: Engine, store: Store, clock: Clock) -> int:
     resume_unpacked(home, lambda sha256: has_result(engine, sha256, Reason.UNPACKED))
     mended = 0
     for row in rows_in_work(engine):
-        if row.path is None or home.exists(row.path):
+        if row.path is not None and home.exists(row.path):
             continue
         _mend(row, home, store, clock)
         mended += 1
@@ -49,16 +49,8 @@ def _mend(row: TrackedFile, home: Home, store: Store, clock: Clock) -> None:
             store.set_path(image_id=row.image_id, path=home.relative(filed))
         case State.REJECTED | State.FAILED | State.QUEUED if kept:
             store.set_path(image_id=row.image_id, path=home.relative(kept))
-        case State.CLAIMED:
-            store.fail(
-                result_id=row.result_id,
-                reason=Reason.FILE_VANISHED,
-                message="the file was removed from work/ by somebody else; drop it again",
-                meta=None,
-                duration_ms=0,
-                now=clock.now(),
-            )
-            store.set_path(image_id=row.image_id, path=None)
+        case State.CLAIMED | State.RECORDED:
+            store.lose(result_id=row.result_id, now=clock.now())
         case _:
             # Only somebody else can have removed it; the row's own state stays true.
             store.set_path(image_id=row.image_id, path=None)

@@ -6,6 +6,7 @@ the intake finds it. A crash before the row unpacks anew, one after it is made u
 `resume_unpacked`: nothing comes twice.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -76,10 +77,11 @@ class Unpacker:
         except (LungwatchError, MemoryError):
             shutil.rmtree(target, ignore_errors=True)
             raise
-        # A parser may raise anything at all on damaged bytes, a seek to nowhere among it.
+        # A parser may raise anything at all on damaged bytes: a seek to nowhere among it, and
+        # bzip2's OSError, which has no number.
         except Exception as error:
             shutil.rmtree(target, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
             raise FileRejected(
                 Reason.BAD_ARCHIVE, "the zip archive is damaged, or packed in an unknown way"
@@ -157,6 +159,13 @@ def resume_unpacked(home: Home, is_recorded: Callable[[str], bool]) -> None:
         elif match["stage"] in (_UNPACKING, _UNPACKED):
             shutil.rmtree(folder)
         elif not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def leave_folder(home: Home, folder: Path) -> None:
+    """Remove a folder of unpacked files once the last of them is taken."""
+    if folder.parent == home.incoming and folder.name.startswith(_PUBLISHED):
+        with contextlib.suppress(OSError):  # not empty yet; or the next start does it
             folder.rmdir()
 
 

@@ -21,6 +21,7 @@ from watchdog.events import (
 from watchdog.observers.inotify import InotifyObserver
 
 from lungwatch.daemon.config import ObserverChoice
+from lungwatch.daemon.logs import event
 from lungwatch.daemon.stability import Hint
 
 # File systems whose changes may be made by another machine, unseen by this kernel.
@@ -44,6 +45,8 @@ class Watcher(FileSystemEventHandler):
         self._hints: dict[Path, Hint] = {}
         self._observer: InotifyObserver | None = None
         self.wake = threading.Event()
+        self._choice = choice
+        self._is_restarting = False
         self.kind, self.why = _choose(folder, choice)
 
     @property
@@ -56,15 +59,17 @@ class Watcher(FileSystemEventHandler):
         if self.is_polling:
             return
         # Directories are watched for all events; FileOpened and the like are filtered here.
-        observer = InotifyObserver()
-        observer.schedule(self, str(self._folder), recursive=True)
         try:
+            # Without a free inotify instance the observer cannot even be made.
+            observer = InotifyObserver()
+            observer.schedule(self, str(self._folder), recursive=True)
             observer.start()
         except OSError as error:
             self.kind = "polling"
             self.why = f"inotify is not available: {error.strerror}"
             return
         self._observer = observer
+        _tell_of_overflow(self._on_overflow)
 
     def stop(self) -> None:
         """End watching and wait for the observer's threads."""
@@ -75,10 +80,24 @@ class Watcher(FileSystemEventHandler):
             self._observer.join()
             self._observer = None
 
+    def restart(self) -> None:
+        """Watch the folder that is at the path now."""
+        self._is_restarting = True
+        try:
+            self.stop()
+            self.kind, self.why = _choose(self._folder, self._choice)
+            self.start()
+        finally:
+            self._is_restarting = False
+        self.wake.set()
+
     @property
     def is_alive(self) -> bool:
         """Whether hints can still come; False means that the service has to stop."""
-        return self.is_polling or (self._observer is not None and self._observer.is_alive())
+        observer = self._observer
+        return (
+            self.is_polling or self._is_restarting or (observer is not None and observer.is_alive())
+        )
 
     def take_hints(self) -> dict[Path, Hint]:
         """Return the hints since the last call."""
@@ -86,19 +105,23 @@ class Watcher(FileSystemEventHandler):
             hints, self._hints = self._hints, {}
         return hints
 
-    def dispatch(self, event: FileSystemEvent) -> None:
+    def _on_overflow(self) -> None:
+        event("inotify_overflow", level=logging.WARNING, why="events were lost; rescanning")
+        self.wake.set()
+
+    def dispatch(self, seen: FileSystemEvent) -> None:
         """Turn one event into a hint; called on the observer's thread."""
-        match event:
+        match seen:
             case FileClosedEvent():
-                self._note(event.src_path, Hint.COMPLETE)
+                self._note(seen.src_path, Hint.COMPLETE)
             case FileMovedEvent():
-                self._note(event.dest_path, Hint.COMPLETE)
+                self._note(seen.dest_path, Hint.COMPLETE)
             case FileModifiedEvent():
                 # No waking: a long copy modifies its file thousands of times.
-                self._note(event.src_path, Hint.WRITING, wake=False)
+                self._note(seen.src_path, Hint.WRITING, wake=False)
             case FileCreatedEvent():
-                self._note(event.src_path, Hint.APPEARED)
-            case _ if event.is_directory and event.event_type in ("created", "moved"):
+                self._note(seen.src_path, Hint.APPEARED)
+            case _ if seen.is_directory and seen.event_type in ("created", "moved"):
                 self.wake.set()
 
     def _note(self, path: str | bytes, hint: Hint, *, wake: bool = True) -> None:
@@ -109,6 +132,25 @@ class Watcher(FileSystemEventHandler):
             self._hints[Path(name)] = hint
         if wake:
             self.wake.set()
+
+
+class _Overflow(logging.Handler):
+    """Takes the one message by which watchdog tells that the kernel's queue ran over."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass on an overflow; nothing else, since the messages hold paths."""
+        if "events were lost" in record.getMessage():
+            self._tell()
+
+
+def _tell_of_overflow(tell: Callable[[], None]) -> None:
+    log = logging.getLogger("watchdog.observers")
+    log.handlers[:] = [_Overflow(tell)]
+    log.propagate = False
 
 
 def file_system_of(folder: Path, mountinfo: Callable[[], str] | None = None) -> str:

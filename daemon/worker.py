@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Callable
 
+from lungwatch.daemon.outage import Abandoned
+
 
 class Worker(threading.Thread):
     """Runs a function; an exception that escapes it is reported, not printed and forgotten.
@@ -32,5 +34,7 @@ class Worker(threading.Thread):
         """Run the work and report how it failed, if it did."""
         try:
             self._work()
+        except Abandoned:
+            return  # the service ends; what is in hand stays claimed
         except BaseException as error:  # nothing may die unseen
             self._on_crash(self.name, error)

@@ -13,6 +13,10 @@ class DatabaseBusyError(DatabaseError, TransientError):
     """The database is locked, full or out of reach for now; trying again may succeed."""
 
 
+class DatabaseFullError(DatabaseBusyError):
+    """The database cannot grow, since the disk is full."""
+
+
 _TRANSIENT = {
     "SQLITE_BUSY": "was locked by another program for too long: find what holds it open",
     "SQLITE_LOCKED": "was locked by another program for too long: find what holds it open",
@@ -21,7 +25,7 @@ _TRANSIENT = {
 }
 _PERMANENT = {
     "SQLITE_NOTADB": "is not a database: check the path, or move the file away",
-    "SQLITE_CORRUPT": "is damaged: restore a backup, or recover it with `sqlite3 … .recover`",
+    "SQLITE_CORRUPT": "is damaged: stop the daemon and run `lungwatch backup restore`",
     "SQLITE_READONLY": "cannot be written: check the rights of the file and its folder",
     "SQLITE_PERM": "cannot be written: check the rights of the file and its folder",
     "SQLITE_CANTOPEN": "cannot be opened: check that its folder exists and is writable",
@@ -62,12 +66,18 @@ def translated(url: URL) -> Iterator[None]:
         raise DatabaseBusyError(f"the database {describe(url)} has no free connection") from error
 
 
+def damaged(url: URL) -> DatabaseError:
+    """Return the error for a database that is not whole."""
+    return DatabaseError(f"the database {describe(url)} {_PERMANENT['SQLITE_CORRUPT']}")
+
+
 def _translate(url: URL, error: BaseException | None) -> DatabaseError:
     name = getattr(error, "sqlite_errorname", "")
     for known, advice in _TRANSIENT.items():
         # Extended codes (SQLITE_IOERR_WRITE) begin with the primary one.
         if name.startswith(known):
-            return DatabaseBusyError(f"the database {describe(url)} {advice}")
+            kind = DatabaseFullError if known == "SQLITE_FULL" else DatabaseBusyError
+            return kind(f"the database {describe(url)} {advice}")
     for known, advice in _PERMANENT.items():
         if name.startswith(known):
             return DatabaseError(f"the database {describe(url)} {advice}")

@@ -5,11 +5,12 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, inspect, text
 
 from lungwatch.db import migrations
+from lungwatch.db.backup import copy_database, sqlite_path
 from lungwatch.db.engine import open_engine, parse_url, reading, writing
 from lungwatch.db.failures import describe
 from lungwatch.errors import DatabaseError, NotFoundError
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every revision in order, so that reading needs no Alembic; a test holds it to the scripts."""
 
 # Any number will do that no other program on the same PostgreSQL server locks.
@@ -26,6 +27,7 @@ def open_database(url: str) -> Engine:
     """
     engine = open_engine(url)
     try:
+        _back_up_older(engine)
         upgrade(engine)
     except BaseException:
         engine.dispose()
@@ -88,6 +90,22 @@ def upgrade(engine: Engine) -> None:
         revision = _revision(connection)
         if revision != REVISIONS[-1]:
             _run_scripts(connection)
+
+
+def _back_up_older(engine: Engine) -> None:
+    """Keep a copy of a SQLite database as it was before its schema is brought up to date.
+
+    There is no way back from a later schema but that copy.
+    """
+    if engine.dialect.name != "sqlite" or not sqlite_path(engine.url).is_file():
+        return
+    with reading(engine) as connection:
+        revision = _revision(connection)
+    if revision is not None and revision != REVISIONS[-1]:
+        source = sqlite_path(engine.url)
+        target = source.with_name(f"{source.name}.schema-{revision}")
+        if not target.exists():  # a second start after an interrupted one
+            copy_database(source, target)
 
 
 def _run_scripts(connection: Connection) -> None:

@@ -116,8 +116,12 @@ def has_result(engine: Engine, sha256: str, reason: str) -> bool:
 
 
 def rows_in_work(engine: Engine) -> list[TrackedFile]:
-    """Return the results, finished or not, whose file is recorded to be in ``work/``."""
-    return _tracked(engine, select_tracked().where(Image.path.startswith("work/")))
+    """Return the results, finished or not, whose file should be in ``work/``.
+
+    Also those on their way of which it is recorded that the file is nowhere.
+    """
+    is_lost = Image.path.is_(None) & Result.state.in_((State.CLAIMED, State.RECORDED))
+    return _tracked(engine, select_tracked().where(Image.path.startswith("work/") | is_lost))
 
 
 def iter_all(engine: Engine) -> Iterator[TrackedFile]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from lungwatch.db.delivery_states import DeliveryState
 from lungwatch.db.states import State
 
 
@@ -40,6 +41,9 @@ class ResultRow:
         Runs started since the last drop or retry.
     arrivals
         How many times the content was dropped for this result.
+    delivery
+        State of what is sent to a PACS: ``failed`` or ``invalid`` if one is, else ``queued``
+        or ``sending`` if one is, else ``sent``; None where nothing is sent.
     """
 
     id: int
@@ -66,6 +70,7 @@ class ResultRow:
     attempts: int
     file: str | None
     arrivals: int
+    delivery: DeliveryState | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +113,8 @@ class TrackedFile:
         Relative to the home; None where there is no file.
     received_at
         UTC; decides the folder in ``done``.
+    removed_at
+        When retention removed the file, should `path` be None for that.
     """
 
     result_id: int
@@ -120,6 +127,7 @@ class TrackedFile:
     received_at: datetime
     overlay: str | None
     source_name: str
+    removed_at: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from lungwatch.db.delivery_states import DeliveryState
 from lungwatch.db.states import State
 from lungwatch.db.types import UtcDateTime
 
@@ -42,7 +43,14 @@ class Base(DeclarativeBase):
             length=16,
             values_callable=lambda states: [state.value for state in states],
         ),
+        DeliveryState: Enum(
+            DeliveryState,
+            native_enum=False,
+            length=16,
+            values_callable=lambda states: [state.value for state in states],
+        ),
         list[str]: JSON(),
+        dict[str, object]: JSON(),
     }
 
 
@@ -83,6 +91,9 @@ class Image(Base):
     manufacturer_model: Mapped[str | None] = mapped_column(Text)
     station: Mapped[str | None] = mapped_column(Text)
     institution: Mapped[str | None] = mapped_column(Text)
+
+    removed_at: Mapped[datetime | None]
+    """When retention removed the file, should `path` be None for that."""
 
 
 class Model(Base):
@@ -145,3 +156,42 @@ class Arrival(Base):
     arrived_at: Mapped[datetime]
     duplicate: Mapped[bool]
     """Its bytes were known already and it started no run."""
+
+
+class Audit(Base):
+    """One thing that somebody did; rows are added and never changed."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(index=True)
+    actor: Mapped[str] = mapped_column(Text)
+    action: Mapped[str] = mapped_column(String(64))
+    detail: Mapped[dict[str, object]]
+
+
+class Delivery(Base):
+    """One object of one result for one destination: a row of the outbox."""
+
+    __tablename__ = "delivery"
+    __table_args__ = (UniqueConstraint("result_id", "destination", "kind"), Index(None, "state"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    result_id: Mapped[int] = mapped_column(ForeignKey("result.id"))
+    destination: Mapped[str] = mapped_column(Text)
+    """As configured: ``AETITLE@host:port``, with ``+tls`` or without."""
+    kind: Mapped[str] = mapped_column(String(8))
+    """``sc`` (Secondary Capture) or ``sr`` (Structured Report)."""
+    state: Mapped[DeliveryState]
+    attempts: Mapped[int]
+    """Times it was tried since it was queued."""
+    refusals: Mapped[int]
+    """Times the destination was reached and would not have it, since it was queued."""
+    next_attempt_at: Mapped[datetime | None]
+    """Not before; None for one that is not queued."""
+    error: Mapped[str | None] = mapped_column(Text)
+    """Why the last attempt did not succeed; no patient data."""
+    sop_instance_uid: Mapped[str | None] = mapped_column(String(64))
+    """None until the object was built."""
+    created_at: Mapped[datetime]
+    sent_at: Mapped[datetime | None]

@@ -4,10 +4,11 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Select, String, cast, func, select
+from sqlalchemy import ColumnElement, Select, String, case, cast, func, select
 
+from lungwatch.db.delivery_states import DELIVERY_ORDER
 from lungwatch.db.rows import ResultFilter
-from lungwatch.db.schema import Arrival, Image, Model, Result
+from lungwatch.db.schema import Arrival, Delivery, Image, Model, Result
 from lungwatch.db.states import State
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def select_tracked() -> "AnySelect":
             Image.received_at,
             Result.overlay,
             Image.source_name,
+            Image.removed_at,
         )
         .join_from(Result, Image)
         .order_by(Result.id)
@@ -114,6 +116,7 @@ def _result_columns() -> tuple[ColumnElement[Any], ...]:
         Result.attempts,
         Image.path.label("file"),
         _arrivals(),
+        _delivery(),
     )
     return columns
 
@@ -121,6 +124,18 @@ def _result_columns() -> tuple[ColumnElement[Any], ...]:
 def _arrivals() -> ColumnElement[int]:
     counted = select(func.count(Arrival.id)).where(Arrival.result_id == Result.id)
     return counted.correlate(Result).scalar_subquery().label("arrivals")
+
+
+def _delivery() -> ColumnElement[str | None]:
+    """Select the state of what is owed that most wants looking at."""
+    rank = {state: number for number, state in enumerate(DELIVERY_ORDER)}
+    first = (
+        select(Delivery.state)
+        .where(Delivery.result_id == Result.id)
+        .order_by(case(rank, value=Delivery.state))
+        .limit(1)
+    )
+    return first.correlate(Result).scalar_subquery().label("delivery")
 
 
 def _joined(statement: "AnySelect") -> "AnySelect":

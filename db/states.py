@@ -28,8 +28,9 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.CLAIMED}),
     # To itself: another attempt after a crash.
     State.CLAIMED: frozenset({State.CLAIMED, State.RECORDED, State.REJECTED, State.FAILED}),
-    # What is recorded is never computed again: only the filing is repeated.
-    State.RECORDED: frozenset({State.DONE}),
+    # What is recorded is never computed again: only the filing is repeated, and fails if
+    # somebody took the file away.
+    State.RECORDED: frozenset({State.DONE, State.FAILED}),
     State.DONE: frozenset(),
     State.REJECTED: frozenset({State.QUEUED}),
     # To claimed: the same bytes were dropped again.

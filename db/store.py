@@ -15,10 +15,11 @@ from lungwatch.db.changes import (
     update_image_of,
 )
 from lungwatch.db.claim import Claim, ClaimKind, Drop, claim_drop
+from lungwatch.db.deliveries import OutboxPlan, queue_deliveries
 from lungwatch.db.engine import writing
 from lungwatch.db.schema import Model, Result
 from lungwatch.db.states import State
-from lungwatch.errors import NotFoundError
+from lungwatch.errors import NotFoundError, Reason
 
 if TYPE_CHECKING:
     from lungwatch.imaging import RadiographMeta
@@ -31,10 +32,16 @@ class Store:
 
     Every method may raise `DatabaseError`; `DatabaseBusyError`, which is also a
     `TransientError`, where trying again may help.
+
+    Parameters
+    ----------
+    outbox
+        What is to be sent of each result that is done, and whereto; None for nothing.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, outbox: OutboxPlan | None = None) -> None:
         self._engine = engine
+        self._outbox = outbox
 
     def register_model(
         self, *, name: str, version: str, sha256: str, contract_json: str, now: datetime
@@ -163,7 +170,7 @@ class Store:
             update_image_of(connection, result_id, **meta_columns(meta))
 
     def finish(self, *, result_id: int, path: str, now: datetime) -> None:
-        """Note that the file of a recorded result is filed at `path`.
+        """Note that the file of a recorded result is filed at `path`, and queue what is sent.
 
         Raises
         ------
@@ -175,6 +182,8 @@ class Store:
                 connection, result_id, current=State.RECORDED, target=State.DONE, finished_at=now
             )
             update_image_of(connection, result_id, path=path)
+            if self._outbox is not None:
+                queue_deliveries(connection, result_id, self._outbox, now)
 
     def reject(
         self,
@@ -254,6 +263,31 @@ class Store:
             )
             if meta is not None:
                 update_image_of(connection, result_id, **meta_columns(meta))
+
+    def lose(self, *, result_id: int, now: datetime) -> None:
+        """Note that somebody took a file away between its claim and its end.
+
+        Raises
+        ------
+        IllegalTransition
+            If the result is neither claimed nor recorded.
+        NotFoundError
+            If there is no such result.
+        """
+        with writing(self._engine) as connection:
+            state = connection.scalar(select(Result.state).where(Result.id == result_id))
+            if state is None:
+                raise NotFoundError(f"there is no result {result_id}")
+            change_state(
+                connection,
+                result_id,
+                current=state,
+                target=State.FAILED,
+                reason=Reason.FILE_VANISHED,
+                message="the file was removed from work/ by somebody else; drop it again",
+                finished_at=now,
+            )
+            update_image_of(connection, result_id, path=None)
 
     def set_path(self, *, image_id: int, path: str | None) -> None:
         """Note where an image's file is now, relative to the home; None if it is nowhere.

@@ -223,6 +223,13 @@ class Daemon:
     def stderr(self):
         return self.stderr_file.read_text(errors="surrogateescape")
 
+    def wait_until_said(self, text: str):
+        """Wait until the log holds a text, and the process with it."""
+        wait_for(
+            lambda: text in self.stderr() or self.process.poll() is not None, END_S, self.stderr
+        )
+        assert self.process.poll() is None, self.stderr()
+
     def stop(self):
         """Ask it to end, and return its exit status."""
         self.process.send_signal(signal.SIGTERM)

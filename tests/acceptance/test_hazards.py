@@ -34,16 +34,20 @@ def test_a_locked_database_delays_and_loses_nothing(make_home, contents):
     home.assert_settled(contents)
 
 
-def test_a_database_that_stays_locked_stops_the_daemon_and_the_next_start_goes_on(
+def test_a_database_locked_beyond_the_timeout_is_waited_for_and_a_stop_is_still_heard(
     make_home, contents
 ):
-    home = make_home()
+    """It says so once and stays; told to stop meanwhile, it ends in order and loses nothing."""
+    home = make_home(DRAIN_S="1")
     with home.daemon() as daemon:
         with closing(sqlite3.connect(home.root / "lungwatch.db")) as other:
-            other.execute("BEGIN IMMEDIATE")
+            other.execute("BEGIN EXCLUSIVE")
             drop(home, contents)
-            assert daemon.process.wait(60) == 1
+            daemon.wait_until_said("action=database_away")
+            assert daemon.process.poll() is None
+            assert daemon.stop() == 0, daemon.stderr()
             other.rollback()
+        assert daemon.stderr().count("action=database_away") == 1
         assert "locked" in daemon.stderr()
         assert "Traceback" not in daemon.stderr()
     assert home.run_once().returncode == 0

@@ -161,3 +161,11 @@ def test_where_there_is_no_home_it_says_so(home):
     assert said.returncode == 1
     assert "no lungwatch home" in said.stderr
     assert not (home.root / "nowhere").exists()
+
+
+def test_an_object_that_no_destination_waits_for_is_removed(home):
+    stray = home.root / "outbox" / "2.25.1.dcm"
+    stray.write_bytes(b"left behind")
+    difference = only_difference(home)
+    assert (difference["kind"], difference["path"]) == ("unknown_object", "outbox/2.25.1.dcm")
+    assert not stray.exists()

@@ -1,7 +1,10 @@
 """The scripts build what the models say, once, in one piece, and only forwards."""
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from sqlalchemy import inspect, text
 
 from lungwatch.db import check_current, migrations, open_database, open_engine, open_existing
 from lungwatch.db import upgrade as upgrade_schema
+from lungwatch.db.deliveries import Deliveries, OutboxPlan
+from lungwatch.db.delivery_queries import list_deliveries
 from lungwatch.db.engine import reading, writing
 from lungwatch.db.migrate import REVISIONS
 from lungwatch.db.queries import get_result
@@ -99,10 +104,43 @@ def test_a_filled_database_of_the_first_schema_keeps_its_rows(url: str) -> None:
         column["name"] for column in before
     }
     engine.dispose()
-    assert added == {"sop_class", "series_date", "acquisition_date", "manufacturer_model"}
+    assert added == {
+        "sop_class",
+        "series_date",
+        "acquisition_date",
+        "manufacturer_model",
+        "removed_at",
+    }
+    # The way back: the database as it was, kept beside the new one.
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///") + ".schema-0001")) as kept:
+        assert kept.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+        assert kept.execute("SELECT probability FROM result").fetchone() == (0.25,)
     assert (detail.sha256, detail.source_name, detail.probability) == ("abc", "chest.dcm", 0.25)
     assert (detail.patient_id, detail.station, detail.file) == ("MRN-1", "ROOM1", "done/abc.dcm")
     assert (detail.sop_class, detail.manufacturer_model) == (None, None)
+
+
+def test_a_filled_database_of_the_second_schema_gains_an_empty_outbox(url: str) -> None:
+    """Nobody asked for old results to be sent; from now on they can be."""
+    engine = open_engine(url)
+    with writing(engine) as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.set_main_option("path_separator", "os")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        for statement in FIRST_SCHEMA_ROWS:
+            connection.execute(text(statement))
+        connection.execute(text("UPDATE image SET study_uid = '1.2', sop_uid = '1.2.3'"))
+    engine.dispose()
+
+    engine = open_database(url)
+    assert (get_result(engine, 3).probability, get_result(engine, 3).delivery) == (0.25, None)
+    assert list_deliveries(engine) == []
+    plan = OutboxPlan(destinations=("PACS@host:104",), kinds=("sc", "sr"))
+    assert Deliveries(engine).queue(3, plan, datetime(2026, 3, 1, tzinfo=UTC)) == 2
+    assert get_result(engine, 3).delivery == "queued"
+    engine.dispose()
 
 
 def test_processes_that_start_at_once_all_find_the_schema(url: str) -> None:

@@ -37,4 +37,5 @@ def test_no_folder_at_the_root_shadows_the_installed_package():
 
 def test_every_top_level_package_folder_is_mapped(setuptools):
     folders = {init.parent.name for init in ROOT.glob("*/__init__.py")}
-    assert folders == set(setuptools["package-dir"].values())
+    # `python -m chaos` is run from the repository, and never installed.
+    assert folders - {"chaos"} == set(setuptools["package-dir"].values())

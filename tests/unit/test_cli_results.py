@@ -148,6 +148,7 @@ class TestList:
         heads, _, rejected, done, _, note = result.stdout.splitlines()
         assert heads.split() == [
             *("id", "file", "status", "label", "probability", "reason", "model", "received"),
+            "pacs",
             "overlay",
         ]
         assert "a\\x1b[31m long name that must be there whole.dcm" in rejected

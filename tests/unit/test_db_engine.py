@@ -98,7 +98,7 @@ def test_a_damaged_database_is_named_so(tmp_path: Path, url: str) -> None:
     data = bytearray(path.read_bytes())
     data[100:4096] = b"\xa5" * (4096 - 100)
     path.write_bytes(data)
-    with pytest.raises(DatabaseError, match="is damaged: restore a backup"):
+    with pytest.raises(DatabaseError, match=r"is damaged: .*backup restore"):
         open_database(url)
 
 

@@ -14,6 +14,7 @@ ALLOWED = {
     ("claimed", "rejected"),
     ("claimed", "failed"),
     ("recorded", "done"),
+    ("recorded", "failed"),
     ("failed", "queued"),
     ("failed", "claimed"),
     ("rejected", "queued"),

@@ -102,6 +102,23 @@ def test_a_member_of_a_zip_without_a_name_does_not_end_the_daemon(tmp_path):
     assert list(home.incoming.iterdir()) == []
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_a_damaged_stream_of_any_method_does_not_end_the_daemon(tmp_path, method):
+    """Found by fuzzing: bzip2's own error looked like the disk's."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr("x", bytes(range(256)) * 20)
+    data = bytearray(file.getvalue())
+    start = 30 + 1
+    data[start : start + 20] = b"\xa5" * 20
+    home = Home(tmp_path / "home")
+    home.incoming.mkdir(parents=True)
+    (tmp_path / "damaged.zip").write_bytes(data)
+    with pytest.raises(FileRejected) as refused:
+        Unpacker(home, ReadPolicy()).unpack(tmp_path / "damaged.zip", "0" * 64)
+    assert refused.value.reason is Reason.BAD_ARCHIVE
+
+
 def test_a_contract_of_endless_brackets_is_refused():
     """Found by thought: the parser runs out of stack, not out of patience."""
     with pytest.raises(ModelError):

@@ -1,0 +1,150 @@
+"""What every fault has, and the common course of those that come and go under load."""
+
+import shutil
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from chaos.ledger import Audit
+from chaos.pictures import picture
+from chaos.place import Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One injection and what was there afterwards.
+
+    Attributes
+    ----------
+    recovery_s
+        Seconds from the fault's end, or from the new start, to the next file's end.
+    note
+        What else is worth a line.
+    """
+
+    audit: Audit
+    recovery_s: float | None = None
+    note: str = ""
+
+
+@dataclass
+class Lab:
+    """Where the trials are made, and how many."""
+
+    root: Path
+    is_long: bool = False
+    _number: int = field(default=0, init=False)
+
+    def place(self, **env: str) -> Place:
+        """Return a new home; `env` holds settings without their prefix."""
+        self._number += 1
+        while (self.root / f"home-{self._number}").exists():
+            self._number += 1  # an earlier run's, found bad and kept
+        settings = {f"LUNGWATCH_{key}": value for key, value in env.items()}
+        return Place(self.root / f"home-{self._number}", settings)
+
+    def times(self, short: int, long: int) -> int:
+        """Return how often, by the setting."""
+        return long if self.is_long else short
+
+    def clear(self, place: Place, found: Audit) -> None:
+        """Remove a home that was found clean; another one is kept to be looked at."""
+        if found.is_clean:
+            shutil.rmtree(place.root, ignore_errors=True)
+
+    def say(self, text: str) -> None:
+        """Write a line of progress with the time of day."""
+        print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+
+
+class Fault(ABC):
+    """One way in which things go wrong."""
+
+    name: ClassVar[str]
+    how: ClassVar[str]
+
+    def obstacle(self) -> str | None:
+        """Why it cannot be injected on this machine; None if it can."""
+        return None
+
+    @abstractmethod
+    def trials(self, lab: Lab) -> Iterator[Trial]:
+        """Inject it, several times, and audit each time."""
+
+
+class PassingFault(Fault):
+    """One that comes while files are being worked on, stays for a while, and goes.
+
+    What comes during the fault has to end after it. A daemon that died of it is started
+    again once it is over, as a service manager would.
+    """
+
+    files: ClassVar[int] = 30
+    hold_s: ClassVar[float] = 2.0
+    runs: ClassVar[tuple[int, int]] = (1, 10)
+    settings: ClassVar[dict[str, str]] = {}
+
+    def prepare(self, place: Place) -> None:
+        """Before the first start."""
+
+    def launch(self, place: Place) -> None:
+        """Start the daemon."""
+        place.start_ready()
+
+    @abstractmethod
+    def inject(self, place: Place) -> None:
+        """Bring the fault about."""
+
+    @abstractmethod
+    def heal(self, place: Place) -> None:
+        """End it."""
+
+    def clean(self, place: Place) -> None:
+        """After the audit, whatever happened."""
+
+    def trials(self, lab: Lab) -> Iterator[Trial]:
+        """Drop a third before, a third just before and a third during the fault."""
+        for run in range(lab.times(*self.runs)):
+            place = lab.place(**self.settings)
+            try:
+                trial = self._trial(place, run)
+            finally:
+                place.kill()
+                self.clean(place)
+            yield trial
+            lab.clear(place, trial.audit)
+
+    def _trial(self, place: Place, run: int) -> Trial:
+        self.prepare(place)
+        numbers = iter(range(run * 1000, run * 1000 + self.files))
+        third = self.files // 3
+        self.launch(place)
+        for _ in range(third):
+            self._drop(place, next(numbers))
+        place.wait_for(lambda: len(place.ended()) >= third // 2, "no beginning")
+        for _ in range(third):
+            self._drop(place, next(numbers))
+        self.inject(place)
+        try:
+            for number in numbers:
+                self._drop(place, number)
+            time.sleep(self.hold_s)
+        finally:
+            self.heal(place)
+        healed_s = time.monotonic()
+        recovery_s = place.next_end_s(healed_s)
+        place.settle()
+        restarts = place.starts - 1
+        return Trial(
+            audit=place.audit(),
+            recovery_s=recovery_s,
+            note=f"{restarts} restart(s)" if restarts else "",
+        )
+
+    def _drop(self, place: Place, number: int) -> None:
+        name = f"{number}.dcm" if number % 10 == 9 else f"{number}.png"
+        place.drop(name, picture(number), plainly=number % 4 == 0)

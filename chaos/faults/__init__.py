@@ -1,0 +1,36 @@
+"""Every fault, in the order of the table."""
+
+from chaos.fault import Fault
+from chaos.faults.clock import ClockJump
+from chaos.faults.database import CorruptedPage, DatabaseLocked
+from chaos.faults.decoder import BadDecoder
+from chaos.faults.disk_full import DiskFull
+from chaos.faults.drop_folder import DropFolderCovered, DropFolderGone
+from chaos.faults.errors import IoError, ReadOnly, StaleHandle
+from chaos.faults.inotify import EventsLost, NoWatches
+from chaos.faults.kill import KillAtRandom, KillAtStep
+from chaos.faults.leaks import Leaks
+from chaos.faults.memory import MemoryPressure
+from chaos.faults.power import PowerLoss
+from chaos.faults.sigterm import Sigterm
+
+FAULTS: dict[str, Fault] = {
+    "kill-step": KillAtStep(),
+    "kill-random": KillAtRandom(),
+    "power": PowerLoss(),
+    "disk-full": DiskFull(),
+    "read-only": ReadOnly(),
+    "drop-gone": DropFolderGone(),
+    "drop-covered": DropFolderCovered(),
+    "eio": IoError(),
+    "estale": StaleHandle(),
+    "db-locked": DatabaseLocked(),
+    "db-page": CorruptedPage(),
+    "events-lost": EventsLost(),
+    "no-watches": NoWatches(),
+    "clock": ClockJump(),
+    "decoder": BadDecoder(),
+    "memory": MemoryPressure(),
+    "sigterm": Sigterm(),
+    "leaks": Leaks(),
+}

@@ -1,0 +1,80 @@
+"""The database is locked, or damaged."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from typing import ClassVar
+
+from chaos.fault import Fault, Lab, PassingFault, Trial
+from chaos.pictures import picture
+from chaos.place import ChaosError, Place
+
+_PAGE = 4096
+
+
+class DatabaseLocked(PassingFault):
+    """Another process holds the write lock for longer than the daemon waits for it."""
+
+    name: ClassVar[str] = "database locked"
+    how: ClassVar[str] = "another process holds a write transaction for 12 s (busy timeout: 10 s)"
+    hold_s: ClassVar[float] = 12.0
+
+    def inject(self, place: Place) -> None:
+        """Take the lock."""
+        self._connection = sqlite3.connect(place.database, timeout=30, isolation_level=None)
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def heal(self, place: Place) -> None:  # noqa: ARG002
+        """Give it back."""
+        self._connection.rollback()
+        self._connection.close()
+
+
+class CorruptedPage(Fault):
+    """A page of the file is overwritten while no daemon runs."""
+
+    name: ClassVar[str] = "database page overwritten"
+    how: ClassVar[str] = (
+        "16 KiB of the SQLite file are overwritten; the start has to refuse; then `lungwatch "
+        "backup restore` of a backup older than half of the files, and `lungwatch reconcile`"
+    )
+
+    def trials(self, lab: Lab) -> Iterator[Trial]:
+        """Back up after half of the files, damage after all, restore, reconcile, drop more."""
+        for run in range(lab.times(1, 10)):
+            place = lab.place()
+            try:
+                trial = self._trial(place, run)
+            finally:
+                place.kill()
+            yield trial
+            lab.clear(place, trial.audit)
+
+    def _trial(self, place: Place, run: int) -> Trial:
+        self._work_off(place, range(run * 100, run * 100 + 10))
+        self._expect(place, "backup", "create")
+        self._work_off(place, range(run * 100 + 10, run * 100 + 20))
+        with place.database.open("r+b") as file:
+            file.seek(2 * _PAGE)
+            file.write(b"\xa5" * 4 * _PAGE)
+        refused = place.start().wait(60)
+        if refused != 1 or "Traceback" in place.log():
+            raise ChaosError(f"a damaged database was not refused: {place.log()[-300:]}")
+        started_s = time.monotonic()
+        self._expect(place, "backup", "restore")
+        self._expect(place, "reconcile")
+        place.start()
+        recovery_s = place.next_end_s(started_s)
+        place.settle()
+        return Trial(audit=place.audit(), recovery_s=recovery_s, note="refused, then restored")
+
+    def _work_off(self, place: Place, numbers: range) -> None:
+        for number in numbers:
+            place.drop(f"{number}.png", picture(number))
+        place.start()
+        place.settle()
+
+    def _expect(self, place: Place, *command: str) -> None:
+        said = place.command(*command)
+        if said.returncode:
+            raise ChaosError(f"{' '.join(command)}: {said.stderr[-300:]}")

@@ -1,0 +1,16 @@
+"""What lungwatch says to a PACS: Secondary Capture and Structured Report of a result."""
+
+from lungwatch.daemon.dicomout.build import BuiltObject, build_objects
+from lungwatch.daemon.dicomout.facts import Kind, ReportClass, ResultFacts
+from lungwatch.daemon.dicomout.source import SourceUnusable
+from lungwatch.daemon.dicomout.validate import InvalidObject
+
+__all__ = [
+    "BuiltObject",
+    "InvalidObject",
+    "Kind",
+    "ReportClass",
+    "ResultFacts",
+    "SourceUnusable",
+    "build_objects",
+]

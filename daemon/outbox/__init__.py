@@ -1,0 +1,1 @@
+"""What leaves for a PACS: durable in the database, built, sent, tried again."""

@@ -1,0 +1,417 @@
+"""Results reach real peers, DCMTK's and Orthanc, once, whatever happens in between."""
+
+import io
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import urllib.request
+from collections import Counter
+
+import pydicom
+import pytest
+from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
+
+from .conftest import END_S, START_S, wait_for
+
+SIGKILLED = -signal.SIGKILL
+COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
+BATCH = 4
+# DCMTK's association profile: everything of the kind that is named, and nothing else.
+ONLY_PICTURES = """
+[[TransferSyntaxes]]
+[Uncompressed]
+TransferSyntax1 = LittleEndianExplicit
+TransferSyntax2 = LittleEndianImplicit
+[[PresentationContexts]]
+[Pictures]
+PresentationContext1 = VerificationSOPClass\\Uncompressed
+PresentationContext2 = SecondaryCaptureImageStorage\\Uncompressed
+[[Profiles]]
+[Pictures]
+PresentationContexts = Pictures
+"""
+
+
+def program(name: str, package: str):
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/bin:/usr/bin")
+    if path is None:
+        pytest.skip(f"{name} is not installed (Debian's package {package})")
+    return path
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+class Peer:
+    """A program that listens; inside the ``with`` it does."""
+
+    def __init__(self, folder, port: int):
+        self.folder = folder
+        self.port = port
+        self.log_file = folder.with_suffix(".log")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def __enter__(self):
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(), cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
+            )
+        wait_for(self.answers, START_S, lambda: self.log_file.read_text(errors="replace")[-2000:])
+        return self
+
+    def __exit__(self, *_: object):
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(END_S)
+
+    def answers(self):
+        with socket.socket() as caller:
+            return caller.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+class StoreScp(Peer):
+    """DCMTK's `storescp`, which writes a file for everything that it is sent, twice for twice."""
+
+    def __init__(self, folder, *options: str):
+        super().__init__(folder, free_port())
+        folder.mkdir()
+        self._options = options
+
+    def command(self):
+        return [
+            program("storescp", "dcmtk"),
+            *self._options,
+            "--unique-filenames",
+            "--output-directory",
+            str(self.folder),
+            str(self.port),
+        ]
+
+    @property
+    def name(self):
+        return f"STORESCP@127.0.0.1:{self.port}"
+
+    def received(self):
+        """The SOP Instance UIDs of what came, each as often as it came."""
+        return Counter(
+            str(pydicom.dcmread(path, force=True).SOPInstanceUID)
+            for path in self.folder.iterdir()
+            if path.suffix != ".cfg"
+        )
+
+
+class Orthanc(Peer):
+    """Orthanc with nothing but its core, on this machine alone."""
+
+    def __init__(self, folder):
+        super().__init__(folder, free_port())
+        self.http = free_port()
+        folder.mkdir()
+        (folder / "orthanc.json").write_text(
+            json.dumps(
+                {
+                    "Name": "test",
+                    "StorageDirectory": str(folder / "storage"),
+                    "IndexDirectory": str(folder / "storage"),
+                    "Plugins": [],
+                    "HttpPort": self.http,
+                    "DicomPort": self.port,
+                    "DicomAet": "ORTHANC",
+                    "RemoteAccessAllowed": False,
+                    "AuthenticationEnabled": False,
+                }
+            )
+        )
+
+    def command(self):
+        return [program("Orthanc", "orthanc"), str(self.folder / "orthanc.json")]
+
+    @property
+    def name(self):
+        return f"ORTHANC@127.0.0.1:{self.port}"
+
+    def get(self, path: str):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=30) as answer:
+            return answer.read()
+
+    def ask(self, path: str):
+        return json.loads(self.get(path))
+
+    def answers(self):
+        try:
+            return super().answers() and bool(self.ask("/system"))
+        except OSError:
+            return False
+
+    def datasets(self):
+        return [
+            pydicom.dcmread(io.BytesIO(self.get(f"/instances/{instance}/file")))
+            for instance in self.ask("/instances")
+        ]
+
+    def newcomers(self):
+        """How many objects it ever took in as new."""
+        changes = self.ask("/changes?limit=1000")["Changes"]
+        return sum(change["ChangeType"] == "NewInstance" for change in changes)
+
+
+@pytest.fixture
+def orthanc(tmp_path):
+    program("Orthanc", "orthanc")
+    return Orthanc(tmp_path / "orthanc")
+
+
+@pytest.fixture
+def home_for(make_home):
+    """Make a home that sends to a peer, and is quick to try again."""
+
+    def make(peer, **env: str):
+        settings = {"PACS_DESTINATIONS": peer.name, "PACS_RETRY_S": "0.2", "PACS_RETRY_MAX_S": "1"}
+        return make_home(**{**settings, **env})
+
+    return make
+
+
+@pytest.fixture
+def radiograph(rg1):
+    """Other radiographs of the same patient: RG1 under another UID for each number."""
+
+    def make(number: int, **values: str):
+        dataset = pydicom.dcmread(rg1)
+        uid = generate_uid(entropy_srcs=[f"radiograph {number}"])
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
+        with pydicom.config.disable_value_validation():
+            for keyword, value in values.items():
+                setattr(dataset, keyword, value)
+            target = io.BytesIO()
+            dataset.save_as(target)
+        return target.getvalue()
+
+    return make
+
+
+def deliveries(home):
+    said = home.command(
+        *("pacs", "queue", "--json"),
+        *(part for state in ("queued", "sending", "sent", "failed", "invalid")
+          for part in ("--state", state)),
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    return json.loads(said.stdout)
+
+
+def states(home):
+    return Counter(row["state"] for row in deliveries(home))
+
+
+def wait_until_sent(home, count: int):
+    wait_for(lambda: states(home) == {"sent": count}, END_S, lambda: f"{states(home)}{home.log()}")
+
+
+def test_results_lie_beside_the_original_and_conform(orthanc, home_for, rg1, tmp_path):
+    """SC and SR in the source's study; no error of dciodvfy; dsrdump prints the tree."""
+    storescu, dsrdump = program("storescu", "dcmtk"), program("dsrdump", "dcmtk")
+    dciodvfy = program("dciodvfy", "dicom3tools")
+    content = rg1.read_bytes()
+    with orthanc:
+        subprocess.run(
+            [storescu, "-aec", "ORTHANC", "127.0.0.1", str(orthanc.port), str(rg1)], check=True
+        )
+        home = home_for(orthanc)
+        with home.daemon() as daemon:
+            home.drop("chest.dcm", content)
+            home.wait_until_ended([content])
+            wait_until_sent(home, 2)
+            assert len(orthanc.ask("/studies")) == 1
+            assert len(orthanc.ask("/series")) == 3
+            again = home.command("pacs", "send", "1")
+            assert again.returncode == 0, again.stderr
+            assert "the running daemon sends them" in again.stdout
+            wait_until_sent(home, 2)
+            assert daemon.stop() == 0
+        found = {dataset.SOPClassUID: dataset for dataset in orthanc.datasets()}
+        assert orthanc.newcomers() == 3
+    source = pydicom.dcmread(rg1, stop_before_pixels=True)
+    assert set(found) == {source.SOPClassUID, SecondaryCaptureImageStorage, COMPREHENSIVE_3D_SR}
+    for dataset in found.values():
+        assert dataset.StudyInstanceUID == source.StudyInstanceUID
+        assert dataset.PatientID == source.PatientID
+        path = tmp_path / f"{dataset.SOPInstanceUID}.dcm"
+        dataset.save_as(path)
+        if dataset.SOPClassUID != source.SOPClassUID:
+            checked = subprocess.run([dciodvfy, path], capture_output=True, text=True, check=False)
+            said = (checked.stdout + checked.stderr).splitlines()
+            assert [line for line in said if line.startswith("Error")] == []
+    report = tmp_path / f"{found[COMPREHENSIVE_3D_SR].SOPInstanceUID}.dcm"
+    tree = subprocess.run([dsrdump, report], capture_output=True, text=True, check=True).stdout
+    assert "Imaging Measurement Report" in tree
+    shown = json.loads(home.command("results", "show", "1", "--json").stdout)
+    assert {(row["kind"], row["state"]) for row in shown["deliveries"]} == {
+        ("sc", "sent"),
+        ("sr", "sent"),
+    }
+    assert home.results()[0]["delivery"] == "sent"
+    assert home.files("outbox") == []
+    home.assert_settled([content])
+
+
+def test_an_archive_stopped_in_the_middle_gets_all_and_none_twice(orthanc, home_for, radiograph):
+    contents = [radiograph(number) for number in range(BATCH)]
+    home = home_for(orthanc)
+    with home.daemon() as daemon:
+        with orthanc:
+            home.drop("first.dcm", contents[0])
+            wait_for(lambda: len(orthanc.ask("/instances")) > 0, END_S, home.log)
+        for number, content in enumerate(contents[1:]):
+            home.drop(f"{number}.dcm", content)
+        home.wait_until_ended(contents)
+        wait_for(lambda: "action=unreachable" in daemon.stderr(), END_S, daemon.stderr)
+        with orthanc:
+            wait_until_sent(home, 2 * BATCH)
+            uids = Counter(str(dataset.SOPInstanceUID) for dataset in orthanc.datasets())
+            assert orthanc.newcomers() == 2 * BATCH
+        assert daemon.stop() == 0
+    assert set(uids.values()) == {1}
+    assert set(uids) == {row["sop_instance_uid"] for row in deliveries(home)}
+
+
+@pytest.mark.parametrize(("point", "receipts"), [("packed", 2), ("stored", 3)])
+def test_killed_while_sending_all_arrive(home_for, rg1, tmp_path, point, receipts):
+    """Killed between the answer and the record, one is sent again, as the same object."""
+    with StoreScp(tmp_path / "received") as peer:
+        home = home_for(peer)
+        home.drop("chest.dcm", rg1.read_bytes(), old=True)
+        assert home.run_once(env={"CRASH_AT": point}).returncode == SIGKILLED
+        assert states(home) == {"sending": 2}
+        again = home.run_once()
+        assert again.returncode == 0, again.stderr
+        assert states(home) == {"sent": 2}
+        received = peer.received()
+    assert sum(received.values()) == receipts
+    assert set(received) == {row["sop_instance_uid"] for row in deliveries(home)}
+    assert home.files("outbox") == []
+
+
+def test_killed_at_any_moment_of_a_batch_all_arrive(home_for, radiograph, tmp_path):
+    contents = [radiograph(number) for number in range(BATCH)]
+    with StoreScp(tmp_path / "received") as peer:
+        home = home_for(peer)
+        for number, content in enumerate(contents):
+            home.drop(f"{number}.dcm", content, old=True)
+        for receipts in (1, 4):
+            with home.daemon():
+                wait_for(
+                    lambda least=receipts: sum(peer.received().values()) >= least, END_S, home.log
+                )
+        with home.daemon() as daemon:
+            home.wait_until_ended(contents)
+            wait_until_sent(home, 2 * BATCH)
+            assert daemon.stop() == 0
+        assert set(peer.received()) == {row["sop_instance_uid"] for row in deliveries(home)}
+    home.assert_settled(contents)
+
+
+def test_an_invalid_object_is_never_sent_and_is_seen(home_for, radiograph, tmp_path):
+    content = radiograph(0, AccessionNumber="LONGER-THAN-SIXTEEN-CHARACTERS")
+    with StoreScp(tmp_path / "received") as peer:
+        home = home_for(peer)
+        home.drop("chest.dcm", content, old=True)
+        assert home.run_once().returncode == 0
+        assert peer.received() == {}
+        checked = json.loads(home.command("doctor", "--json").stdout)
+    (result,) = home.results()
+    assert (result["status"], result["delivery"]) == ("done", "invalid")
+    assert all("AccessionNumber" in row["error"] for row in deliveries(home))
+    assert "LONGER" not in home.log()
+    (check,) = [check for check in checked if check["name"] == f"PACS {peer.name}"]
+    assert check["ok"] is False
+    assert "2 were invalid" in check["detail"]
+
+
+def test_what_is_refused_for_good_fails_is_seen_and_can_be_sent_later(
+    home_for, rg1, tmp_path
+):  # fmt: skip
+    profile = tmp_path / "profile.cfg"
+    profile.write_text(ONLY_PICTURES)
+    picky = StoreScp(tmp_path / "received", "--config-file", str(profile), "Pictures")
+    home = home_for(picky)
+    with picky, home.daemon() as daemon:
+        home.drop("chest.dcm", rg1.read_bytes())
+        wait_for(lambda: states(home) == {"sent": 1, "failed": 1}, END_S, home.log)
+        assert daemon.stop() == 0
+        (failed,) = json.loads(home.command("pacs", "queue", "--json").stdout)
+        assert (failed["kind"], failed["error"]) == ("sr", "SOP class not accepted")
+        assert home.results()[0]["delivery"] == "failed"
+        checked = home.command("doctor", "--json")
+        assert checked.returncode == 1
+        (check,) = [c for c in json.loads(checked.stdout) if c["name"] == f"PACS {picky.name}"]
+        assert "1 were refused" in check["detail"]
+    said = home.command("pacs", "send", "--failed", "--destination", "OTHER@localhost:104")
+    assert said.returncode == 1
+    assert "is not among 'pacs_destinations'" in said.stderr
+    with StoreScp(tmp_path / "again") as generous:
+        generous_home = {"PACS_DESTINATIONS": generous.name}
+        said = home.command("pacs", "send", "1", "--json", env=generous_home)
+        assert said.returncode == 0, said.stderr
+        assert Counter(row["state"] for row in json.loads(said.stdout)) == {"sent": 2}
+        assert len(generous.received()) == 2
+
+
+def test_a_destination_that_never_answers_does_not_hold_up_a_stop(make_home, rg1):
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        home = make_home(PACS_DESTINATIONS=f"MUTE@127.0.0.1:{mute.getsockname()[1]}")
+        with home.daemon() as daemon:
+            home.drop("chest.dcm", rg1.read_bytes())
+            home.wait_until_ended([rg1.read_bytes()])
+            wait_for(lambda: "sending" in states(home), END_S, home.log)
+            assert daemon.stop() == 0
+    assert set(states(home)) <= {"queued", "sending"}
+
+
+def test_what_leaves_can_be_without_the_patient(home_for, rg1, tmp_path):
+    (tmp_path / "secret").write_bytes(b"0123456789abcdef0123456789abcdef")
+    with StoreScp(tmp_path / "received") as peer:
+        home = home_for(peer, PACS_DEIDENTIFY="true", PACS_DEIDENTIFY_KEY=str(tmp_path / "secret"))
+        home.drop("chest.dcm", rg1.read_bytes(), old=True)
+        assert home.run_once().returncode == 0
+        sent = [pydicom.dcmread(path, force=True) for path in peer.folder.iterdir()]
+    source = pydicom.dcmread(rg1, stop_before_pixels=True)
+    assert len(sent) == 2
+    for dataset in sent:
+        assert dataset.PatientIdentityRemoved == "YES"
+        assert dataset.PatientID != source.PatientID
+        assert dataset.StudyInstanceUID != source.StudyInstanceUID
+
+
+def test_an_encrypted_destination_is_reached_if_its_certificate_is_trusted(
+    home_for, rg1, tmp_path
+):  # fmt: skip
+    openssl = program("openssl", "openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [
+            *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    tls = ("--enable-tls", str(key), str(certificate), "--ignore-peer-cert")
+    with StoreScp(tmp_path / "received", *tls) as peer:
+        home = home_for(peer, PACS_DESTINATIONS=f"{peer.name}+tls")
+        home.drop("chest.dcm", rg1.read_bytes(), old=True)
+        assert home.run_once().returncode == 0
+        assert states(home) == {"queued": 2}
+        assert peer.received() == {}
+        said = home.command("pacs", "send", "--all-due", env={"PACS_TLS_CA": str(certificate)})
+        assert said.returncode == 0, said.stderr + said.stdout
+        assert len(peer.received()) == 2

@@ -1,0 +1,101 @@
+"""The conformance statement names what is in the code."""
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from pydicom.datadict import keyword_dict
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    SecondaryCaptureImageStorage,
+)
+
+from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.daemon.config import Config
+from lungwatch.daemon.dicomout import deidentify, report, secondary_capture, validate
+from lungwatch.daemon.dicomout.validate_report import MANDATORY_ITEMS
+
+TEXT = (Path(__file__).parents[2] / "docs/dicom-conformance.md").read_text(encoding="utf-8")
+
+
+def test_every_configuration_key_named_exists_and_every_key_of_the_network_is_named():
+    keys = {field.name for field in dataclasses.fields(Config)}
+    named = set(re.findall(r"`(pacs_[a-z_]+|min_free_mb|database_url)`", TEXT))
+    assert named <= keys
+    assert {key for key in keys if key.startswith("pacs_")} <= named
+
+
+def test_the_sop_classes_sent_are_those_validated():
+    sent = {SecondaryCaptureImageStorage, ComprehensiveSRStorage, Comprehensive3DSRStorage}
+    assert set.union(*validate._CLASSES.values()) == sent
+    for uid in sent:
+        assert f"| {uid} | yes | yes |" in TEXT
+
+
+def test_every_code_of_the_report_is_named():
+    for code, _ in MANDATORY_ITEMS:
+        assert code in TEXT, code
+    own = (report.COVID_19, report.CHEST_X_RAY, report.DECISION, report.TRUST_FLAG)
+    for code in (*own, *report.PRESENCE.values()):
+        assert f"{code.value} {code.scheme_designator}" in TEXT, code
+    for label in report.PRESENCE:
+        assert label in TEXT
+
+
+def test_series_numbers_and_the_research_text_are_those_of_the_code():
+    assert f"{secondary_capture.SERIES_NUMBER} (Secondary Capture)" in TEXT
+    assert f"{report.SERIES_NUMBER} (report)" in TEXT
+    assert RESEARCH_USE_ONLY in TEXT
+
+
+def test_every_attribute_that_deidentification_touches_is_named():
+    section = TEXT.partition("### 5.4")[2].partition("\n## ")[0]
+    for keyword in (*deidentify._EMPTIED, *deidentify._REMOVED):
+        assert keyword in section, keyword
+    assert f"{deidentify.DUMMY_DATE:%Y-%m-%d}" in section
+    assert f"{deidentify._ID_DIGITS} hexadecimal digits" in section
+
+
+def test_every_attribute_named_is_in_the_dictionary():
+    section = TEXT.partition("## 5")[2].partition("\n## 6")[0]
+    words = set(re.findall(r"\b(?:[A-Z][a-z]+){2,}\b|\b[A-Z][A-Za-z]+(?:UID|ID)\b", section))
+    words -= {"COVID"}
+    assert len(words) > 20
+    assert words <= set(keyword_dict)
+
+
+def test_the_listeners_answers_and_limits_are_those_of_the_code():
+    pytest.importorskip("pynetdicom", reason="needs the extra 'pacs'")
+    from lungwatch.daemon.dicomnet import listener, reception, server
+
+    for status in (
+        reception.SUCCESS,
+        reception.OUT_OF_RESOURCES,
+        reception.CANNOT_UNDERSTAND,
+        reception.PROCESSING_FAILURE,
+    ):
+        assert f"| 0x{status:04X} |" in TEXT
+    assert f"{listener._PDU_BYTES} bytes" in TEXT
+    assert server.MAX_PDU_BYTES == 1024 * 1024
+    assert (
+        f"request {listener._ACSE_S:.0f} s, message {listener._DIMSE_S:.0f} s, "
+        f"silence {listener._NETWORK_S:.0f} s, TLS handshake {server._HANDSHAKE_S:.0f} s"
+    ) in TEXT
+
+
+def test_the_senders_limits_and_answers_are_those_of_the_code():
+    from lungwatch.daemon.outbox import scu, sender
+
+    assert sender.MAX_REFUSALS == 5
+    assert "recorded as failed after the fifth" in TEXT
+    assert (
+        f"connection {scu._CONNECT_S:.0f} s, association {scu._ACSE_S:.0f} s, "
+        f"message {scu._DIMSE_S:.0f} s"
+    ) in TEXT
+    assert f"0x{scu._DUPLICATE:04X}" in TEXT
+    asked = inspect.getsource(scu.StorageUser._entity)
+    assert "[ExplicitVRLittleEndian, ImplicitVRLittleEndian]" in asked
+    assert "Explicit VR Little Endian, Implicit VR Little Endian" in TEXT

@@ -1,0 +1,288 @@
+"""Secondary Capture and Structured Report: valid by dicom3tools, stable, in the source study."""
+
+import shutil
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.daemon.dicomout import (
+    InvalidObject,
+    ResultFacts,
+    SourceUnusable,
+    build_objects,
+)
+from lungwatch.daemon.dicomout.source import read_source
+from lungwatch.daemon.dicomout.uids import stable_uid
+from lungwatch.daemon.dicomout.validate import validate
+
+pytest.importorskip("highdicom", reason="needs the extra 'pacs'")
+KEY = b"a secret of this test"
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    overlay = tmp_path_factory.mktemp("overlay") / "overlay.png"
+    picture = np.random.default_rng(1).integers(0, 255, (75, 101, 3), dtype=np.uint8)
+    assert cv2.imwrite(str(overlay), picture)
+    return ResultFacts(
+        sha256="ab" * 32,
+        label="COVID",
+        probability=0.8123456,
+        threshold=0.29,
+        flags=("empty_map",),
+        model_name="guided",
+        model_version="1.0.0",
+        model_sha256="cd" * 32,
+        finished_at=datetime(2026, 1, 31, 8, 30, tzinfo=UTC),
+        overlay=overlay,
+    )
+
+
+def minimal(path, **values):
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        setattr(image, keyword, generate_uid())
+    for keyword, value in values.items():
+        setattr(image, keyword, value)
+    image.save_as(path, enforce_file_format=True)
+    return path
+
+
+SOURCES = {
+    "hardly any tags": {},
+    "Japanese": {
+        "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
+        "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
+        "PatientID": "J1",
+        "Modality": "DX",
+    },
+    "UTF-8": {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Grüß^Jörg", "PatientID": "ü"},
+    "damaged values": {
+        "PatientID": "7",
+        "StudyID": "a very long study identifier",
+        "Modality": "CR",
+        "ImageLaterality": "X",
+    },
+}
+
+
+@pytest.fixture(params=["RG1_UNCR.dcm", "RG1_J2KR.dcm", *SOURCES])
+def source(request, tmp_path, find_testdata):
+    if request.param in SOURCES:
+        return minimal(tmp_path / "source.dcm", **SOURCES[request.param])
+    return find_testdata(request.param)
+
+
+def problems(data, tmp_path):
+    """What dicom3tools' validator calls an error."""
+    (tmp_path / "object.dcm").write_bytes(data)
+    said = subprocess.run(
+        ["dciodvfy", tmp_path / "object.dcm"], capture_output=True, text=True, check=False
+    )
+    return [line for line in said.stderr.splitlines() if line.startswith("Error")]
+
+
+@pytest.mark.skipif(not shutil.which("dciodvfy"), reason="needs Debian's package 'dicom3tools'")
+@pytest.mark.parametrize("report_class", ["comprehensive-3d", "comprehensive"])
+@pytest.mark.parametrize("key", [None, KEY], ids=["as it is", "de-identified"])
+def test_dicom3tools_finds_no_error(facts, source, tmp_path, report_class, key):
+    for label in ("COVID", "NORMAL", "UNCERTAIN"):
+        built = build_objects(
+            replace(facts, label=label), source, sr=report_class, deidentify_key=key
+        )
+        assert [item.kind for item in built] == ["sc", "sr"]
+        for item in built:
+            assert problems(item.encode(), tmp_path) == [], item.kind
+
+
+@pytest.mark.skipif(not shutil.which("dsrdump"), reason="needs Debian's package 'dcmtk'")
+def test_dcmtk_prints_what_the_report_says(facts, source, tmp_path):
+    (report,) = build_objects(facts, source, kinds=("sr",))
+    (tmp_path / "report.dcm").write_bytes(report.encode())
+    said = subprocess.run(
+        ["dsrdump", "+Pl", tmp_path / "report.dcm"], capture_output=True, text=True, check=True
+    ).stdout
+    for part in (
+        '"Probability")="0.8123456"',
+        '"Threshold Value")="0.29"',
+        '"COVID-19")=(52101004,SCT,"Present")',
+        '"Decision of the algorithm")=(COVID,99LUNGWATCH,"COVID")',
+        '"Trust flag")=(empty_map,',
+        '"Algorithm Name")="guided"',
+        '"Algorithm Version")="1.0.0"',
+        f'"Comment")="{RESEARCH_USE_ONLY}"',
+    ):
+        assert part in said, said
+
+
+def test_the_picture_is_the_overlay(facts, source):
+    (capture,) = build_objects(facts, source, kinds=("sc",))
+    wanted = cv2.cvtColor(cv2.imread(str(facts.overlay)), cv2.COLOR_BGR2RGB)
+    assert (capture.dataset.pixel_array == wanted).all()
+    assert capture.dataset.ImageComments == RESEARCH_USE_ONLY
+
+
+def test_objects_belong_to_the_source_study_in_series_of_their_own(facts, find_testdata):
+    path = find_testdata("RG1_UNCR.dcm")
+    source = pydicom.dcmread(path, stop_before_pixels=True)
+    built = build_objects(facts, path)
+    for item in built:
+        assert item.dataset.StudyInstanceUID == source.StudyInstanceUID
+        assert item.dataset.PatientID == source.PatientID
+        assert item.dataset.PatientName == source.PatientName
+        assert item.dataset.SeriesInstanceUID != source.SeriesInstanceUID
+    assert len({item.dataset.SeriesInstanceUID for item in built}) == 2
+
+
+def test_the_same_result_makes_the_same_bytes_and_another_model_other_uids(facts, source):
+    first, second = build_objects(facts, source), build_objects(facts, source)
+    assert [item.encode() for item in first] == [item.encode() for item in second]
+    changed = (
+        build_objects(replace(facts, model_sha256="ef" * 32), source),
+        build_objects(facts, source, deidentify_key=KEY),
+        build_objects(facts, source, deidentify_key=b"another"),
+    )
+    uids = [item.sop_instance_uid for items in (first, *changed) for item in items]
+    assert len(set(uids)) == len(uids)
+
+
+def test_nothing_of_the_patient_leaves_where_that_is_configured(facts, tmp_path):
+    secrets = {
+        "PatientName": "Unmistakable^Person",
+        "PatientID": "PID-4711",
+        "AccessionNumber": "ACC-0815",
+        "ReferringPhysicianName": "Careful^Doctor",
+        "StudyDescription": "Thorax of somebody",
+        "IssuerOfPatientID": "Somewhere",
+        "StudyID": "S-42",
+        "StudyDate": "20190203",
+        "PatientBirthDate": "19450607",
+        "InstitutionName": "Hospital of a Town",
+        "OperatorsName": "Quick^Hand",
+    }
+    path = minimal(tmp_path / "source.dcm", **secrets)
+    source = pydicom.dcmread(path)
+    for item in build_objects(facts, path, deidentify_key=KEY):
+        data = item.encode()
+        for value in secrets.values():
+            for word in value.split("^"):
+                assert word.encode() not in data, word
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+            assert str(source.get(keyword)).encode() not in data
+        assert item.dataset.PatientIdentityRemoved == "YES"
+
+
+def test_one_patient_keeps_one_pseudonym(facts, tmp_path):
+    study = generate_uid()
+    paths = [
+        minimal(tmp_path / f"{n}.dcm", PatientID="P1", StudyInstanceUID=study) for n in range(2)
+    ]
+    built = [build_objects(facts, path, ("sr",), deidentify_key=KEY)[0].dataset for path in paths]
+    assert built[0].PatientID == built[1].PatientID != "P1"
+    assert built[0].StudyInstanceUID == built[1].StudyInstanceUID != study
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
+def test_a_source_without_uids_cannot_be_answered(facts, tmp_path, keyword):
+    path = minimal(tmp_path / "source.dcm")
+    source = pydicom.dcmread(path)
+    delattr(source, keyword)
+    source.save_as(path)
+    with pytest.raises(SourceUnusable, match=keyword):
+        build_objects(facts, path)
+
+
+def test_what_is_no_dicom_file_cannot_be_answered(facts):
+    with pytest.raises(SourceUnusable):
+        build_objects(facts, facts.overlay)
+
+
+def test_a_patient_id_is_never_cut(facts, tmp_path):
+    """Two patients must not become one."""
+    path = minimal(tmp_path / "source.dcm", PatientID="x" * 64)
+    source = pydicom.dcmread(path)
+    source["PatientID"]._value = "x" * 65
+    source.save_as(path)
+    with pytest.raises(SourceUnusable, match="PatientID"):
+        build_objects(facts, path)
+
+
+@pytest.mark.parametrize("kind", ["sc", "sr"])
+def test_whatever_is_broken_is_found_before_it_is_sent(facts, find_testdata, kind):
+    """Every attribute that must be there is taken out, and then emptied or overgrown."""
+    path = find_testdata("RG1_UNCR.dcm")
+    source = read_source(path)
+    from lungwatch.daemon.dicomout import validate as module
+
+    needed = (*module._NOT_EMPTY, *module._PRESENT, *module._OF_KIND[kind])
+    for keyword in needed:
+        (item,) = build_objects(facts, path, kinds=(kind,))
+        validate(item.dataset, kind, facts, source)
+        delattr(item.dataset, keyword)
+        with pytest.raises(InvalidObject, match=keyword):
+            validate(item.dataset, kind, facts, source)
+    breaks = {
+        "SOPInstanceUID": lambda d: setattr(d, "SeriesInstanceUID", "1." * 32 + "1"),
+        "leading zero": lambda d: setattr(d, "SeriesInstanceUID", "1.02.3"),
+        "other study": lambda d: setattr(d, "StudyInstanceUID", "1.2.3"),
+        "other patient": lambda d: setattr(d, "PatientID", "somebody else"),
+        "same series": lambda d: setattr(d, "SeriesInstanceUID", source.SeriesInstanceUID),
+    }
+    if kind == "sc":
+        breaks |= {
+            "short": lambda d: setattr(d, "PixelData", d.PixelData[:-2]),
+            "image": lambda d: setattr(
+                d.SourceImageSequence[0], "ReferencedSOPInstanceUID", "1.2.3"
+            ),
+            "notice": lambda d: setattr(d, "ImageComments", "fine"),
+        }
+    else:
+        breaks |= {
+            "root": lambda d: setattr(d.ConceptNameCodeSequence[0], "CodeValue", "1"),
+            "template": lambda d: setattr(
+                d.ContentTemplateSequence[0], "TemplateIdentifier", "2000"
+            ),
+            "notice": lambda d: d.ContentSequence.pop(),
+            # highdicom's own `remove` takes another item away.
+            "measurements": lambda d: setattr(
+                d,
+                "ContentSequence",
+                pydicom.Sequence(
+                    item
+                    for item in d.ContentSequence
+                    if item.ConceptNameCodeSequence[0].CodeValue != "126010"
+                ),
+            ),
+        }
+    for name, spoil in breaks.items():
+        (item,) = build_objects(facts, path, kinds=(kind,))
+        spoil(item.dataset)
+        with pytest.raises(InvalidObject):
+            validate(item.dataset, kind, facts, source)
+        assert name
+    (item,) = build_objects(facts, path, kinds=(kind,))
+    with pytest.raises(InvalidObject):
+        validate(item.dataset, "sr" if kind == "sc" else "sc", facts, source)
+
+
+@given(parts=st.lists(st.text(max_size=300), max_size=5), key=st.binary(max_size=64))
+@settings(max_examples=300, deadline=None)
+def test_uids_are_valid_whatever_they_are_made_of(parts, key):
+    uid = stable_uid(*parts, key=key)
+    assert uid == stable_uid(*parts, key=key)
+    assert len(uid) <= 64
+    assert pydicom.uid.UID(uid).is_valid
+    assert uid != stable_uid(*parts, "", key=key)

@@ -1,0 +1,228 @@
+"""Odd sources, and objects that were broken on purpose: valid, or refused with the reason."""
+
+import copy
+import io
+import shutil
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from lungwatch.daemon.dicomout import InvalidObject, ResultFacts, SourceUnusable, build_objects
+from lungwatch.daemon.dicomout.source import read_source
+from lungwatch.daemon.dicomout.validate import _NOT_EMPTY, _OF_KIND, validate
+from lungwatch.daemon.dicomout.validate_report import MANDATORY_ITEMS
+
+pytest.importorskip("highdicom", reason="needs the extra 'pacs'")
+SECRET = b"sixteen bytes or more"
+OF_FACTS = ("122157", "122411", "121106", "111001", "111003", "DECISION")
+
+
+@pytest.fixture
+def facts(tmp_path):
+    """A result whose overlay has an odd number of bytes."""
+    overlay = tmp_path / "overlay.png"
+    cv2.imwrite(str(overlay), np.full((41, 31, 3), 90, dtype=np.uint8))
+    return ResultFacts(
+        sha256="ab" * 32,
+        label="COVID",
+        probability=0.9123456789,
+        threshold=1 / 3,
+        flags=("empty_map", "a_flag_longer_than_sixteen"),
+        model_name="guided",
+        model_version="0.1.0",
+        model_sha256="cd" * 32,
+        finished_at=datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC),
+        overlay=overlay,
+    )
+
+
+def minimal(folder, **values):
+    """A DX with nothing but its UIDs, and what is given."""
+    dataset = Dataset()
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        setattr(dataset, keyword, generate_uid())
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    path = folder / f"{dataset.SOPInstanceUID}.dcm"
+    with pydicom.config.disable_value_validation():
+        for keyword, value in values.items():
+            setattr(dataset, keyword, value)
+        dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+ODD = {
+    "MONOCHROME1": {"Modality": "CR", "PhotometricInterpretation": "MONOCHROME1"},
+    "long": {
+        "SpecificCharacterSet": "ISO_IR 192",
+        "PatientName": "Ä" + "A" * 200,
+        "StudyDescription": "ß" * 99,
+        "StudyID": "S" * 40,
+    },
+    "malformed": {
+        "PatientSex": "male?",
+        "PatientBirthDate": "1.1.70",
+        "StudyDate": "99999999",
+        "StudyTime": "noon",
+        "PatientOrientation": ["left"],
+        "Laterality": "X",
+    },
+    "unknown character set": {"SpecificCharacterSet": "KLINGON", "PatientName": "K^Worf"},
+}
+
+
+@pytest.mark.skipif(not shutil.which("dciodvfy"), reason="needs Debian's package 'dicom3tools'")
+@pytest.mark.parametrize("values", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("secret", [None, SECRET], ids=["as it is", "de-identified"])
+def test_dicom3tools_finds_no_error_whatever_the_source_says(facts, tmp_path, values, secret):
+    for built in build_objects(facts, minimal(tmp_path, **values), deidentify_key=secret):
+        path = tmp_path / "object.dcm"
+        path.write_bytes(built.encode())
+        checked = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
+        said = (checked.stdout + checked.stderr).splitlines()
+        assert said
+        assert [line for line in said if line.startswith("Error")] == [], built.kind
+
+
+@pytest.mark.parametrize("secret", [None, SECRET], ids=["as it is", "de-identified"])
+def test_dates_are_of_the_record_never_of_the_clock(facts, tmp_path, secret):
+    """No date or time but the record's, which a de-identified object does not hold either."""
+    recorded = facts.finished_at.astimezone().strftime("%Y%m%d")
+    for built in build_objects(facts, minimal(tmp_path), deidentify_key=secret):
+        days = {
+            str(element.value)[:8]
+            for element in built.dataset.iterall()
+            if element.VR in ("DA", "DT") and element.value
+        }
+        assert days == {recorded if secret is None else "19000101"}
+
+
+def test_names_of_another_script_arrive_unharmed(facts, tmp_path):
+    name = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+    path = minimal(
+        tmp_path, SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName=name, PatientID="日本"
+    )
+    for built in build_objects(facts, path):
+        read = pydicom.dcmread(io.BytesIO(built.encode()))
+        assert (str(read.PatientName), read.PatientID) == (name, "日本")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("StudyInstanceUID", "1.2.x"),
+        ("SeriesInstanceUID", "1." + "2" * 70),
+        ("PatientID", ["4711", "4712"]),
+        ("IssuerOfPatientID", "I" * 65),
+        ("AccessionNumber", "A" * 17),
+    ],
+)
+def test_a_source_that_cannot_be_answered_is_refused_by_attribute_not_value(
+    facts, tmp_path, keyword, value
+):
+    with pytest.raises(SourceUnusable, match=keyword) as refusal:
+        build_objects(facts, minimal(tmp_path, **{keyword: value}))
+    for part in [value] if isinstance(value, str) else value:
+        assert part not in str(refusal.value)
+
+
+def plain(facts, path, kind):
+    """An object as a receiver reads it, and the source that it is validated against."""
+    (built,) = build_objects(facts, path, (kind,))
+    dataset, study = pydicom.dcmread(io.BytesIO(built.encode())), read_source(path)
+    validate(dataset, kind, facts, study)
+    return dataset, study
+
+
+@pytest.mark.parametrize("kind", ["sc", "sr"])
+def test_any_mandatory_attribute_that_is_empty_is_caught(facts, tmp_path, kind):
+    dataset, study = plain(facts, minimal(tmp_path), kind)
+    for keyword in (*_NOT_EMPTY, *_OF_KIND[kind]):
+        broken = copy.deepcopy(dataset)
+        setattr(broken, keyword, b"" if keyword == "PixelData" else None)
+        with pytest.raises(InvalidObject, match=keyword):
+            validate(broken, kind, facts, study)
+
+
+@pytest.mark.parametrize("kind", ["sc", "sr"])
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("SOPClassUID", "1.2.840.10008.5.1.4.1.1.2"),
+        ("PatientName", "An^Other"),
+        ("AccessionNumber", "17 characters too"),
+        ("Manufacturer", "m" * 65),
+        ("StudyDate", "20260231x"),
+        ("PatientSex", "male"),
+    ],
+)
+def test_a_wrong_value_is_caught(facts, tmp_path, kind, keyword, value):
+    dataset, study = plain(facts, minimal(tmp_path), kind)
+    with pydicom.config.disable_value_validation():
+        setattr(dataset, keyword, value)
+    with pytest.raises(InvalidObject):
+        validate(dataset, kind, facts, study)
+
+
+SPOILT_PICTURES = {
+    "another height": lambda image: setattr(image, "Rows", image.Rows + 1),
+    "another depth": lambda image: setattr(image, "BitsStored", 12),
+    "grey": lambda image: setattr(image, "PhotometricInterpretation", "MONOCHROME2"),
+    "two sources": lambda image: image.SourceImageSequence.append(Dataset()),
+    "no meta UID": lambda image: delattr(image.file_meta, "MediaStorageSOPInstanceUID"),
+    "no transfer syntax": lambda image: delattr(image.file_meta, "TransferSyntaxUID"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT_PICTURES.values(), ids=SPOILT_PICTURES)
+def test_a_wrong_picture_is_caught(facts, tmp_path, spoil):
+    dataset, study = plain(facts, minimal(tmp_path), "sc")
+    spoil(dataset)
+    with pytest.raises(InvalidObject):
+        validate(dataset, "sc", facts, study)
+
+
+def cut_out(dataset, code):
+    """Remove all content items of a concept, at any depth; return how many there were."""
+    removed = 0
+    for item in list(dataset.get("ContentSequence") or ()):
+        if item.ConceptNameCodeSequence[0].get("CodeValue") == code:
+            dataset.ContentSequence.remove(item)
+            removed += 1
+        else:
+            removed += cut_out(item, code)
+    return removed
+
+
+@pytest.mark.parametrize("code", [*(code for code, _ in MANDATORY_ITEMS), *OF_FACTS])
+def test_a_report_without_any_mandatory_item_is_caught(facts, tmp_path, code):
+    dataset, study = plain(facts, minimal(tmp_path), "sr")
+    assert cut_out(dataset, code) > 0
+    with pytest.raises(InvalidObject):
+        validate(dataset, "sr", facts, study)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"probability": 0.5},
+        {"threshold": 0.5},
+        {"label": "NORMAL"},
+        {"model_name": "another"},
+        {"model_version": "9"},
+    ],
+    ids=str,
+)
+def test_a_report_of_other_facts_is_caught(facts, tmp_path, other):
+    dataset, study = plain(facts, minimal(tmp_path), "sr")
+    with pytest.raises(InvalidObject):
+        validate(dataset, "sr", replace(facts, **other), study)

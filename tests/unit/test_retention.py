@@ -1,0 +1,200 @@
+"""Retention: what is finished with goes by age and by space; nothing else ever does."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import insert, select, update
+
+from lungwatch.daemon.config import Config
+from lungwatch.daemon.home import Home
+from lungwatch.daemon.reconcile import Reconciler
+from lungwatch.daemon.retention import Retention
+from lungwatch.db import open_database
+from lungwatch.db.delivery_states import DeliveryState
+from lungwatch.db.engine import reading, writing
+from lungwatch.db.schema import Delivery, Image, Model, Result
+from lungwatch.db.states import UNFINISHED, State
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+class Place:
+    """A home with rows and files of any kind."""
+
+    def __init__(self, root: Path):
+        self.home = Home(root / "home")
+        self.home.prepare()
+        self.engine = open_database(f"sqlite:///{self.home.root / 'lungwatch.db'}")
+        with writing(self.engine) as connection:
+            connection.execute(
+                insert(Model).values(
+                    id=1, name="m", version="1", sha256="m", contract="{}", first_used_at=NOW
+                )
+            )
+        self.number = 0
+
+    def add(self, state=State.DONE, age_days=10, size=1000, delivery=None):
+        self.number += 1
+        number = self.number
+        content = bytes([number]) * size
+        import hashlib
+
+        digest = hashlib.sha256(content).hexdigest()
+        folder = {State.DONE: "done/2026/01/01", State.RECORDED: "work/t"}.get(
+            state, "work/t" if state in UNFINISHED else "quarantine/truncated"
+        )
+        path = f"{folder}/{digest}.png"
+        overlay = f"overlays/2026/01/01/{digest}.m-1.png" if state is State.DONE else None
+        for name in filter(None, (path, overlay)):
+            place = self.home.absolute(name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+        at = NOW - timedelta(days=age_days)
+        with writing(self.engine) as connection:
+            connection.execute(
+                insert(Image).values(
+                    id=number, sha256=digest, size_bytes=size, source_name="x", path=path,
+                    received_at=at,
+                )
+            )  # fmt: skip
+            connection.execute(
+                insert(Result).values(
+                    id=number, image_id=number, model_id=1, state=state, attempts=1, flags=[],
+                    overlay=overlay, finished_at=None if state in UNFINISHED else at,
+                )
+            )  # fmt: skip
+            if delivery is not None:
+                connection.execute(
+                    insert(Delivery).values(
+                        result_id=number, destination="A@h:1", kind="sc", state=delivery,
+                        attempts=0, refusals=0, created_at=at,
+                    )
+                )  # fmt: skip
+        return path, overlay
+
+    def keeper(self, **limits):
+        return Retention(Config(home=self.home.root, **limits), self.home, self.engine)
+
+    def clear(self, **limits):
+        keeper = self.keeper(**limits)
+        return [item for item in keeper.plan(NOW) if keeper.remove(item, NOW)]
+
+    def exists(self, path):
+        return self.home.exists(path)
+
+    def agrees(self):
+        report = Reconciler(self.home, self.engine, mend=False, is_running=True).run()
+        return [item.kind for item in report.differences]
+
+
+@pytest.fixture
+def place(tmp_path):
+    found = Place(tmp_path)
+    yield found
+    found.engine.dispose()
+
+
+def test_without_limits_nothing_is_ever_removed(place):
+    place.add(age_days=10_000)
+    assert place.clear() == []
+
+
+def test_what_is_older_than_its_folder_allows_goes_and_its_row_stays(place):
+    old, old_overlay = place.add(age_days=31)
+    young, _ = place.add(age_days=29)
+    refused, _ = place.add(State.REJECTED, age_days=8)
+    removed = place.clear(retain_done_days=30, retain_quarantine_days=7)
+    assert {item.kept.path for item in removed} == {old, refused}
+    assert not place.exists(old)
+    assert place.exists(young)
+    assert place.exists(old_overlay)
+    with reading(place.engine) as connection:
+        row = connection.execute(select(Image.path, Image.removed_at).where(Image.id == 1)).one()
+    assert row == (None, NOW)
+    assert place.agrees() == []
+    assert place.clear(retain_done_days=30, retain_quarantine_days=7) == []
+
+
+def test_overlays_go_by_a_limit_of_their_own(place):
+    path, overlay = place.add(age_days=3)
+    place.clear(retain_overlays_days=2)
+    assert (place.exists(path), place.exists(overlay)) == (True, False)
+    assert not (place.home.overlays / "2026").exists()
+    assert place.agrees() == []
+
+
+def test_for_space_the_oldest_go_first_and_no_more_than_needed(place, monkeypatch):
+    import lungwatch.daemon.retention as module
+
+    monkeypatch.setattr(module, "_GIB", 1000)  # bytes, so that a test need not write gigabytes
+    paths = [place.add(State.REJECTED, age_days=age, size=400)[0] for age in (3, 5, 1, 4)]
+    removed = place.clear(retain_max_gb=1)
+    assert [item.kept.path for item in removed] == [paths[1], paths[3]]
+    assert {item.why for item in removed} == {"space"}
+
+
+def test_what_comes_into_use_between_plan_and_removal_stays(place):
+    path, _ = place.add(State.REJECTED, age_days=100)
+    keeper = place.keeper(retain_quarantine_days=1)
+    (item,) = keeper.plan(NOW)
+    with writing(place.engine) as connection:
+        connection.execute(update(Result).values(state=State.QUEUED))
+    assert keeper.remove(item, NOW) is False
+    assert place.exists(path)
+
+
+def test_a_link_in_a_file_s_place_is_not_followed(place, tmp_path):
+    path, _ = place.add(age_days=100)
+    (tmp_path / "precious").write_bytes(b"x")
+    place.home.absolute(path).unlink()
+    place.home.absolute(path).symlink_to(tmp_path / "precious")
+    place.clear(retain_done_days=1)
+    assert (tmp_path / "precious").exists()
+
+
+def test_what_a_crash_leaves_between_row_and_file_is_removed_by_reconcile(place, monkeypatch):
+    path, _ = place.add(age_days=100)
+    content = place.home.absolute(path).read_bytes()
+    place.clear(retain_done_days=1)
+    place.home.absolute(path).parent.mkdir(parents=True, exist_ok=True)
+    place.home.absolute(path).write_bytes(content)
+    report = Reconciler(place.home, place.engine, mend=True, is_running=False).run()
+    assert report.agrees
+    assert not place.exists(path)
+    assert list(place.home.incoming.iterdir()) == []
+
+
+CASES = st.lists(
+    st.tuples(
+        st.sampled_from(list(State)),
+        st.integers(0, 60),
+        st.sampled_from([None, *DeliveryState]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(cases=CASES, days=st.integers(1, 50))
+@settings(max_examples=25, deadline=None)
+def test_nothing_unfinished_or_waiting_to_be_sent_is_ever_removed(cases, days):
+    with TemporaryDirectory() as folder:
+        place = Place(Path(folder))
+        added = [(place.add(state, age, delivery=d), state, age, d) for state, age, d in cases]
+        place.clear(
+            retain_done_days=days, retain_quarantine_days=days, retain_overlays_days=days,
+            retain_max_gb=1,
+        )  # fmt: skip
+        for (path, overlay), state, age, delivery in added:
+            in_use = state in UNFINISHED or delivery in (
+                DeliveryState.QUEUED,
+                DeliveryState.SENDING,
+            )
+            assert place.exists(path) == (in_use or age <= days)
+            if overlay:
+                assert place.exists(overlay) == (in_use or age <= days)
+        place.engine.dispose()
