@@ -94,6 +94,9 @@ class Decoder:
             except OSError:
                 connection.close()
                 raise
+        # With it the process begins to import, before there is a file for it.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.send(self._setup)
         self._connection = connection
         self._decoded, self._is_ready = 0, False
 
@@ -167,7 +170,6 @@ class Decoder:
         if self._is_ready:
             return self._connection
         try:
-            self._connection.send(self._setup)
             _await(self._connection, _START_TIMEOUT_S)
             self._connection.recv_bytes(len(READY))
         except (EOFError, OSError):
