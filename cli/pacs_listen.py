@@ -31,7 +31,7 @@ def listen(*, port: int | None, home: Path | None, config_path: Path | None) -> 
     check_receiving(config)
     if not config.pacs_port:
         raise ConfigError("no port to listen on: set 'pacs_port', or give --port")
-    logs.configure()
+    logs.configure(log_format=config.log_format)
     place = Home(config.home)
     place.prepare()
     ended = threading.Event()

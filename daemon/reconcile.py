@@ -174,7 +174,8 @@ class Reconciler:
             relative = self._home.relative(path)
             if relative in places or (self._is_running and digest in {r.sha256 for r in rows}):
                 continue
-            if digest in kept | removed:
+            is_over = digest in removed and path.name.startswith(str(digest))
+            if digest in kept or is_over:
                 if self._mend:
                     path.unlink()
                 what = "a second copy of a filed content" if digest in kept else "kept long enough"
