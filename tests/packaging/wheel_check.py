@@ -21,7 +21,13 @@ from pathlib import Path
 COMMAND = str(Path(sys.executable).with_name("lungwatch"))
 HEAVY = ("tensorflow", "keras", "onnx", "tf2onnx", "matplotlib", "sklearn")
 # These need an extra, or Alembic's running environment, to be imported.
-NOT_IMPORTED = ("lungwatch.training", "lungwatch.export", "lungwatch.db.migrations.env")
+NOT_IMPORTED = (
+    "lungwatch.training",
+    "lungwatch.export",
+    "lungwatch.db.migrations.env",
+    "lungwatch.daemon.dicomnet.listener",
+    "lungwatch.daemon.dicomnet.server",
+)
 # The folder that is not the repository, so that nothing is imported from there by accident.
 SCRATCH = Path(tempfile.mkdtemp(prefix="lungwatch-wheel-"))
 
