@@ -75,7 +75,9 @@ systemd-check:
 		sed 's|^ExecStart=[^ ]*|ExecStart=/bin/true|' "$$unit" > "$$units/$${unit##*/}"; done; \
 	systemd-analyze verify --man=no "$$units"/*; echo "verify: clean"; \
 	for unit in systemd/*.service; do \
-		systemd-analyze security --offline=yes --threshold=20 --no-pager "$$unit" | tail -n 1; done
+		systemd-analyze security --offline=yes --threshold=20 --no-pager "$$unit" > "$$units/said" \
+			|| { tail -n 1 "$$units/said"; echo "$$unit: more exposed than 2.0"; exit 1; }; \
+		tail -n 1 "$$units/said"; done
 
 clean:
 	if [ -e demo-home/.made-by-lungwatch-demo ]; then rm -rf demo-home; fi
