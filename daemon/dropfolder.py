@@ -30,10 +30,12 @@ class DropFolder:
         except OSError as error:
             self.lose(error)
             return False
+        # A folder that was made again may have got its predecessor's inode.
+        is_new = self._is_lost or identity != self._watched
         if self._is_lost:
             self._is_lost = False
             self._outages.end(OutageKind.DROP_FOLDER)
-        if identity != self._watched:
+        if is_new:
             self._watched = identity
             self._watcher.restart()
             event("watching", observer=self._watcher.kind, why=self._watcher.why)

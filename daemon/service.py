@@ -119,11 +119,12 @@ class Service:
         For any thread, not for a signal handler: that could interrupt the very lock that an
         event takes, and wait for it for ever.
         """
+        if not self._stop.is_set():
+            # What waits for a trouble's end gets the time of the drain, and no more.
+            self._drain_timer.start()
         self._stop.set()
         if self._intake is not None:
             self._intake.stop()
-        # What waits for a trouble's end gets the time of the drain, and no more.
-        self._drain_timer.start()
         if self._sender is not None:
             self._sender.cancel()
 

@@ -7,11 +7,13 @@ import cv2
 import numpy as np
 import pytest
 
-from lungwatch.daemon import filing, finishing
+from lungwatch.daemon import claiming, filing, finishing
 from lungwatch.daemon.config import load_config
 from lungwatch.daemon.service import Service
+from lungwatch.db.failures import DatabaseBusyError
 from lungwatch.db.migrate import open_database
 from lungwatch.db.queries import ResultFilter, list_results
+from lungwatch.db.store import Store
 from lungwatch.golden import golden_pixels
 
 
@@ -46,6 +48,7 @@ def run_over_one_picture(root: Path):
 @pytest.mark.parametrize(
     ("module", "name"),
     [
+        pytest.param(claiming, "fsync_dir", id="making the claim's move durable"),
         pytest.param(finishing, "write_atomic", id="writing the overlay"),
         pytest.param(filing, "move_atomic", id="moving the recorded file"),
     ],
@@ -58,3 +61,23 @@ def test_an_error_that_passes_is_waited_out(tmp_path, monkeypatch, module, name)
     assert (status, row.status, row.attempts) == (0, "done", 1)
     assert (tmp_path / row.file).is_file()
     assert (tmp_path / row.overlay).is_file()
+
+
+def test_a_database_away_between_the_move_and_the_rows_last_state_is_waited_for(
+    tmp_path, monkeypatch
+):
+    """The file is in done/ already when the row cannot be told: told later, moved once."""
+    finish, calls = Store.finish, []
+
+    def stumbling(store, **values):
+        calls.append((tmp_path / values["path"]).is_file())
+        if len(calls) == 1:
+            raise DatabaseBusyError
+        finish(store, **values)
+
+    monkeypatch.setattr(Store, "finish", stumbling)
+    status, row = run_over_one_picture(tmp_path)
+    assert calls == [True, True]
+    assert (status, row.status, row.attempts) == (0, "done", 1)
+    assert (tmp_path / row.file).is_file()
+    assert list((tmp_path / "work").iterdir()) == []
