@@ -45,7 +45,7 @@ class Monitor:
         textfile: str,
     ) -> None:
         self._metrics = metrics
-        self._server = StatusServer(port, metrics.text, problems) if port else None
+        self._server = StatusServer(port, metrics.text, problems, on_crash) if port else None
         self._textfile = Path(textfile) if textfile else None
         self._stopped = threading.Event()
         self._thread = Worker("textfile", self._write_on, on_crash)

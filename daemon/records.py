@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.contract import Label
-from lungwatch.imaging import RadiographMeta
+from lungwatch.daemon.decoding import Decoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +41,10 @@ class Claimed:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Prepared:
-    """A decoded file.
-
-    Attributes
-    ----------
-    tensor
-        float32, shape (size, size, 1), 0..1: the network's input.
-    preview
-        uint8, shape (h, w): the X-ray at the overlay's size, air dark.
-    shape
-        (rows, columns) of the original.
-    """
+class Prepared(Decoded):
+    """A decoded file, and whose it is."""
 
     claim: Claimed
-    meta: RadiographMeta
-    tensor: NDArray[np.float32]
-    preview: NDArray[np.uint8]
-    shape: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from lungwatch.daemon.logs import event
+from lungwatch.daemon.worker import Worker
 from lungwatch.errors import ConfigError
 
 _ADDRESS = "127.0.0.1"
@@ -27,6 +28,8 @@ class StatusServer:
         Returns the metrics' text.
     problems
         Returns what is wrong, a line each; empty if all is well.
+    on_crash
+        As of `Worker`.
 
     Raises
     ------
@@ -35,7 +38,11 @@ class StatusServer:
     """
 
     def __init__(
-        self, port: int, metrics: Callable[[], bytes], problems: Callable[[], list[str]]
+        self,
+        port: int,
+        metrics: Callable[[], bytes],
+        problems: Callable[[], list[str]],
+        on_crash: Callable[[str, BaseException], None],
     ) -> None:
         class Handler(_Handler):
             text = staticmethod(metrics)
@@ -46,9 +53,7 @@ class StatusServer:
         except OSError as error:
             raise ConfigError(f"metrics_port {port} cannot be had: {error.strerror}") from error
         self.port = self._server.server_address[1]
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, name="status", daemon=True
-        )
+        self._thread = Worker("status", self._server.serve_forever, on_crash)
 
     def start(self) -> None:
         """Begin to answer."""

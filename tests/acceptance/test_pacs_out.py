@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import urllib.request
+from abc import ABC, abstractmethod
 from collections import Counter
 
 import pydicom
@@ -47,7 +48,7 @@ def free_port():
         return taken.getsockname()[1]
 
 
-class Peer:
+class Peer(ABC):
     """A program that listens; inside the ``with`` it does."""
 
     def __init__(self, folder, port: int):
@@ -56,8 +57,9 @@ class Peer:
         self.log_file = folder.with_suffix(".log")
         self.process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     def command(self) -> list[str]:
-        raise NotImplementedError
+        """The program and its arguments."""
 
     def __enter__(self):
         with self.log_file.open("ab") as log:
