@@ -83,7 +83,7 @@ def baseline(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
     trained anew on train and val, and tested once.
     """
     from lungwatch.training.baseline import BaselineConfig
-    from lungwatch.training.fit import FitConfig
+    from lungwatch.training.fit_config import FitConfig
     from lungwatch.training.normalisation import Normalisation
     from lungwatch.training.search import SearchConfig
     from lungwatch.training.train_baseline import train_baseline

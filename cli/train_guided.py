@@ -86,6 +86,30 @@ _STRIDES = ("8", "16", "32")
     show_default=True,
     help="Changes of exposure, sharpness and compression.",
 )
+@click.option(
+    "--exchange-histograms",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="How often an image is shown with the grey levels of another source's.",
+)
+@click.option(
+    "--group-robust",
+    type=click.FloatRange(0),
+    metavar="STEP",
+    default=0.0,
+    show_default=True,
+    help="Step by which findings of a source that are learnt badly gain weight (group DRO), "
+    "about 0.01.",
+)
+@click.option(
+    "--domain-adversarial",
+    type=click.FloatRange(0),
+    metavar="WEIGHT",
+    default=0.0,
+    show_default=True,
+    help="Weight at the end of a reversed gradient of telling sources apart (DANN), about 0.1.",
+)
 @json_option
 def guided(*, data: Path, out: Path, resume: bool, as_json: bool, **options: Any) -> None:  # noqa: ANN401 - click's options by name
     """Train a network that is guided to the lungs.
@@ -97,7 +121,7 @@ def guided(*, data: Path, out: Path, resume: bool, as_json: bool, **options: Any
     from dataclasses import replace
 
     from lungwatch.training.disguise import STRONG, Disguise
-    from lungwatch.training.fit import FitConfig
+    from lungwatch.training.fit_config import FitConfig
     from lungwatch.training.framing import Framing
     from lungwatch.training.guidance import Guidance
     from lungwatch.training.objective import Objective
@@ -135,6 +159,9 @@ def guided(*, data: Path, out: Path, resume: bool, as_json: bool, **options: Any
                 ranking=options["ranking"],
                 lungs=options["lung_weight"],
             ),
+            group_robust=options["group_robust"],
+            domain_adversarial=options["domain_adversarial"],
+            exchange_histograms=options["exchange_histograms"],
         ),
         leave_out=options["leave_out"],
         leaks=leaks,

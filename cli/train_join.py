@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lungwatch.cli.options import json_option
-from lungwatch.cli.train_options import leaks_option, progress, report
+from lungwatch.cli.train_options import leaks_option, leave_out_option, progress, report
 
 if TYPE_CHECKING:
     from lungwatch.training.leaks import LeakPolicy
@@ -27,18 +27,35 @@ if TYPE_CHECKING:
     help="Run folder to fill.",
 )
 @click.option("--resume", is_flag=True, help="Do it again in a run folder that was begun.")
+@leave_out_option
 @leaks_option
 @json_option
 def join(
-    *, runs: tuple[Path, ...], data: Path, out: Path, resume: bool, leaks: str, as_json: bool
+    *,
+    runs: tuple[Path, ...],
+    data: Path,
+    out: Path,
+    resume: bool,
+    leave_out: str | None,
+    leaks: str,
+    as_json: bool,
 ) -> None:
     """Join trained networks into one, whose logit is the mean of theirs.
 
-    RUNS are finished run folders with the same input. The joint network exports like any
+    RUNS are finished run folders with the same input, trained without the same source if
+    without any. The joint network exports like any
     other; its map is the sum of its members'.
     """
     from lungwatch.training.train_join import train_join
 
     policy: LeakPolicy = leaks  # type: ignore[assignment]  # click has checked it
-    metrics = train_join(list(runs), data, out, leaks=policy, resume=resume, progress=progress())
+    metrics = train_join(
+        list(runs),
+        data,
+        out,
+        leave_out=leave_out,
+        leaks=policy,
+        resume=resume,
+        progress=progress(),
+    )
     report(metrics, out, as_json=as_json)

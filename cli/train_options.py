@@ -41,6 +41,12 @@ size_option = click.option(
     "--size", type=click.IntRange(32, 1024), default=128, show_default=True, help="Input side, px."
 )
 
+leave_out_option = click.option(
+    "--leave-out",
+    metavar="SOURCE",
+    help="Learn nothing from this source, so that it can test what was learnt.",
+)
+
 leaks_option = click.option(
     "--leaks",
     type=click.Choice(["refuse", "drop", "allow"]),
@@ -55,11 +61,7 @@ def data_options(command: Command) -> Command:
     """Add `--size`, `--leave-out` and `--leaks`."""
     options = [
         size_option,
-        click.option(
-            "--leave-out",
-            metavar="SOURCE",
-            help="Learn nothing from this source, so that it can test what was learnt.",
-        ),
+        leave_out_option,
         leaks_option,
     ]
     return _all(options, command)

@@ -108,7 +108,7 @@ def transfer(
     that does not lower the validation loss, the network with the frozen backbone is kept. What
     is kept is repeated on training and validation images, and tested once.
     """
-    from lungwatch.training.fit import FitConfig
+    from lungwatch.training.fit_config import FitConfig
     from lungwatch.training.fit_head import HeadConfig
     from lungwatch.training.train_transfer import train_transfer
     from lungwatch.training.transfer import TransferConfig

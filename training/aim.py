@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike
 
 from lungwatch.contract import Decision
 from lungwatch.errors import ConfigError
-from lungwatch.training.calibrate import choose_decision
+from lungwatch.training.calibrate import RULES, choose_decision
 from lungwatch.training.metrics import sigmoid
 
-Kind = Literal["youden", "sensitivity", "specificity"]
+Kind = Literal["youden", "balanced", "sensitivity", "specificity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +22,11 @@ class Aim:
     Attributes
     ----------
     kind
-        "youden" for the largest sensitivity + specificity - 1; or the figure that shall be
-        at least `least`, the other one then being as large as it can.
+        "youden" for the largest sensitivity + specificity - 1; "balanced" for the largest
+        smaller one of the two; or the figure that shall be at least `least`, the other one
+        then being as large as it can.
     least
-        0..1; without meaning for "youden".
+        0..1; without meaning for "youden" and "balanced".
     """
 
     kind: Kind
@@ -33,24 +34,25 @@ class Aim:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read "youden", "sensitivity=0.95" or "specificity=0.95".
+        """Read "youden", "balanced", "sensitivity=0.95" or "specificity=0.95".
 
         Raises
         ------
         ConfigError
             If it is none of these.
         """
-        if text == "youden":
-            return cls(kind="youden")
+        if text in RULES:
+            return cls(kind=cast(Kind, text))
         found = re.fullmatch(r"(sensitivity|specificity)=(\d*\.?\d+)", text)
         if found is None or not 0 < float(found[2]) <= 1:
             raise ConfigError(
-                f"threshold aim {text!r}: write youden, sensitivity=0.95 or specificity=0.95"
+                f"threshold aim {text!r}: write youden, sensitivity=0.95 or specificity=0.95, "
+                "or balanced"
             )
         return cls(kind=cast(Kind, found[1]), least=float(found[2]))
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "youden" else f"{self.kind}={self.least:g}"
+        return self.kind if self.kind in RULES else f"{self.kind}={self.least:g}"
 
 
 def choose_threshold(targets: ArrayLike, logits: ArrayLike, aim: Aim) -> Decision:
@@ -71,8 +73,8 @@ def choose_threshold(targets: ArrayLike, logits: ArrayLike, aim: Aim) -> Decisio
         The threshold, half-way in logit between the neighbouring cases.
     """
     y, z = np.asarray(targets, dtype=np.float64).ravel(), np.asarray(logits, np.float64).ravel()
-    if aim.kind == "youden":
-        return choose_decision(y, sigmoid(z), abstain=0.0)
+    if aim.kind in RULES:
+        return choose_decision(y, sigmoid(z), abstain=0.0, rule=aim.kind)
     values = np.unique(z)
     cuts = np.concatenate([[values[0] - 0.5], (values[1:] + values[:-1]) / 2, [values[-1] + 0.5]])
     positives, negatives = np.sort(z[y > 0.5]), np.sort(z[y <= 0.5])

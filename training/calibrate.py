@@ -1,12 +1,17 @@
 """From logits to a decision, on validation data: probability, threshold, abstention."""
 
 import math
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from lungwatch.contract import Calibration, Decision
 from lungwatch.training.metrics import roc_curve, sigmoid
+
+# "youden": sensitivity + specificity - 1 is largest; "balanced": the smaller of both is.
+Rule = Literal["youden", "balanced"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 # Keeps the decision inside the open interval that a contract allows.
 _EDGE = 1e-6
@@ -50,7 +55,10 @@ def fit_calibration(targets: ArrayLike, logits: ArrayLike) -> Calibration:
 
 
 def choose_decision(
-    targets: ArrayLike, probabilities: ArrayLike, abstain: float = 0.05
+    targets: ArrayLike,
+    probabilities: ArrayLike,
+    abstain: float = 0.05,
+    rule: Rule = "youden",
 ) -> Decision:
     """Fix the threshold and the band of abstention.
 
@@ -63,20 +71,23 @@ def choose_decision(
     abstain
         Fraction of these cases, those nearest to the threshold in logit, that shall be
         UNCERTAIN; 0 switches abstention off.
+    rule
+        What shall be largest. Over a wide range of thresholds Youden's index is next to the
+        same, and which one wins hangs on single cases; where sensitivity meets specificity is
+        a point that few cases move.
 
     Returns
     -------
     Decision
-        The threshold with the largest sensitivity + specificity - 1, half-way (in logit)
-        between the neighbouring cases.
+        The threshold by the rule, half-way (in logit) between the neighbouring cases.
 
     Source: Youden 1950.
     """
     p = np.clip(np.asarray(probabilities, dtype=np.float64).ravel(), _EDGE, 1 - _EDGE)
     z = np.log(p) - np.log1p(-p)
     fpr, tpr, thresholds = roc_curve(targets, z)
-    youden = tpr - fpr
-    ties = np.flatnonzero(youden >= youden.max() - 1e-12)
+    value = tpr - fpr if rule == "youden" else np.minimum(tpr, 1.0 - fpr)
+    ties = np.flatnonzero(value >= value.max() - 1e-12)
     best = int(ties[len(ties) // 2])
     upper = thresholds[max(best, 1)]
     below = z[z < upper]

@@ -11,20 +11,29 @@ optimiser, so that an interrupted run continues to the same numbers.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, LungwatchError
-from lungwatch.training.augment import Augmentation, augment
+from lungwatch.training.augment import augment
 from lungwatch.training.averaging import WeightAverage
 from lungwatch.training.calibrate import fit_calibration
-from lungwatch.training.fit_state import FitState, average_file, forget_checkpoint
+from lungwatch.training.fit_config import FitConfig, FitData
+from lungwatch.training.fit_state import (
+    FitState,
+    advance,
+    average_file,
+    forget_checkpoint,
+    is_finished,
+    memory_file,
+    read_state,
+)
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.keras_file import save_keras
 from lungwatch.training.lesson import Batch, Lesson
+from lungwatch.training.memory import load_memory, save_memory
 from lungwatch.training.metrics import log_loss, roc_auc
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.run import RunFolder
@@ -40,85 +49,12 @@ _COLUMNS = (
     "val_accuracy",
     "val_auc",
     "learning_rate",
+    "source_loss",
 )
 
 
 class DivergedError(LungwatchError):
     """The loss is no longer a finite number; a lower learning rate may help."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """How to train.
-
-    Attributes
-    ----------
-    epochs
-        Most epochs to run.
-    batch_size, learning_rate
-        Of the Adam optimiser's steps.
-    patience
-        Epochs without a lower calibrated validation loss after which training stops; None
-        runs all epochs.
-    plateau
-        Epochs without a lower calibrated validation loss after which the learning rate is halved.
-    learning_rates
-        The learning rate of each epoch instead, the last one for all further epochs: what a
-        run without validation data repeats of one that had them.
-    keep
-        Which epoch's weights: those with the lowest calibrated validation loss, or the last.
-    average
-        Decay a step of the weight average that is validated and kept; 0 keeps the last
-        step's weights.
-    weight_decay
-        Decoupled weight decay (AdamW).
-    seed
-        Of initial weights, dropout, drawing and augmentation.
-    augmentation
-        Limits of the random changes to training images.
-    """
-
-    epochs: int = 40
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    patience: int | None = 8
-    plateau: int = 3
-    learning_rates: tuple[float, ...] | None = None
-    keep: Literal["best", "last"] = "best"
-    average: float = 0.99
-    weight_decay: float = 1e-3
-    seed: int = 1
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-    def __post_init__(self) -> None:
-        patience = 1 if self.patience is None else self.patience
-        if min(self.epochs, self.batch_size, patience, self.plateau) < 1:
-            raise ConfigError("epochs, batch size, patience and plateau must be at least 1")
-        if not all(rate > 0 for rate in (self.learning_rate, *(self.learning_rates or ()))):
-            raise ConfigError("the learning rate must be above 0")
-        if not (0 <= self.average < 1 and self.weight_decay >= 0):
-            raise ConfigError("average must lie within 0..1 and weight decay not below 0")
-
-    def rate(self, epoch: int) -> float:
-        """Return the learning rate an epoch, from 1 on, starts with, but for halvings."""
-        if not self.learning_rates:
-            return self.learning_rate
-        return self.learning_rates[min(epoch, len(self.learning_rates)) - 1]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FitData:
-    """Pixels (N, S, S, 1) in 0..1, targets (N,) in 0..1, drawing weights (N,) summing to 1.
-
-    Validation targets are 0 and 1, with both occurring; without validation data the network is
-    trained for all epochs.
-    """
-
-    train_pixels: FloatArray
-    train_targets: FloatArray
-    train_weights: NDArray[np.float64]
-    val_pixels: FloatArray | None = None
-    val_targets: FloatArray | None = None
 
 
 def fit(
@@ -170,12 +106,8 @@ def fit(
     """
     import keras
 
-    state_file = run.root / "state.json"
-    if state_file.exists():
-        state = FitState(**run.read("state.json"))
-    else:
-        state = FitState(learning_rate=config.rate(1))
-    if _is_finished(state, config):
+    state = read_state(run) or FitState(learning_rate=config.rate(1))
+    if is_finished(state, config):
         return state
     if state.checkpoint:
         if not (run.root / state.checkpoint).exists():
@@ -191,6 +123,8 @@ def fit(
         )
         average = WeightAverage(model, config.average)
     taught = lesson(model) if lesson else _plain_lesson(model, data, config)
+    if state.checkpoint and taught.variables:
+        load_memory(taught.variables, memory_file(run, state))
     while True:
         epoch = state.epoch + 1
         loss, accuracy = _train_epoch(
@@ -201,17 +135,20 @@ def fit(
             with average.applied():
                 logits = predict_logits(model, data.val_pixels)
             row |= _validate(data.val_targets, logits)
-        row["learning_rate"] = state.learning_rate
+        row |= {"learning_rate": state.learning_rate, **taught.notes()}
         old = state
-        state = _advance(state, row, config)
+        state = advance(state, row, config)
         model.optimizer.learning_rate.assign(state.learning_rate)
         save_keras(model, run.root / state.checkpoint)
         average.save(average_file(run, state))
+        if taught.variables:
+            save_memory(taught.variables, memory_file(run, state))
         if state.best_epoch == epoch and (data.val_pixels is not None or state.finished):
             with average.applied():
                 save_keras(model, run.model)
         run.write("state.json", asdict(state))
-        run.write_table("history.csv", state.history, columns=_COLUMNS)
+        table = [{key: row[key] for key in _COLUMNS if key in row} for row in state.history]
+        run.write_table("history.csv", table)
         forget_checkpoint(run, old)
         if on_epoch:
             on_epoch(row)
@@ -294,34 +231,3 @@ def _flat(model: KerasModel) -> Iterator[KerasModel]:
             yield from _flat(layer)
         else:
             yield layer
-
-
-def _advance(state: FitState, row: dict[str, float], config: FitConfig) -> FitState:
-    epoch = int(row["epoch"])
-    val_loss = row.get("val_loss_calibrated")
-    # With nothing to compare by, the last epoch is the one to keep.
-    better = val_loss is None or config.keep == "last" or val_loss < state.best_val_loss
-    since_halving = 0 if better else state.since_halving + 1
-    learning_rate = state.learning_rate
-    if config.learning_rates:
-        learning_rate = config.rate(epoch + 1)
-    elif since_halving >= config.plateau:
-        since_halving, learning_rate = 0, learning_rate / 2.0
-    new = replace(
-        state,
-        epoch=epoch,
-        checkpoint=f"checkpoint-{epoch:04d}.keras",
-        best_epoch=epoch if better else state.best_epoch,
-        best_val_loss=state.best_val_loss
-        if val_loss is None
-        else min(val_loss, state.best_val_loss),
-        learning_rate=learning_rate,
-        since_halving=since_halving,
-        history=[*state.history, row],
-    )
-    return replace(new, finished=_is_finished(new, config))
-
-
-def _is_finished(state: FitState, config: FitConfig) -> bool:
-    is_stopped = config.patience is not None and state.epoch - state.best_epoch >= config.patience
-    return state.epoch >= config.epochs or is_stopped

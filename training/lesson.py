@@ -1,6 +1,6 @@
 """What an epoch is made of: how a batch is shown, and the step that learns from it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ Batch = tuple[Any, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """Two functions that belong together.
+    """Functions that belong together.
 
     Attributes
     ----------
@@ -24,10 +24,16 @@ class Lesson:
         pixels (N, S, S, 1) and targets (N,) first.
     step
         From that to the mean loss and the binary logits (N,) before the step.
+    variables
+        What the step changes besides the network's and its optimiser's variables.
+    notes
+        Returns what is worth a column in the history, by name.
     """
 
     show: Callable[[NDArray[np.intp], np.random.Generator], Batch]
     step: Callable[..., tuple[Tensor, Tensor]]
+    variables: Sequence[Tensor] = ()
+    notes: Callable[[], dict[str, float]] = dict
 
     def batches(
         self, order: Iterable[NDArray[np.intp]], rng: np.random.Generator

@@ -16,17 +16,16 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError
+from lungwatch.training.adversary import Adversary
 from lungwatch.training.disguise import FEWEST_LUNG
 from lungwatch.training.foreign import KerasModel, Tensor
 from lungwatch.training.head import DROPOUT, FEATURES, HIDDEN, LOGIT
 from lungwatch.training.pixels import FloatArray
-from lungwatch.training.samples import Finding, Sample
+from lungwatch.training.robust import RobustLoss
+from lungwatch.training.samples import Sample
 
-# How grave each finding is, for ranking: other pneumonias lie between.
-_GRAVITY: dict[Finding, int] = {"NORMAL": 0, "OTHER_PNEUMONIA": 1, "COVID": 2}
 _LARGEST_GRADIENT = 5.0
 
 
@@ -59,17 +58,6 @@ class Objective:
         """Training targets of samples, float32 (N,)."""
         values = {"COVID": 1.0, "NORMAL": 0.0, "OTHER_PNEUMONIA": self.other_target}
         return np.array([values[s.finding] for s in samples], dtype=np.float32)
-
-
-def gravity(samples: Sequence[Sample]) -> NDArray[np.int32]:
-    """How grave the findings are, int32 (N,): 0 NORMAL, 1 OTHER_PNEUMONIA, 2 COVID."""
-    return np.array([_GRAVITY[s.finding] for s in samples], dtype=np.int32)
-
-
-def source_numbers(samples: Sequence[Sample]) -> NDArray[np.int32]:
-    """Number the sources, int32 (N,)."""
-    names = sorted({s.source for s in samples})
-    return np.array([names.index(s.source) for s in samples], dtype=np.int32)
 
 
 def lungs_on_map(lungs: FloatArray, side: int) -> FloatArray:
@@ -119,7 +107,10 @@ def lungs_loss(evidence: Tensor, cells: Tensor) -> Tensor:
 
 
 def make_guided_step(
-    model: KerasModel, objective: Objective
+    model: KerasModel,
+    objective: Objective,
+    robust: RobustLoss | None = None,
+    adversary: Adversary | None = None,
 ) -> Callable[..., tuple[Tensor, Tensor]]:
     """Make the function that lets a compiled network learn from one batch by an objective.
 
@@ -129,6 +120,10 @@ def make_guided_step(
         A compiled network, pixels to logit, with lungwatch's head.
     objective
         The weights.
+    robust
+        Weighs the groups' cross-entropies; None takes their mean over the batch.
+    adversary
+        Guesses the source from the features; None for nobody.
 
     Returns
     -------
@@ -149,9 +144,11 @@ def make_guided_step(
     ) -> tuple[Tensor, Tensor]:
         with tf.GradientTape() as tape:
             features = features_of(pixels, training=True)
-            h = hidden(tf.reduce_mean(features, axis=(1, 2)))
+            pooled = tf.reduce_mean(features, axis=(1, 2))
+            h = hidden(pooled)
             z = last(dropout(h, training=True))[:, 0]
-            loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(targets, z))
+            losses = tf.nn.sigmoid_cross_entropy_with_logits(targets, z)
+            loss = robust(losses, targets, grave, source) if robust else tf.reduce_mean(losses)
             if objective.ranking:
                 loss += objective.ranking * ranking_loss(z, grave, source)
             if objective.lungs:
@@ -160,7 +157,13 @@ def make_guided_step(
                 weights = tf.matmul(active, hidden.kernel, transpose_b=True)
                 evidence = tf.reduce_sum(features * weights[:, None, None, :], axis=-1)
                 loss += objective.lungs * lungs_loss(evidence, cells)
-        gradients = tape.gradient(loss, model.trainable_variables)
+            wanted = loss
+            if adversary:
+                wanted += adversary(pooled, grave, source, model.optimizer.iterations)
+        opponent = adversary.trainable if adversary else []
+        gradients, guesses = tape.gradient(wanted, (model.trainable_variables, opponent))
+        if adversary:
+            adversary.learn(guesses)
         clipped, _ = tf.clip_by_global_norm(gradients, _LARGEST_GRADIENT)
         model.optimizer.apply_gradients(zip(clipped, model.trainable_variables, strict=True))
         return loss, z

@@ -45,6 +45,32 @@ def plot_history(
     figure.savefig(target, dpi=110)
 
 
+def plot_group_weights(rows: Sequence[dict[str, Any]], target: Path) -> None:
+    """Draw how the weights of groups moved over the epochs into a PNG file.
+
+    Parameters
+    ----------
+    rows
+        One an epoch: `epoch`, and the weight of each group by its name; together 1.
+    target
+        The file.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    epochs = [row["epoch"] for row in rows]
+    for name in rows[0]:
+        if name != "epoch":
+            axes.plot(epochs, [row[name] for row in rows], ".-", label=name)
+    axes.set(xlabel="epoch", ylabel="weight of the group", ylim=(0.0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(target, dpi=110)
+
+
 def plot_search(rows: Sequence[dict[str, Any]], logarithmic: dict[str, bool], target: Path) -> None:
     """Draw the value of a search's finished trials against each parameter into a PNG file.
 

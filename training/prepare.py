@@ -10,7 +10,7 @@ import numpy as np
 from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.dataset import dataset_name, describe, licences, load_dataset, select
-from lungwatch.training.fit import FitData
+from lungwatch.training.fit_config import FitData
 from lungwatch.training.leaks import LeakPolicy, apply_leaks
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.progress import Progress

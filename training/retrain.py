@@ -13,7 +13,8 @@ from lungwatch.atomicfile import write_atomic
 from lungwatch.training.assess import Scored
 from lungwatch.training.evaluate import summarise
 from lungwatch.training.evaluation_plots import draw_plots
-from lungwatch.training.fit import FitConfig, FitData, fit
+from lungwatch.training.fit import fit
+from lungwatch.training.fit_config import FitConfig, FitData
 from lungwatch.training.fit_state import FitState
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.prepare import Part

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lungwatch.training.fit import FitConfig
+from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.fit_state import FitState
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.frozen_phase import FrozenPhase

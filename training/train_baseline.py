@@ -7,7 +7,8 @@ from typing import Any
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.baseline import BaselineConfig, build_baseline
 from lungwatch.training.conclude import conclude
-from lungwatch.training.fit import FitConfig, fit
+from lungwatch.training.fit import fit
+from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.normalisation import Normalisation
 from lungwatch.training.prepare import prepare

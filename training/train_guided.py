@@ -5,23 +5,26 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.backbones import cut_at_stride, load_backbone
 from lungwatch.training.conclude import conclude
 from lungwatch.training.evaluate import measure
-from lungwatch.training.fit import FitConfig, fit
+from lungwatch.training.fit import fit
+from lungwatch.training.fit_config import FitConfig
+from lungwatch.training.fit_state import FitState
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.guidance import Guidance, guided_lesson, make_guide
 from lungwatch.training.leaks import LeakPolicy
-from lungwatch.training.prepare import Prepared, prepare
+from lungwatch.training.left_out import measure_left_out
+from lungwatch.training.plot import plot_group_weights
+from lungwatch.training.prepare import prepare
 from lungwatch.training.progress import Progress
+from lungwatch.training.robust import WEIGHT
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
 from lungwatch.training.sampling import sampling_weights
-from lungwatch.training.scorers import KerasScorer, Scorer, load_keras
+from lungwatch.training.scorers import KerasScorer, load_keras
 from lungwatch.training.segmenter import SIZE_PX
 from lungwatch.training.transfer import TransferConfig, build_transfer, unfreeze
 
@@ -124,43 +127,43 @@ def train_guided(
         train_targets=guidance.objective.targets(train),
         train_weights=sampling_weights(train, guidance.power, dict(guidance.shares)),
     )
-    guide = make_guide(train, prepared.train.pixels, segmenter)
+    guide = make_guide(train, prepared.train.pixels, segmenter, guidance)
+    steps = fitting.epochs * math.ceil(len(train) / fitting.batch_size)
     state = fit(
         lambda: model,
         data,
         fitting,
         run,
-        lesson=lambda network: guided_lesson(network, data, guide, guidance),
+        lesson=lambda network: guided_lesson(
+            network, data, guide, guidance, steps=steps, seed=fitting.seed
+        ),
         on_batch=progress.on_batch,
         on_epoch=progress.on_epoch,
     )
+    if guidance.group_robust:
+        _log_weights(run, state)
     metrics = conclude(run, state, prepared.val.pixels, prepared.val.targets)
     scorer = KerasScorer(root)
     if prepared.test.samples:
         metrics["test"] = measure(scorer, prepared.test.samples, prepared.test.pixels)
     if leave_out:
-        metrics["left_out"] = _measure_left_out(scorer, prepared, leave_out)
+        metrics["left_out"] = measure_left_out(scorer, prepared, leave_out)
     run.write("metrics.json", metrics)
     return metrics
 
 
-def _measure_left_out(scorer: Scorer, prepared: Prepared, source: str) -> dict[str, Any]:
-    # Its COVID images against test images of the others without COVID, or, should it have none,
-    # its images against COVID of the others: how the network does on a place it never saw.
-    own = [s for s in prepared.test.samples if s.source == source]
-    has_covid = any(s.positive for s in [*prepared.left_out.samples, *own])
-    rest = prepared.test.take(
-        [
-            index
-            for index, sample in enumerate(prepared.test.samples)
-            if sample.source == source or sample.positive != has_covid
-        ]
-    )
-    return measure(
-        scorer,
-        [*prepared.left_out.samples, *rest.samples],
-        np.concatenate([prepared.left_out.pixels, rest.pixels]),
-    )
+def _log_weights(run: RunFolder, state: FitState) -> None:
+    # From the state, which an interrupted run goes on from: no epoch is missing or there twice.
+    rows = [
+        {
+            "epoch": row["epoch"],
+            # Sorted, as what was read back from the state is.
+            **{key.removeprefix(WEIGHT): row[key] for key in sorted(row) if key.startswith(WEIGHT)},
+        }
+        for row in state.history
+    ]
+    run.write_table("group_weights.csv", rows)
+    plot_group_weights(rows, run.root / "group_weights.png")
 
 
 def cosine_rates(epochs: int, steepest: float) -> tuple[float, ...]:

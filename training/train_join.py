@@ -10,6 +10,7 @@ from lungwatch.training.evaluate import measure
 from lungwatch.training.joined import Member, join_networks
 from lungwatch.training.keras_file import save_keras
 from lungwatch.training.leaks import LeakPolicy
+from lungwatch.training.left_out import measure_left_out
 from lungwatch.training.prepare import prepare
 from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder
@@ -25,6 +26,7 @@ def train_join(
     location: Path,
     root: Path,
     *,
+    leave_out: str | None = None,
     leaks: LeakPolicy = "refuse",
     resume: bool = False,
     progress: Progress | None = None,
@@ -39,8 +41,9 @@ def train_join(
         The data set whose validation split calibrates; see `load_dataset`.
     root
         The run folder to fill.
-    leaks
-        See `lungwatch.training.prepare.prepare`.
+    leave_out, leaks
+        See `lungwatch.training.prepare.prepare`. What is left out must be what the runs were
+        trained without.
     resume
         Do it again in `root`, if it was begun with the same configuration.
     progress
@@ -49,12 +52,14 @@ def train_join(
     Returns
     -------
     dict
-        What is written to `metrics.json`.
+        What is written to `metrics.json`; with a source left out, its figures are in it as
+        `left_out`.
 
     Raises
     ------
     ConfigError
-        If there are fewer than two runs, their preprocessing differs, or `root` holds another.
+        If there are fewer than two runs, their preprocessing or the source left out differs,
+        or `root` holds another.
     NotFoundError, ModelError
         If a run is not finished, or the networks do not fit together.
     DatasetError
@@ -73,7 +78,9 @@ def train_join(
     spec = scorers[0].judgement.preprocess
     if any(scorer.judgement.preprocess != spec for scorer in scorers):
         raise ConfigError("the runs' preprocessing differs; their networks cannot share an input")
-    prepared = prepare(location, spec, leaks=leaks, progress=progress)
+    for path, scorer in zip(runs, scorers, strict=True):
+        _check_left_out(path, scorer.config.get("data", {}).get("left_out"), leave_out)
+    prepared = prepare(location, spec, leave_out=leave_out, leaks=leaks, progress=progress)
     run.begin(
         {
             "family": " + ".join(scorer.config["family"] for scorer in scorers),
@@ -103,8 +110,19 @@ def train_join(
         **verdict.to_dict(),
     }
     run.write("metrics.json", metrics)
+    judged = KerasScorer(root)
     if prepared.test.samples:
-        tested = measure(KerasScorer(root), prepared.test.samples, prepared.test.pixels)
-        metrics["test"] = tested
-        run.write("metrics.json", metrics)
+        metrics["test"] = measure(judged, prepared.test.samples, prepared.test.pixels)
+    if leave_out:
+        metrics["left_out"] = measure_left_out(judged, prepared, leave_out)
+    run.write("metrics.json", metrics)
     return metrics
+
+
+def _check_left_out(run: Path, theirs: str | None, asked: str | None) -> None:
+    # A member that has seen the source would make the joint figures too good, and one that
+    # has not would be calibrated on a source it is not made for.
+    if theirs != asked:
+        without = f"without {theirs}" if theirs else "with all sources"
+        wanted = f"--leave-out {theirs}" if theirs else "no --leave-out"
+        raise ConfigError(f"{run} was trained {without}; join it with its like and {wanted}")

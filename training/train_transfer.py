@@ -9,7 +9,8 @@ from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.backbones import BACKBONE, load_backbone
 from lungwatch.training.blocks import blocks_of
 from lungwatch.training.conclude import VALIDATION, judge
-from lungwatch.training.fit import FitConfig, fit, predict_logits
+from lungwatch.training.fit import fit, predict_logits
+from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.fit_head import HeadConfig
 from lungwatch.training.fit_state import FitState
 from lungwatch.training.foreign import KerasModel

@@ -6,7 +6,8 @@ from typing import Any
 
 from lungwatch.training.baseline import BaselineConfig, build_baseline
 from lungwatch.training.conclude import VALIDATION, judge
-from lungwatch.training.fit import FitConfig, fit, predict_logits
+from lungwatch.training.fit import fit, predict_logits
+from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.fit_state import FitState
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.normalisation import Standardisation

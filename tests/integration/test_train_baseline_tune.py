@@ -12,7 +12,7 @@ from lungwatch.cli.main import main
 from lungwatch.errors import ConfigError, DatasetError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.baseline import BaselineConfig, build_baseline
-from lungwatch.training.fit import FitConfig
+from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.normalisation import Normalisation
 from lungwatch.training.prepare import prepare
 from lungwatch.training.progress import Progress

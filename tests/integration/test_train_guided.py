@@ -163,6 +163,14 @@ def test_a_source_left_out_teaches_nothing(words, folder):
     )
     assert refused.exit_code == 1
     assert "west" in refused.output
+    joint, places = folder / "joint", ("--data", folder / "data", "--leaks", "allow")
+    run("train", "join", out, out, *places, "--leave-out", "south", "--out", joint)
+    found = json.loads((joint / "metrics.json").read_text())["left_out"]["probes"]
+    assert found["COVID vs NORMAL"] == pytest.approx(probe)
+    words = ("train", "join", out, out, *places, "--out", folder / "none")
+    refused = CliRunner().invoke(main, [str(word) for word in words])
+    assert refused.exit_code == 1
+    assert "--leave-out south" in refused.output
 
 
 def test_what_is_no_segmenter_is_refused(words, folder, guided):
@@ -184,3 +192,34 @@ def test_a_guided_network_exports_with_its_maps(guided, folder):
     card = (folder / "models" / "toy-1.0.0" / "card.md").read_text()
     assert "Guided to the lungs: backbone efficientnet-lite0, cut at 8 pixels a cell" in card
     assert "the last weights of 2 epochs are kept." in card
+
+
+def test_robust_training_goes_on_to_the_same_numbers(words, folder, monkeypatch):
+    """Group weights and the adversary are kept beside the checkpoint, its optimiser included."""
+    from lungwatch.training import fit as module
+
+    extra = ("--group-robust", 0.1, "--domain-adversarial", 0.3, "--exchange-histograms", 0.3)
+    words = (*words, *extra, "--epochs", 2)
+    whole, cut = folder / "robust", folder / "robust-cut"
+    run(*words, "--out", whole)
+    real, calls = module._train_epoch, []
+
+    def cut_off(*arguments, **options):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, "_train_epoch", cut_off)
+    assert CliRunner().invoke(main, [str(w) for w in (*words, "--out", cut)]).exit_code != 0
+    assert list(cut.glob("checkpoint-*.memory.npz"))
+    monkeypatch.setattr(module, "_train_epoch", real)
+    run(*words, "--out", cut, "--resume")
+    for name in ("history.csv", "metrics.json", "group_weights.csv"):
+        assert (cut / name).read_text() == (whole / name).read_text()
+    assert not list(cut.glob("*.npz"))
+    with (whole / "group_weights.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row.pop("epoch") for row in rows] == ["1", "2"]
+    assert all(sum(map(float, row.values())) == pytest.approx(1.0, abs=1e-4) for row in rows)
+    assert "source_loss" in (whole / "history.csv").read_text().splitlines()[0]

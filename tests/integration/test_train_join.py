@@ -88,6 +88,16 @@ def test_runs_are_joined_measured_and_exported(tmp_path):
     run("export", tmp_path / "both", *words, *data)
     shown = json.loads(run("model", "show", tmp_path / "models" / "both-1.0.0", "--json"))
     assert shown["cam_side_px"] == 16
+    # Trained with all sources, they can say nothing about one left out.
+    unlike = CliRunner().invoke(
+        main,
+        [
+            *("train", "join", *map(str, runs), *map(str, data), "--leave-out", "west"),
+            *("--out", str(tmp_path / "west")),
+        ],
+    )
+    assert unlike.exit_code == 1
+    assert "trained with all sources" in unlike.output
     alone = CliRunner().invoke(
         main, ["train", "join", str(runs[0]), *map(str, data), "--out", str(tmp_path / "alone")]
     )

@@ -19,7 +19,7 @@ from lungwatch.imaging import read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
 from lungwatch.training.baseline import BaselineConfig, build_baseline
 from lungwatch.training.evaluate import evaluate
-from lungwatch.training.fit import FitConfig
+from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.progress import Progress
 from lungwatch.training.scorers import KerasScorer, load_scorer
 from lungwatch.training.train_baseline import train_baseline
@@ -235,9 +235,12 @@ def test_a_bare_keras_file_needs_data_for_its_threshold(run, data, tmp_path):
     refused = CliRunner().invoke(main, arguments)
     assert refused.exit_code == 1
     assert "validation split" in refused.stderr
-    accepted = CliRunner().invoke(main, [*arguments, "--data", str(data)])
+    arguments += ["--data", str(data), "--threshold-rule", "balanced"]
+    accepted = CliRunner().invoke(main, arguments)
     assert accepted.exit_code == 0, accepted.output
     assert f"{data.name}/test: ROC-AUC" in accepted.stdout
+    card = (tmp_path / "bare-1.0.0" / "card.md").read_text()
+    assert "largest smaller one of sensitivity and specificity on validation" in card
 
 
 def test_parity_holds_on_a_real_chest_radiograph():

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from lungwatch.cli.main import main
 from lungwatch.errors import ConfigError
-from lungwatch.training.fit import FitConfig
+from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.fit_head import HeadConfig
 from lungwatch.training.normalisation import Normalisation
 from lungwatch.training.phases import FINE_TUNED, FROZEN

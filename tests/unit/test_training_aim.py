@@ -38,9 +38,23 @@ def test_youden_is_the_threshold_that_training_fixes():
     assert choose_threshold(y, z, Aim(kind="youden")) == expected
 
 
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_balanced_makes_the_smaller_of_both_as_large_as_it_can_be(seed, ties):
+    y, z = scored(seed, ties=ties)
+    p = sigmoid(z)
+
+    def smaller(threshold: float) -> float:
+        found = figures(y, p, threshold)
+        return min(found.sensitivity, found.specificity)
+
+    chosen = choose_threshold(y, z, Aim(kind="balanced")).threshold
+    assert smaller(chosen) == pytest.approx(max(map(smaller, np.unique(p))))
+
+
 def test_abstention_is_off_since_its_band_belonged_to_the_old_threshold():
     y, z = scored(3)
-    for text in ("youden", "sensitivity=0.9"):
+    for text in ("youden", "balanced", "sensitivity=0.9"):
         decision = choose_threshold(y, z, Aim.parse(text))
         assert decision.uncertain_low == decision.threshold == decision.uncertain_high
 
@@ -51,7 +65,7 @@ def test_huge_logits_leave_a_threshold_between_0_and_1():
         assert 0 < choose_threshold(y, z, Aim(kind=kind, least=1.0)).threshold < 1
 
 
-@pytest.mark.parametrize("text", ["youden", "sensitivity=0.95", "specificity=1"])
+@pytest.mark.parametrize("text", ["youden", "balanced", "sensitivity=0.95", "specificity=1"])
 def test_an_aim_is_read_and_written_alike(text):
     assert str(Aim.parse(text)) == text
 

@@ -5,6 +5,7 @@ import pytest
 
 from lungwatch.errors import ConfigError
 from lungwatch.training.gradcam import gradcam
+from lungwatch.training.guide_numbers import source_numbers
 from lungwatch.training.head import FEATURES, attach_head
 from lungwatch.training.objective import (
     Objective,
@@ -12,7 +13,6 @@ from lungwatch.training.objective import (
     lungs_on_map,
     make_guided_step,
     ranking_loss,
-    source_numbers,
 )
 from lungwatch.training.samples import Sample
 
