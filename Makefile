@@ -26,8 +26,11 @@ help:
 demo: $(VENV)/.base.stamp
 	$(BIN)/python demo/demo.py
 
+# A worker for each processor, up to 8: each may load TensorFlow. A file stays with one worker, for
+# its shared set-up; files start in their order, acceptance first, which waits for processes most.
+# ARGS="-n 0" is one process, as a debugger wants it.
 test: $(VENV)/.dev.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev.stamp
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from tabulate import tabulate
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.daemon.config import Config
+from lungwatch.daemon.decoder.process import Decoder
+from lungwatch.daemon.decoder.wire import Setup
 from lungwatch.daemon.model import Classifier, find_bundle
 from lungwatch.daemon.overlay import (
     OverlayText,
@@ -32,8 +35,11 @@ from lungwatch.preprocess import preprocess
 UNIT = "classify"
 
 
-def stages() -> dict[str, Callable[[], object]]:
-    """Return each stage as a call on real input, the real chest radiograph's."""
+def stages(stack: ExitStack) -> dict[str, Callable[[], object]]:
+    """Return each stage as a call on real input, the real chest radiograph's.
+
+    The decoding process that one of them asks lives as long as the stack.
+    """
     config = Config()
     classifier = Classifier.load(find_bundle(config.model))
     contract = classifier.contract
@@ -54,6 +60,13 @@ def stages() -> dict[str, Callable[[], object]]:
     preview = make_preview(pixels, config.overlay_side_px)
     cam = scores.cam[shown_class(scores.label)]
     picture = render_overlay(preview=preview, cam=cam, text=text)
+    setup = Setup(
+        policy=config.read_policy,
+        spec=contract.preprocess,
+        overlay_side_px=config.overlay_side_px,
+        memory_mb=config.decode_memory_mb,
+    )
+    decoder = stack.enter_context(Decoder(setup, timeout_s=config.decode_timeout_s))
     decoding: dict[str, Callable[[], object]] = {
         f"decode, {name}": lambda path=path: read_radiograph(path)  # type: ignore[misc]
         for name, path in files.items()
@@ -61,6 +74,8 @@ def stages() -> dict[str, Callable[[], object]]:
     return decoding | {
         "preprocess": lambda: preprocess(pixels, contract.preprocess),
         "preview": lambda: make_preview(pixels, config.overlay_side_px),
+        # The daemon's way: the uncompressed file's first three stages, and back through a pipe.
+        "these three, in a process": lambda: decoder.decode(files["uncompressed"]),
         UNIT: lambda: classifier.run(tensor),
         "overlay, render": lambda: render_overlay(preview=preview, cam=cam, text=text),
         "overlay, encode": lambda: encode_png(picture),
@@ -69,15 +84,16 @@ def stages() -> dict[str, Callable[[], object]]:
 
 def measure(rounds: int) -> dict[str, list[float]]:
     """Time every stage once a round, in ms, so that a busy moment meets all of them alike."""
-    calls = stages()
-    for call in calls.values():
-        call()
-    times_ms: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            began = time.perf_counter()
+    with ExitStack() as stack:
+        calls = stages(stack)
+        for call in calls.values():
             call()
-            times_ms[name].append((time.perf_counter() - began) * 1000)
+        times_ms: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                began = time.perf_counter()
+                call()
+                times_ms[name].append((time.perf_counter() - began) * 1000)
     return times_ms
 
 

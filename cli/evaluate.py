@@ -37,8 +37,9 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
 @click.option(
     "--threshold-aim",
     metavar="AIM",
-    help="Choose the threshold anew, on --threshold-data: youden, sensitivity=0.95 (at least) "
-    "or specificity=0.95. Youden if only the data are given.",
+    help="Choose the threshold anew, on --threshold-data: youden, balanced (the smaller of "
+    "sensitivity and specificity as large as it can be), sensitivity=0.95 (at least) or "
+    "specificity=0.95. Youden if only the data are given.",
 )
 @click.option(
     "--threshold-data",

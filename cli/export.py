@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from lungwatch.cli.options import json_option
+
+if TYPE_CHECKING:
+    from lungwatch.training.calibrate import Rule
 
 
 @click.command()
@@ -55,6 +59,12 @@ from lungwatch.cli.options import json_option
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help='Tables measured elsewhere, for the card: JSON {"title": {"row": {"column": number}}}.',
 )
+@click.option(
+    "--threshold-rule",
+    type=click.Choice(["youden", "balanced"]),
+    help="Fix the threshold anew on the validation split of --data: sensitivity + specificity, or "
+    "the smaller of both, as large as it can be. A run's own is Youden's.",
+)
 @json_option
 def export(
     *,
@@ -69,6 +79,7 @@ def export(
     int8: bool,
     max_mb: float,
     figures: Path | None,
+    threshold_rule: str | None,
     as_json: bool,
 ) -> None:
     """Export MODEL, a run folder or a .keras file, as a bundle.
@@ -93,6 +104,7 @@ def export(
             int8=int8,
             max_mb=max_mb,
             figures=read_figures(figures) if figures else {},
+            threshold_rule=cast("Rule | None", threshold_rule),
         )
     )
     parity = contract.provenance["parity"]

@@ -27,7 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "retention": ("lungwatch.cli.retention:retention", "Remove what was kept for long enough."),
     "backup": ("lungwatch.cli.backup:backup", "Back the database up, and restore it."),
     "audit": ("lungwatch.cli.audit:audit", "List who changed, removed or exported what."),
-    "model": ("lungwatch.cli.model:model", "List, show and verify model bundles."),
+    "model": ("lungwatch.cli.model:model", "List, show, verify and sign model bundles."),
     "dataset": (
         "lungwatch.cli.dataset:dataset",
         "Explore, check and split a data set (extra 'train').",

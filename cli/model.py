@@ -8,20 +8,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.cli.model_signing import keygen, sign
 from lungwatch.cli.options import home_options, json_option
-from lungwatch.cli.output import print_fields, print_json, print_table
+from lungwatch.cli.output import cell_text, print_fields, print_json, print_table
 from lungwatch.errors import ModelError
 
 if TYPE_CHECKING:
-    from lungwatch.daemon.model import Classifier
+    from lungwatch.daemon.config import Config
+    from lungwatch.daemon.trust import Trust
 
-_CARD_FILE = "card.md"
 _MIB = 1 << 20
 
 
 @click.group()
 def model() -> None:
-    """List, show and verify model bundles. Research use only; not a medical device."""
+    """List, show, verify and sign model bundles. Research use only; not a medical device."""
+
+
+model.add_command(keygen)
+model.add_command(sign)
 
 
 @model.command(name="list")
@@ -30,8 +35,11 @@ def model() -> None:
 def list_command(home: Path | None, config_path: Path | None, as_json: bool) -> None:
     """List the bundles that ship and those in HOME/models."""
     from lungwatch.daemon.model import list_bundles
+    from lungwatch.daemon.trust import Trust
 
-    found = [_summary(bundle) for bundle in list_bundles(_root(home, config_path))]
+    config = _config(home, config_path)
+    trust = Trust.of(config)
+    found = [_summary(bundle, trust) for bundle in list_bundles(config.home)]
     if as_json:
         print_json(found)
     elif not found:
@@ -60,19 +68,25 @@ def list_command(home: Path | None, config_path: Path | None, as_json: bool) -> 
 @json_option
 def show(name_or_path: str, home: Path | None, config_path: Path | None, as_json: bool) -> None:
     """Print a model's contract and its card."""
-    from lungwatch.daemon.model import find_bundle
+    from lungwatch.bundle import read_bundle
+    from lungwatch.daemon.model import Classifier, find_bundle
+    from lungwatch.daemon.trust import Trust
 
-    bundle = find_bundle(name_or_path, _root(home, config_path))
-    contract = asdict(_classifier(bundle).contract)
-    card = bundle / _CARD_FILE
-    text = card.read_text(encoding="utf-8") if card.is_file() else None
+    config = _config(home, config_path)
+    bundle = find_bundle(name_or_path, config.home)
+    files = read_bundle(bundle)
+    contract = asdict(Classifier.of(files, trust=Trust.of(config)).contract)
+    text = None if files.card is None else files.card.decode("utf-8", "replace")
     if as_json:
         print_json({**contract, "path": bundle, "card": text})
         return
     # The card tells provenance and figures in a form for people.
     told = {"provenance", "metrics"} if text else set()
     print_fields(_flat({name: value for name, value in contract.items() if name not in told}))
-    click.echo(f"\n{text or 'This bundle has no card.'}\n\n{RESEARCH_USE_ONLY}")
+    lines = (text or "This bundle has no card.").splitlines()
+    # Whoever made the bundle wrote it: it must not steer the terminal.
+    click.echo("\n" + "\n".join(cell_text(line) if line else "" for line in lines))
+    click.echo(f"\n{RESEARCH_USE_ONLY}")
 
 
 @model.command()
@@ -84,37 +98,44 @@ def verify(
 ) -> None:
     """Prove that a bundle is what it says.
 
-    Its digest and contract are checked, and its golden picture is replayed on this machine.
-    Without a name, the bundle that the daemon would use.
+    Its digest and contract are checked, whose it is (where 'trusted_keys' is set, a trusted
+    signer's), and its golden picture is replayed on this machine. Without a name, the bundle
+    that the daemon would use.
     """
-    from lungwatch.daemon.config import load_config
-    from lungwatch.daemon.model import find_bundle
+    from lungwatch.bundle import read_bundle
+    from lungwatch.daemon.model import Classifier, find_bundle
+    from lungwatch.daemon.trust import Trust
 
-    config = load_config(config_path, home)
-    bundle = find_bundle(name_or_path or config.model, config.home)
-    classifier = _classifier(bundle)
+    config = _config(home, config_path)
+    files = read_bundle(find_bundle(name_or_path or config.model, config.home))
+    trust = Trust.of(config)
+    classifier = Classifier.of(files, trust=trust)
+    provenance = trust.provenance(files)
     if as_json:
-        print_json({"model": classifier.contract.id, "sha256": classifier.sha256, "path": bundle})
+        print_json(
+            {
+                "model": classifier.contract.id,
+                "sha256": classifier.sha256,
+                "path": files.folder,
+                "signer": provenance.signer,
+                "shipped": provenance.is_shipped,
+                "trusted": provenance.is_trusted,
+            }
+        )
     else:
         click.echo(
             f"{classifier.contract.id}: digest, contract and golden picture are right "
-            f"(SHA-256 {classifier.sha256})"
+            f"(SHA-256 {classifier.sha256}); {provenance.text}"
         )
 
 
-def _root(home: Path | None, config_path: Path | None) -> Path:
+def _config(home: Path | None, config_path: Path | None) -> "Config":
     from lungwatch.daemon.config import load_config
 
-    return load_config(config_path, home).home
+    return load_config(config_path, home)
 
 
-def _classifier(bundle: Path) -> "Classifier":
-    from lungwatch.daemon.model import Classifier
-
-    return Classifier.load(bundle)
-
-
-def _summary(bundle: Path) -> dict[str, Any]:
+def _summary(bundle: Path, trust: "Trust") -> dict[str, Any]:
     """Describe a bundle; a broken one is listed with what is wrong with it."""
     entry: dict[str, Any] = {
         "bundle": bundle.name,
@@ -127,8 +148,10 @@ def _summary(bundle: Path) -> dict[str, Any]:
         "path": str(bundle),
         "error": None,
     }
+    from lungwatch.daemon.model import Classifier
+
     try:
-        contract = _classifier(bundle).contract
+        contract = Classifier.load(bundle, trust=trust).contract
     except ModelError as error:
         return {**entry, "error": str(error)}
     return {

@@ -21,7 +21,8 @@ def listen(*, port: int | None, home: Path | None, config_path: Path | None) -> 
     from dataclasses import replace
 
     from lungwatch.daemon import logs
-    from lungwatch.daemon.config import check_receiving, load_config
+    from lungwatch.daemon.config import load_config
+    from lungwatch.daemon.configchecks import check_receiving
     from lungwatch.daemon.dicomnet import make_listener
     from lungwatch.daemon.home import Home
     from lungwatch.errors import ConfigError

@@ -1,6 +1,7 @@
 """`lungwatch pacs send`: send results to the configured destinations now, or once more."""
 
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +47,7 @@ def send(
     """
     from lungwatch.daemon.config import load_config
     from lungwatch.daemon.home import Home
+    from lungwatch.daemon.ownership import check_database
     from lungwatch.db.deliveries import Deliveries
     from lungwatch.db.migrate import open_database
     from lungwatch.errors import HomeError
@@ -64,12 +66,15 @@ def send(
             is_running = True
         engine = open_database(config.database_url)
         stack.callback(engine.dispose)
+        check_database(place, engine)
         if ids:
             _queue(engine, ids, plan)
         chosen = _chosen(engine, ids, plan, failed=failed)
         Deliveries(engine).request([row.id for row in chosen], datetime.now(UTC))
-        if chosen:
-            note(engine, "pacs send", {"objects": len(chosen)})
+        # A row of the audit for each result, with what of it is to be sent to how many.
+        counts = Counter(f"result {row.result_id}" for row in chosen)
+        for target, objects in counts.items():
+            note(engine, "pacs send", targets=[target], detail={"objects": objects})
         if chosen and not is_running:
             _send_here(config, place, engine)
         rows = _again(engine, chosen)
@@ -146,7 +151,7 @@ def _send_here(config: "Config", home: "Home", engine: "Engine") -> None:
     from lungwatch.daemon.outbox.sender import Sender
     from lungwatch.daemon.writer import Writer
 
-    configure(quiet=True)
+    configure(quiet=True, log_format=config.log_format)
 
     def on_crash(name: str, error: BaseException) -> None:
         raise RuntimeError(f"the {name} thread ended") from error

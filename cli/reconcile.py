@@ -1,13 +1,14 @@
 """`lungwatch reconcile`: whether folders and database agree."""
 
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from lungwatch.cli.audit import note
+from lungwatch.cli.audit import note, noting_failure
 from lungwatch.cli.options import home_options, json_option
 from lungwatch.cli.output import print_json, print_table
 
@@ -25,6 +26,7 @@ def reconcile(home: Path | None, config_path: Path | None, dry_run: bool, as_jso
     """
     from lungwatch.daemon.config import load_config
     from lungwatch.daemon.home import Home
+    from lungwatch.daemon.ownership import check_database
     from lungwatch.daemon.reconcile import Reconciler
     from lungwatch.db.migrate import open_database
     from lungwatch.errors import HomeError
@@ -41,6 +43,7 @@ def reconcile(home: Path | None, config_path: Path | None, dry_run: bool, as_jso
             is_running = True
         engine = open_database(config.database_url)
         stack.callback(engine.dispose)
+        check_database(place, engine)
         bar = stack.enter_context(
             click.progressbar(
                 length=0, label="Hashing", file=sys.stderr, hidden=not sys.stderr.isatty()
@@ -51,12 +54,16 @@ def reconcile(home: Path | None, config_path: Path | None, dry_run: bool, as_jso
             bar.length = (bar.length or 0) + 1
             bar.update(1)
 
+        mends = not dry_run and not is_running
+        if mends:
+            stack.enter_context(noting_failure(engine, "reconcile", ["home"]))
         report = Reconciler(
-            place, engine, mend=not dry_run and not is_running, is_running=is_running, on_file=count
+            place, engine, mend=mends, is_running=is_running, on_file=count
         ).run()
         mended = sum(item.mended for item in report.differences)
         if mended:
-            note(engine, "reconcile", {"mended": mended})
+            kinds = Counter(str(item.kind) for item in report.differences if item.mended)
+            note(engine, "reconcile", targets=["home"], detail={"mended": mended, **kinds})
 
     if as_json:
         print_json({**asdict(report), "agrees": report.agrees, "daemon_running": is_running})

@@ -1,5 +1,6 @@
 """`lungwatch results`: list, show, export and count what the database holds."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.audit import note
+from lungwatch.cli.audit import note, noting_failure
 from lungwatch.cli.options import filter_options, home_options, json_option
 from lungwatch.cli.output import cell_text, print_fields, print_json, print_table, to_csv, to_json
 
@@ -149,12 +150,17 @@ def export(
         raise click.BadParameter("the name must end in .csv or .json", param_hint="'-o'")
     rows = _read(home, config_path, chosen)
     text = _csv(rows) if kind == ".csv" else to_json(rows) + "\n"
-    try:
-        write_atomic(output, text.encode())
-    except OSError as error:
-        raise LungwatchError(f"cannot write {output}: {error.strerror}") from error
+    data = text.encode()
+    # Not the file's name, which may hold a patient's.
+    targets = [f"sha256 {hashlib.sha256(data).hexdigest()}"]
     with _opened(home, config_path) as (engine, _root):
-        note(engine, "results export", {"results": len(rows), "format": kind[1:]})
+        with noting_failure(engine, "results export", targets):
+            try:
+                write_atomic(output, data)
+            except OSError as error:
+                raise LungwatchError(f"cannot write {output}: {error.strerror}") from error
+        detail = {"results": len(rows), "format": kind[1:]}
+        note(engine, "results export", targets=targets, detail=detail)
     click.echo(f"{len(rows)} results written to {output}")
 
 

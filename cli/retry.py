@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from lungwatch.cli.audit import note
+from lungwatch.cli.audit import note, noting_failure
 from lungwatch.cli.options import home_options
 
 
@@ -20,6 +20,8 @@ def retry(home: Path | None, config_path: Path | None, ids: tuple[str, ...], fai
     daemon, `lungwatch run --once` does.
     """
     from lungwatch.daemon.config import load_config
+    from lungwatch.daemon.home import Home
+    from lungwatch.daemon.ownership import check_database
     from lungwatch.db.migrate import open_database
     from lungwatch.db.queries import ResultFilter, get_result, list_results
     from lungwatch.db.store import Store
@@ -30,6 +32,7 @@ def retry(home: Path | None, config_path: Path | None, ids: tuple[str, ...], fai
     config = load_config(config_path, home)
     engine = open_database(config.database_url)
     try:
+        check_database(Home(config.home), engine)
         if failed:
             rows = list_results(engine, ResultFilter(status="failed", limit=None))
         else:
@@ -45,9 +48,10 @@ def retry(home: Path | None, config_path: Path | None, ids: tuple[str, ...], fai
                 )
         store = Store(engine)
         for row in rows:
-            store.request_retry(result_id=row.id, now=datetime.now(UTC))
+            with noting_failure(engine, "retry", [f"result {row.id}"]):
+                store.request_retry(result_id=row.id, now=datetime.now(UTC))
         if rows:
-            note(engine, "retry", {"results": [row.id for row in rows[:100]], "number": len(rows)})
+            note(engine, "retry", targets=[f"result {row.id}" for row in rows])
     finally:
         engine.dispose()
     click.echo(f"{len(rows)} put forward to be tried again")

@@ -62,6 +62,29 @@ def write_atomic(target: Path, data: bytes) -> None:
     fsync_dir(target.parent)
 
 
+def create_private(target: Path, data: bytes) -> None:
+    """Write a new file that its owner alone may read (mode 0600), whole or not at all.
+
+    Raises
+    ------
+    FileExistsError
+        If there is one of that name, which stays as it is.
+    OSError
+        If writing fails; nothing is left behind then.
+    """
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # Unlike a rename, a link never takes the place of what is there.
+        os.link(name, target)
+    finally:
+        Path(name).unlink()
+    fsync_dir(target.parent)
+
+
 def move_atomic(source: Path, target: Path) -> None:
     """Move a file within one file system, durable at both ends.
 

@@ -4,18 +4,23 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import cv2
 from sqlalchemy import text
 
+from lungwatch.bundle import read_bundle
+from lungwatch.daemon.check import Check
 from lungwatch.daemon.config import Config
+from lungwatch.daemon.errortext import describe_unexpected
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.model import Classifier, find_bundle
 from lungwatch.daemon.outbox.health import standings
-from lungwatch.daemon.service import Service, describe
+from lungwatch.daemon.runningcheck import check_running
+from lungwatch.daemon.service import Service
+from lungwatch.daemon.trust import Trust
 from lungwatch.daemon.watcher import Watcher
 from lungwatch.db.engine import open_engine
 from lungwatch.db.migrate import check_current, open_database
@@ -31,23 +36,6 @@ _OPTIONAL = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """The outcome of one check.
-
-    Attributes
-    ----------
-    ok
-        None for a note that is neither good nor bad, such as an extra that is not installed.
-    detail
-        What was found and, if not ok, what to do.
-    """
-
-    name: str
-    ok: bool | None
-    detail: str
-
-
 def check_up(config: Config) -> Iterator[Check]:
     """Yield one outcome after the other; a failing check does not end the others.
 
@@ -61,9 +49,11 @@ def check_up(config: Config) -> Iterator[Check]:
     yield _try("space", lambda: _space(home, config.min_free_mb))
     yield _try("watching", lambda: _watching(home, config))
     yield _try("database", lambda: _database(config.database_url))
+    yield _trusted_keys(config)
     yield _try("model", lambda: _model(config, home))
     yield _try("clock", lambda: _clock(home))
     yield _try("synthetic X-ray", lambda: _synthetic(config, home))
+    yield from check_running(config)
     yield from _destinations(config)
     for extra, module in _OPTIONAL.items():
         installed = importlib.util.find_spec(module) is not None
@@ -83,7 +73,7 @@ def _try(name: str, check: Callable[[], str]) -> Check:
         return Check(name=name, ok=False, detail=str(error))
     # A check-up reports whatever is wrong; it must not be what fails.
     except Exception as error:
-        return Check(name=name, ok=False, detail=describe(error))
+        return Check(name=name, ok=False, detail=describe_unexpected(error))
 
 
 def _folders(home: Home) -> str:
@@ -123,8 +113,25 @@ def _database(url: str) -> str:
 
 
 def _model(config: Config, home: Home) -> str:
-    classifier = Classifier.load(find_bundle(config.model, home.root), config.inference_threads)
-    return f"{classifier.contract.id}: digest, contract and golden picture verified"
+    files = read_bundle(find_bundle(config.model, home.root))
+    trust = Trust.of(config)
+    classifier = Classifier.of(files, config.inference_threads, trust)
+    return (
+        f"{classifier.contract.id}: digest, contract and golden picture verified; "
+        f"{trust.provenance(files).text}"
+    )
+
+
+def _trusted_keys(config: Config) -> Check:
+    name = "trusted keys"
+    if not config.trusted_keys:
+        return Check(
+            name=name,
+            ok=None,
+            detail="'trusted_keys' is not set: any bundle is run, whoever made it; "
+            "see docs/security.md",
+        )
+    return _try(name, lambda: f"{len(Trust.of(config).keys or {})} in {config.trusted_keys}")
 
 
 def _clock(home: Home) -> str:

@@ -4,10 +4,13 @@ import errno
 import hashlib
 import logging
 import os
+import stat
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from lungwatch.atomicfile import fsync_dir
+from lungwatch.daemon.beneath import opened_beneath
 from lungwatch.daemon.clock import Clock
 from lungwatch.daemon.crashpoint import crashpoint
 from lungwatch.daemon.filing import Filing
@@ -82,11 +85,17 @@ class Claimer:
             If it was moved, and can then not be read or filed.
         """
         name = path.relative_to(self._home.incoming)
-        return self._enter(path, uuid.uuid4().hex, name)
+
+        def move(target: Path) -> None:
+            with opened_beneath(self._home.incoming, name.parent) as folder:
+                os.rename(name.name, target, src_dir_fd=folder)
+
+        return self._enter(path, uuid.uuid4().hex, name, move)
 
     def retry(self, quarantined: Path, source_name: str) -> Claimed | None:
         """Claim a file of the quarantine that was asked to be tried again."""
-        return self._enter(quarantined, _RETRY_PREFIX + uuid.uuid4().hex, Path(source_name))
+        token = _RETRY_PREFIX + uuid.uuid4().hex
+        return self._enter(quarantined, token, Path(source_name), quarantined.rename)
 
     def resume(self, path: Path) -> Claimed | None:
         """Go on with a file in `work/`, wherever its claim was cut off.
@@ -100,18 +109,20 @@ class Claimer:
         name = path.relative_to(folder).as_posix()
         return self._settle(path, folder.name, name, moved_from=None)
 
-    def _enter(self, path: Path, token: str, name: Path) -> Claimed | None:
+    def _enter(
+        self, path: Path, token: str, name: Path, move: Callable[[Path], object]
+    ) -> Claimed | None:
         target = self._home.work / token / _storable(name.name)
 
-        def move() -> None:
+        def enter() -> None:
             target.parent.mkdir()
             try:
-                path.rename(target)
+                move(target)
             except OSError:
                 target.parent.rmdir()
                 raise
 
-        self._outages.ride_out(move)
+        self._outages.ride_out(enter)
         return self._settle(target, token, name.as_posix(), moved_from=path.parent)
 
     def _settle(
@@ -214,17 +225,25 @@ class Claimer:
     def _give_back(self, path: Path, source_name: str) -> None:
         """Return a file that is still being written to; its writer never notices."""
         folder = self._home.work / path.relative_to(self._home.work).parts[0]
-        target = self._home.incoming / source_name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        name = Path(source_name)
         try:
-            # Unlike rename, link refuses to replace what has taken the name meanwhile.
-            os.link(path, target)
-        except FileExistsError:
-            os.link(path, target.with_name(f"{folder.name[:8]}-{target.name}"))
-        fsync_dir(target.parent)
+            self._link(path, name, name.parent, folder.name[:8])
+        except FileNotFoundError:  # its folder has become something else
+            self._link(path, name, Path(), folder.name[:8])
         path.unlink()
         folder.rmdir()
         event("returned", "-" * 12, reason="still being written")
+
+
+    def _link(self, path: Path, name: Path, folder: Path, prefix: str) -> None:
+        with opened_beneath(self._home.incoming, folder, create=True) as place:
+            # Unlike rename, link refuses to replace what has taken the name meanwhile.
+            try:
+                os.link(path, name.name, dst_dir_fd=place, follow_symlinks=False)
+            except FileExistsError:
+                free = f"{prefix}-{name.name}"
+                os.link(path, free, dst_dir_fd=place, follow_symlinks=False)
+            os.fsync(place)
 
 
 def _storable(name: str) -> str:
@@ -236,8 +255,11 @@ def _storable(name: str) -> str:
 
 
 def _settled_digest(path: Path) -> tuple[str, int] | None:
-    """Hash a file and make it durable; None if somebody is still writing to it."""
-    before = path.stat()
+    """Hash a file and make it durable; None if somebody is still writing to it, or changed it."""
+    # What was a file when it was looked at may be a link or a FIFO by now.
+    before = path.lstat()
+    if not stat.S_ISREG(before.st_mode):
+        return None
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
         try:

@@ -5,26 +5,21 @@ options of the command line. An unknown key or a bad value stops the start with 
 """
 
 import os
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal
 
-from lungwatch.daemon.outbox.destination import is_ae_title, parse_destination
+from lungwatch.daemon.configchecks import OBJECT_KINDS, check_receiving, check_sending
+from lungwatch.daemon.configkey import Key
+from lungwatch.daemon.configsources import PREFIX, values_from_environment, values_from_file
 from lungwatch.errors import ConfigError
 from lungwatch.imaging import ReadPolicy
 from lungwatch.models import SHIPPED_DEFAULT
 
-PREFIX = "LUNGWATCH_"
-# Read elsewhere: the file itself, the crash points and the test suite's own switches.
-_NOT_KEYS = ("CONFIG", "CRASH_AT", "HANG_AT", "TEST_")
-
 ObserverChoice = Literal["auto", "inotify", "polling"]
 SrChoice = Literal["comprehensive-3d", "comprehensive"]
 LogFormat = Literal["auto", "text", "json", "journald"]
-
-_OBJECT_KINDS = ("sc", "sr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +34,9 @@ class Config:
         SQLAlchemy URL; empty for `lungwatch.db` in the home.
     model
         Name of a bundle ("baseline-1.0.0") or path of a bundle's folder.
+    trusted_keys
+        Path of a PEM file of Ed25519 public keys, or of a folder of such files (.pem, .pub). If
+        set, only bundles that one of these keys signed are run, and the shipped ones.
     observer
         "auto" takes inotify on local file systems and polling on network ones.
     stability_s
@@ -69,7 +67,8 @@ class Config:
         Seconds without progress, beyond its own timeouts, after which a stage counts as stuck
         and the service manager's watchdog is no longer fed.
     min_free_mb
-        Free space below which no file is claimed, in MiB.
+        Free space below which no file is claimed, in MiB. Files wait in the drop folder then,
+        until a tenth more than this is free.
     drain_s
         Seconds that a stop waits for what is in flight.
     overlay_side_px
@@ -83,11 +82,13 @@ class Config:
         Port of this machine (127.0.0.1) that serves /metrics, /health and /ready; 0: none.
     metrics_textfile
         Path of a file that the metrics are written to, for node_exporter's textfile collector.
-    retain_done_days, retain_quarantine_days, retain_overlays_days
-        Days after its end that `lungwatch retention run` leaves a file of these folders; 0: for
-        ever. What waits to be sent or tried again is never removed; the row stays.
-    retain_max_gb
-        GiB that these folders may hold together; the oldest go first. 0: no limit.
+    retain_done_days, retain_quarantine_days, retain_overlays_days, retain_backups_days
+        Days after its end that `lungwatch retention run` leaves a file of this folder; 0: for
+        ever. What is still to be sent or tried again is never removed, nor is the newest backup;
+        the row stays. The outbox keeps what is still to be sent, and nothing else.
+    retain_done_gb, retain_quarantine_gb, retain_overlays_gb, retain_backups_gb
+        GiB that this folder may hold, what has to stay counted in; the oldest files go first. 0:
+        no limit.
     keep_backups
         Backups of the database that `lungwatch backup create` keeps; 0: all.
     pacs_ae_title
@@ -122,6 +123,7 @@ class Config:
     home: Path = Path("lungwatch-home")
     database_url: str = ""
     model: str = SHIPPED_DEFAULT
+    trusted_keys: str = ""
     observer: ObserverChoice = "auto"
     stability_s: float = 0.0
     open_timeout_s: float = 30.0
@@ -150,7 +152,11 @@ class Config:
     retain_done_days: int = 0
     retain_quarantine_days: int = 0
     retain_overlays_days: int = 0
-    retain_max_gb: int = 0
+    retain_backups_days: int = 0
+    retain_done_gb: float = 0.0
+    retain_quarantine_gb: float = 0.0
+    retain_overlays_gb: float = 0.0
+    retain_backups_gb: float = 0.0
     keep_backups: int = 14
     pacs_ae_title: str = "LUNGWATCH"
     pacs_port: int = 0
@@ -163,7 +169,7 @@ class Config:
     pacs_tls_key: str = ""
     pacs_tls_ca: str = ""
     pacs_destinations: tuple[str, ...] = ()
-    pacs_send: tuple[str, ...] = _OBJECT_KINDS
+    pacs_send: tuple[str, ...] = OBJECT_KINDS
     pacs_sr: SrChoice = "comprehensive-3d"
     pacs_deidentify: bool = False
     pacs_deidentify_key: str = ""
@@ -205,13 +211,20 @@ _RANGES: dict[str, tuple[float, float]] = {
     "retain_done_days": (0, 36_500),
     "retain_quarantine_days": (0, 36_500),
     "retain_overlays_days": (0, 36_500),
-    "retain_max_gb": (0, 1_000_000),
+    "retain_backups_days": (0, 36_500),
+    "retain_done_gb": (0, 1_000_000),
+    "retain_quarantine_gb": (0, 1_000_000),
+    "retain_overlays_gb": (0, 1_000_000),
+    "retain_backups_gb": (0, 1_000_000),
     "keep_backups": (0, 10_000),
     "pacs_port": (0, 65_535),
     "pacs_max_associations": (1, 1000),
     "pacs_max_object_mb": (1, 4096),
     "pacs_retry_s": (0.1, 3600),
     "pacs_retry_max_s": (0.1, 86_400),
+}
+_KEYS = {
+    field.name: Key.of(field.name, field.type, _RANGES.get(field.name)) for field in fields(Config)
 }
 
 
@@ -238,13 +251,13 @@ def load_config(
         range: the message names the key and where it was found.
     """
     environ = os.environ if environ is None else environ
-    from_env = _from_environment(environ)
+    from_env = values_from_environment(environ, _KEYS)
     if config_path is None and environ.get(PREFIX + "CONFIG"):
         config_path = Path(environ[PREFIX + "CONFIG"])
     if config_path is None:
         candidate = Path(home or from_env.get("home") or Config.home) / "lungwatch.toml"
         config_path = candidate if candidate.is_file() else None
-    values = _from_file(config_path) if config_path else {}
+    values = values_from_file(config_path, _KEYS) if config_path else {}
     values |= from_env
     if home is not None:
         values["home"] = home
@@ -255,134 +268,6 @@ def load_config(
             raise ConfigError(f"'home' must not contain '?': {config.home}")
         values["database_url"] = f"sqlite:///{config.home / 'lungwatch.db'}"
         config = Config(**values)
-    _check_sending(config)
+    check_sending(config)
     check_receiving(config)
     return config
-
-
-def check_receiving(config: Config) -> None:
-    """Refuse a port that is open to a network from which nobody may send.
-
-    Raises
-    ------
-    ConfigError
-        If it is.
-    """
-    if not config.pacs_port or config.pacs_calling_addresses:
-        return
-    if config.pacs_address not in ("127.0.0.1", "::1", "localhost"):
-        raise ConfigError(
-            f"'pacs_address' {config.pacs_address} is open to the network: name who may send in "
-            "'pacs_calling_addresses'"
-        )
-
-
-def _check_sending(config: Config) -> None:
-    """Refuse what can be told of the destinations before one of them is asked."""
-    if not is_ae_title(config.pacs_ae_title):
-        raise ConfigError(
-            f"bad value for 'pacs_ae_title': {config.pacs_ae_title!r} is not of 1 to 16 characters"
-        )
-    for text in config.pacs_destinations:
-        try:
-            parse_destination(text)
-        except ConfigError as error:
-            raise ConfigError(f"bad value for 'pacs_destinations': {error}") from error
-    if len(set(config.pacs_destinations)) < len(config.pacs_destinations):
-        raise ConfigError("bad value for 'pacs_destinations': one is named twice")
-    kinds = config.pacs_send
-    if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(_OBJECT_KINDS):
-        raise ConfigError(
-            f"bad value for 'pacs_send': {list(kinds)!r} is not of sc and sr, each once"
-        )
-    if config.pacs_sr not in get_args(SrChoice):
-        listed = " or ".join(get_args(SrChoice))
-        raise ConfigError(f"bad value for 'pacs_sr': {config.pacs_sr!r} is not {listed}")
-    if config.pacs_deidentify and not config.pacs_deidentify_key:
-        raise ConfigError(
-            "'pacs_deidentify' needs 'pacs_deidentify_key', the path of a file with a secret: "
-            "make one with `head -c 32 /dev/urandom > FILE; chmod 600 FILE`"
-        )
-    if config.pacs_retry_max_s < config.pacs_retry_s:
-        raise ConfigError("'pacs_retry_max_s' is less than 'pacs_retry_s'")
-
-
-def _from_file(path: Path) -> dict[str, Any]:
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"the configuration file {path} does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    return {key: _checked(key, value, f"in {path}") for key, value in raw.items()}
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    values = {}
-    for name, text in environ.items():
-        if not name.startswith(PREFIX) or name.removeprefix(PREFIX).startswith(_NOT_KEYS):
-            continue
-        key = name.removeprefix(PREFIX).lower()
-        values[key] = _checked(key, _parse(key, text, name), f"in the environment ({name})")
-    return values
-
-
-def _parse(key: str, text: str, name: str) -> object:
-    """Turn an environment variable's text into the type of its key."""
-    kind = _KINDS.get(key)
-    parsers: dict[Any, Callable[[str], object]] = {
-        int: int,
-        float: float,
-        tuple: lambda value: [part.strip() for part in value.split(",") if part.strip()],
-        bool: lambda value: {"true": True, "1": True, "false": False, "0": False}[value.lower()],
-    }
-    try:
-        return parsers[kind](text) if kind in parsers else text
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"{name}: {text!r} is not a value for '{key}'") from error
-
-
-def _checked(key: str, value: object, where: str) -> object:
-    kind = _KINDS.get(key)
-    if kind is None:
-        known = ", ".join(sorted(_KINDS))
-        raise ConfigError(f"unknown key '{key}' {where}; known keys: {known}")
-    problem = ConfigError(f"bad value for '{key}' {where}: {value!r}")
-    if kind is tuple:
-        if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
-            raise problem
-        return tuple(cast(list[str], value))
-    if kind is Path:
-        if not isinstance(value, str) or not value:
-            raise problem
-        return Path(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not kind:
-        raise problem
-    if key == "observer" and value not in ("auto", "inotify", "polling"):
-        raise ConfigError(
-            f"bad value for 'observer' {where}: {value!r} is not auto, inotify or polling"
-        )
-    if key == "log_format" and value not in get_args(LogFormat):
-        raise ConfigError(
-            f"bad value for 'log_format' {where}: {value!r} is not auto, text, json or journald"
-        )
-    if key in _RANGES and isinstance(value, int | float):
-        low, high = _RANGES[key]
-        if not low <= value <= high:
-            raise ConfigError(f"bad value for '{key}' {where}: {value} is not within {low}..{high}")
-    return value
-
-
-def _kind(field_type: object) -> type:
-    if field_type in (ObserverChoice, SrChoice, LogFormat):
-        return str
-    if field_type == tuple[str, ...]:
-        return tuple
-    return cast(type, field_type)
-
-
-_KINDS: dict[str, type] = {field.name: _kind(field.type) for field in fields(Config)}

@@ -24,10 +24,17 @@ CrashPoint = Literal[
     "packed",
     "stored",
 ]
+RestorePoint = Literal[
+    "restore_marked",
+    "restore_copied",
+    "restore_kept",
+    "restore_parted",
+    "restore_replaced",
+]
 CRASH_POINTS: tuple[CrashPoint, ...] = get_args(CrashPoint)
 
 
-def crashpoint(name: CrashPoint) -> None:
+def crashpoint(name: CrashPoint | RestorePoint) -> None:
     """Kill this process, or hang this thread, if the environment asks for it at this point."""
     if os.environ.get("LUNGWATCH_CRASH_AT") == name:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -3,9 +3,10 @@
 import errno
 import os
 
+from lungwatch.daemon.errortext import describe
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.outage import OutageKind, Outages, describe
+from lungwatch.daemon.outage import OutageKind, Outages
 from lungwatch.daemon.watcher import Watcher
 
 

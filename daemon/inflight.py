@@ -20,7 +20,7 @@ class InFlight:
 
     @property
     def ended(self) -> int:
-        """Slots that were given back so far."""
+        """Files that have met their end so far."""
         with self._changed:
             return self._ended
 
@@ -32,11 +32,11 @@ class InFlight:
             self._count += 1
             return True
 
-    def release(self) -> None:
-        """Give a slot back."""
+    def release(self, *, ended: bool = True) -> None:
+        """Give a slot back; its file has met its end, or is still where it was."""
         with self._changed:
             self._count -= 1
-            self._ended += 1
+            self._ended += ended
             self._changed.notify_all()
 
     def wait_empty(self, timeout_s: float) -> bool:

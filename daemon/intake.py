@@ -14,19 +14,24 @@ from pathlib import Path
 from lungwatch.daemon.claiming import Claimer, CutOff
 from lungwatch.daemon.clock import Clock
 from lungwatch.daemon.dropfolder import DropFolder
+from lungwatch.daemon.errortext import describe
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.inflight import InFlight
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.outage import Outages, describe
+from lungwatch.daemon.outage import Outages
 from lungwatch.daemon.records import Claimed
 from lungwatch.daemon.stability import Snapshot, Stability
 from lungwatch.daemon.vitals import Vitals
+from lungwatch.daemon.waiting import Waiting
 from lungwatch.daemon.watcher import Watcher
 from lungwatch.daemon.writercheck import writer_of
 
 # Names under which browsers, rsync, scp, Samba and editors build a file up.
 _PARTIAL = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".download", "~")
 _POLL_S = 0.2
+# To hash a sparse file of many terabytes, which costs its dropper nothing, would keep every other
+# file waiting for hours, and starve the watchdog.
+_MAX_BYTES = 8 << 30
 # The file is somebody's who does not let us move it, or on another file system.
 _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EXDEV}
 _FIRST_DELAY_S = 0.5
@@ -97,7 +102,13 @@ class Intake:
         self._postponed: dict[Path, _Postponed] = {}
         self._folder = DropFolder(home, watcher, outages)
         self._is_short_of_space = False
-        self.waiting = 0
+        self.waiting_files = Waiting()
+        self._queued_left = 0
+
+    @property
+    def waiting(self) -> int:
+        """Files that are to be taken: in the drop folder, or in quarantine to be tried again."""
+        return self.waiting_files.count + self._queued_left
 
     @property
     def left_alone(self) -> int:
@@ -145,16 +156,20 @@ class Intake:
             path: kept for path, kept in self._postponed.items() if os.path.lexists(path)
         }
         queued = self._outages.ride_out(self._queued)
-        self.waiting = len(found) + len(queued)
+        self.waiting_files.replace(
+            {p: seen.changed_at_s for p, seen in found.items() if p not in self._complained}
+        )
+        self._queued_left = len(queued)
         for path in found:
             if self._is_due(path) and self._is_complete(path):
                 self._claim(path, partial(self._claimer.take, path))
-            self.waiting -= 1
+            if path in self._complained or not os.path.lexists(path):
+                self.waiting_files.leave(path)
         for path in [path for path in self._postponed if path not in found and self._is_due(path)]:
             self._claim(path, partial(self._claimer.resume, path))
         for path, source_name in queued:
             self._claim(path, partial(self._claimer.retry, path, source_name))
-            self.waiting -= 1
+            self._queued_left -= 1
         return bool(queued) or any(
             path not in self._complained for path in (*found, *self._postponed)
         )
@@ -208,6 +223,9 @@ class Intake:
                 if not stat.S_ISREG(status.st_mode):
                     self._complain(path, "not a regular file")
                     continue
+                if status.st_size > _MAX_BYTES:
+                    self._complain(path, f"larger than {_MAX_BYTES >> 30} GiB")
+                    continue
                 yield (
                     path,
                     Snapshot(
@@ -215,6 +233,8 @@ class Intake:
                         mtime_ns=status.st_mtime_ns,
                         inode=status.st_ino,
                         age_s=now - status.st_mtime,
+                        # Nobody can set it back, and a copy keeps the original's mtime.
+                        changed_at_s=status.st_ctime,
                     ),
                 )
 
@@ -242,9 +262,11 @@ class Intake:
             if self._stopped.wait(_POLL_S if is_waiting else 0):
                 return
         self._vitals.beat("intake")
-        claimed = None
+        claimed, has_ended = None, False
         try:
             claimed = claim()
+            # Known bytes meet their end here; what is still being written is given back.
+            has_ended = claimed is None and not os.path.lexists(path)
         except FileNotFoundError:
             pass  # taken away again by whoever dropped it
         except OSError as error:
@@ -256,7 +278,7 @@ class Intake:
             self._postpone(error.path, error)
         finally:
             if claimed is None:
-                self._in_flight.release()
+                self._in_flight.release(ended=has_ended)
         if claimed is not None:
             self._postponed.pop(path, None)
             self._submit(claimed)
@@ -283,12 +305,13 @@ class Intake:
             free_mb = self._home.free_mb()
         except OSError:
             return False  # the home itself is away; the drop folder's scan says so
-        is_short = free_mb < self._min_free_mb
+        # A tenth more before it goes on: what is claimed next would have it pause again.
+        enough_mb = self._min_free_mb * (11 if self._is_short_of_space else 10) / 10
+        is_short = free_mb < enough_mb
         if is_short != self._is_short_of_space:
             self._is_short_of_space = is_short
-            action = "paused" if is_short else "resumed"
             event(
-                action,
+                "paused" if is_short else "resumed",
                 level=logging.WARNING,
                 reason="disk",
                 free_mb=free_mb,

@@ -1,26 +1,33 @@
 """The metrics, in Prometheus' form: read from the database and the stages when asked for."""
 
+import logging
 import math
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from lungwatch import __version__
+from lungwatch.daemon.bounded import Bounded
 from lungwatch.daemon.clock import Clock
+from lungwatch.daemon.disks import Disks
+from lungwatch.daemon.eventcount import EventCount
+from lungwatch.daemon.health import HealthCheck, Status
+from lungwatch.daemon.outage import OutageKind
 from lungwatch.daemon.vitals import Vitals
-from lungwatch.db.monitoring import Figures, figures
+from lungwatch.db.monitoring import Figures, Signs
+from lungwatch.errors import LungwatchError
 
 WINDOW = 500
 """Results that the drift is told from, and as many to compare them with."""
-_LEAST = 50
 _BINS = 10
 _BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+_STATUS = (Status.OK, Status.DEGRADED, Status.FAILING)
+
+T = TypeVar("T")
+Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 
 class Metrics:
@@ -28,40 +35,44 @@ class Metrics:
 
     Parameters
     ----------
-    engine
-        Of the database.
-    model_id, model
-        The running model's row and its name with version.
-    home
-        The folder whose disk counts.
+    health
+        Of the daemon.
+    read_signs, read_figures
+        Read the database.
+    read_disks
+        Looks at the file systems.
+    model
+        The running model's name with version.
     vitals
         Of the stages.
-    in_flight, waiting
-        Return the files between claim and end, and those in the drop folder.
     clock
         The machine's.
+    window
+        Results in each of the two windows that the drift is told from.
     """
 
     def __init__(
         self,
         *,
-        engine: Engine,
-        model_id: int,
+        health: HealthCheck,
+        read_signs: Bounded[Signs],
+        read_figures: Bounded[Figures],
+        read_disks: Bounded[Disks],
         model: str,
-        home: Path,
         vitals: Vitals,
-        in_flight: Callable[[], int],
-        waiting: Callable[[], int],
         clock: Clock,
+        window: int = WINDOW,
     ) -> None:
-        self._engine = engine
-        self._model_id = model_id
+        self._health = health
+        self._read_signs = read_signs
+        self._read_figures = read_figures
+        self._read_disks = read_disks
         self._model = model
-        self._home = home
         self._vitals = vitals
-        self._in_flight = in_flight
-        self._waiting = waiting
         self._clock = clock
+        self._window = window
+        self._events = EventCount()
+        logging.getLogger("lungwatch").addHandler(self._events)
         self._registry = CollectorRegistry(auto_describe=False)
         self._stage_seconds = Histogram(
             "lungwatch_stage_seconds",
@@ -80,37 +91,95 @@ class Metrics:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
+    def close(self) -> None:
+        """Count no more events."""
+        logging.getLogger("lungwatch").removeHandler(self._events)
+
     def collect(self) -> Iterator[Metric]:
         """Yield what is read when asked for; called by the registry."""
-        build = GaugeMetricFamily(
-            "lungwatch_build_info", "Version and model.", labels=["version", "model"]
+        yield _labelled(
+            "build_info",
+            "Version and model.",
+            ("version", "model"),
+            {(__version__, self._model): 1},
         )
-        build.add_metric([__version__, self._model], 1)
-        yield build
-        yield GaugeMetricFamily("lungwatch_in_flight_files", "Claimed files.", self._in_flight())
-        yield GaugeMetricFamily("lungwatch_waiting_files", "Not yet claimed.", self._waiting())
-        free = shutil.disk_usage(self._home).free
-        yield GaugeMetricFamily("lungwatch_disk_free_bytes", "Free in the home.", free)
+        yield from self._whole()
         yield from self._stages()
-        try:
-            read = figures(self._engine, self._model_id, WINDOW)
-        except SQLAlchemyError:
-            yield GaugeMetricFamily("lungwatch_database_up", "Whether it answers.", 0)
-            return
-        yield GaugeMetricFamily("lungwatch_database_up", "Whether it answers.", 1)
-        yield from self._recorded(read)
+        events = CounterMetricFamily("lungwatch_events", "Logged, by action.", labels=["action"])
+        for action, count in sorted(self._events.by_action.items()):
+            events.add_metric([action], count)
+        decoders = CounterMetricFamily(
+            "lungwatch_decoder_replacements", "Decoder processes ended.", labels=["reason"]
+        )
+        for reason, count in sorted(self._events.decoders.items()):
+            decoders.add_metric([reason], count)
+        yield from (events, decoders)
+        if (found := _answer(self._read_disks)) is not None:
+            yield _labelled(
+                "disk_free_bytes",
+                "Free on each file system.",
+                ("folder",),
+                {(name,): free for name, free in found.free.items()},
+            )
+            if found.last_backup_at is not None:
+                yield _gauge(
+                    "last_backup_timestamp_seconds", "Newest backup.", found.last_backup_at
+                )
+        read = _answer(self._read_signs)
+        yield _gauge("database_up", "Whether it can be written.", read is not None)
+        if read is not None:
+            yield from self._outbox(read)
+        if read is not None and (figures := _answer(self._read_figures)) is not None:
+            yield from self._recorded(figures)
+
+    def _whole(self) -> Iterator[Metric]:
+        health = self._health.examine()
+        yield _gauge("health_status", "0 ok, 1 degraded, 2 failing.", _STATUS.index(health.status))
+        yield _gauge("uptime_seconds", "Since the start.", health.uptime_s)
+        yield _gauge("in_flight_files", "Claimed files.", health.in_hand)
+        yield _gauge("waiting_files", "Not yet claimed.", health.waiting)
+        yield _gauge(
+            "oldest_waiting_seconds",
+            "Age of the oldest; 0 for none.",
+            health.oldest_waiting_s or 0.0,
+        )
+        yield _gauge("left_alone_files", "Seen, and not to be taken.", health.left_alone)
+        yield _gauge("disk_watermark_bytes", "No claims below.", health.min_free_mb * 1024 * 1024)
+        yield _labelled(
+            "outage",
+            "1 while it is waited out.",
+            ("kind",),
+            {(kind.value,): kind in health.outages for kind in OutageKind},
+        )
 
     def _stages(self) -> Iterator[Metric]:
-        queue = GaugeMetricFamily("lungwatch_stage_waiting", "Queue depth.", labels=["stage"])
-        busy = GaugeMetricFamily("lungwatch_stage_busy", "Units in work.", labels=["stage"])
-        oldest = GaugeMetricFamily(
-            "lungwatch_stage_oldest_seconds", "Since the oldest unit's progress.", labels=["stage"]
+        stages = self._vitals.snapshot()
+        yield _labelled(
+            "stage_waiting",
+            "Queue depth.",
+            ("stage",),
+            {(name,): stage.waiting for name, stage in stages.items()},
         )
-        for name, stage in self._vitals.snapshot().items():
-            queue.add_metric([name], stage.waiting)
-            busy.add_metric([name], stage.busy)
-            oldest.add_metric([name], stage.oldest_s)
-        yield from (queue, busy, oldest)
+        yield _labelled(
+            "stage_busy",
+            "Units in work.",
+            ("stage",),
+            {(name,): stage.busy for name, stage in stages.items()},
+        )
+        yield _labelled(
+            "stage_oldest_seconds",
+            "Since the oldest unit's progress.",
+            ("stage",),
+            {(name,): stage.oldest_s for name, stage in stages.items()},
+        )
+
+    def _outbox(self, read: Signs) -> Iterator[Metric]:
+        now = self._clock.now()
+        age_s = (now - read.oldest_delivery).total_seconds() if read.oldest_delivery else 0.0
+        yield _gauge("outbox_waiting", "Objects to be sent.", read.outbox_waiting)
+        yield _gauge("outbox_oldest_seconds", "Age of the oldest; 0 for none.", age_s)
+        last = read.last_done.timestamp() if read.last_done else 0.0
+        yield _gauge("last_done_timestamp_seconds", "Last result; 0 for none.", last)
 
     def _recorded(self, read: Figures) -> Iterator[Metric]:
         files = CounterMetricFamily(
@@ -119,22 +188,42 @@ class Metrics:
         for (end, reason), count in sorted(read.ends.items()):
             files.add_metric([end, reason], count)
         yield files
-        yield GaugeMetricFamily("lungwatch_retried_files", "More than one attempt.", read.retried)
-        outbox = GaugeMetricFamily("lungwatch_deliveries", "The outbox.", labels=["state"])
-        for state, count in sorted(read.deliveries.items()):
-            outbox.add_metric([state], count)
-        yield outbox
-        now = self._clock.now()
-        age = (now - read.oldest_delivery).total_seconds() if read.oldest_delivery else 0.0
-        yield GaugeMetricFamily("lungwatch_outbox_oldest_seconds", "Age of the oldest.", age)
-        last = read.last_done.timestamp() if read.last_done else 0.0
-        yield GaugeMetricFamily("lungwatch_last_done_timestamp_seconds", "Last result.", last)
+        yield _gauge("retried_files", "More than one attempt.", read.retried)
+        yield CounterMetricFamily("lungwatch_attempts", "Runs of all contents.", read.attempts)
+        yield _labelled("deliveries", "The outbox.", ("destination", "state"), read.deliveries)
+        tries = CounterMetricFamily(
+            "lungwatch_delivery_attempts", "Of all in the outbox.", labels=["destination"]
+        )
+        for destination, count in sorted(read.delivery_attempts.items()):
+            tries.add_metric([destination], count)
+        yield tries
         if read.last:
             mean = sum(read.last) / len(read.last)
-            yield GaugeMetricFamily("lungwatch_probability_mean", "Of the last results.", mean)
-        if min(len(read.first), len(read.last)) >= _LEAST:
+            yield _gauge("probability_mean", "Of the last results.", mean)
+        # Windows that share results would make any drift look smaller than it is.
+        if read.scored >= 2 * self._window:
             drift = stability_index(read.first, read.last)
-            yield GaugeMetricFamily("lungwatch_probability_psi", "Last against first.", drift)
+            yield _gauge("probability_psi", "Last against first.", drift)
+
+
+def _answer(read: Bounded[T]) -> T | None:
+    try:
+        return read()
+    except (LungwatchError, OSError):  # TimeoutError is an OSError
+        return None
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"lungwatch_{name}", text, value)
+
+
+def _labelled(
+    name: str, text: str, labels: Sequence[str], values: Mapping[Labels, float]
+) -> Metric:
+    family = GaugeMetricFamily(f"lungwatch_{name}", text, labels=labels)
+    for key, value in sorted(values.items()):
+        family.add_metric(key, value)
+    return family
 
 
 def stability_index(expected: Sequence[float], actual: Sequence[float]) -> float:

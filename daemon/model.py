@@ -1,7 +1,5 @@
 """A model bundle: found, proved to be what it says, and run."""
 
-import hashlib
-import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from lungwatch.bundle import MODEL_FILE, BundleFiles, read_bundle
 from lungwatch.contract import (
     CAM,
     EMBEDDING,
@@ -22,11 +21,9 @@ from lungwatch.contract import (
     ModelContract,
 )
 from lungwatch.daemon.records import Scores
+from lungwatch.daemon.trust import Trust
 from lungwatch.errors import ModelError, NotFoundError
 from lungwatch.golden import golden_digest, golden_input
-
-MODEL_FILE = "model.onnx"
-BUNDLE_FILE = "bundle.json"
 
 
 def list_bundles(home: Path | None = None) -> list[Path]:
@@ -34,13 +31,14 @@ def list_bundles(home: Path | None = None) -> list[Path]:
     folders = [Path(str(resources.files("lungwatch.models")))]
     if home is not None:
         folders.append(home / "models")
-    return sorted(
+    # The shipped ones first: no other bundle takes the place of one by its name.
+    return [
         bundle
         for folder in folders
         if folder.is_dir()
-        for bundle in folder.iterdir()
+        for bundle in sorted(folder.iterdir())
         if (bundle / MODEL_FILE).is_file()
-    )
+    ]
 
 
 def find_bundle(name_or_path: str, home: Path | None = None) -> Path:
@@ -78,7 +76,7 @@ class Classifier:
         self.sha256 = sha256
 
     @classmethod
-    def load(cls, bundle: Path, threads: int = 0) -> Self:
+    def load(cls, bundle: Path, threads: int = 0, trust: Trust | None = None) -> Self:
         """Load a bundle and replay its golden picture.
 
         Parameters
@@ -87,14 +85,23 @@ class Classifier:
             Folder with `model.onnx` and `bundle.json`.
         threads
             Of one call; 0 for one per processor.
+        trust
+            Whose bundles are loaded; None: anybody's.
 
         Raises
         ------
         ModelError
-            If a file is missing or altered, the contract is not understood, or this
-            machine's answer on the golden picture is not the recorded one.
+            If a file is missing or altered, nobody trusted signed it, the contract is not
+            understood, or this machine's answer on the golden picture is not the recorded one.
         """
-        data, sha256 = _verified_bytes(bundle)
+        return cls.of(read_bundle(bundle), threads, trust)
+
+    @classmethod
+    def of(cls, files: BundleFiles, threads: int = 0, trust: Trust | None = None) -> Self:
+        """Load a bundle that was read already; see `load`."""
+        (trust or Trust()).check(files)
+        files.check_digests()
+        path = files.folder / MODEL_FILE
         options = onnxruntime.SessionOptions()
         # Explicit: left to itself onnxruntime counts the host's processors, not the
         # container's, and pins threads that it may not pin (onnxruntime #8313).
@@ -104,17 +111,16 @@ class Classifier:
         # Spinning threads would burn a processor that the decoders could use.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
+            # The bytes that were checked, not the path, behind which others may lie by now.
             session = onnxruntime.InferenceSession(
-                data, sess_options=options, providers=["CPUExecutionProvider"]
+                files.model, sess_options=options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's own errors share no base class
-            raise ModelError(f"{bundle / MODEL_FILE} is not a model that can be run") from error
+            raise ModelError(f"{path} is not a model that can be run") from error
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
-            raise ModelError(
-                f"{bundle / MODEL_FILE} carries no contract; export it with `lungwatch export`"
-            )
-        classifier = cls(session, ModelContract.from_json(text), sha256)
+            raise ModelError(f"{path} carries no contract; export it with `lungwatch export`")
+        classifier = cls(session, ModelContract.from_json(text), files.model_sha256)
         classifier._check_signature()
         classifier.check_golden()
         return classifier
@@ -182,20 +188,3 @@ class Classifier:
                 f"the model's inputs are {sorted(inputs)} and its outputs {sorted(outputs)}, not "
                 f"{INPUT} and {', '.join(OUTPUTS)}"
             )
-
-
-def _verified_bytes(bundle: Path) -> tuple[bytes, str]:
-    try:
-        data = (bundle / MODEL_FILE).read_bytes()
-        listed = json.loads((bundle / BUNDLE_FILE).read_text(encoding="utf-8"))["sha256"]
-    except OSError as error:
-        raise ModelError(f"cannot read the model bundle {bundle}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{bundle / BUNDLE_FILE} is damaged") from error
-    found = hashlib.sha256(data).hexdigest()
-    expected = listed.get(MODEL_FILE) if isinstance(listed, dict) else listed
-    if found != expected:
-        raise ModelError(
-            f"{bundle / MODEL_FILE} is not the file that the bundle was made with (SHA-256 differs)"
-        )
-    return data, found

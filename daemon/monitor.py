@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from lungwatch.daemon.health import HealthCheck
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.metrics import Metrics
 from lungwatch.daemon.statusserver import StatusServer
@@ -20,8 +21,10 @@ class Monitor:
     ----------
     metrics
         The metrics.
-    problems
-        Returns what is wrong, a line each.
+    health
+        What /health and /ready tell.
+    on_stop
+        Called at the end, to close what the two read from.
     on_crash
         See `Worker`.
     port
@@ -38,15 +41,17 @@ class Monitor:
     def __init__(
         self,
         metrics: Metrics,
-        problems: Callable[[], list[str]],
+        health: HealthCheck,
         on_crash: Callable[[str, BaseException], None],
         *,
+        on_stop: Callable[[], None],
         port: int,
         textfile: str,
     ) -> None:
         self._metrics = metrics
-        self._server = StatusServer(port, metrics.text, problems, on_crash) if port else None
+        self._server = StatusServer(port, metrics.text, health, on_crash) if port else None
         self._textfile = Path(textfile) if textfile else None
+        self._on_stop = on_stop
         self._stopped = threading.Event()
         self._thread = Worker("textfile", self._write_on, on_crash)
 
@@ -64,6 +69,7 @@ class Monitor:
             self._thread.join()
         if self._server is not None:
             self._server.stop()
+        self._on_stop()
 
     def _write_on(self) -> None:
         is_stopped = False

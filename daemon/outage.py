@@ -13,6 +13,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import TypeVar
 
+from lungwatch.daemon.errortext import describe
 from lungwatch.daemon.logs import event
 from lungwatch.db.failures import DatabaseBusyError, DatabaseFullError
 from lungwatch.errors import LungwatchError
@@ -139,10 +140,3 @@ class Outages:
             is_last = self._waiting[kind] == 0
         if is_last and not self.is_abandoned:
             event(ACTIONS[kind][1], level=logging.WARNING)
-
-
-def describe(error: Exception) -> str:
-    """Describe an error without the file name that an OSError quotes."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return str(error)

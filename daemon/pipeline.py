@@ -15,6 +15,7 @@ from lungwatch.daemon.config import Config
 from lungwatch.daemon.crashpoint import crashpoint
 from lungwatch.daemon.decoder.process import Decoder
 from lungwatch.daemon.decoder.wire import Setup
+from lungwatch.daemon.errortext import describe
 from lungwatch.daemon.filing import Filing
 from lungwatch.daemon.finishing import Finisher
 from lungwatch.daemon.home import Home
@@ -22,7 +23,7 @@ from lungwatch.daemon.inference import batches, classify
 from lungwatch.daemon.inflight import InFlight
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.model import Classifier
-from lungwatch.daemon.outage import Outages, describe
+from lungwatch.daemon.outage import Outages
 from lungwatch.daemon.records import Claimed, Classified, Prepared, Recorded
 from lungwatch.daemon.unpacking import Unpacker
 from lungwatch.daemon.vitals import Vitals

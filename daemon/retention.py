@@ -1,14 +1,16 @@
 """Removing what has been kept for long enough: never a file that is not finished with."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
 from sqlalchemy import Engine
 
 from lungwatch.atomicfile import fsync_dir
+from lungwatch.daemon.backup import backups
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.db.keeping import (
@@ -19,26 +21,65 @@ from lungwatch.db.keeping import (
     kept_overlays,
 )
 
-Folder = Literal["done", "quarantine", "overlays"]
+Folder = Literal["done", "quarantine", "overlays", "backups"]
+_FOLDERS: tuple[Folder, ...] = ("done", "quarantine", "overlays", "backups")
 _GIB = 1024**3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Removal:
-    """A file that is to go.
+class Limits:
+    """What one folder may keep.
 
     Attributes
     ----------
-    folder
-        Which of the home's folders it is in.
-    why
-        "age" or "space".
+    days, gb
+        Age, and GiB in all; 0 for no limit.
+    """
+
+    days: int
+    gb: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A file that all has been done with.
+
+    Attributes
+    ----------
+    path
+        Relative to the home; names a digest, a model or a time, and no patient.
+    since
+        When its last result came to its end; of a backup, when it was made.
+    row
+        The row that names it, None for a backup.
     """
 
     folder: Folder
-    kept: Kept
+    path: str
+    since: datetime
     size_bytes: int
+    row: Kept | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """A file that is to go; the fields before `why` are those of `Candidate`.
+
+    Attributes
+    ----------
+    why
+        "age" or "space".
+    reason
+        The same in a line, with the key that says so.
+    """
+
+    folder: Folder
+    path: str
+    since: datetime
+    size_bytes: int
+    row: Kept | None
     why: Literal["age", "space"]
+    reason: str
 
 
 class Retention:
@@ -49,40 +90,54 @@ class Retention:
     """
 
     def __init__(self, config: Config, home: Home, engine: Engine) -> None:
-        self._config = config
         self._home = home
         self._engine = engine
+        self._limits = {
+            folder: Limits(
+                days=getattr(config, f"retain_{folder}_days"),
+                gb=getattr(config, f"retain_{folder}_gb"),
+            )
+            for folder in _FOLDERS
+        }
 
     def plan(self, now: datetime) -> list[Removal]:
-        """Return what the limits want removed, the oldest first.
+        """Return what the limits want removed: folder by folder, in each the oldest first.
 
         Raises
         ------
         DatabaseError
             If the database cannot be read.
         """
-        found = sorted(self._files(), key=lambda item: item[1].finished_at)
-        limits = {
-            "done": self._config.retain_done_days,
-            "quarantine": self._config.retain_quarantine_days,
-            "overlays": self._config.retain_overlays_days,
-        }
-        chosen: list[Removal] = []
-        left: list[tuple[Folder, Kept, int]] = []
-        for folder, kept, size in found:
-            days = limits[folder]
-            if days and kept.finished_at < now - timedelta(days=days):
-                chosen.append(Removal(folder=folder, kept=kept, size_bytes=size, why="age"))
+        found = sorted(self._candidates(), key=lambda item: item.since)
+        return [
+            removal
+            for folder in _FOLDERS
+            for removal in self._plan_folder(folder, [i for i in found if i.folder == folder], now)
+        ]
+
+    def _plan_folder(
+        self, folder: Folder, found: list[Candidate], now: datetime
+    ) -> Iterator[Removal]:
+        limits = self._limits[folder]
+        oldest = now - timedelta(days=limits.days)
+        left = []
+        for item in found:
+            if limits.days and item.since < oldest:
+                age = (now - item.since).days
+                yield _removal(item, "age", f"{age} days old, retain_{folder}_days = {limits.days}")
             else:
-                left.append((folder, kept, size))
-        if self._config.retain_max_gb:
-            too_many = sum(size for *_, size in left) - self._config.retain_max_gb * _GIB
-            for folder, kept, size in left:
-                if too_many <= 0:
-                    break
-                chosen.append(Removal(folder=folder, kept=kept, size_bytes=size, why="space"))
-                too_many -= size
-        return chosen
+                left.append(item)
+        if not limits.gb:
+            return
+        # All that lies there counts, also what has to stay.
+        used = _used(self._home.root / folder)
+        used -= sum(item.size_bytes for item in found) - sum(item.size_bytes for item in left)
+        why = f"{folder}/ holds {used / _GIB:.3g} GiB, retain_{folder}_gb = {limits.gb:g}"
+        for item in left:
+            if used <= limits.gb * _GIB:
+                return
+            yield _removal(item, "space", why)
+            used -= item.size_bytes
 
     def remove(self, removal: Removal, now: datetime) -> bool:
         """Remove one file; False if it is in use again.
@@ -94,28 +149,40 @@ class Retention:
         OSError
             If the file cannot be removed.
         """
-        kept = removal.kept
-        forgotten = (
-            forget_overlay(self._engine, kept)
-            if removal.folder == "overlays"
-            else forget_original(self._engine, kept, now)
-        )
-        if not forgotten:
-            return False
-        path = self._home.absolute(kept.path)
+        row = removal.row
+        if row is not None:
+            forgotten = (
+                forget_overlay(self._engine, row, now)
+                if removal.folder == "overlays"
+                else forget_original(self._engine, row, now)
+            )
+            if not forgotten:
+                return False
+        path = self._home.absolute(removal.path)
         path.unlink(missing_ok=True)
         fsync_dir(path.parent)
         self._tidy(path.parent, self._home.root / removal.folder)
         return True
 
-    def _files(self) -> Iterator[tuple[Folder, Kept, int]]:
-        for kept in kept_originals(self._engine):
-            folder: Folder = "done" if kept.path.startswith("done/") else "quarantine"
-            if (size := self._size(kept.path)) is not None:
-                yield folder, kept, size
-        for kept in kept_overlays(self._engine):
-            if (size := self._size(kept.path)) is not None:
-                yield "overlays", kept, size
+    def _candidates(self) -> Iterator[Candidate]:
+        rows: list[tuple[Folder, Kept]] = [
+            ("done" if row.path.startswith("done/") else "quarantine", row)
+            for row in kept_originals(self._engine)
+        ]
+        rows += [("overlays", row) for row in kept_overlays(self._engine)]
+        for folder, row in rows:
+            if (size := self._size(row.path)) is not None:
+                yield Candidate(
+                    folder=folder, path=row.path, since=row.finished_at, size_bytes=size, row=row
+                )
+        # The newest is the way back after a damage: it stays, however old or large.
+        for path in backups(self._home.backups)[:-1]:
+            relative = self._home.relative(path)
+            if (size := self._size(relative)) is not None:
+                made_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                yield Candidate(
+                    folder="backups", path=relative, since=made_at, size_bytes=size, row=None
+                )
 
     def _size(self, relative: str) -> int | None:
         path = self._home.absolute(relative)
@@ -133,3 +200,27 @@ class Retention:
             except OSError:  # the daemon has just filed something there
                 return
             folder = folder.parent
+
+
+def _removal(item: Candidate, why: Literal["age", "space"], reason: str) -> Removal:
+    return Removal(
+        folder=item.folder,
+        path=item.path,
+        since=item.since,
+        size_bytes=item.size_bytes,
+        row=item.row,
+        why=why,
+        reason=reason,
+    )
+
+
+def _used(root: Path) -> int:
+    """Return the bytes of all files below a folder, links not followed."""
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            try:
+                total += Path(folder, name).lstat().st_size
+            except FileNotFoundError:  # the daemon has just moved it
+                continue
+    return total

@@ -1,52 +1,34 @@
-"""The daemon as a whole: put together, started in order, watched, stopped."""
+"""The daemon as a whole: started in order, watched, stopped."""
 
 import logging
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
-from lungwatch.daemon.claiming import Claimer
+from lungwatch.daemon.assembly import Assembly, Common, assemble, load_model
 from lungwatch.daemon.clock import Clock, SystemClock
+from lungwatch.daemon.companions import make_companions
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.dicomnet import make_listener
-from lungwatch.daemon.filing import Filing
-from lungwatch.daemon.finishing import Finisher
+from lungwatch.daemon.errortext import describe_unexpected
+from lungwatch.daemon.health import Phase
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.inflight import InFlight
-from lungwatch.daemon.intake import Intake
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.model import Classifier, find_bundle
 from lungwatch.daemon.notify import notify
 from lungwatch.daemon.outage import Abandoned, OutageKind, Outages
 from lungwatch.daemon.outbox.plan import plan_of
-from lungwatch.daemon.outbox.sender import Sender
-from lungwatch.daemon.pipeline import Pipeline
+from lungwatch.daemon.ownership import claim_database
 from lungwatch.daemon.recovery import recover
-from lungwatch.daemon.stability import Stability
 from lungwatch.daemon.vitals import Vitals, limits_of
 from lungwatch.daemon.watchdog import Watchdog
-from lungwatch.daemon.watcher import Watcher
 from lungwatch.daemon.worker import Worker
-from lungwatch.daemon.writer import Writer
 from lungwatch.db.integrity import check_intact
 from lungwatch.db.migrate import open_database
-from lungwatch.db.queries import queued
 from lungwatch.db.store import Store
-from lungwatch.errors import HomeError, LungwatchError
+from lungwatch.errors import HomeError
 
-if TYPE_CHECKING:
-    from lungwatch.daemon.dicomnet.listener import Listener
-    from lungwatch.daemon.metrics import Metrics
-    from lungwatch.daemon.monitor import Monitor
-
-_LOCAL_STABILITY_S = 1.0
-_REMOTE_STABILITY_S = 5.0
 _HEALTH_S = 1.0
-_QUEUED_AT_ONCE = 100
 _SENDER_S = 5.0
 _STOP_SLACK_S = 15.0
 
@@ -70,13 +52,19 @@ class Service:
         self._home = Home(config.home)
         self._stop = threading.Event()
         self._crash: tuple[str, BaseException] | None = None
-        self._intake: Intake | None = None
+        self._assembly: Assembly | None = None
+        self._is_ready = False
         self._outages = Outages()
-        self._vitals = Vitals(self._clock, limits_of(config), self._on_finished)
-        self._metrics: Metrics | None = None
+        self._vitals = Vitals(self._clock, limits_of(config))
         self._drain_timer = threading.Timer(config.drain_s, self._outages.abandon)
         self._drain_timer.daemon = True
-        self._sender: Sender | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """Where it is in its life."""
+        if self._stop.is_set():
+            return Phase.STOPPING
+        return Phase.READY if self._is_ready else Phase.STARTING
 
     def run(self, *, once: bool = False, on_progress: Progress | None = None) -> int:
         """Work until stopped, or with `once` until every file in the drop folder has an end.
@@ -108,6 +96,7 @@ class Service:
             engine = open_database(self._config.database_url)
             try:
                 check_intact(engine)
+                claim_database(self._home, engine, self._clock.now())
                 return self._run(engine, once=once, on_progress=on_progress)
             finally:
                 self._drain_timer.cancel()
@@ -123,148 +112,64 @@ class Service:
             # What waits for a trouble's end gets the time of the drain, and no more.
             self._drain_timer.start()
         self._stop.set()
-        if self._intake is not None:
-            self._intake.stop()
-        if self._sender is not None:
-            self._sender.cancel()
+        if self._assembly is not None:
+            self._assembly.intake.stop()
+            if self._assembly.sender is not None:
+                self._assembly.sender.cancel()
 
     def _run(self, engine: Engine, *, once: bool, on_progress: Progress | None) -> int:
-        config, home, clock = self._config, self._home, self._clock
-        classifier = Classifier.load(
-            find_bundle(config.model, home.root), threads=config.inference_threads
-        )
-        contract = classifier.contract
-        store = Store(engine, plan_of(config))
-        model_id = store.register_model(
-            name=contract.name,
-            version=contract.version,
-            sha256=classifier.sha256,
-            contract_json=contract.to_json(),
-            now=clock.now(),
-        )
-        recover(home, engine, store, clock)
-
-        writer = Writer(self._outages, self._on_crash, self._vitals)
-        sender = self._make_sender(engine, writer)
-        filing = Filing(home, store, writer, clock)
-        in_flight = InFlight(config.max_in_flight)
-        pipeline = Pipeline(
-            home=home,
-            config=config,
-            classifier=classifier,
-            store=store,
-            writer=writer,
-            filing=filing,
-            finisher=Finisher(
-                home=home,
-                store=store,
-                writer=writer,
-                filing=filing,
-                clock=clock,
-                contract=contract,
-            ),
-            in_flight=in_flight,
+        common = Common(
+            config=self._config,
+            home=self._home,
+            clock=self._clock,
             outages=self._outages,
             vitals=self._vitals,
-            clock=clock,
-            on_crash=self._on_crash,
-        )
-        watcher = Watcher(home.incoming, config.observer)
-        watcher.start()
-        intake = Intake(
-            home=home,
-            watcher=watcher,
-            stability=self._stability(watcher),
-            claimer=Claimer(
-                home=home,
-                store=store,
-                writer=writer,
-                filing=filing,
-                outages=self._outages,
-                clock=clock,
-                model_id=model_id,
-                max_attempts=config.max_attempts,
-            ),
-            in_flight=in_flight,
-            outages=self._outages,
-            vitals=self._vitals,
-            clock=clock,
-            rescan_s=config.rescan_s,
-            min_free_mb=config.min_free_mb,
             stopped=self._stop,
-            queued=lambda: self._queued(engine, model_id),
-            submit=pipeline.submit,
+            on_crash=self._on_crash,
+            phase=lambda: self.phase,
         )
-        self._intake = intake
-        self._sender = sender
+        store = Store(engine, plan_of(self._config))
+        model = load_model(self._config, self._home, store, self._clock)
+        recover(self._home, engine, store, self._clock)
+        parts = self._assembly = assemble(common, engine, store, model)
         # Before the threads: a port that cannot be had is a reason not to start.
-        parts = [] if once else self._parts(engine, model_id, contract.id, in_flight, intake)
-        writer.start()
-        pipeline.start()
+        listener, monitor = (None, None) if once else make_companions(common, model, parts)
+        parts.writer.start()
+        parts.pipeline.start()
         try:
-            for part in parts:
-                part.start()
-            event("ready", observer=watcher.kind, why=watcher.why, model=contract.id)
+            for companion in (monitor, listener):
+                if companion is not None:
+                    companion.start()
+            self._is_ready = True
+            event("ready", observer=parts.watcher.kind, why=parts.watcher.why, model=model.id)
             notify("READY=1")
             if once:
-                self._work_off(intake, in_flight, on_progress)
+                self._work_off(parts, on_progress)
             else:
-                self._serve(intake, watcher, pipeline, in_flight)
+                self._serve(parts)
         except Abandoned:
             pass  # stopped while a trouble lasted: the next start goes on
         finally:
             self._say_stopping()
-            for part in parts:
-                part.stop()
-            watcher.stop()
-            self._wind_up(pipeline, writer)
-        if self._crash:
-            name, error = self._crash
-            event("crashed", level=logging.ERROR, thread=name, error=describe(error))
-            return 1
-        event("stopped", ended=in_flight.ended, left=in_flight.count)
-        has_left_some = intake.left_alone or in_flight.count or self._stop.is_set()
-        return 1 if once and has_left_some else 0
+            if listener is not None:
+                listener.stop()
+            parts.watcher.stop()
+            self._wind_up(parts)
+            # Last: whoever asks during the drain is told of it.
+            if monitor is not None:
+                monitor.stop()
+        return self._status(parts, once=once)
 
-    def _parts(
-        self, engine: Engine, model_id: int, model: str, in_flight: InFlight, intake: Intake
-    ) -> "list[Listener | Monitor]":
-        """Make what runs beside the pipeline, where it is configured."""
-        config = self._config
-        parts: list[Listener | Monitor] = []
-        if config.pacs_port:
-            parts.append(make_listener(config, self._home, self._on_crash))
-        if config.metrics_port or config.metrics_textfile:
-            parts.append(self._make_monitor(engine, model_id, model, in_flight, intake))
-        return parts
-
-    def _wind_up(self, pipeline: Pipeline, writer: Writer) -> None:
-        """End what is in hand, the writer last: the others need it."""
-        crashed = self._crash is not None
-        if self._sender is not None:
-            self._sender.cancel()
-        pipeline.stop(0 if crashed or self._outages.is_abandoned else self._config.drain_s)
-        if self._sender is not None:
-            self._sender.stop(0 if crashed else _SENDER_S)
-        if not crashed:
-            writer.stop()
-
-    def _say_stopping(self) -> None:
-        # The manager's patience is to outlast the drain, however long that is set.
-        patience_us = round((self._config.drain_s + _SENDER_S + _STOP_SLACK_S) * 1e6)
-        notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={patience_us}\nSTATUS=finishing")
-
-    def _serve(
-        self, intake: Intake, watcher: Watcher, pipeline: Pipeline, in_flight: InFlight
-    ) -> None:
+    def _serve(self, parts: Assembly) -> None:
         """Let the intake run on its own thread and see that everything lives."""
-        thread = Worker("intake", intake.run, self._on_crash)
+        thread = Worker("intake", parts.intake.run, self._on_crash)
         thread.start()
-        if self._sender is not None:
-            self._sender.start()
+        if parts.sender is not None:
+            parts.sender.start()
 
         def status() -> str:
-            counts = f"{in_flight.ended} ended, {in_flight.count} in hand, {intake.waiting} waiting"
+            ended, in_hand = parts.in_flight.ended, parts.in_flight.count
+            counts = f"{ended} ended, {in_hand} in hand, {parts.intake.waiting} waiting"
             troubles = ", ".join(sorted(self._outages.current))
             return f"{counts}; held up: {troubles}" if troubles else counts
 
@@ -273,20 +178,21 @@ class Service:
             clock=self._clock,
             # The loss of the drop folder keeps no stage waiting.
             is_excused=lambda: bool(self._outages.current - {OutageKind.DROP_FOLDER}),
-            dead=lambda: pipeline.dead + ([] if thread.is_alive() else [thread.name]),
+            dead=lambda: parts.pipeline.dead + ([] if thread.is_alive() else [thread.name]),
             status=status,
         )
         try:
             while not self._stop.wait(watchdog.wait_s(_HEALTH_S)):
                 watchdog.tick()
-                if not watcher.is_alive:
+                if not parts.watcher.is_alive:
                     self._on_crash("watcher", RuntimeError("the observer's thread ended"))
         finally:
-            intake.stop()
+            parts.intake.stop()
             thread.join()
 
-    def _work_off(self, intake: Intake, in_flight: InFlight, on_progress: Progress | None) -> None:
+    def _work_off(self, parts: Assembly, on_progress: Progress | None) -> None:
         """Scan on this thread until there is nothing left to take and nothing in flight."""
+        intake, in_flight = parts.intake, parts.in_flight
         intake.resume()
         while not self._stop.is_set():
             # Asked before the look: an archive that ends after it leaves more to take.
@@ -301,72 +207,36 @@ class Service:
                 in_flight.wait_empty(_HEALTH_S)
             else:
                 self._stop.wait(0.1)
-        if self._sender is not None:
-            self._sender.recover()
-            self._sender.work_off()
+        if parts.sender is not None:
+            parts.sender.recover()
+            parts.sender.work_off()
 
-    def _make_sender(self, engine: Engine, writer: Writer) -> Sender | None:
-        if not self._config.pacs_destinations:
-            return None
-        return Sender(
-            config=self._config,
-            home=self._home,
-            engine=engine,
-            writer=writer,
-            outages=self._outages,
-            clock=self._clock,
-            on_crash=self._on_crash,
-            vitals=self._vitals,
-        )
+    def _say_stopping(self) -> None:
+        # The manager's patience is to outlast the drain, however long that is set.
+        patience_us = round((self._config.drain_s + _SENDER_S + _STOP_SLACK_S) * 1e6)
+        notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={patience_us}\nSTATUS=finishing")
 
-    def _make_monitor(
-        self, engine: Engine, model_id: int, model: str, in_flight: InFlight, intake: Intake
-    ) -> "Monitor":
-        from lungwatch.daemon.metrics import Metrics  # noqa: PLC0415 - loads its library
-        from lungwatch.daemon.monitor import Monitor  # noqa: PLC0415
+    def _wind_up(self, parts: Assembly) -> None:
+        """End what is in hand, the writer last: the others need it."""
+        crashed = self._crash is not None
+        if parts.sender is not None:
+            parts.sender.cancel()
+        parts.pipeline.stop(0 if crashed or self._outages.is_abandoned else self._config.drain_s)
+        if parts.sender is not None:
+            parts.sender.stop(0 if crashed else _SENDER_S)
+        if not crashed:
+            parts.writer.stop()
 
-        config = self._config
-        self._metrics = metrics = Metrics(
-            engine=engine,
-            model_id=model_id,
-            model=model,
-            home=self._home.root,
-            vitals=self._vitals,
-            in_flight=lambda: in_flight.count,
-            waiting=lambda: intake.waiting,
-            clock=self._clock,
-        )
-        return Monitor(
-            metrics,
-            self._problems,
-            self._on_crash,
-            port=config.metrics_port,
-            textfile=config.metrics_textfile,
-        )
-
-    def _problems(self) -> list[str]:
-        """Say what is wrong with the running daemon, without anything of a patient."""
-        found = [f"stuck: {s.stage}" for s in self._vitals.stuck(self._clock.monotonic())]
-        found += [f"held up: {trouble}" for trouble in sorted(self._outages.current)]
-        if self._home.free_mb() < self._config.min_free_mb:
-            found.append("less than min_free_mb free")
-        return found
-
-    def _on_finished(self, stage: str, seconds: float) -> None:
-        if self._metrics is not None:
-            self._metrics.observe(stage, seconds)
-
-    def _queued(self, engine: Engine, model_id: int) -> list[tuple[Path, str]]:
-        rows = queued(engine, _QUEUED_AT_ONCE, model_id)
-        found = ((self._home.absolute(row.path), row.source_name) for row in rows if row.path)
-        return [(path, name) for path, name in found if path.is_file()]
-
-    def _stability(self, watcher: Watcher) -> Stability:
-        chosen_s = _REMOTE_STABILITY_S if watcher.is_polling else _LOCAL_STABILITY_S
-        return Stability(
-            stability_s=self._config.stability_s or chosen_s,
-            open_timeout_s=self._config.open_timeout_s,
-        )
+    def _status(self, parts: Assembly, *, once: bool) -> int:
+        """Say how it ended; returns the exit status."""
+        if self._crash:
+            name, error = self._crash
+            event("crashed", level=logging.ERROR, thread=name, error=describe_unexpected(error))
+            return 1
+        in_flight = parts.in_flight
+        event("stopped", ended=in_flight.ended, left=in_flight.count)
+        has_left_some = parts.intake.left_alone or in_flight.count or self._stop.is_set()
+        return 1 if once and has_left_some else 0
 
     def _check_space(self) -> None:
         free_mb = self._home.free_mb()
@@ -382,18 +252,3 @@ class Service:
             self._crash = (name, error)
         self._stop.set()
         self._outages.abandon()
-
-
-def describe(error: BaseException) -> str:
-    """Say what an unexpected error is, without the texts that may quote patients' data."""
-    if isinstance(error, LungwatchError):
-        return str(error)
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = ""
-    if trace is not None:
-        where = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
-    return type(error).__name__ + where

@@ -33,12 +33,16 @@ class Snapshot:
         From `stat`.
     age_s
         Wall-clock seconds since the modification; may be negative or absurd.
+    changed_at_s
+        The inode's last change (ctime), in seconds since the epoch: when the file came, or was
+        last written to.
     """
 
     size_bytes: int
     mtime_ns: int
     inode: int
     age_s: float
+    changed_at_s: float = 0.0
 
     def same_content(self, other: "Snapshot") -> bool:
         """Whether nothing has been written between the two looks."""

@@ -4,9 +4,11 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from lungwatch.daemon.health import HealthCheck, Phase, Status
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.worker import Worker
 from lungwatch.errors import ConfigError
@@ -26,8 +28,8 @@ class StatusServer:
         Of 127.0.0.1; 0 for any free one.
     metrics
         Returns the metrics' text.
-    problems
-        Returns what is wrong, a line each; empty if all is well.
+    health
+        What /health and /ready tell.
     on_crash
         As of `Worker`.
 
@@ -41,12 +43,12 @@ class StatusServer:
         self,
         port: int,
         metrics: Callable[[], bytes],
-        problems: Callable[[], list[str]],
+        health: HealthCheck,
         on_crash: Callable[[str, BaseException], None],
     ) -> None:
         class Handler(_Handler):
             text = staticmethod(metrics)
-            look = staticmethod(problems)
+            health_check = health
 
         try:
             self._server = _Server((_ADDRESS, port), Handler)
@@ -95,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "lungwatch"
     sys_version = ""
     text: Callable[[], bytes]
-    look: Callable[[], list[str]]
+    health_check: HealthCheck
 
     def do_GET(self) -> None:
         host = self.headers.get("Host", "").rsplit(":", 1)[0]
@@ -104,11 +106,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/metrics":
             self._answer(200, self.text(), "text/plain; version=0.0.4; charset=utf-8")
         elif self.path == "/health":
-            reasons = self.look()
-            body = json.dumps({"ok": not reasons, "reasons": reasons}) + "\n"
-            self._answer(503 if reasons else 200, body.encode(), "application/json")
+            health = self.health_check.examine()
+            body = json.dumps(asdict(health)) + "\n"
+            status = 503 if health.status is Status.FAILING else 200
+            self._answer(status, body.encode(), "application/json")
         elif self.path == "/ready":
-            self._answer(200, b"ready\n", "text/plain")
+            phase = self.health_check.phase
+            self._answer(200 if phase is Phase.READY else 503, f"{phase}\n".encode(), "text/plain")
         else:
             self._answer(404, b"not found\n", "text/plain")
 

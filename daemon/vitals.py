@@ -78,6 +78,9 @@ class Vitals:
     limits
         Seconds that a stage may go without progress, by stage (see `limits_of`);
         `DEFAULT_LIMIT_S` for any other.
+
+    Attributes
+    ----------
     on_finished
         Called with the stage and the seconds of each unit of work that ends, on its thread.
     """
@@ -86,10 +89,9 @@ class Vitals:
         self,
         clock: Clock,
         limits: Mapping[str, float] | None = None,
-        on_finished: Callable[[str, float], None] | None = None,
     ) -> None:
         self._clock = clock
-        self._on_finished = on_finished
+        self.on_finished: Callable[[str, float], None] | None = None
         self._limits = dict(limits or {})
         self._lock = threading.Lock()
         self._stages: dict[str, _Stage] = {}
@@ -112,8 +114,8 @@ class Vitals:
                 del kept.units[number]
                 kept.finished += 1
                 kept.progress_s = self._clock.monotonic()
-            if self._on_finished is not None:
-                self._on_finished(stage, self._clock.monotonic() - now_s)
+            if self.on_finished is not None:
+                self.on_finished(stage, self._clock.monotonic() - now_s)
 
     def beat(self, stage: str) -> None:
         """Say that this thread's unit of work goes on: its time begins anew.

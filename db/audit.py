@@ -2,64 +2,118 @@
 
 import getpass
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from sqlalchemy import Engine, insert, select
 
 from lungwatch.db.engine import reading, writing
 from lungwatch.db.schema import Audit
 
+Outcome = Literal["started", "ok", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deed:
+    """One thing that was done, as it is written down.
+
+    Attributes
+    ----------
+    action
+        As a command: "retry", "backup restore".
+    target
+        What it was done to: "result 17", a folder, a model's name, a file's digest; no patient
+        data.
+    detail
+        Numbers and codes; no patient data.
+    """
+
+    action: str
+    target: str | None = None
+    outcome: Outcome = "ok"
+    detail: Mapping[str, object] = field(default_factory=dict)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRow:
-    """One thing that was done.
+    """One thing that was done, as it is read.
 
     Attributes
     ----------
     actor
         The operating system's user, and who became that by sudo.
-    action
-        As a command: "retry", "backup restore".
-    detail
-        Numbers and codes; no patient data.
+    uid, host
+        The user's number, and the machine's name; None in rows from before schema 0005.
+    action, target, outcome, detail
+        See `Deed`.
     """
 
     id: int
     at: datetime
     actor: str
+    uid: int | None
+    host: str | None
     action: str
+    target: str | None
+    outcome: str
     detail: dict[str, object]
 
 
-def note(engine: Engine, action: str, now: datetime, detail: Mapping[str, object]) -> None:
-    """Write down that something was done.
+def note(engine: Engine, now: datetime, deeds: Sequence[Deed]) -> None:
+    """Write down what this process's user did: all of it, or nothing.
 
     Raises
     ------
     DatabaseError
         If the database cannot be written.
     """
+    by = {"at": now, "actor": _actor(), "uid": os.getuid(), "host": socket.gethostname()}
     with writing(engine) as connection:
-        connection.execute(
-            insert(Audit).values(at=now, actor=_actor(), action=action, detail=dict(detail))
-        )
+        for deed in deeds:
+            connection.execute(
+                insert(Audit).values(
+                    **by,
+                    action=deed.action,
+                    target=deed.target,
+                    outcome=deed.outcome,
+                    detail=dict(deed.detail),
+                )
+            )
 
 
 def audit_rows(
-    engine: Engine, *, since: datetime | None = None, limit: int | None = None
+    engine: Engine,
+    *,
+    since: datetime | None = None,
+    actor: str | None = None,
+    action: str | None = None,
+    limit: int | None = None,
 ) -> list[AuditRow]:
     """Return what was done, the newest first.
+
+    Parameters
+    ----------
+    actor
+        Part of the actor's name, so that who used sudo is found under both names.
+    action
+        A command ("backup restore") or a group of them ("backup").
 
     Raises
     ------
     DatabaseError
         If the database cannot be read.
     """
-    statement = select(Audit.id, Audit.at, Audit.actor, Audit.action, Audit.detail)
+    statement = select(*Audit.__table__.columns)
     if since is not None:
         statement = statement.where(Audit.at >= since)
+    if actor is not None:
+        statement = statement.where(Audit.actor.contains(actor, autoescape=True))
+    if action is not None:
+        in_group = Audit.action.startswith(f"{action} ", autoescape=True)
+        statement = statement.where((Audit.action == action) | in_group)
     with reading(engine) as connection:
         rows = connection.execute(statement.order_by(Audit.id.desc()).limit(limit))
         return [AuditRow(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name

@@ -1,5 +1,6 @@
 """A copy of a SQLite database, whole at one instant, while others write to it."""
 
+import contextlib
 import os
 import sqlite3
 from contextlib import closing
@@ -22,8 +23,36 @@ def sqlite_path(url: URL) -> Path:
         If it is another database, which brings tools of its own.
     """
     if url.get_backend_name() != "sqlite" or not url.database:
-        raise DatabaseError("only a SQLite database is backed up here: use pg_dump for PostgreSQL")
+        raise DatabaseError(
+            "only a SQLite database is backed up here: use pg_dump and pg_restore for PostgreSQL"
+        )
     return Path(url.database)
+
+
+def restore_marker(database: Path) -> Path:
+    """Where it is noted, from its first step to its last, that a restore is under way."""
+    return database.with_name(f"{database.name}.restoring")
+
+
+def check_not_restoring(url: URL) -> None:
+    """Refuse a database whose restore was interrupted.
+
+    Raises
+    ------
+    DatabaseError
+        If it was; the message says which backup, and what to do.
+    """
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return
+    marker = restore_marker(Path(url.database))
+    try:
+        backup = marker.read_text(errors="replace").strip()
+    except OSError:
+        return
+    raise DatabaseError(
+        f"a restore of {url.database} was interrupted: run `lungwatch backup restore {backup}` "
+        f"again, or remove {marker} to go on with the database that is there"
+    )
 
 
 def copy_database(source: Path, target: Path) -> None:
@@ -59,7 +88,20 @@ def copy_database(source: Path, target: Path) -> None:
         why = getattr(error, "strerror", None) or str(error)
         raise DatabaseError(f"the database cannot be copied: {why}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def absorb_log(database: Path) -> None:
+    """Write what stands in a database's log into its file, so that the file is whole alone.
+
+    A damaged one stays as it is.
+    """
+    with (
+        contextlib.suppress(sqlite3.Error),
+        closing(sqlite3.connect(database)) as connection,
+    ):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
 def _read_only(path: Path) -> str:

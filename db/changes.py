@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from lungwatch.db.schema import Base, Image, Result
+from lungwatch.db.delivery_states import DeliveryState
+from lungwatch.db.schema import Base, Delivery, Image, Result
 from lungwatch.db.states import IllegalTransition, State, check_transition
 from lungwatch.errors import NotFoundError
 
@@ -41,17 +43,45 @@ def change_state(
         If there is no such result.
     """
     check_transition(current, target)
+    found = compare_and_set(connection, Result, result_id, current=current, target=target, **values)
+    if found != current:
+        raise IllegalTransition(
+            f"result {result_id} is {found}, not {current}: it cannot be {target}"
+        )
+
+
+def compare_and_set(
+    connection: Connection,
+    table: type[Result] | type[Delivery],
+    row_id: int,
+    *,
+    current: State | DeliveryState,
+    target: State | DeliveryState,
+    **values: Value,
+) -> StrEnum:
+    """Set a row's state, and other columns along with it, if it is in `current`.
+
+    Returns
+    -------
+    StrEnum
+        The state that the row was found in; it was changed if that is `current`.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such row.
+    """
     changed = connection.execute(
-        update(Result)
-        .where(Result.id == result_id, Result.state == current)
+        update(table)
+        .where(table.id == row_id, table.state == current)
         .values(state=target, **values)
     )
     if changed.rowcount == 1:
-        return
-    found = connection.scalar(select(Result.state).where(Result.id == result_id))
+        return current
+    found = connection.scalar(select(table.state).where(table.id == row_id))
     if found is None:
-        raise NotFoundError(f"there is no result {result_id}")
-    raise IllegalTransition(f"result {result_id} is {found}, not {current}: it cannot be {target}")
+        raise NotFoundError(f"there is no {table.__tablename__} {row_id}")
+    return found
 
 
 def update_image(connection: Connection, image_id: int, **values: Value) -> None:

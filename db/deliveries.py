@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine, select, update
 
-from lungwatch.db.changes import Value, clean, insert_if_new
+from lungwatch.db.changes import Value, clean, compare_and_set, insert_if_new
 from lungwatch.db.delivery_states import (
     DeliveryState,
     IllegalDeliveryTransition,
@@ -227,16 +227,10 @@ def _change(
     **values: Value,
 ) -> None:
     check_delivery_transition(current, target)
-    changed = connection.execute(
-        update(Delivery)
-        .where(Delivery.id == delivery_id, Delivery.state == current)
-        .values(state=target, **values)
+    found = compare_and_set(
+        connection, Delivery, delivery_id, current=current, target=target, **values
     )
-    if changed.rowcount == 1:
-        return
-    found = connection.scalar(select(Delivery.state).where(Delivery.id == delivery_id))
-    if found is None:
-        raise NotFoundError(f"there is no delivery {delivery_id}")
-    raise IllegalDeliveryTransition(
-        f"delivery {delivery_id} is {found}, not {current}: it cannot be {target}"
-    )
+    if found != current:
+        raise IllegalDeliveryTransition(
+            f"delivery {delivery_id} is {found}, not {current}: it cannot be {target}"
+        )

@@ -12,7 +12,8 @@ from lungwatch.db.engine import reading, writing
 from lungwatch.db.schema import Delivery, Image, Result
 from lungwatch.db.states import UNFINISHED
 
-_WAITING = (DeliveryState.QUEUED, DeliveryState.SENDING)
+# What was refused can be sent again (`lungwatch pacs send --failed`), and is built anew for that.
+_WAITING = (DeliveryState.QUEUED, DeliveryState.SENDING, DeliveryState.FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Kept:
 
 
 def kept_originals(engine: Engine) -> list[Kept]:
-    """Return the originals of which every result has an end and nothing waits to be sent."""
+    """Return the originals of which every result has an end and nothing is still to be sent."""
     ended = func.max(Result.finished_at).label("finished_at")
     statement = (
         select(Image.id.label("row_id"), Image.path, ended)
@@ -74,7 +75,7 @@ def forget_original(engine: Engine, kept: Kept, now: datetime) -> bool:
     return changed.rowcount == 1
 
 
-def forget_overlay(engine: Engine, kept: Kept) -> bool:
+def forget_overlay(engine: Engine, kept: Kept, now: datetime) -> bool:
     """Note that an overlay is removed, if nothing waits for it; say whether it was."""
     with writing(engine) as connection:
         changed = connection.execute(
@@ -85,7 +86,7 @@ def forget_overlay(engine: Engine, kept: Kept) -> bool:
                 Result.state.not_in(UNFINISHED),
                 ~_waits(Result.id),
             )
-            .values(overlay=None)
+            .values(overlay=None, overlay_removed_at=now)
         )
     return changed.rowcount == 1
 

@@ -5,20 +5,25 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, inspect, text
 
 from lungwatch.db import migrations
-from lungwatch.db.backup import copy_database, sqlite_path
+from lungwatch.db.backup import check_not_restoring, copy_database, sqlite_path
 from lungwatch.db.engine import open_engine, parse_url, reading, writing
 from lungwatch.db.failures import describe
 from lungwatch.errors import DatabaseError, NotFoundError
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every revision in order, so that reading needs no Alembic; a test holds it to the scripts."""
 
 # Any number will do that no other program on the same PostgreSQL server locks.
 _ADVISORY_LOCK = 0x6C756E67
 
 
-def open_database(url: str) -> Engine:
+def open_database(url: str, *, within_restore: bool = False) -> Engine:
     """Open a database, creating or upgrading it first.
+
+    Parameters
+    ----------
+    within_restore
+        By the restore that is under way; anybody else is refused meanwhile.
 
     Raises
     ------
@@ -27,6 +32,8 @@ def open_database(url: str) -> Engine:
     """
     engine = open_engine(url)
     try:
+        if not within_restore:
+            check_not_restoring(engine.url)
         _back_up_older(engine)
         upgrade(engine)
     except BaseException:
@@ -48,6 +55,7 @@ def open_existing(url: str) -> Engine:
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
         raise NotFoundError(f"no database at {describe(parsed)}; run `lungwatch run` first")
+    check_not_restoring(parsed)
     engine = open_engine(url)
     try:
         check_current(engine)

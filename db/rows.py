@@ -77,7 +77,12 @@ class ResultRow:
 class ResultDetail(ResultRow):
     """A result whole, with what the file says about the image.
 
-    The fields after `claimed_at` are those of `lungwatch.imaging.RadiographMeta`.
+    The fields after `claimed_at` are those of `lungwatch.imaging.RadiographMeta`, and then:
+
+    Attributes
+    ----------
+    file_removed_at, overlay_removed_at
+        When retention removed them; None for what is there, or gone otherwise.
     """
 
     logit: float | None
@@ -101,6 +106,8 @@ class ResultDetail(ResultRow):
     manufacturer_model: str | None
     station: str | None
     institution: str | None
+    file_removed_at: datetime | None
+    overlay_removed_at: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,9 @@ class Result(Base):
     finished_at: Mapped[datetime | None]
     duration_ms: Mapped[int | None]
 
+    overlay_removed_at: Mapped[datetime | None]
+    """When retention removed the overlay, should `overlay` be None for that."""
+
 
 class Arrival(Base):
     """One dropped file: what is counted, while images and results are not counted twice."""
@@ -168,6 +171,24 @@ class Audit(Base):
     actor: Mapped[str] = mapped_column(Text)
     action: Mapped[str] = mapped_column(String(64))
     detail: Mapped[dict[str, object]]
+    uid: Mapped[int | None]
+    host: Mapped[str | None] = mapped_column(Text)
+    target: Mapped[str | None] = mapped_column(Text)
+    """What it was done to: a result's number, a folder, a digest; no patient data."""
+    outcome: Mapped[str] = mapped_column(String(16), server_default="ok")
+    """``started``, ``ok`` or ``failed``."""
+
+
+class OwningHome(Base):
+    """The one home that this database belongs to; one row, or none before the first start."""
+
+    __tablename__ = "home"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    mark: Mapped[str] = mapped_column(String(36))
+    """The same as in the home's own file."""
+    place: Mapped[str] = mapped_column(Text)
+    first_used_at: Mapped[datetime]
 
 
 class Delivery(Base):

@@ -47,6 +47,8 @@ def select_details() -> "AnySelect":
             Image.manufacturer_model,
             Image.station,
             Image.institution,
+            case((Image.path.is_(None), Image.removed_at)).label("file_removed_at"),
+            case((Result.overlay.is_(None), Result.overlay_removed_at)).label("overlay_removed_at"),
         )
     )
 

@@ -6,12 +6,9 @@ import shutil
 from pathlib import Path
 
 from lungwatch.atomicfile import fsync_dir, make_dirs, write_atomic
+from lungwatch.bundle import ABOUT_FILE, CARD_FILE, MODEL_FILE
 from lungwatch.contract import ModelContract
 from lungwatch.errors import ConfigError
-
-MODEL_FILE = "model.onnx"
-CARD_FILE = "card.md"
-BUNDLE_FILE = "bundle.json"
 
 
 def write_bundle(
@@ -42,7 +39,7 @@ def write_bundle(
         "version": contract.version,
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    write_atomic(building / BUNDLE_FILE, (json.dumps(about, indent=2) + "\n").encode())
+    write_atomic(building / ABOUT_FILE, (json.dumps(about, indent=2) + "\n").encode())
     if target.exists():
         shutil.rmtree(target)
     building.rename(target)

@@ -33,6 +33,14 @@ _MEASURED = """\
 Measured on the exported ONNX file; accuracy, sensitivity, specificity and F1 at the threshold
 that was fixed on validation data, abstention ignored."""
 
+_RULES = {"youden": "Youden", "balanced": "largest smaller one of sensitivity and specificity"}
+
+_GUIDES = {
+    "exchange_histograms": "Histograms exchanged between sources: share of images",
+    "group_robust": "Groups of finding and source weighed by their loss (group DRO): step",
+    "domain_adversarial": "Domain-adversarial training: weight",
+}
+
 _FIGURES = (
     ("images", "{images}"),
     ("COVID", "{positives}"),
@@ -90,8 +98,9 @@ def write_card(contract: ModelContract, notes: str = "") -> str:
 
 def _decision(contract: ModelContract) -> str:
     decision, calibration = contract.decision, contract.calibration
+    rule = _RULES[contract.provenance.get("threshold_rule", "youden")]
     return (
-        f"Threshold {decision.threshold:.4f} (Youden on validation); UNCERTAIN within "
+        f"Threshold {decision.threshold:.4f} ({rule} on validation); UNCERTAIN within "
         f"[{decision.uncertain_low:.4f}, {decision.uncertain_high:.4f}). Platt calibration: slope "
         f"{calibration.slope:.4f}, intercept {calibration.intercept:.4f}."
     )
@@ -193,12 +202,15 @@ def _kept(provenance: Mapping[str, Any]) -> str:
 def _guided(network: Mapping[str, Any], guidance: Mapping[str, Any]) -> str:
     cut = f", cut at {network['stride']} pixels a cell" if network.get("stride") else ""
     rewarded = guidance["objective"]
+    further = "".join(
+        f" {title} {guidance[name]:g}." for name, title in _GUIDES.items() if guidance.get(name)
+    )
     return (
         f"- Guided to the lungs: backbone {network['backbone']}{cut}, starting weights "
         f"`{network['weights']}`; framing, marks and surroundings changed at every showing. "
         f"Target of other pneumonias {rewarded['other_target']:g}; weight of the order within "
         f"each source {rewarded['ranking']:g}, of evidence outside the lungs "
-        f"{rewarded['lungs']:g}."
+        f"{rewarded['lungs']:g}.{further}"
     )
 
 

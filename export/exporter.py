@@ -19,6 +19,7 @@ from lungwatch.export.parity import compare, run_onnx, synthetic_images
 from lungwatch.export.to_onnx import to_onnx, with_contract
 from lungwatch.golden import golden_digest, golden_input
 from lungwatch.preprocess import PreprocessSpec
+from lungwatch.training.calibrate import Rule
 from lungwatch.training.dataset import dataset_name, load_dataset, select
 from lungwatch.training.evaluate import measure
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
@@ -72,6 +73,9 @@ class ExportRequest:
     figures
         Tables measured elsewhere, for the card and the contract's metrics; those that the
         run's metrics.json has under "figures" come first.
+    threshold_rule
+        Fix the threshold anew on the validation split of `data`, by this rule; None keeps a
+        run's own, which is Youden's.
     """
 
     model: Path
@@ -85,8 +89,11 @@ class ExportRequest:
     int8: bool = False
     max_mb: float = 20.0
     figures: Figures = field(default_factory=dict)
+    threshold_rule: Rule | None = None
 
     def __post_init__(self) -> None:
+        if self.threshold_rule and self.data is None:
+            raise DatasetError("a new threshold needs the data set of the training (--data)")
         if not re.fullmatch(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*", self.name):
             raise ConfigError(f"model name {self.name!r}: lower-case letters, digits, - and _ only")
         if not re.fullmatch(r"\d+\.\d+\.\d+", self.version):
@@ -126,14 +133,19 @@ def export(
     spec = scorer.judgement.preprocess
     proto = to_onnx(scorer.model)
     plain = proto.SerializeToString()
-    judgement = scorer.judgement if scorer.calibrated else _calibrate(scorer, request.data)
+    rule = request.threshold_rule
+    judgement = scorer.judgement
+    if rule or not scorer.calibrated:
+        judgement = _calibrate(scorer, request.data, rule or "youden")
 
     images, kind = _parity_images(request.data, spec)
     parity = compare(scorer.model, plain, images, kind)
     parity.check()
     provenance = {**_provenance(scorer), "parity": parity.to_dict()}
+    if rule:
+        provenance["threshold_rule"] = rule
     if request.int8 and request.data:
-        int8 = make_int8(proto, judgement, request.data, progress=progress)
+        int8 = make_int8(proto, judgement, request.data, rule=rule or "youden", progress=progress)
         proto, judgement = int8.proto, int8.judgement
         provenance["quantisation"] = int8.about
     contract = _contract(request, scorer, judgement, proto.SerializeToString(), provenance)
@@ -197,7 +209,7 @@ def _provenance(scorer: KerasScorer) -> dict[str, Any]:
     }
 
 
-def _calibrate(scorer: KerasScorer, data: Path | None) -> Judgement:
+def _calibrate(scorer: KerasScorer, data: Path | None, rule: Rule) -> Judgement:
     if data is None:
         raise DatasetError(
             "a bare .keras file carries no threshold: give the data set whose validation split "
@@ -205,7 +217,7 @@ def _calibrate(scorer: KerasScorer, data: Path | None) -> Judgement:
         )
     samples = select(load_dataset(data), "val", dataset_name(data))
     logits = scorer.logits(read_pixels(samples, scorer.judgement.preprocess))
-    return recalibrate(scorer.judgement, targets(samples), logits)
+    return recalibrate(scorer.judgement, targets(samples), logits, rule)
 
 
 def _figures(request: ExportRequest, scorer: KerasScorer) -> Figures:

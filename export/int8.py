@@ -11,7 +11,7 @@ import numpy as np
 from lungwatch.contract import CAM, INPUT, LOGITS
 from lungwatch.export.fidelity import Answers, Fidelity, check_loss, compare_graphs
 from lungwatch.export.quantise import describe_quantisation, quantise, spread
-from lungwatch.training.calibrate import choose_decision, fit_calibration
+from lungwatch.training.calibrate import Rule, choose_decision, fit_calibration
 from lungwatch.training.dataset import dataset_name, load_dataset, of_split, select
 from lungwatch.training.foreign import OnnxProto
 from lungwatch.training.metrics import sigmoid
@@ -48,6 +48,7 @@ def make_int8(
     judgement: Judgement,
     data: Path,
     *,
+    rule: Rule = "youden",
     progress: Callable[[int], None] | None = None,
 ) -> Int8Graph:
     """Quantise a float graph and prove what it costs.
@@ -62,6 +63,8 @@ def make_int8(
         Data set of the training. Its training split shows the activations' range, its
         validation split fits calibration and threshold, and, with the test split if there is
         one, tells what was lost.
+    rule
+        Of the threshold; see `lungwatch.training.calibrate.choose_decision`.
     progress
         Called with 1 for every image read.
 
@@ -88,7 +91,7 @@ def make_int8(
         truth, pixels = targets(chosen), read_pixels(chosen, spec, progress=progress)
         logits, maps = _run(quantised, pixels)
         if split == "val":
-            own = recalibrate(judgement, truth, logits)
+            own = recalibrate(judgement, truth, logits, rule)
         before = Answers(**_named(_run(plain, pixels)), judgement=judgement)
         after = Answers(logits=logits, maps=maps, judgement=own)
         fidelity[f"{name}/{split}"] = compare_graphs(truth, before, after)
@@ -103,13 +106,14 @@ def make_int8(
     return Int8Graph(proto=made, judgement=own, fidelity=fidelity, about=about)
 
 
-def recalibrate(judgement: Judgement, truth: FloatArray, logits: FloatArray) -> Judgement:
+def recalibrate(
+    judgement: Judgement, truth: FloatArray, logits: FloatArray, rule: Rule = "youden"
+) -> Judgement:
     """Fit calibration and threshold to binary logits, (N,), of the validation split."""
     calibration = fit_calibration(truth, logits)
     probabilities = sigmoid(calibration.slope * logits + calibration.intercept)
-    return replace(
-        judgement, calibration=calibration, decision=choose_decision(truth, probabilities)
-    )
+    decision = choose_decision(truth, probabilities, rule=rule)
+    return replace(judgement, calibration=calibration, decision=decision)
 
 
 def _run(data: bytes, pixels: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -1,15 +1,15 @@
 """Fuzz one target in this process; `run.py` starts it. Needs atheris (extra `fuzz`)."""
 
+import logging
 import sys
 import warnings
 
 import atheris
 
 # Coverage is of what is written here, and of the parser that it leans on.
-with atheris.instrument_imports(include=["lungwatch.imaging", "lungwatch.contract"]):
+PARTS = ("imaging", "contract", "bundle", "signing", "daemon.config", "daemon.outbox.destination")
+with atheris.instrument_imports(include=[f"lungwatch.{part}" for part in PARTS]):
     from targets import TARGETS
-
-import logging
 
 logging.disable(logging.CRITICAL)
 warnings.simplefilter("ignore")

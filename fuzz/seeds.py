@@ -1,9 +1,12 @@
 """Where the fuzzer starts: small valid files of every kind, made here."""
 
 import io
+import json
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 
 import cv2
 import imagecodecs
@@ -24,9 +27,13 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from targets import ABOUT, KEY, MODEL, SEPARATOR
 
+from lungwatch.bundle import BundleFiles
+from lungwatch.daemon.config import Config
 from lungwatch.daemon.model import Classifier, find_bundle
 from lungwatch.models import SHIPPED_DEFAULT
+from lungwatch.signing import sign
 
 _SIDE = 12
 _PIXELS = (np.add.outer(np.arange(_SIDE), 2 * np.arange(_SIDE)) * 7).astype(np.uint16)
@@ -40,9 +47,15 @@ def seeds(target: str) -> Iterator[bytes]:
     target
         A key of `targets.TARGETS`.
     """
-    yield from {"dicom": _dicom, "jpeg": _jpeg, "png": _png, "zip": _zip, "contract": _contract}[
-        target
-    ]()
+    yield from {
+        "dicom": _dicom,
+        "jpeg": _jpeg,
+        "png": _png,
+        "zip": _zip,
+        "contract": _contract,
+        "bundle": _bundle,
+        "config": _config,
+    }[target]()
 
 
 def _dicom() -> Iterator[bytes]:
@@ -155,3 +168,23 @@ def _zip() -> Iterator[bytes]:
 
 def _contract() -> Iterator[bytes]:
     yield Classifier.load(find_bundle(SHIPPED_DEFAULT)).contract.to_json().encode()
+
+
+def _bundle() -> Iterator[bytes]:
+    files = BundleFiles(folder=Path("/m-1"), model=MODEL, about=ABOUT)
+    yield ABOUT + SEPARATOR + sign(files.statement(), KEY).to_bytes()
+    yield ABOUT + SEPARATOR
+    yield b'{"sha256": "0"}' + SEPARATOR + b"{}"
+
+
+def _config() -> Iterator[bytes]:
+    defaults = asdict(Config())
+    # JSON's texts, numbers and lists are TOML's too.
+    lines = [
+        f"{name} = {json.dumps(str(value) if isinstance(value, Path) else value)}"
+        for name, value in defaults.items()
+    ]
+    yield "\n".join(lines).encode()
+    for line in lines:
+        yield line.encode()
+    yield b'pacs_destinations = ["A@h:104+tls", "B@[::1]:1"]\npacs_address = "0.0.0.0"\n'

@@ -4,6 +4,9 @@ A refusal with a reason is a right answer, and so is an image that keeps its pro
 else, a foreign exception above all, is a finding.
 """
 
+import contextlib
+import hashlib
+import json
 import os
 import tempfile
 import zlib
@@ -11,15 +14,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from lungwatch.bundle import BundleFiles
 from lungwatch.contract import ModelContract
+from lungwatch.daemon.config import Config, load_config
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.trust import Trust
 from lungwatch.daemon.unpacking import Unpacker
-from lungwatch.errors import FileRejected, ModelError, Reason, TransientError
+from lungwatch.errors import ConfigError, FileRejected, ModelError, Reason, TransientError
 from lungwatch.imaging import ReadPolicy, read_radiograph
+from lungwatch.signing import fingerprint
 
 # Images of a few pixels make short inputs, which a fuzzer gets through by the thousand.
 POLICY = ReadPolicy(min_side_px=1, max_pixels=1_000_000)
+# Bytes of bundle.json and of bundle.sig in one input; no file that is either holds a zero.
+SEPARATOR = b"\0"
+MODEL = b"model"
+ABOUT = json.dumps(
+    {"name": "m", "version": "1", "sha256": {"model.onnx": hashlib.sha256(MODEL).hexdigest()}}
+).encode()
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_MEMBERS_BYTES = 64 * 1024 * 1024
 
@@ -79,6 +94,37 @@ def contract(data: bytes) -> None:
         return
 
 
+def bundle(data: bytes) -> None:
+    """Read a bundle's bundle.json and bundle.sig: none but what was signed may be trusted."""
+    about, _, signature = data.partition(SEPARATOR)
+    files = BundleFiles(folder=Path("/m-1"), model=MODEL, about=about, signature=signature)
+    trust = Trust(keys={fingerprint(KEY.public_key()): KEY.public_key()})
+    with contextlib.suppress(ModelError):
+        files.check_digests()
+    try:
+        trust.check(files)
+    except ModelError as refusal:
+        if "\n" in str(refusal):
+            raise Wrong("a refusal of several lines") from refusal
+        return
+    if about != ABOUT:
+        raise Wrong("an altered bundle passed for the signed one")
+
+
+def config(data: bytes) -> None:
+    """Read a configuration file: a key that is understood, or one line that says which is not."""
+    descriptor = os.memfd_create("lungwatch.toml")
+    try:
+        os.write(descriptor, data)
+        found = load_config(Path(f"/proc/self/fd/{descriptor}"), environ={})
+    except ConfigError:
+        return
+    finally:
+        os.close(descriptor)
+    if not isinstance(found, Config) or not 1 <= found.batch_size <= 256:
+        raise Wrong("a value out of its range")
+
+
 def _check(path: Path) -> None:
     try:
         radiograph = read_radiograph(path, POLICY)
@@ -99,4 +145,6 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "png": read_png,
     "zip": unpack,
     "contract": contract,
+    "bundle": bundle,
+    "config": config,
 }

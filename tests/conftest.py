@@ -1,7 +1,9 @@
 """What every test may use, and what every test has to keep."""
 
+import fcntl
 import gc
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["MPLBACKEND"] = "Agg"
+# One of several workers has one processor: pools for all of them would only stand in line.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    for _pool in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(_pool, "1")
 # A developer's own settings must not decide what a test sees.
 for _name in [name for name in os.environ if name.startswith("LUNGWATCH_")]:
     if not _name.startswith("LUNGWATCH_TEST_"):
@@ -82,6 +88,43 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"LUNGWATCH_TEST_DATA is {folder}, which is no folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL database for the tests: a given one, or one started for them."""
+    given = os.environ.get("LUNGWATCH_TEST_POSTGRES")
+    if given:
+        yield given
+        return
+    pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+    # Here: `test_leak_guard` takes this file alone.
+    sys.path.insert(0, str(Path(__file__).parent))
+    from postgres import cluster, find_programs
+
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL server is installed, and LUNGWATCH_TEST_POSTGRES names none")
+    with cluster(programs) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_postgres(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL database with nothing in it, this test's alone."""
+    from sqlalchemy import text
+
+    from lungwatch.db.engine import open_engine, writing
+
+    # The parallel workers' common folder: a database that was given is one for them all.
+    with (tmp_path_factory.getbasetemp().parent / "postgres.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        engine = open_engine(postgres)
+        with writing(engine) as connection:
+            connection.execute(text("DROP SCHEMA public CASCADE"))
+            connection.execute(text("CREATE SCHEMA public"))
+        engine.dispose()
+        yield postgres
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """A decoder that may crash, hang or eat memory, and costs no more than the file."""
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from typing import Self
 from lungwatch.daemon.decoder import confinement
 from lungwatch.daemon.decoder.wire import READY, OutOfMemory, Setup, receive
 from lungwatch.daemon.decoding import Decoded
+from lungwatch.daemon.logs import event
 from lungwatch.errors import ProcessingFailed, Reason, TransientError
 
 # What a codec leaks ends with its process.
@@ -115,19 +117,19 @@ class Decoder:
             If the process does not start, or somebody else killed it.
         """
         if self._decoded >= FILES_PER_PROCESS:
-            self.close()
+            self._replace("worn_out")
         is_fresh = self._decoded == 0
         try:
             return self._ask(path)
         except (_Died, OutOfMemory) as error:
-            self.close()
+            self._replace(_cause(error))
             if is_fresh:
                 raise _explained(error) from None
         # A file before this one may have been what broke the process.
         try:
             return self._ask(path)
         except (_Died, OutOfMemory) as error:
-            self.close()
+            self._replace(_cause(error))
             raise _explained(error) from None
 
     def close(self) -> None:
@@ -149,7 +151,7 @@ class Decoder:
             _await(connection, self._timeout_s)
             answer = receive(connection, self._setup)
         except BlockingIOError:
-            self.close()
+            self._replace("timed_out")
             raise ProcessingFailed(
                 Reason.DECODER_TIMED_OUT, f"decoding took longer than {self._timeout_s:g} s"
             ) from None
@@ -174,10 +176,16 @@ class Decoder:
             self._connection.recv_bytes(len(READY))
         except (EOFError, OSError):
             status = self._status()
-            self.close()
+            self._replace("not_started")
             raise TransientError(f"the decoder's process did not start (status {status})") from None
         self._is_ready = True
         return self._connection
+
+    def _replace(self, reason: str) -> None:
+        """End the process; the next file gets another one."""
+        self.close()
+        level = logging.INFO if reason == "worn_out" else logging.WARNING
+        event("decoder_replaced", level=level, reason=reason)
 
     def _status(self) -> int | None:
         assert self._process is not None
@@ -191,6 +199,13 @@ def _await(connection: Connection, timeout_s: float) -> None:
     """Wait until there is something to receive."""
     if not connection.poll(timeout_s):
         raise BlockingIOError
+
+
+def _cause(error: _Died | OutOfMemory) -> str:
+    """Return the short name of what ended a process, for log and metrics."""
+    if isinstance(error, OutOfMemory) or error.status == confinement.OUT_OF_MEMORY:
+        return "out_of_memory"
+    return "killed" if error.status == -signal.SIGKILL else "crashed"
 
 
 def _explained(error: _Died | OutOfMemory) -> ProcessingFailed | TransientError:

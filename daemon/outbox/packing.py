@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 
 from lungwatch.atomicfile import write_atomic
 from lungwatch.daemon.config import Config
+from lungwatch.daemon.errortext import describe_unexpected
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.outbox.scu import Parcel
 from lungwatch.db.delivery_queries import DeliveryRow, unsent_uids
@@ -100,7 +101,7 @@ class Packer:
             raise
         # Whatever a strange source makes the libraries raise is this object's trouble alone.
         except Exception as error:
-            raise CannotBuildError(f"not built: {_describe(error)}") from error
+            raise CannotBuildError(f"not built: {describe_unexpected(error)}") from error
         return built
 
     def _class_of_existing(self, path: Path) -> str | None:
@@ -168,13 +169,6 @@ def _read_secret(config: Config) -> bytes:
             f"{_SHORTEST_SECRET} bytes: make one with `head -c 32 /dev/urandom`"
         )
     return secret
-
-
-def _describe(error: Exception) -> str:
-    # At its top it would be a circle: the service is made of this.
-    from lungwatch.daemon.service import describe  # noqa: PLC0415
-
-    return describe(error)
 
 
 def stray_files(home: Home, engine: Engine) -> list[Path]:

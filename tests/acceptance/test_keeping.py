@@ -1,8 +1,13 @@
 """Backups and restores beside and after the real daemon, and who did what."""
 
 import json
+import os
+import re
 import sqlite3
+import subprocess
+import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -87,7 +92,7 @@ def test_a_restore_needs_the_daemon_stopped(make_home, picture):
 
 
 def test_who_did_what_is_written_down_and_cannot_be_altered(make_home, picture):
-    home = make_home(RETAIN_MAX_GB="0", RETAIN_QUARANTINE_DAYS="1")
+    home = make_home(RETAIN_QUARANTINE_DAYS="1")
     home.drop("broken.png", picture(1)[:500])
     assert home.run_once().returncode == 0
     (row,) = home.rows()
@@ -98,8 +103,24 @@ def test_who_did_what_is_written_down_and_cannot_be_altered(make_home, picture):
     assert home.command("retention", "run").returncode == 0
     listed = json.loads(home.command("audit", "list", "--json").stdout)
     assert [item["action"] for item in listed] == ["results export", "retry"]
-    assert all(item["actor"] and item["at"] for item in listed)
+    assert all(item["actor"] and item["at"] and item["host"] for item in listed)
+    assert {(item["uid"], item["outcome"]) for item in listed} == {(os.getuid(), "ok")}
+    digest = sha256((home.root.parent / "all.csv").read_bytes())
+    assert [item["target"] for item in listed] == [f"sha256 {digest}", f"result {row.id}"]
     assert "broken" not in json.dumps(listed)
+    made = home.root.parent / "copies"
+    made.mkdir()
+    assert home.command("backup", "create", "-o", str(made)).returncode == 0
+    assert home.command("results", "export", "-o", f"{made}/no/x.csv").returncode == 1
+    assert json.loads(home.command("audit", "list", "--json").stdout)[0]["outcome"] == "failed"
+    assert home.run_once().returncode in (0, 1)
+    assert home.command("backup", "restore", str(next(made.iterdir()))).returncode == 0
+    said = home.command("audit", "list", "--csv", "--action", "backup").stdout.splitlines()
+    assert said[0].replace('"', "") == "id,at,actor,uid,host,action,target,outcome,detail"
+    assert len(said) == 2
+    assert "backup restore" in said[1]
+    by_nobody = home.command("audit", "list", "--json", "--actor", "no such user")
+    assert json.loads(by_nobody.stdout) == []
     with closing(sqlite3.connect(home.root / "lungwatch.db")) as connection:
         for change in ("UPDATE audit SET actor = 'nobody'", "DELETE FROM audit"):
             with pytest.raises(sqlite3.IntegrityError, match="only added to"):
@@ -124,3 +145,98 @@ def test_retention_beside_a_daemon_removes_what_is_over_the_limit(make_home, pic
     assert home.run_once().returncode == 0
     assert sha256(contents[0]) in home.kept(), "the same bytes, dropped again, are kept again"
     assert home.reconcile()[0] == 0
+
+
+@pytest.fixture(scope="module")
+def two_states(make_home, picture):
+    """A home with two results, and a backup outside of it from when there was one."""
+    home = make_home()
+    home.drop("a.png", picture(1))
+    assert home.run_once().returncode == 0
+    backup = home.root.parent / "one.db"
+    assert home.command("backup", "create", "-o", str(backup)).returncode == 0
+    home.drop("b.png", picture(2))
+    assert home.run_once().returncode == 0
+    return home, backup
+
+
+def test_a_backup_is_not_written_over_what_is_there(two_states):
+    home, backup = two_states
+    before = backup.read_bytes()
+    for place, why in ((backup, "is there already"), (Path("/nowhere/x.db"), "no folder")):
+        refused = home.command("backup", "create", "-o", str(place))
+        assert refused.returncode == 1
+        assert why in refused.stderr
+    assert backup.read_bytes() == before
+
+
+@pytest.mark.parametrize("point", ["restore_copied", "restore_parted", "restore_replaced"])
+def test_a_restore_that_is_killed_leaves_one_whole_database_and_says_what_to_do(two_states, point):
+    home, backup = two_states
+    contents = len(home.files("done"))
+    killed = home.command("backup", "restore", str(backup), env={"CRASH_AT": point})
+    assert killed.returncode == -9
+    database = home.root / "lungwatch.db"
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        (number,) = connection.execute("SELECT count(*) FROM result").fetchone()
+    assert number == (1 if point == "restore_replaced" else 2)
+    if point != "restore_copied":  # before that, nothing has been changed
+        refused = home.run_once()
+        assert refused.returncode == 1
+        assert f"lungwatch backup restore {backup}" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert home.command("backup", "restore", str(backup)).returncode == 0
+    assert home.run_once().returncode == 0
+    assert len(home.rows()) == 2
+    assert len(home.files("done")) == contents
+    assert home.reconcile()[0] == 0
+
+
+def test_a_second_home_on_one_database_is_refused(make_home, picture, empty_postgres):
+    first, second = (make_home(DATABASE_URL=empty_postgres) for _ in range(2))
+    first.drop("a.png", picture(1))
+    assert first.run_once().returncode == 0
+    for args in (("run", "--once"), ("reconcile",), ("retention", "run")):
+        refused = second.command(*args)
+        assert refused.returncode == 1
+        assert "belongs to another home" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert first.run_once().returncode == 0
+    for args in (("backup", "create"), ("backup", "restore")):
+        said = first.command(*args)
+        assert said.returncode == 1
+        assert "pg_dump" in said.stderr
+    listed = first.command("retention", "run", "--dry-run", "--json")
+    assert json.loads(listed.stdout)["files"] == 0
+    # The same home elsewhere: its mark goes with it, or is written where the message says.
+    (second.root / ".home-id").write_bytes((first.root / ".home-id").read_bytes())
+    assert second.command("retention", "run").returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a tmpfs")
+def test_claiming_pauses_before_the_disk_is_full_and_resumes_with_a_margin(make_home, picture):
+    home = make_home(MIN_FREE_MB="20", METRICS_TEXTFILE="", RESCAN_S="0.1")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(home.root)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a tmpfs")
+    try:
+        home.incoming.mkdir()
+        with home.daemon() as daemon:
+            free = os.statvfs(home.root)
+            mib = free.f_bavail * free.f_frsize // 2**20
+            filler = home.root / "filler"
+            filler.write_bytes(bytes((mib - 19) * 2**20))
+            home.drop("a.png", picture(1))
+            daemon.wait_until_said("action=paused")
+            # Above the limit, and not by the margin of a tenth.
+            os.truncate(filler, (mib - 21) * 2**20)
+            home.drop("b.png", picture(2))
+            time.sleep(0.5)  # a few looks at the folder, none of which may resume
+            os.truncate(filler, (mib - 30) * 2**20)
+            home.wait_until_ended([picture(1), picture(2)])
+            (free_mb,) = re.findall(r"action=resumed.* free_mb=(\d+)", daemon.stderr())
+            assert int(free_mb) >= 22
+            assert daemon.stop() == 0
+    finally:
+        subprocess.run(["umount", "-l", str(home.root)], check=True)

@@ -17,7 +17,7 @@ from lungwatch.golden import golden_input
 from lungwatch.training.baseline import BaselineConfig
 from lungwatch.training.calibrate import fit_calibration
 from lungwatch.training.dataset import load_dataset, select
-from lungwatch.training.fit import FitConfig
+from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.pixels import read_pixels, targets
 from lungwatch.training.scorers import OnnxScorer
 from lungwatch.training.train_baseline import train_baseline

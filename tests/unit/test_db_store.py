@@ -1,6 +1,5 @@
 """What a dropped file means, state by state, and that nothing is counted twice or lost."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, func, select
 
-from lungwatch.db import Claim, ClaimKind, State, Store, open_database, open_engine
-from lungwatch.db.engine import reading, writing
+from lungwatch.db import Claim, ClaimKind, State, Store, open_database
+from lungwatch.db.engine import reading
 from lungwatch.db.queries import ResultDetail, get_result
-from lungwatch.db.schema import Arrival, Base, Image, Model, Result
+from lungwatch.db.schema import Arrival, Image, Model, Result
 from lungwatch.db.states import IllegalTransition
 from lungwatch.errors import NotFoundError
 from lungwatch.imaging import RadiographMeta
@@ -129,15 +128,7 @@ def another_model(store: Store) -> int:
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'lungwatch.db'}"
-    given = os.environ.get("LUNGWATCH_TEST_POSTGRES")
-    if not given:
-        pytest.skip("LUNGWATCH_TEST_POSTGRES does not name an empty PostgreSQL database")
-    engine = open_engine(given)
-    with writing(engine) as connection:
-        Base.metadata.drop_all(connection)
-        connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
-    engine.dispose()
-    return given
+    return str(request.getfixturevalue("empty_postgres"))
 
 
 @pytest.fixture
@@ -629,7 +620,7 @@ def test_a_write_that_breaks_off_leaves_the_row_as_it_was(
     def break_off(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lungwatch.db.store.update_image_of", break_off)
+    monkeypatch.setattr("lungwatch.db.results.update_image_of", break_off)
     with pytest.raises(KeyboardInterrupt):
         write(desk, claim)
     assert desk.row(claim) == before

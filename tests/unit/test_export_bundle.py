@@ -126,12 +126,20 @@ def test_the_card_of_a_guided_run_says_that_the_last_weights_are_kept_and_how_it
         epochs=8,
         best_epoch=8,
         network={"backbone": "efficientnet-lite0", "weights": "imagenet", "stride": 16},
-        guidance={"objective": {"other_target": 0.1, "ranking": 0.25, "lungs": 0.5}},
+        guidance={
+            "objective": {"other_target": 0.1, "ranking": 0.25, "lungs": 0.5},
+            "group_robust": 0.05,
+            "domain_adversarial": 0.0,
+        },
+        threshold_rule="balanced",
     )
     assert "the last weights of 8 epochs are kept." in card
     assert "best of" not in card
     assert "efficientnet-lite0, cut at 16 pixels a cell" in card
-    assert "evidence outside the lungs 0.5." in card
+    assert "evidence outside the lungs 0.5. Groups of finding and source" in card
+    assert "(group DRO): step 0.05.\n" in card
+    assert "Domain-adversarial" not in card
+    assert "largest smaller one of sensitivity and specificity on validation" in card
     assert "Augmentation, no flips" not in card
 
 

@@ -31,12 +31,15 @@ def fuzz():
         sys.path.remove(str(FUZZ))
 
 
-@pytest.mark.parametrize("target", ["dicom", "jpeg", "png", "zip", "contract"])
+TARGETS = ("dicom", "jpeg", "png", "zip", "contract", "bundle", "config")
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_damaged_input_is_refused_with_a_reason_or_read_within_its_promises(fuzz, target):
     targets, seeds = fuzz
     run, random = targets.TARGETS[target], np.random.default_rng(1)
     starts = list(seeds.seeds(target))
-    assert set(targets.TARGETS) == {"dicom", "jpeg", "png", "zip", "contract"}
+    assert set(targets.TARGETS) == set(TARGETS)
     for start in starts:
         run(start)
         for _ in range(CHANGES // len(starts)):

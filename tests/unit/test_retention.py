@@ -1,5 +1,6 @@
 """Retention: what is finished with goes by age and by space; nothing else ever does."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ from lungwatch.daemon.retention import Retention
 from lungwatch.db import open_database
 from lungwatch.db.delivery_states import DeliveryState
 from lungwatch.db.engine import reading, writing
+from lungwatch.db.queries import get_result
 from lungwatch.db.schema import Delivery, Image, Model, Result
 from lungwatch.db.states import UNFINISHED, State
 
@@ -108,7 +110,7 @@ def test_what_is_older_than_its_folder_allows_goes_and_its_row_stays(place):
     young, _ = place.add(age_days=29)
     refused, _ = place.add(State.REJECTED, age_days=8)
     removed = place.clear(retain_done_days=30, retain_quarantine_days=7)
-    assert {item.kept.path for item in removed} == {old, refused}
+    assert {item.path for item in removed} == {old, refused}
     assert not place.exists(old)
     assert place.exists(young)
     assert place.exists(old_overlay)
@@ -132,8 +134,8 @@ def test_for_space_the_oldest_go_first_and_no_more_than_needed(place, monkeypatc
 
     monkeypatch.setattr(module, "_GIB", 1000)  # bytes, so that a test need not write gigabytes
     paths = [place.add(State.REJECTED, age_days=age, size=400)[0] for age in (3, 5, 1, 4)]
-    removed = place.clear(retain_max_gb=1)
-    assert [item.kept.path for item in removed] == [paths[1], paths[3]]
+    removed = place.clear(retain_quarantine_gb=1.0)
+    assert [item.path for item in removed] == [paths[1], paths[3]]
     assert {item.why for item in removed} == {"space"}
 
 
@@ -168,6 +170,43 @@ def test_what_a_crash_leaves_between_row_and_file_is_removed_by_reconcile(place,
     assert list(place.home.incoming.iterdir()) == []
 
 
+def test_each_folder_has_a_space_limit_of_its_own_that_counts_what_has_to_stay(
+    place, monkeypatch
+):
+    import lungwatch.daemon.retention as module
+
+    monkeypatch.setattr(module, "_GIB", 1000)  # as above
+    refused = [place.add(State.REJECTED, age_days=age, size=400)[0] for age in (9, 8)]
+    waiting, _ = place.add(age_days=7, size=700, delivery=DeliveryState.FAILED)
+    sent, overlay = place.add(age_days=6, size=200, delivery=DeliveryState.SENT)
+    assert [item.path for item in place.keeper(retain_done_gb=0.8).plan(NOW)] == [sent]
+    assert [item.path for item in place.keeper(retain_quarantine_gb=0.8).plan(NOW)] == []
+    removed = place.clear(retain_done_gb=0.8, retain_quarantine_gb=0.5, retain_overlays_gb=0.8)
+    assert [item.path for item in removed] == [sent, refused[0], overlay]
+    assert removed[0].reason == "done/ holds 0.9 GiB, retain_done_gb = 0.8"
+    assert place.exists(waiting)
+    assert place.agrees() == []
+    row = get_result(place.engine, 4)
+    assert (row.file_removed_at, row.overlay_removed_at) == (NOW, NOW)
+    row = get_result(place.engine, 3)
+    assert (row.file_removed_at, row.overlay_removed_at) == (None, None)
+
+
+def test_old_backups_go_and_the_newest_stays_whatever_its_age(place):
+    place.home.backups.mkdir()
+    paths = []
+    for day in (1, 2, 3):
+        path = place.home.backups / f"lungwatch-2026010{day}T000000.000000Z.db"
+        path.write_bytes(bytes(100))
+        at = (NOW - timedelta(days=100 - day)).timestamp()
+        os.utime(path, (at, at))
+        paths.append(path)
+    assert [item.folder for item in place.clear(retain_backups_days=98)] == ["backups"]
+    removed = place.clear(retain_backups_days=1)
+    assert [item.path for item in removed] == [place.home.relative(paths[1])]
+    assert [path.exists() for path in paths] == [False, False, True]
+
+
 CASES = st.lists(
     st.tuples(
         st.sampled_from(list(State)),
@@ -187,12 +226,13 @@ def test_nothing_unfinished_or_waiting_to_be_sent_is_ever_removed(cases, days):
         added = [(place.add(state, age, delivery=d), state, age, d) for state, age, d in cases]
         place.clear(
             retain_done_days=days, retain_quarantine_days=days, retain_overlays_days=days,
-            retain_max_gb=1,
+            retain_done_gb=1.0, retain_quarantine_gb=1.0, retain_overlays_gb=1.0,
         )  # fmt: skip
         for (path, overlay), state, age, delivery in added:
             in_use = state in UNFINISHED or delivery in (
                 DeliveryState.QUEUED,
                 DeliveryState.SENDING,
+                DeliveryState.FAILED,
             )
             assert place.exists(path) == (in_use or age <= days)
             if overlay:

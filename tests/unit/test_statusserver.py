@@ -1,43 +1,148 @@
-"""What /health says, and that a server never started can be closed."""
+"""What /health and /ready say, and that a server never started can be closed."""
 
 import http.client
 import json
 import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
+import pytest
+
+from lungwatch.daemon.bounded import Bounded
+from lungwatch.daemon.health import HealthCheck, Phase, Probes
+from lungwatch.daemon.outage import OutageKind
 from lungwatch.daemon.statusserver import StatusServer
+from lungwatch.db.monitoring import Signs
+from lungwatch.errors import DatabaseError
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+SIGNS = Signs(
+    queued=0,
+    oldest_queued=None,
+    outbox_waiting=0,
+    oldest_delivery=None,
+    outbox_ended=0,
+    last_done=None,
+)
+
+
+class StandingClock:
+    def now(self):
+        return NOW
+
+    def monotonic(self):
+        return 100.0
+
+
+def read(answer):
+    return Bounded(lambda: answer, limit_s=30)
+
+
+WELL = Probes(
+    phase=lambda: Phase.READY,
+    signs=read(SIGNS),
+    free_mb=read(1000),
+    waiting=lambda: 0,
+    oldest_waiting=lambda: None,
+    left_alone=lambda: 0,
+    in_hand=lambda: 0,
+    queues=dict,
+    outages=frozenset,
+    stuck=dict,
+)
 
 
 def refuse_to_crash(name, error):
     raise AssertionError(name) from error
 
 
-def test_health_is_503_with_reasons_when_something_is_wrong():
-    problems = ["stuck: decode"]
-    server = StatusServer(0, lambda: b"", lambda: problems, refuse_to_crash)
+def check_of(probes):
+    return HealthCheck(probes, model="m-1", min_free_mb=200, clock=StandingClock())
+
+
+def get(server, path):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    connection.close()
+    return answer.status, body
+
+
+def fail():
+    raise DatabaseError("it is locked")
+
+
+def away():
+    raise FileNotFoundError
+
+
+old = NOW - timedelta(days=1)
+TROUBLES = {
+    "database": ("failing", {"signs": Bounded(fail, limit_s=30)}),
+    "disk": ("failing", {"free_mb": read(10)}),
+    "folders": ("failing", {"free_mb": Bounded(away, limit_s=30)}),
+    "stuck": ("failing", {"stuck": lambda: {"decode": 400.0}}),
+    "outage_drop_folder": ("failing", {"outages": lambda: frozenset({OutageKind.DROP_FOLDER})}),
+    "starting": ("failing", {"phase": lambda: Phase.STARTING}),
+    "stopping": ("failing", {"phase": lambda: Phase.STOPPING}),
+    "waiting_long": ("degraded", {"oldest_waiting": old.timestamp}),
+    "outbox_old": ("degraded", {"signs": read(replace(SIGNS, oldest_delivery=old))}),
+    "outbox_ended": ("degraded", {"signs": read(replace(SIGNS, outbox_ended=1))}),
+    "left_alone": ("degraded", {"left_alone": lambda: 1}),
+}
+
+
+@pytest.mark.parametrize("code", TROUBLES)
+def test_each_trouble_is_named_and_tells_whether_files_are_being_screened(code):
+    status, changes = TROUBLES[code]
+    health = check_of(replace(WELL, **changes)).examine()
+    assert [reason.code for reason in health.reasons] == [code]
+    assert health.status == status
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("starting", (503, 503)), ("disk", (503, 200)), ("outbox_old", (200,) * 2)],
+)
+def test_failing_is_503_and_so_is_not_being_ready(code, expected):
+    _, changes = TROUBLES[code]
+    server = StatusServer(0, lambda: b"", check_of(replace(WELL, **changes)), refuse_to_crash)
     server.start()
     try:
-        for status in (503, 200):
-            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-            connection.request("GET", "/health")
-            answer = connection.getresponse()
-            told = json.loads(answer.read())
-            connection.close()
-            assert (answer.status, told["ok"]) == (status, status == 200)
-            assert told["reasons"] == problems
-            problems.clear()
+        status, body = get(server, "/health")
+        assert (status, get(server, "/ready")[0]) == expected
+        assert json.loads(body)["reasons"][0]["code"] == code
     finally:
         server.stop()
 
 
+def test_what_hangs_is_not_asked_twice_and_delays_nobody_beyond_the_limit():
+    release, asked = threading.Event(), []
+
+    def hang():
+        asked.append(1)
+        release.wait(60)
+        return SIGNS
+
+    bounded = Bounded(hang, limit_s=0.05)
+    health = check_of(replace(WELL, signs=bounded)).examine()
+    assert not health.database
+    with pytest.raises(TimeoutError):
+        bounded()
+    assert len(asked) == 1
+    release.set()
+
+
 def test_a_server_that_was_not_started_can_be_closed():
-    server = StatusServer(0, lambda: b"", list, refuse_to_crash)
+    server = StatusServer(0, lambda: b"", check_of(WELL), refuse_to_crash)
     server.stop()
     assert server.port > 0
 
 
 def test_the_death_of_its_thread_is_told(monkeypatch):
     told = threading.Event()
-    server = StatusServer(0, lambda: b"", list, lambda *_: told.set())
+    server = StatusServer(0, lambda: b"", check_of(WELL), lambda *_: told.set())
     monkeypatch.setattr(server._server, "service_actions", lambda: 1 / 0)
     server.start()
     assert told.wait(30)

@@ -1,0 +1,229 @@
+"""What becomes of a claimed result, as it is written. Each method is one transaction."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, Engine, select
+
+from lungwatch.db.changes import change_state, clean, meta_columns, update_image_of
+from lungwatch.db.deliveries import OutboxPlan, queue_deliveries
+from lungwatch.db.engine import writing
+from lungwatch.db.schema import Result
+from lungwatch.db.states import State
+from lungwatch.errors import NotFoundError, Reason
+
+if TYPE_CHECKING:
+    from lungwatch.imaging import RadiographMeta
+
+
+class ResultWriter:
+    """Changes results by compare-and-set; the part of `Store` that knows of nothing else.
+
+    Parameters
+    ----------
+    outbox
+        What is to be sent of each result that is done, and whereto; None for nothing.
+    """
+
+    def __init__(self, engine: Engine, outbox: OutboxPlan | None = None) -> None:
+        self._engine = engine
+        self._outbox = outbox
+
+    def record(
+        self,
+        *,
+        result_id: int,
+        meta: "RadiographMeta",
+        label: str,
+        probability: float,
+        logit: float,
+        threshold: float,
+        flags: Sequence[str],
+        overlay: str,
+        duration_ms: int,
+        now: datetime,
+    ) -> None:
+        """Write a result; the file is to be filed next.
+
+        Parameters
+        ----------
+        probability, threshold
+            Calibrated, 0..1.
+        flags
+            Codes of what is remarkable about the case.
+        overlay
+            Path relative to the home.
+        now
+            When the result came about; `finish` sets it anew once the file is filed.
+
+        Raises
+        ------
+        IllegalTransition
+            If the result is not claimed.
+        """
+        with writing(self._engine) as connection:
+            change_state(
+                connection,
+                result_id,
+                current=State.CLAIMED,
+                target=State.RECORDED,
+                label=label,
+                probability=probability,
+                logit=logit,
+                threshold=threshold,
+                flags=list(flags),
+                overlay=overlay,
+                overlay_removed_at=None,
+                duration_ms=duration_ms,
+                finished_at=now,
+            )
+            update_image_of(connection, result_id, **meta_columns(meta))
+
+    def finish(self, *, result_id: int, path: str, now: datetime) -> None:
+        """Note that the file of a recorded result is filed at `path`, and queue what is sent.
+
+        Raises
+        ------
+        IllegalTransition
+            If the result is not recorded.
+        """
+        with writing(self._engine) as connection:
+            change_state(
+                connection, result_id, current=State.RECORDED, target=State.DONE, finished_at=now
+            )
+            update_image_of(connection, result_id, path=path)
+            if self._outbox is not None:
+                queue_deliveries(connection, result_id, self._outbox, now)
+
+    def reject(
+        self,
+        *,
+        result_id: int,
+        reason: str,
+        message: str,
+        meta: "RadiographMeta | None",
+        duration_ms: int,
+        now: datetime,
+    ) -> None:
+        """Note that the file is no usable chest X-ray; it is to go to quarantine next.
+
+        Raises
+        ------
+        IllegalTransition
+            If the result is not claimed.
+        """
+        self._end(
+            State.REJECTED,
+            result_id=result_id,
+            reason=reason,
+            message=message,
+            meta=meta,
+            duration_ms=duration_ms,
+            now=now,
+        )
+
+    def fail(
+        self,
+        *,
+        result_id: int,
+        reason: str,
+        message: str,
+        meta: "RadiographMeta | None",
+        duration_ms: int,
+        now: datetime,
+    ) -> None:
+        """Note that the file could not be processed; it is to go to quarantine next.
+
+        Raises
+        ------
+        IllegalTransition
+            If the result is not claimed.
+        """
+        self._end(
+            State.FAILED,
+            result_id=result_id,
+            reason=reason,
+            message=message,
+            meta=meta,
+            duration_ms=duration_ms,
+            now=now,
+        )
+
+    def lose(self, *, result_id: int, now: datetime) -> None:
+        """Note that somebody took a file away between its claim and its end.
+
+        Raises
+        ------
+        IllegalTransition
+            If the result is neither claimed nor recorded.
+        NotFoundError
+            If there is no such result.
+        """
+        with writing(self._engine) as connection:
+            change_state(
+                connection,
+                result_id,
+                current=_state_of(connection, result_id),
+                target=State.FAILED,
+                reason=Reason.FILE_VANISHED,
+                message="the file was removed from work/ by somebody else; drop it again",
+                finished_at=now,
+            )
+            update_image_of(connection, result_id, path=None)
+
+    def request_retry(self, *, result_id: int, now: datetime) -> None:
+        """Ask for another run of a failed or rejected result.
+
+        Raises
+        ------
+        IllegalTransition
+            If it neither failed nor was rejected.
+        NotFoundError
+            If there is no such result.
+        """
+        with writing(self._engine) as connection:
+            change_state(
+                connection,
+                result_id,
+                current=_state_of(connection, result_id),
+                target=State.QUEUED,
+                attempts=0,
+                reason=None,
+                message=None,
+                claimed_at=now,
+                finished_at=None,
+                duration_ms=None,
+            )
+
+    def _end(
+        self,
+        target: State,
+        *,
+        result_id: int,
+        reason: str,
+        message: str,
+        meta: "RadiographMeta | None",
+        duration_ms: int,
+        now: datetime,
+    ) -> None:
+        with writing(self._engine) as connection:
+            change_state(
+                connection,
+                result_id,
+                current=State.CLAIMED,
+                target=target,
+                reason=reason,
+                message=clean(message),
+                duration_ms=duration_ms,
+                finished_at=now,
+            )
+            if meta is not None:
+                update_image_of(connection, result_id, **meta_columns(meta))
+
+
+def _state_of(connection: Connection, result_id: int) -> State:
+    state = connection.scalar(select(Result.state).where(Result.id == result_id))
+    if state is None:
+        raise NotFoundError(f"there is no result {result_id}")
+    return state

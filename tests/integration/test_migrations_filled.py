@@ -1,0 +1,183 @@
+"""Every released schema, filled with rows of every kind, reaches the present one unaltered."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, MetaData, Table, inspect, select, text
+from sqlalchemy.exc import DBAPIError
+
+from lungwatch.db import migrations, open_database, open_engine, open_existing
+from lungwatch.db import upgrade as upgrade_schema
+from lungwatch.db.delivery_states import DeliveryState
+from lungwatch.db.engine import reading, writing
+from lungwatch.db.migrate import REVISIONS
+from lungwatch.db.states import State
+from lungwatch.errors import DatabaseError
+
+OLDER = REVISIONS[:-1]
+LONG = "ä\N{PILE OF POO}'\"\\ \n" * 2000
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'lungwatch.db'}"
+    return str(request.getfixturevalue("empty_postgres"))
+
+
+def build(url: str, revision: str) -> Engine:
+    """Make a database of an earlier release, filled."""
+    engine = open_engine(url)
+    with writing(engine) as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.set_main_option("path_separator", "os")
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        fill(connection)
+    return engine
+
+
+def fill(connection) -> None:
+    """Rows in every table: every state, with every optional column empty, and with all filled."""
+    states = {"result": list(State), "delivery": list(DeliveryState)}
+    metadata = MetaData()
+    metadata.reflect(connection)
+    for table in metadata.sorted_tables:
+        if table.name == "alembic_version":
+            continue
+        for number, state in enumerate(states.get(table.name, ["-", "-"]), 1):
+            for is_full in (False, True):
+                row_id = number * 2 - is_full
+                values = {
+                    column.name: value_of(table, column, row_id, state)
+                    for column in table.columns
+                    if is_full or not column.nullable
+                }
+                names = ", ".join(f'"{name}"' for name in values)
+                places = ", ".join(f":{name}" for name in values)
+                connection.execute(
+                    text(f"INSERT INTO {table.name} ({names}) VALUES ({places})"), values
+                )
+
+
+def value_of(table, column, row_id, state):
+    kind = str(column.type).upper()
+    if column.primary_key:
+        return row_id
+    if column.foreign_keys:
+        # Each of the rows that every table has; no pair twice, for the constraints' sake.
+        return 1 + (row_id - 1) % 4 if column.name != "model_id" else 1 + (row_id - 1) // 4
+    if column.name == "state":
+        return str(state)
+    if kind.startswith(("DATETIME", "TIMESTAMP")):
+        return f"2024-01-02 03:04:{row_id:02}.123456"
+    if kind == "JSON":
+        return '["low_contrast"]' if table.name == "result" else '{"n": 1}'
+    if kind == "BOOLEAN":
+        return bool(row_id % 2)
+    if kind in ("INTEGER", "BIGINT"):
+        return row_id * 1000
+    if kind.startswith(("DOUBLE", "FLOAT")):
+        return row_id / 7
+    length = getattr(column.type, "length", None)
+    return f"{row_id}-{LONG}"[: length or None]
+
+
+def rows(engine: Engine, tables: dict[str, list[str]] | None = None):
+    """All rows of some tables and columns, of all if none are named."""
+    with reading(engine) as connection:
+        tables = tables or {
+            name: [column["name"] for column in inspect(connection).get_columns(name)]
+            for name in inspect(connection).get_table_names()
+            if name != "alembic_version"
+        }
+        found = {}
+        for name, columns in tables.items():
+            table = Table(name, MetaData(), autoload_with=connection)
+            chosen = select(*(table.c[column] for column in columns)).order_by(table.c.id)
+            found[name] = [tuple(map(str, row)) for row in connection.execute(chosen)]
+    return tables, found
+
+
+@pytest.mark.parametrize("revision", OLDER)
+def test_a_filled_database_keeps_every_row_and_value(url: str, revision: str) -> None:
+    engine = build(url, revision)
+    tables, before = rows(engine)
+    engine.dispose()
+    assert all(before.values()), "a table that is empty would prove nothing"
+    engine = open_database(url)
+    try:
+        assert rows(engine, tables)[1] == before
+        if url.startswith("sqlite"):
+            kept = open_engine(f"{url}.schema-{revision}")
+            assert rows(kept) == (tables, before), "the way back is the copy"
+            kept.dispose()
+    finally:
+        engine.dispose()
+
+
+_CRASHING = """
+import os, signal, sys
+import sqlalchemy
+from sqlalchemy import event
+from lungwatch.db import open_database
+
+url, first = sys.argv[1], int(sys.argv[2])
+seen = 0
+
+def count(_connection, _cursor, statement, *_):
+    global seen
+    seen += statement.lstrip().upper().startswith(("CREATE", "ALTER", "UPDATE ALEMBIC"))
+    if seen > first:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+event.listen(sqlalchemy.Engine, "after_cursor_execute", count)
+open_database(url).dispose()
+"""
+
+
+def test_a_crash_in_the_middle_leaves_the_old_schema_and_the_next_start_goes_on(
+    url: str,
+) -> None:
+    engine = build(url, "0003")
+    tables, before = rows(engine)
+    engine.dispose()
+    ended = subprocess.run([sys.executable, "-c", _CRASHING, url, "5"], check=False, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    with pytest.raises(DatabaseError, match="schema 0003, this program uses"):
+        open_existing(url)
+    engine = open_database(url)
+    found = rows(engine, tables)[1]
+    upgrade_schema(engine)
+    engine.dispose()
+    assert found == before
+
+
+def test_the_audit_is_only_added_to(url: str) -> None:
+    engine = build(url, "0004")
+    engine.dispose()
+    engine = open_database(url)
+    changes = ["UPDATE audit SET actor = 'nobody'", "DELETE FROM audit"]
+    if url.startswith("sqlite"):
+        changes.append(
+            "REPLACE INTO audit (id, at, actor, action, detail) "
+            "VALUES (1, '2024-01-01', 'nobody', 'x', '{}')"
+        )
+    else:
+        changes.append("TRUNCATE audit")
+    for change in changes:
+        with (
+            pytest.raises((DatabaseError, DBAPIError), match=r"only added to|cannot be"),
+            writing(engine) as connection,
+        ):
+            connection.execute(text(change))
+    with reading(engine) as connection:
+        assert connection.execute(text("SELECT count(*) FROM audit")).scalar() == 4
+        assert connection.execute(text("SELECT min(actor) FROM audit")).scalar() != "nobody"
+    engine.dispose()
