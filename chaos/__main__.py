@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -12,6 +13,7 @@ from chaos.fault import Fault, Lab, Trial
 from chaos.faults import FAULTS
 from chaos.place import ChaosError
 from chaos.report import Finding, as_json, as_table, from_json, write_into
+from chaos.selftest import self_test
 
 _DOCS = Path(__file__).parents[1] / "docs"
 _KEPT = _DOCS / "reliability" / "findings.json"
@@ -20,13 +22,15 @@ _KEPT = _DOCS / "reliability" / "findings.json"
 def main() -> int:
     """Return 0 if nothing was lost, doubled or damaged by any fault that could be injected."""
     options = _options()
+    if options.self_test:
+        return self_test(options.dir or Path(tempfile.mkdtemp(prefix="lungwatch-chaos-")))
     findings = []
     root = options.dir or Path(tempfile.mkdtemp(prefix="lungwatch-chaos-"))
     root.mkdir(parents=True, exist_ok=True)
     for key in options.only or FAULTS:
         folder = root / key
         folder.mkdir(exist_ok=True)
-        lab = Lab(folder.resolve(), is_long=options.long)
+        lab = Lab(folder.resolve(), is_long=options.long, is_quick=options.quick)
         began_s = time.monotonic()
         finding = examine(key, FAULTS[key], lab)
         findings.append(finding)
@@ -44,13 +48,14 @@ def examine(key: str, fault: Fault, lab: Lab) -> Finding:
     """Make a fault's trials and put them together."""
     obstacle = fault.obstacle()
     if obstacle:
-        return Finding(key=key, fault=fault.name, how=fault.how, skipped=obstacle)
+        return Finding(key=key, fault=fault.name, how=fault.how, commit=commit(), skipped=obstacle)
     trials: list[Trial] = []
     trouble = ""
     try:
         trials.extend(fault.trials(lab))
     except ChaosError as error:
         trouble = str(error)
+    struck = [trial.injected for trial in trials if trial.injected is not None]
     return Finding(
         key=key,
         fault=fault.name,
@@ -61,9 +66,27 @@ def examine(key: str, fault: Fault, lab: Lab) -> Finding:
         duplicated=sum(len(trial.audit.duplicated) for trial in trials),
         damaged=tuple(found for trial in trials for found in trial.audit.damaged),
         recovery_s=tuple(t.recovery_s for t in trials if t.recovery_s is not None),
+        injected=sum(struck) if struck else None,
+        commit=commit(),
         notes=tuple(dict.fromkeys(trial.note for trial in trials if trial.note)),
         trouble=trouble,
     )
+
+
+def commit() -> str:
+    """Name the tree: the commit's first digits, with a "+" if there are changes besides."""
+    root = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        said = subprocess.run(
+            ["git", "-C", root, *arguments], capture_output=True, text=True, check=False
+        )
+        return said.stdout.strip()
+
+    if shutil.which("git") is None:
+        return ""
+    head = git("rev-parse", "--short=7", "HEAD")
+    return head + ("+" if head and git("status", "--porcelain", "-uno") else "")
 
 
 def publish(findings: list[Finding], root: Path) -> None:
@@ -81,7 +104,14 @@ def publish(findings: list[Finding], root: Path) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
-    parser.add_argument("--long", action="store_true", help="many more runs and files: hours")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--quick", action="store_true", help="each fault once")
+    amount.add_argument("--long", action="store_true", help="many more runs and files: hours")
+    parser.add_argument(
+        "--self-test",
+        action="store_true",
+        help="show the harness forgotten fsyncs instead: each has to be found",
+    )
     parser.add_argument(
         "--only", action="append", choices=list(FAULTS), metavar="FAULT", help=", ".join(FAULTS)
     )

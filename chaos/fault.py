@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from chaos.ledger import Audit
 from chaos.pictures import picture
-from chaos.place import Place
+from chaos.place import ChaosError, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,16 @@ class Trial:
     ----------
     recovery_s
         Seconds from the fault's end, or from the new start, to the next file's end.
+    injected
+        How often the fault struck: calls that failed, cuts, kills, or lines of the log that
+        tell that it was met; None where it can only be seen from outside.
     note
         What else is worth a line.
     """
 
     audit: Audit
     recovery_s: float | None = None
+    injected: int | None = None
     note: str = ""
 
 
@@ -37,6 +41,7 @@ class Lab:
 
     root: Path
     is_long: bool = False
+    is_quick: bool = False
     _number: int = field(default=0, init=False)
 
     def place(self, **env: str) -> Place:
@@ -49,6 +54,8 @@ class Lab:
 
     def times(self, short: int, long: int) -> int:
         """Return how often, by the setting."""
+        if self.is_quick:
+            return 1
         return long if self.is_long else short
 
     def clear(self, place: Place, found: Audit) -> None:
@@ -81,12 +88,18 @@ class PassingFault(Fault):
 
     What comes during the fault has to end after it. A daemon that died of it is started
     again once it is over, as a service manager would.
+
+    Attributes
+    ----------
+    sign
+        What the log says when the fault is met; empty where `strikes` counts otherwise.
     """
 
     files: ClassVar[int] = 30
     hold_s: ClassVar[float] = 2.0
-    runs: ClassVar[tuple[int, int]] = (1, 10)
+    runs: ClassVar[tuple[int, int]] = (3, 10)
     settings: ClassVar[dict[str, str]] = {}
+    sign: ClassVar[str] = ""
 
     def prepare(self, place: Place) -> None:
         """Before the first start."""
@@ -102,6 +115,10 @@ class PassingFault(Fault):
     @abstractmethod
     def heal(self, place: Place) -> None:
         """End it."""
+
+    def strikes(self, place: Place) -> int | None:
+        """How often it struck, asked when the files have their ends."""
+        return place.log().count(self.sign) if self.sign else None
 
     def clean(self, place: Place) -> None:
         """After the audit, whatever happened."""
@@ -139,9 +156,13 @@ class PassingFault(Fault):
         recovery_s = place.next_end_s(healed_s)
         place.settle()
         restarts = place.starts - 1
+        struck = self.strikes(place)
+        if struck == 0:
+            raise ChaosError("it was brought about, and nothing met it")
         return Trial(
             audit=place.audit(),
             recovery_s=recovery_s,
+            injected=struck,
             note=f"{restarts} restart(s)" if restarts else "",
         )
 

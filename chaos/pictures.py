@@ -12,6 +12,7 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 from lungwatch.golden import golden_pixels
 
 _SIDE_PX = 64
+_LARGE_PX = 3000
 _UID_ROOT = "1.2.826.0.1.3680043.8.498.77"
 
 
@@ -23,6 +24,14 @@ def picture(number: int) -> bytes:
 def png(number: int) -> bytes:
     """Return a grey PNG of a few kilobytes."""
     is_encoded, data = cv2.imencode(".png", _pixels(number))
+    assert is_encoded
+    return data.tobytes()
+
+
+def large(number: int) -> bytes:
+    """Return a grey PNG whose pixels take tens of megabytes once decoded."""
+    pixels = cv2.resize(_pixels(number), (_LARGE_PX, _LARGE_PX), interpolation=cv2.INTER_LINEAR)
+    is_encoded, data = cv2.imencode(".png", pixels)
     assert is_encoded
     return data.tobytes()
 

@@ -31,13 +31,20 @@ class ChaosError(RuntimeError):
 
 @dataclass
 class Place:
-    """A home, what was dropped into it, and the daemon in it."""
+    """A home, what was dropped into it, and the daemon in it.
+
+    Attributes
+    ----------
+    on_start
+        Called with the process's number as soon as there is one.
+    """
 
     root: Path
     env: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     starts: int = 0
     process: subprocess.Popen[bytes] | None = None
+    on_start: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         self.incoming.mkdir(parents=True, exist_ok=True)
@@ -93,6 +100,8 @@ class Place:
                 stdout=subprocess.DEVNULL,
                 stderr=log,
             )
+        if self.on_start is not None:
+            self.on_start(self.process.pid)
         return self.process
 
     def start_ready(self, *args: str, **env: str) -> subprocess.Popen[bytes]:

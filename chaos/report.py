@@ -8,7 +8,18 @@ from typing import Any
 from tabulate import tabulate
 
 _BEGIN, _END = "<!-- table -->\n", "<!-- end of table -->"
-_HEAD = ("fault", "how injected", "runs", "files", "lost", "duplicated", "recovery", "notes")
+_HEAD = (
+    "fault",
+    "how injected",
+    "runs",
+    "strikes",
+    "files",
+    "lost",
+    "duplicated",
+    "recovery",
+    "commit",
+    "notes",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +32,10 @@ class Finding:
         Half-written files, files that nobody dropped, and differences that reconcile found.
     recovery_s
         Of each trial.
+    injected
+        How often the fault struck, all trials together; None where that is not counted.
+    commit
+        Of the tree that it was run on, with a "+" if there were changes besides.
     skipped
         Why it was not injected; empty if it was.
     trouble
@@ -36,6 +51,8 @@ class Finding:
     duplicated: int = 0
     damaged: tuple[str, ...] = ()
     recovery_s: tuple[float, ...] = ()
+    injected: int | None = None
+    commit: str = ""
     notes: tuple[str, ...] = ()
     skipped: str = ""
     trouble: str = ""
@@ -79,7 +96,8 @@ def write_into(document: Path, findings: Sequence[Finding]) -> None:
 
 def _row(finding: Finding) -> tuple[object, ...]:
     if finding.skipped:
-        return (finding.fault, finding.how, 0, "", "", "", "", f"skipped: {finding.skipped}")
+        skipped = f"skipped: {finding.skipped}"
+        return (finding.fault, finding.how, 0, "", "", "", "", "", finding.commit, skipped)
     recovery = ""
     if finding.recovery_s:
         low, high = min(finding.recovery_s), max(finding.recovery_s)
@@ -89,9 +107,11 @@ def _row(finding: Finding) -> tuple[object, ...]:
         finding.fault,
         finding.how,
         finding.runs,
+        "" if finding.injected is None else finding.injected,
         finding.files,
         finding.lost,
         finding.duplicated,
         recovery,
+        finding.commit,
         "; ".join(dict.fromkeys(note.replace("|", "/") for note in notes if note)),
     )

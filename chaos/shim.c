@@ -115,6 +115,12 @@ static int fails(int kind) {
     return 1;
 }
 
+static int refused(void) {
+    __sync_add_and_fetch(&control->failed, 1);
+    errno = control->no_inotify;
+    return -1;
+}
+
 static uint64_t inode_of(int fd) {
     struct stat st;
     return fstat(fd, &st) ? 0 : (uint64_t)st.st_ino;
@@ -289,7 +295,7 @@ time_t time(time_t *out) {
 
 int inotify_init1(int flags) {
     RESOLVE(inotify_init1);
-    if (control->no_inotify) return errno = control->no_inotify, -1;
+    if (control->no_inotify) return refused();
     return REAL(inotify_init1)(flags);
 }
 
@@ -297,6 +303,6 @@ int inotify_init(void) { return inotify_init1(0); }
 
 int inotify_add_watch(int fd, const char *path, uint32_t mask) {
     RESOLVE(inotify_add_watch);
-    if (control->no_inotify) return errno = control->no_inotify, -1;
+    if (control->no_inotify) return refused();
     return REAL(inotify_add_watch)(fd, path, mask);
 }

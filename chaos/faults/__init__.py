@@ -10,13 +10,15 @@ from chaos.faults.errors import IoError, ReadOnly, StaleHandle
 from chaos.faults.inotify import EventsLost, NoWatches
 from chaos.faults.kill import KillAtRandom, KillAtStep
 from chaos.faults.leaks import Leaks
-from chaos.faults.memory import MemoryPressure
+from chaos.faults.memory import MemoryPressure, OutOfMemory
 from chaos.faults.power import PowerLoss
+from chaos.faults.sending import KillWhileSending
 from chaos.faults.sigterm import Sigterm
 
 FAULTS: dict[str, Fault] = {
     "kill-step": KillAtStep(),
     "kill-random": KillAtRandom(),
+    "kill-sending": KillWhileSending(),
     "power": PowerLoss(),
     "disk-full": DiskFull(),
     "read-only": ReadOnly(),
@@ -31,6 +33,7 @@ FAULTS: dict[str, Fault] = {
     "clock": ClockJump(),
     "decoder": BadDecoder(),
     "memory": MemoryPressure(),
+    "oom": OutOfMemory(),
     "sigterm": Sigterm(),
     "leaks": Leaks(),
 }

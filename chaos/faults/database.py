@@ -18,6 +18,7 @@ class DatabaseLocked(PassingFault):
     name: ClassVar[str] = "database locked"
     how: ClassVar[str] = "another process holds a write transaction for 12 s (busy timeout: 10 s)"
     hold_s: ClassVar[float] = 12.0
+    sign: ClassVar[str] = "action=database_away"
 
     def inject(self, place: Place) -> None:
         """Take the lock."""
@@ -41,7 +42,7 @@ class CorruptedPage(Fault):
 
     def trials(self, lab: Lab) -> Iterator[Trial]:
         """Back up after half of the files, damage after all, restore, reconcile, drop more."""
-        for run in range(lab.times(1, 10)):
+        for run in range(lab.times(3, 10)):
             place = lab.place()
             try:
                 trial = self._trial(place, run)
@@ -66,7 +67,9 @@ class CorruptedPage(Fault):
         place.start()
         recovery_s = place.next_end_s(started_s)
         place.settle()
-        return Trial(audit=place.audit(), recovery_s=recovery_s, note="refused, then restored")
+        return Trial(
+            audit=place.audit(), recovery_s=recovery_s, injected=1, note="refused, then restored"
+        )
 
     def _work_off(self, place: Place, numbers: range) -> None:
         for number in numbers:

@@ -13,6 +13,7 @@ class BadDecoder(PassingFault):
 
     name: ClassVar[str] = "decoder crashes, hangs, out of memory"
     how: ClassVar[str] = "files whose decoding process segfaults, sleeps for ever, or allocates"
+    sign: ClassVar[str] = "action=decoder_replaced"
     settings: ClassVar[dict[str, str]] = {
         "TEST_DECODER": "1",
         "DECODE_TIMEOUT_S": "3",

@@ -21,7 +21,8 @@ class DiskFull(PassingFault):
         "(min_free_mb = 0, so that nothing holds back)"
     )
     hold_s: ClassVar[float] = 3.0
-    runs: ClassVar[tuple[int, int]] = (2, 20)
+    runs: ClassVar[tuple[int, int]] = (3, 20)
+    sign: ClassVar[str] = "action=short_of_space"
 
     def obstacle(self) -> str | None:
         """Mounting is root's."""

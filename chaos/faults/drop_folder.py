@@ -14,6 +14,7 @@ class DropFolderGone(PassingFault):
 
     name: ClassVar[str] = "drop folder vanished"
     how: ClassVar[str] = "incoming/ is renamed away under load for 2 s, then put back"
+    sign: ClassVar[str] = "action=drop_folder_lost"
 
     def inject(self, place: Place) -> None:
         """Rename it away."""

@@ -32,7 +32,12 @@ class _Errors(PassingFault):
 
     def heal(self, place: Place) -> None:  # noqa: ARG002
         """Have them succeed again."""
+        self._failed = self._shim.failed
         self._shim.set()
+
+    def strikes(self, place: Place) -> int:  # noqa: ARG002
+        """Count the calls that failed."""
+        return self._failed
 
     def clean(self, place: Place) -> None:
         """Let `reconcile` run without the library."""

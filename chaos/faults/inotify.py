@@ -23,6 +23,7 @@ class EventsLost(PassingFault):
         "files come, then it goes on"
     )
     hold_s: ClassVar[float] = 0.5
+    sign: ClassVar[str] = "action=inotify_overflow"
 
     def obstacle(self) -> str | None:
         """Without the limit nobody knows when it is passed."""
@@ -34,7 +35,7 @@ class EventsLost(PassingFault):
         place.process.send_signal(signal.SIGSTOP)
         # Two names in turn: equal events that follow each other are counted once.
         noise = [place.incoming / f".{uuid.uuid4().hex}" for _ in range(2)]
-        for _ in range(int(_QUEUE.read_text()) // 4):
+        for _ in range(int(_QUEUE.read_text())):
             for path in noise:
                 path.touch()
         for path in noise:
@@ -70,4 +71,9 @@ class NoWatches(PassingFault):
 
     def heal(self, place: Place) -> None:  # noqa: ARG002
         """Watches are free again."""
+        self._failed = self._shim.failed
         self._shim.set()
+
+    def strikes(self, place: Place) -> int:  # noqa: ARG002
+        """Count the calls that were refused."""
+        return self._failed

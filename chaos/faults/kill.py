@@ -1,6 +1,7 @@
 """The process is killed, at a chosen step or at any moment."""
 
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -8,10 +9,10 @@ from typing import ClassVar
 
 from chaos.fault import Fault, Lab, Trial
 from chaos.pictures import archive, picture, png
-from chaos.place import Place
+from chaos.place import ChaosError, Place
 from lungwatch.daemon.crashpoint import CRASH_POINTS
 
-# In sending to a PACS: the acceptance tests of the outbox crash there.
+# In sending to a PACS, see `chaos.faults.sending`.
 _ELSEWHERE = ("packed", "stored")
 _BACKLOG = 300
 _SAY_EVERY_S = 15.0
@@ -45,8 +46,9 @@ class KillAtStep(Fault):
         place.start()
         recovery_s = place.next_end_s(started_s)
         place.settle()
-        note = "" if process.returncode == -9 else f"{point}: not reached"
-        trial = Trial(audit=place.audit(), recovery_s=recovery_s, note=note)
+        if process.returncode != -signal.SIGKILL:
+            raise ChaosError(f"{point}: not reached")
+        trial = Trial(audit=place.audit(), recovery_s=recovery_s, injected=1)
         place.kill()
         lab.clear(place, trial.audit)
         return trial
@@ -92,7 +94,8 @@ class KillAtRandom(Fault):
         yield Trial(
             audit=found,
             recovery_s=recoveries[len(recoveries) // 2] if recoveries else None,
-            note=f"{kills} kills; recovery: median",
+            injected=kills,
+            note="recovery: median",
         )
         lab.clear(place, found)
 

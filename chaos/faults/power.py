@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from chaos import shim
-from chaos.disk import SYNC, Disk, read_calls
+from chaos.disk import SYNC, Call, Disk, read_calls
 from chaos.fault import Fault, Lab, Trial
 from chaos.pictures import picture
 from chaos.place import Place
@@ -30,13 +30,9 @@ class PowerLoss(Fault):
 
     def trials(self, lab: Lab) -> Iterator[Trial]:
         """Record one run; cut it just before and at fsyncs and between, worst case and mixed."""
-        source = lab.place()
-        for number in range(_FILES):
-            source.drop(f"{number}.png", picture(number))
+        source = loaded(lab)
         disk = Disk(source.root)
-        recorder = Shim(source, is_recording=True)
-        source.start("--once", **recorder.env).wait(120)
-        calls = read_calls(recorder.log)
+        calls = record(source)
         chance = random.Random(7)
         syncs = [number for number, call in enumerate(calls) if call.op == SYNC]
         count = lab.times(12, 300)
@@ -50,15 +46,34 @@ class PowerLoss(Fault):
                 at += 1
             place = lab.place()
             disk.cut(place.root, None if number % 2 else number)
-            yield self._trial(lab, source, place)
+            trial = after_cut(source, place)
+            lab.clear(place, trial.audit)
+            yield trial
 
-    def _trial(self, lab: Lab, source: Place, place: Place) -> Trial:
-        place.dropped.update(source.dropped)
-        started_s = time.monotonic()
+
+def loaded(lab: Lab) -> Place:
+    """Return a home with files in its drop folder."""
+    place = lab.place()
+    for number in range(_FILES):
+        place.drop(f"{number}.png", picture(number))
+    return place
+
+
+def record(source: Place) -> list[Call]:
+    """Let the daemon work a home off and return its calls on the home's files."""
+    recorder = Shim(source, is_recording=True)
+    source.start("--once", **recorder.env).wait(120)
+    return read_calls(recorder.log)
+
+
+def after_cut(source: Place, place: Place) -> Trial:
+    """Start the daemon in what a cut left of a home, and see what becomes of the files."""
+    place.dropped.update(source.dropped)
+    started_s = time.monotonic()
+    try:
         place.start()
         recovery_s = place.next_end_s(started_s)
         place.settle()
-        trial = Trial(audit=place.audit(), recovery_s=recovery_s)
+    finally:
         place.kill()
-        lab.clear(place, trial.audit)
-        return trial
+    return Trial(audit=place.audit(), recovery_s=recovery_s, injected=1)

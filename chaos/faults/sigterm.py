@@ -12,7 +12,8 @@ class Sigterm(PassingFault):
     name: ClassVar[str] = "SIGTERM under load"
     how: ClassVar[str] = "SIGTERM with files in hand and waiting; status 0, then started again"
     hold_s: ClassVar[float] = 0.0
-    runs: ClassVar[tuple[int, int]] = (2, 20)
+    runs: ClassVar[tuple[int, int]] = (3, 20)
+    sign: ClassVar[str] = "action=stopped"
 
     def inject(self, place: Place) -> None:
         """Ask, and wait for the end."""

@@ -134,3 +134,27 @@ def test_a_power_cut_takes_what_was_not_synchronised(tmp_path):
     assert left("renamed") == {"a/part.png": b"content"}
     call(SYNC, inode=inode_of_a)
     assert left("synchronised") == {"a/whole.png": b"content"}
+
+
+@pytest.mark.parametrize("forgotten", ["FILES", "FOLDERS"])
+def test_a_forgotten_fsync_costs_what_it_would_have_kept(tmp_path, forgotten):
+    """The model does to a file and to a name what `make chaos ARGS=--self-test` relies on."""
+    from chaos.disk import OPEN, SYNC, WRITE, Call, Disk, Forgotten
+
+    home = tmp_path / "home"
+    home.mkdir()
+    left = {}
+    for label, mistake in (("sound", None), ("mistaken", Forgotten[forgotten])):
+        disk = Disk(home, mistake)
+        for op, inode, data in (
+            (OPEN, 1, b""),
+            (WRITE, 1, b"content"),
+            (SYNC, 1, b""),
+            (SYNC, home.stat().st_ino, b""),
+        ):
+            path = str(home / "whole.png") if op == OPEN else ""
+            disk.apply(Call(op=op, flags=os.O_CREAT, inode=inode, offset=0, path=path, data=data))
+        disk.cut(tmp_path / label)
+        left[label] = [p.read_bytes() for p in (tmp_path / label).rglob("*.png")]
+    assert left["sound"] == [b"content"]
+    assert left["mistaken"] == ([b""] if forgotten == "FILES" else [])
