@@ -38,7 +38,9 @@ def make_companions(
         If a port cannot be had or an extra is not installed.
     """
     config = common.config
-    listener = make_listener(config, common.home, common.on_crash) if config.pacs_port else None
+    listener = None
+    if config.pacs_port:
+        listener = make_listener(config, common.home, common.on_crash, common.vitals)
     monitor = None
     if config.metrics_port or config.metrics_textfile:
         monitor = _make_monitor(common, model, assembly)

@@ -6,13 +6,14 @@ options of the command line. An unknown key or a bad value stops the start with 
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from lungwatch.daemon.configchecks import OBJECT_KINDS, check_receiving, check_sending
 from lungwatch.daemon.configkey import Key
 from lungwatch.daemon.configsources import PREFIX, values_from_environment, values_from_file
+from lungwatch.daemon.databasepassword import url_with_password
 from lungwatch.errors import ConfigError
 from lungwatch.imaging import ReadPolicy
 from lungwatch.models import SHIPPED_DEFAULT
@@ -32,6 +33,9 @@ class Config:
         Folder that holds `incoming/`, `done/` and the rest.
     database_url
         SQLAlchemy URL; empty for `lungwatch.db` in the home.
+    database_password_file
+        Path of a file with the password that the URL leaves out, such as one of systemd's
+        credentials; empty for none.
     model
         Name of a bundle ("baseline-1.0.0") or path of a bundle's folder.
     trusted_keys
@@ -121,7 +125,8 @@ class Config:
     """
 
     home: Path = Path("lungwatch-home")
-    database_url: str = ""
+    database_url: str = field(default="", repr=False)
+    database_password_file: str = ""
     model: str = SHIPPED_DEFAULT
     trusted_keys: str = ""
     observer: ObserverChoice = "auto"
@@ -223,9 +228,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "pacs_retry_s": (0.1, 3600),
     "pacs_retry_max_s": (0.1, 86_400),
 }
-_KEYS = {
-    field.name: Key.of(field.name, field.type, _RANGES.get(field.name)) for field in fields(Config)
-}
+_KEYS = {key.name: Key.of(key.name, key.type, _RANGES.get(key.name)) for key in fields(Config)}
 
 
 def load_config(
@@ -267,6 +270,9 @@ def load_config(
         if "?" in str(config.home):  # the rest would be read as the URL's parameters
             raise ConfigError(f"'home' must not contain '?': {config.home}")
         values["database_url"] = f"sqlite:///{config.home / 'lungwatch.db'}"
+        config = Config(**values)
+    if config.database_password_file:
+        values["database_url"] = url_with_password(config)
         config = Config(**values)
     check_sending(config)
     check_receiving(config)

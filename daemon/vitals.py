@@ -189,5 +189,6 @@ def limits_of(config: Config) -> dict[str, float]:
         "inference": config.stuck_s + retries_s,
         "overlay": config.stuck_s + retries_s,
         "database": config.stuck_s,
+        "reception": config.stuck_s,
         "outbox": config.stuck_s + _OUTBOX_S,
     }

@@ -3,8 +3,10 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,12 @@ from pathlib import Path
 # The server refuses to run as root; Debian's package brings this user.
 _USER = "postgres"
 # Nothing of it outlives the tests.
-_FAST = "-c listen_addresses='' -c fsync=off -c full_page_writes=off -c max_connections=40"
+_FAST = [
+    part
+    for setting in ("listen_addresses=", "fsync=off", "full_page_writes=off", "max_connections=40")
+    for part in ("-c", setting)
+]
+_PATIENCE_S = 120
 
 
 def find_programs() -> Path | None:
@@ -20,7 +27,7 @@ def find_programs() -> Path | None:
     found = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: float(p.parts[-3])
     )
-    if not found or (os.geteuid() == 0 and not (_has_user() and shutil.which("setpriv"))):
+    if not found or not shutil.which("setpriv") or (os.geteuid() == 0 and not _has_user()):
         return None
     return found[-1].parent
 
@@ -38,32 +45,41 @@ def cluster(programs: Path) -> Iterator[str]:
     """Run a server of its own, reached by a socket in its own folder; yields its URL."""
     # Not pytest's own folders: those are root's alone, and a socket's path must be short.
     root = Path(tempfile.mkdtemp(prefix="lw-pg-"))
-    drop = []
+    # Should the tests be killed, their server stops at once, too.
+    drop = ["setpriv", "--pdeathsig", "QUIT"]
     if os.geteuid() == 0:
         account = pwd.getpwnam(_USER)
         os.chown(root, account.pw_uid, account.pw_gid)
-        drop = ["setpriv", f"--reuid={_USER}", f"--regid={account.pw_gid}", "--clear-groups"]
+        drop += [f"--reuid={_USER}", f"--regid={account.pw_gid}", "--clear-groups"]
 
-    def call(program: str, *args: str) -> None:
-        # To a file: the server keeps what it inherits open.
-        with (root.parent / f"{root.name}.log").open("ab") as log:
-            subprocess.run(
-                [*drop, programs / program, "-D", root / "data", *args],
-                check=True,
+    def start(program: str, *args: str) -> subprocess.Popen[bytes]:
+        with (root / "log").open("ab") as log:
+            return subprocess.Popen(
+                [*drop, programs / program, *args],
                 cwd=root,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                timeout=120,
             )
 
+    def check(process: subprocess.Popen[bytes]) -> None:
+        if process.wait(_PATIENCE_S):
+            raise RuntimeError((root / "log").read_text(errors="replace"))
+
     try:
-        call("initdb", "-U", _USER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-        call("pg_ctl", "-w", "-o", f"{_FAST} -k {root}", "start")
+        data = ("-D", f"{root}/data")
+        options = ("-U", _USER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        check(start("initdb", *data, *options))
+        server = start("postgres", *data, "-k", str(root), *_FAST)
         try:
+            deadline = time.monotonic() + _PATIENCE_S
+            while start("pg_isready", "-q", "-h", str(root)).wait(_PATIENCE_S):
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError((root / "log").read_text(errors="replace"))
+                time.sleep(0.05)
             yield f"postgresql://{_USER}@/postgres?host={root}"
         finally:
-            call("pg_ctl", "-w", "-m", "immediate", "stop")
+            server.send_signal(signal.SIGQUIT)
+            server.wait(_PATIENCE_S)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-        (root.parent / f"{root.name}.log").unlink(missing_ok=True)

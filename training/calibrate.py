@@ -72,9 +72,8 @@ def choose_decision(
         Fraction of these cases, those nearest to the threshold in logit, that shall be
         UNCERTAIN; 0 switches abstention off.
     rule
-        What shall be largest. Over a wide range of thresholds Youden's index is next to the
-        same, and which one wins hangs on single cases; where sensitivity meets specificity is
-        a point that few cases move.
+        What shall be largest: the sum of sensitivity and specificity ("youden"), or the
+        smaller one of them ("balanced"), for an aim that is the same for both.
 
     Returns
     -------

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.vitals import Vitals
 from lungwatch.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def make_listener(
-    config: Config, home: Home, on_crash: Callable[[str, BaseException], None]
+    config: Config,
+    home: Home,
+    on_crash: Callable[[str, BaseException], None],
+    vitals: Vitals | None = None,
 ) -> "Listener":
     """Open the configured port; `Listener` says how.
 
@@ -27,4 +31,4 @@ def make_listener(
         from lungwatch.daemon.dicomnet.listener import Listener  # noqa: PLC0415 - of the extra
     except ModuleNotFoundError as error:
         raise MissingExtraError("receiving from a PACS", "pacs") from error
-    return Listener(config, home, on_crash)
+    return Listener(config, home, on_crash, vitals)

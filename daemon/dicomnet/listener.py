@@ -9,6 +9,7 @@ from pynetdicom import AllStoragePresentationContexts, evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.presentation import build_context
 
+from lungwatch.daemon.clock import SystemClock
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.dicomnet.access import AccessList
 from lungwatch.daemon.dicomnet.reception import SUCCESS, Reception
@@ -16,6 +17,7 @@ from lungwatch.daemon.dicomnet.server import BoundedServer, BoundedSocket
 from lungwatch.daemon.dicomnet.tls import server_context
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event as log
+from lungwatch.daemon.vitals import Vitals
 from lungwatch.daemon.worker import Worker
 from lungwatch.errors import ConfigError
 
@@ -37,6 +39,8 @@ class Listener:
     ----------
     on_crash
         As of `Worker`.
+    vitals
+        Where each object that is taken is noted as a unit of the stage "reception".
 
     Raises
     ------
@@ -46,11 +50,16 @@ class Listener:
     """
 
     def __init__(
-        self, config: Config, home: Home, on_crash: Callable[[str, BaseException], None]
+        self,
+        config: Config,
+        home: Home,
+        on_crash: Callable[[str, BaseException], None],
+        vitals: Vitals | None = None,
     ) -> None:
         # Its lines quote data sets.
         logging.getLogger(pynetdicom.__name__).setLevel(logging.CRITICAL + 1)
         self._reception = Reception(home, config.min_free_mb)
+        self._vitals = vitals or Vitals(SystemClock())
         entity = ApplicationEntity(ae_title=config.pacs_ae_title)
         entity.require_called_aet = True
         entity.require_calling_aet = list(config.pacs_calling_ae_titles)
@@ -113,7 +122,8 @@ class Listener:
         connection = event.assoc.dul.socket
         if isinstance(connection, BoundedSocket):
             connection.start_anew()
-        return self._reception.store(event)
+        with self._vitals.busy("reception"):
+            return self._reception.store(event)
 
     @staticmethod
     def _on_echo(event: evt.Event) -> int:

@@ -1,0 +1,69 @@
+"""Taking an object from the network is work that the watchdog watches."""
+
+import threading
+import time
+
+import pytest
+
+from lungwatch.daemon.config import Config
+from lungwatch.daemon.home import Home
+from lungwatch.daemon.vitals import Vitals, limits_of
+
+pynetdicom = pytest.importorskip("pynetdicom", reason="needs pynetdicom (extra 'pacs')")
+PATIENCE_S = 30
+
+
+class Clock:
+    """A clock that a test turns by hand."""
+
+    def __init__(self):
+        self.seconds = 100.0
+
+    def monotonic(self):
+        return self.seconds
+
+
+def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
+    tmp_path, monkeypatch, rg1
+):
+    """Stuck after `stuck_s`, and no longer once the file is written and success was answered."""
+    from lungwatch.daemon.dicomnet import reception
+    from lungwatch.daemon.dicomnet.listener import Listener
+
+    release, real = threading.Event(), reception.write_atomic
+
+    def hanging(path, data):
+        assert release.wait(PATIENCE_S)
+        real(path, data)
+
+    monkeypatch.setattr(reception, "write_atomic", hanging)
+    config = Config(home=tmp_path, min_free_mb=0, stuck_s=7)
+    home, clock = Home(tmp_path), Clock()
+    home.prepare()
+    vitals = Vitals(clock, limits_of(config))
+    crashes = []
+    listener = Listener(config, home, lambda *crash: crashes.append(crash), vitals)
+    listener.start()
+    try:
+        entity = pynetdicom.AE()
+        entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1")
+        association = entity.associate("127.0.0.1", listener.port, ae_title="LUNGWATCH")
+        answers = []
+        sender = threading.Thread(target=lambda: answers.append(association.send_c_store(rg1)))
+        sender.start()
+        deadline = time.monotonic() + PATIENCE_S
+        while "reception" not in vitals.snapshot() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert vitals.stuck(clock.seconds) == []
+        clock.seconds += 8
+        assert [one.stage for one in vitals.stuck(clock.seconds)] == ["reception"]
+        release.set()
+        sender.join(PATIENCE_S)
+        association.release()
+    finally:
+        release.set()
+        listener.stop()
+    assert answers[0].Status == 0
+    assert vitals.stuck(clock.seconds) == []
+    assert len(list(home.incoming.glob("*.dcm"))) == 1
+    assert crashes == []
