@@ -21,6 +21,29 @@ MODELS = {
     "ResNet50V2": "resnet-transfer",
     "EfficientNet-Lite0": "lite0-transfer",
 }
+# Trained without ieee8023; each is held against the plain one of the same epochs.
+WITHOUT_IEEE8023 = {
+    "guided-1": "guided-1-without-ieee8023",
+    "guided-4": "guided-4-without-ieee8023",
+    "guided-4, another seed": "guided-4-seed-3-without-ieee8023",
+    "guided-1 joined with guided-4": "guided-joined-without-ieee8023",
+    "guided-1, 3 epochs": "short-plain-without-ieee8023",
+    "the same, histograms exchanged (0.5)": "short-histograms-without-ieee8023",
+    "the same, group DRO (step 0.05)": "short-robust-without-ieee8023",
+    "the same, domain-adversarial (weight 0.3)": "short-adversarial-without-ieee8023",
+}
+# Title, part of the metrics, comparison.
+PROBES = (
+    ("ieee8023 left out", "left_out", "COVID vs NORMAL"),
+    ("against other pneumonias", "left_out", "COVID vs OTHER_PNEUMONIA"),
+    (
+        "ieee8023 unseen: COVID vs other",
+        "left_out",
+        "COVID vs OTHER_PNEUMONIA within ieee8023",
+    ),
+    ("nih: other vs normal", "test", "OTHER_PNEUMONIA vs NORMAL within nih"),
+    ("kermany: other vs normal", "test", "OTHER_PNEUMONIA vs NORMAL within kermany"),
+)
 TITLES = ("accuracy", "sensitivity", "specificity", "F1", "ROC-AUC", "PR-AUC", "ECE")
 
 
@@ -96,6 +119,17 @@ def search(run: str, parameters: Sequence[str]) -> Callable[[], str]:
     return table
 
 
+def shortcuts() -> str:
+    """What was tried against shortcuts, each without one source."""
+    rows = []
+    for label, run in WITHOUT_IEEE8023.items():
+        if (RUNS / run / "metrics.json").exists():
+            metrics = read(f"{run}/metrics.json")
+            areas = [metrics[part]["probes"][name]["roc_auc"] for _, part, name in PROBES]
+            rows.append([label, str(metrics["epochs"]), *map(number, areas)])
+    return markdown(["recipe", "epochs", *(title for title, _, _ in PROBES)], rows)
+
+
 def table_of(name: str) -> Callable[[], str]:
     """Make a table of a CSV file beside this script."""
 
@@ -115,6 +149,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "groups": table_of("groups.csv"),
     "recipes": table_of("recipes.csv"),
     "candidates": table_of("candidates.csv"),
+    "shortcuts": shortcuts,
+    "thresholds": table_of("thresholds.csv"),
 }
 
 

@@ -7,7 +7,15 @@ from pathlib import Path
 STUDY = Path(__file__).parents[2] / "docs" / "study"
 IMAGES = {".png"}
 # Curves and matrices only: a run folder's other pictures show X-rays.
-DRAWN = {"history.png", "search.png", "confusion.png", "roc.png", "pr.png", "reliability.png"}
+DRAWN = {
+    "group_weights.png",
+    "history.png",
+    "search.png",
+    "confusion.png",
+    "roc.png",
+    "pr.png",
+    "reliability.png",
+}
 
 
 def tables():
