@@ -20,6 +20,7 @@ MODELS = {
     "tuned baseline": "baseline-tuned",
     "ResNet50V2": "resnet-transfer",
     "EfficientNet-Lite0": "lite0-transfer",
+    "EfficientNet-Lite0, 224 px": "lite0-transfer-224",
 }
 # Trained without ieee8023; each is held against the plain one of the same epochs.
 WITHOUT_IEEE8023 = {
