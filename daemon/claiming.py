@@ -234,7 +234,6 @@ class Claimer:
         folder.rmdir()
         event("returned", "-" * 12, reason="still being written")
 
-
     def _link(self, path: Path, name: Path, folder: Path, prefix: str) -> None:
         with opened_beneath(self._home.incoming, folder, create=True) as place:
             # Unlike rename, link refuses to replace what has taken the name meanwhile.

@@ -1,12 +1,10 @@
 """The thread that finds complete files in the drop folder and claims them."""
 
-import contextlib
 import errno
 import logging
 import os
-import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,24 +12,22 @@ from pathlib import Path
 from lungwatch.daemon.claiming import Claimer, CutOff
 from lungwatch.daemon.clock import Clock
 from lungwatch.daemon.dropfolder import DropFolder
+from lungwatch.daemon.dropscan import DropScan
 from lungwatch.daemon.errortext import describe
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.inflight import InFlight
+from lungwatch.daemon.leftalone import LeftAlone
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.outage import Outages
 from lungwatch.daemon.records import Claimed
-from lungwatch.daemon.stability import Snapshot, Stability
+from lungwatch.daemon.stability import Stability
 from lungwatch.daemon.vitals import Vitals
 from lungwatch.daemon.waiting import Waiting
 from lungwatch.daemon.watcher import Watcher
+from lungwatch.daemon.watermark import Watermark
 from lungwatch.daemon.writercheck import writer_of
 
-# Names under which browsers, rsync, scp, Samba and editors build a file up.
-_PARTIAL = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".download", "~")
 _POLL_S = 0.2
-# To hash a sparse file of many terabytes, which costs its dropper nothing, would keep every other
-# file waiting for hours, and starve the watchdog.
-_MAX_BYTES = 8 << 30
 # The file is somebody's who does not let us move it, or on another file system.
 _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EXDEV}
 _FIRST_DELAY_S = 0.5
@@ -94,14 +90,16 @@ class Intake:
         self._vitals = vitals
         self._clock = clock
         self._rescan_s = rescan_s
-        self._min_free_mb = min_free_mb
         self._queued = queued
         self._submit = submit
         self._stopped = stopped
-        self._complained: set[Path] = set()
+        self._left_alone = LeftAlone()
+        self._watermark = Watermark(home, min_free_mb)
+        self._scan = DropScan(
+            home.incoming, self._left_alone, clock, partial(vitals.beat, "intake")
+        )
         self._postponed: dict[Path, _Postponed] = {}
         self._folder = DropFolder(home, watcher, outages)
-        self._is_short_of_space = False
         self.waiting_files = Waiting()
         self._queued_left = 0
 
@@ -113,7 +111,7 @@ class Intake:
     @property
     def left_alone(self) -> int:
         """Files that are seen and cannot be taken."""
-        return len(self._complained)
+        return len(self._left_alone)
 
     def run(self) -> None:
         """Take up what was in hand, then look again and again until stopped."""
@@ -143,7 +141,7 @@ class Intake:
         for path, hint in self._watcher.take_hints().items():
             self._stability.hint(path, hint)
         try:
-            found = dict(self._files())
+            found = dict(self._scan.files())
         except OSError as error:
             self._folder.lose(error)
             return True
@@ -151,19 +149,19 @@ class Intake:
         for path, snapshot in found.items():
             self._stability.observe(path, snapshot, now_s)
         self._stability.keep_only(found)
-        self._complained = {path for path in self._complained if os.path.lexists(path)}
+        self._left_alone.forget_gone()
         self._postponed = {
             path: kept for path, kept in self._postponed.items() if os.path.lexists(path)
         }
         queued = self._outages.ride_out(self._queued)
         self.waiting_files.replace(
-            {p: seen.changed_at_s for p, seen in found.items() if p not in self._complained}
+            {p: seen.changed_at_s for p, seen in found.items() if p not in self._left_alone}
         )
         self._queued_left = len(queued)
         for path in found:
             if self._is_due(path) and self._is_complete(path):
                 self._claim(path, partial(self._claimer.take, path))
-            if path in self._complained or not os.path.lexists(path):
+            if path in self._left_alone or not os.path.lexists(path):
                 self.waiting_files.leave(path)
         for path in [path for path in self._postponed if path not in found and self._is_due(path)]:
             self._claim(path, partial(self._claimer.resume, path))
@@ -171,7 +169,7 @@ class Intake:
             self._claim(path, partial(self._claimer.retry, path, source_name))
             self._queued_left -= 1
         return bool(queued) or any(
-            path not in self._complained for path in (*found, *self._postponed)
+            path not in self._left_alone for path in (*found, *self._postponed)
         )
 
     def resume(self) -> None:
@@ -189,55 +187,6 @@ class Intake:
             while not self._stopped.is_set() and not self._in_flight.wait_empty(_POLL_S):
                 pass
 
-    def _files(self) -> Iterator[tuple[Path, Snapshot]]:
-        """Yield every regular file in the drop folder, folder by folder, in the order of names."""
-        now = self._clock.now().timestamp()
-        pending = [self._home.incoming]
-        while pending:
-            folder = pending.pop()
-            self._vitals.beat("intake")
-            try:
-                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            except OSError as error:
-                if folder == self._home.incoming:
-                    raise
-                if isinstance(error, FileNotFoundError):
-                    continue  # emptied and removed meanwhile
-                self._complain(folder, error.strerror or "cannot be listed")
-                continue
-            for entry in entries:
-                path = Path(entry.path)
-                try:
-                    if entry.is_dir(follow_symlinks=False):
-                        if not entry.name.startswith("."):
-                            pending.append(path)
-                        continue
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    self._complain(path, error.strerror or "cannot be looked at")
-                    continue
-                if entry.name.startswith(".") or entry.name.lower().endswith(_PARTIAL):
-                    continue
-                if not stat.S_ISREG(status.st_mode):
-                    self._complain(path, "not a regular file")
-                    continue
-                if status.st_size > _MAX_BYTES:
-                    self._complain(path, f"larger than {_MAX_BYTES >> 30} GiB")
-                    continue
-                yield (
-                    path,
-                    Snapshot(
-                        size_bytes=status.st_size,
-                        mtime_ns=status.st_mtime_ns,
-                        inode=status.st_ino,
-                        age_s=now - status.st_mtime,
-                        # Nobody can set it back, and a copy keeps the original's mtime.
-                        changed_at_s=status.st_ctime,
-                    ),
-                )
-
     def _is_complete(self, path: Path) -> bool:
         self._vitals.beat("intake")
         try:
@@ -245,7 +194,7 @@ class Intake:
         except FileNotFoundError:
             return False
         except OSError as error:
-            self._complain(path, error.strerror or "cannot be opened")
+            self._left_alone.add(path, error.strerror or "cannot be opened")
             return False
         return self._stability.is_complete(path, writer, self._clock.monotonic())
 
@@ -253,12 +202,12 @@ class Intake:
         # The stop is looked at before every claim: what is not claimed stays where it is.
         while (
             self._stopped.is_set()
-            or not self._has_space()
+            or not self._watermark.has_space()
             or self._outages.current
             or not self._in_flight.acquire(_POLL_S)
         ):
             self._vitals.beat("intake")
-            is_waiting = self._is_short_of_space or self._outages.current
+            is_waiting = self._watermark.is_short or self._outages.current
             if self._stopped.wait(_POLL_S if is_waiting else 0):
                 return
         self._vitals.beat("intake")
@@ -271,7 +220,7 @@ class Intake:
             pass  # taken away again by whoever dropped it
         except OSError as error:
             if error.errno in _NOT_OURS:
-                self._complain(path, error.strerror or "it cannot be moved")
+                self._left_alone.add(path, error.strerror or "it cannot be moved")
             else:
                 self._postpone(path, error)
         except CutOff as error:
@@ -295,35 +244,6 @@ class Intake:
         delay_s = min(_FIRST_DELAY_S * 2 ** (tries - 1), _MAX_DELAY_S)
         self._postponed[path] = _Postponed(tries=tries, due_s=self._clock.monotonic() + delay_s)
         if tries > _TRIES_UNSAID:
-            self._complain(path, why)
+            self._left_alone.add(path, why)
         else:
             event("retry", level=logging.WARNING, error=why, wait_s=delay_s)
-
-    def _has_space(self) -> bool:
-        """Whether there is room for more; says so when that changes."""
-        try:
-            free_mb = self._home.free_mb()
-        except OSError:
-            return False  # the home itself is away; the drop folder's scan says so
-        # A tenth more before it goes on: what is claimed next would have it pause again.
-        enough_mb = self._min_free_mb * (11 if self._is_short_of_space else 10) / 10
-        is_short = free_mb < enough_mb
-        if is_short != self._is_short_of_space:
-            self._is_short_of_space = is_short
-            event(
-                "paused" if is_short else "resumed",
-                level=logging.WARNING,
-                reason="disk",
-                free_mb=free_mb,
-                min_free_mb=self._min_free_mb,
-            )
-        return not is_short
-
-    def _complain(self, path: Path, reason: str) -> None:
-        """Say once why a file is left lying; its name may hold a patient's."""
-        if path not in self._complained:
-            self._complained.add(path)
-            inode = 0
-            with contextlib.suppress(OSError):
-                inode = path.lstat().st_ino
-            event("left_alone", level=logging.WARNING, reason=reason, inode=inode)

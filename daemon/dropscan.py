@@ -1,0 +1,93 @@
+"""One look at the whole drop folder: which files are there, and how each looks."""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lungwatch.daemon.clock import Clock
+from lungwatch.daemon.leftalone import LeftAlone
+from lungwatch.daemon.stability import Snapshot
+
+# Names under which browsers, rsync, scp, Samba and editors build a file up.
+_PARTIAL = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".download", "~")
+# To hash a sparse file of many terabytes, which costs its dropper nothing, would keep every other
+# file waiting for hours, and starve the watchdog.
+_MAX_BYTES = 8 << 30
+
+
+class DropScan:
+    """Walks through the drop folder.
+
+    Parameters
+    ----------
+    root
+        The drop folder.
+    left_alone
+        Gets what can never be taken: what is no regular file, is too large or cannot be seen.
+    beat
+        Called at each folder: a look at many files takes its time.
+    """
+
+    def __init__(
+        self, root: Path, left_alone: LeftAlone, clock: Clock, beat: Callable[[], None]
+    ) -> None:
+        self._root = root
+        self._left_alone = left_alone
+        self._clock = clock
+        self._beat = beat
+
+    def files(self) -> Iterator[tuple[Path, Snapshot]]:
+        """Yield every regular file, folder by folder, in the order of names.
+
+        Raises
+        ------
+        OSError
+            If the drop folder itself cannot be listed.
+        """
+        now = self._clock.now().timestamp()
+        pending = [self._root]
+        while pending:
+            folder = pending.pop()
+            self._beat()
+            try:
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError as error:
+                if folder == self._root:
+                    raise
+                if isinstance(error, FileNotFoundError):
+                    continue  # emptied and removed meanwhile
+                self._left_alone.add(folder, error.strerror or "cannot be listed")
+                continue
+            for entry in entries:
+                path = Path(entry.path)
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        if not entry.name.startswith("."):
+                            pending.append(path)
+                        continue
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    self._left_alone.add(path, error.strerror or "cannot be looked at")
+                    continue
+                if entry.name.startswith(".") or entry.name.lower().endswith(_PARTIAL):
+                    continue
+                if not stat.S_ISREG(status.st_mode):
+                    self._left_alone.add(path, "not a regular file")
+                    continue
+                if status.st_size > _MAX_BYTES:
+                    self._left_alone.add(path, f"larger than {_MAX_BYTES >> 30} GiB")
+                    continue
+                yield (
+                    path,
+                    Snapshot(
+                        size_bytes=status.st_size,
+                        mtime_ns=status.st_mtime_ns,
+                        inode=status.st_ino,
+                        age_s=now - status.st_mtime,
+                        # Nobody can set it back, and a copy keeps the original's mtime.
+                        changed_at_s=status.st_ctime,
+                    ),
+                )
