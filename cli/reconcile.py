@@ -57,9 +57,7 @@ def reconcile(home: Path | None, config_path: Path | None, dry_run: bool, as_jso
         mends = not dry_run and not is_running
         if mends:
             stack.enter_context(noting_failure(engine, "reconcile", ["home"]))
-        report = Reconciler(
-            place, engine, mend=mends, is_running=is_running, on_file=count
-        ).run()
+        report = Reconciler(place, engine, mend=mends, is_running=is_running, on_file=count).run()
         mended = sum(item.mended for item in report.differences)
         if mended:
             kinds = Counter(str(item.kind) for item in report.differences if item.mended)

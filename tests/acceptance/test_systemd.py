@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -144,6 +145,9 @@ class Machine:
         while time.monotonic() < deadline and container.poll() is None:
             found = children.read_text().split()
             if found:
+                if not hasattr(self, "_leader"):
+                    # It outlives a nspawn that is killed, and all that it started with it.
+                    self._stack.callback(self._kill_leader)
                 self._leader = int(found[0])
                 asked = self.run("systemctl", "is-system-running", check=False)
                 if asked.stdout.strip() in ("running", "degraded"):
@@ -152,6 +156,10 @@ class Machine:
             time.sleep(0.2)
         said = (self._base / "console").read_text(errors="replace")[-500:]
         pytest.skip(f"systemd does not boot in a container here: {said}")
+
+    def _kill_leader(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._leader, signal.SIGKILL)
 
 
 def skip_unless_possible():

@@ -170,9 +170,7 @@ def test_what_a_crash_leaves_between_row_and_file_is_removed_by_reconcile(place,
     assert list(place.home.incoming.iterdir()) == []
 
 
-def test_each_folder_has_a_space_limit_of_its_own_that_counts_what_has_to_stay(
-    place, monkeypatch
-):
+def test_each_folder_has_a_space_limit_of_its_own_that_counts_what_has_to_stay(place, monkeypatch):
     import lungwatch.daemon.retention as module
 
     monkeypatch.setattr(module, "_GIB", 1000)  # as above
