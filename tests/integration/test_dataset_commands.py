@@ -277,3 +277,27 @@ def test_a_dicom_is_read_and_its_patient_id_stays_out_of_the_manifest(data, tmp_
     text = (tmp_path / "split/manifest.csv").read_text()
     (row,) = (row for row in csv.DictReader(text.splitlines()) if row["file"].endswith(".dcm"))
     assert row["patient"] == "dicom-0001"
+
+
+@pytest.mark.parametrize("command", ["check", "explore"])
+def test_names_are_no_markup_in_a_report(data, tmp_path, command):
+    """Whoever names a file, a source or a patient does not write the page that tells of it."""
+    evil = "<img src=x onerror=alert(1)>"
+    rows = []
+    for path in sorted(data.rglob("*.png")):
+        split, finding = path.relative_to(data).parts[:2]
+        rows.append([str(path.relative_to(data)), finding, split, f"{evil}source", ""])
+    shutil.copy(data / "train/COVID/1.png", data / f"train/COVID/{evil}.png")
+    (data / f"val/COVID/{evil}broken.png").write_bytes(b"no image")
+    for name, split in (
+        (f"train/COVID/{evil}.png", "train"),
+        (f"val/COVID/{evil}broken.png", "val"),
+    ):
+        rows.append([name, "COVID", split, f"{evil}source", f"{evil}patient"])
+    with (data / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["file", "label", "split", "source", "patient"], *rows])
+    out = tmp_path / "report"
+    CliRunner().invoke(main, ["dataset", command, str(data), "-o", str(out)])
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert "<img src=x" not in page
