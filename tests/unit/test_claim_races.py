@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from lungwatch.daemon import intake
+from lungwatch.daemon import leftalone
 from lungwatch.daemon.beneath import opened_beneath
 from lungwatch.daemon.claiming import Claimer
+from lungwatch.daemon.dropscan import DropScan
 from lungwatch.daemon.home import Home
 
 
@@ -76,26 +77,14 @@ def test_no_way_out_of_a_folder_is_gone(tmp_path):
 def test_a_file_too_large_to_read_keeps_no_other_waiting(place, monkeypatch):
     """A sparse file costs its dropper nothing, and would cost the daemon hours to hash."""
     said = []
-    monkeypatch.setattr(intake, "event", lambda *_, **fields: said.append(fields["reason"]))
-    look = intake.Intake(
-        home=place.home,
-        watcher=None,
-        stability=None,
-        claimer=place.claimer,
-        in_flight=None,
-        outages=None,
-        vitals=SimpleNamespace(beat=lambda _: None),
-        clock=SimpleNamespace(now=lambda: SimpleNamespace(timestamp=lambda: 0.0)),
-        rescan_s=1,
-        min_free_mb=0,
-        stopped=None,
-        queued=list,
-        submit=None,
-    )
+    monkeypatch.setattr(leftalone, "event", lambda *_, **fields: said.append(fields["reason"]))
+    clock = SimpleNamespace(now=lambda: SimpleNamespace(timestamp=lambda: 0.0))
+    left = leftalone.LeftAlone()
+    scan = DropScan(place.home.incoming, left, clock, lambda: None)
     (place.home.incoming / "normal").write_bytes(b"x")
     (place.home.incoming / "sparse").write_bytes(b"x")
     os.truncate(place.home.incoming / "sparse", 9 << 30)
     for _ in range(2):
-        assert [path.name for path, _ in look._files()] == ["normal"]
+        assert [path.name for path, _ in scan.files()] == ["normal"]
     assert said == ["larger than 8 GiB"]
-    assert look.left_alone == 1
+    assert len(left) == 1
