@@ -268,3 +268,49 @@ def test_a_stop_drains_what_is_in_hand(machine, home, picture):
     assert "left=0" in machine.journal("-n", "20")
     assert list((home.root / "work").iterdir()) == []
     assert all(row.has_ended and row.is_kept for row in home.rows())
+
+
+@pytest.mark.parametrize(
+    ("content", "is_read"),
+    [pytest.param("\n", False, id="empty"), pytest.param("s3cr-t\n", True, id="a password")],
+)
+def test_a_secret_of_root_reaches_the_service_and_is_not_told(machine, home, content, is_read):
+    """An empty file is known as empty; with a password it is the server that is missing."""
+    secret = machine.root / "etc/lungwatch/database-password"
+    secret.parent.mkdir(mode=0o700, exist_ok=True)
+    secret.write_text(content)
+    secret.chmod(0o600)
+    machine.run("systemctl", "stop", "lungwatch", check=False)
+    machine.run("systemctl", "reset-failed", "lungwatch", check=False)
+    machine.configure(
+        Restart="no",
+        LoadCredential="database-password:/etc/lungwatch/database-password",
+        DATABASE_PASSWORD_FILE="%d/database-password",
+        DATABASE_URL="postgresql://screen@/lungwatch?host=/nowhere",
+    )
+    since = len(machine.journal())
+    assert machine.run("systemctl", "start", "lungwatch", check=False).returncode != 0
+    said = machine.journal()[since:]
+    assert ("database-password is empty" in said) is not is_read
+    assert "cannot be read" not in said
+    assert said.count("lungwatch: error: ") == 1
+    assert "Traceback" not in said
+    assert "s3cr-t" not in said
+
+
+def test_a_mistake_in_the_configuration_is_no_loop_of_restarts(machine, home):
+    """Given up after five starts, one line each; mended and reset, it starts again."""
+    machine.run("systemctl", "stop", "lungwatch", check=False)
+    machine.run("systemctl", "reset-failed", "lungwatch", check=False)
+    machine.configure(RestartSec="100ms", RETRIES="many")
+    since = len(machine.journal())
+    assert machine.run("systemctl", "start", "lungwatch", check=False).returncode != 0
+    wait(machine, lambda: machine.show("ActiveState") == "failed")
+    said = machine.journal()[since:]
+    assert "repeated too quickly" in said
+    assert said.count("lungwatch: error: ") == 5
+    assert "Traceback" not in said
+    machine.configure()
+    machine.run("systemctl", "reset-failed", "lungwatch")
+    machine.run("systemctl", "start", "lungwatch")
+    assert machine.show("ActiveState") == "active"

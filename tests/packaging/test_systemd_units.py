@@ -64,6 +64,26 @@ def test_systemd_finds_no_fault_with_the_units(analyze, tmp_path):
     assert (said.returncode, ours) == (0, [])
 
 
+def test_systemd_finds_no_fault_with_the_drop_in_and_all_that_it_offers(analyze, tmp_path):
+    """Its commented lines, too: each is one that a reader takes the `# ` from."""
+    text = (SYSTEMD / "lungwatch-network.conf").read_text()
+    text = re.sub(r"^# ([A-Z]\w+=)", r"\1", text, flags=re.MULTILINE)
+    assert text.count("\nLoadCredential=") == 3
+    unit = (SYSTEMD / "lungwatch.service").read_text()
+    unit = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", unit, flags=re.MULTILINE)
+    (tmp_path / "lungwatch.service").write_text(unit)
+    dropin = tmp_path / "lungwatch.service.d/network.conf"
+    dropin.parent.mkdir()
+
+    def faults(content: str):
+        dropin.write_text(content)
+        said = analyze("verify", "--man=no", str(tmp_path / "lungwatch.service"))
+        return [line for line in said.stderr.splitlines() if "lungwatch" in line]
+
+    assert faults(text) == []
+    assert faults(text + "LoadCredentials=x:/y\n") != []  # the drop-in is looked at, then
+
+
 def test_the_three_services_share_one_sandbox():
     assert sandbox("lungwatch.service") == sandbox("lungwatch-backup.service")
     assert sandbox("lungwatch.service") == sandbox("lungwatch-retention.service")

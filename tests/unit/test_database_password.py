@@ -4,7 +4,8 @@ import pytest
 from sqlalchemy import make_url
 
 from lungwatch.daemon.config import load_config
-from lungwatch.errors import ConfigError
+from lungwatch.db.migrate import open_database
+from lungwatch.errors import ConfigError, LungwatchError
 
 URL = "postgresql://screen@db.example/lungwatch"
 
@@ -52,3 +53,13 @@ def test_what_makes_no_sense_is_refused_without_the_secret(tmp_path, url, conten
         load(tmp_path, file, url)
     assert "secret" not in str(refused.value)
     assert "known" not in str(refused.value)
+
+
+def test_a_server_out_of_reach_is_told_without_it(tmp_path, secret):
+    """By the very call that the daemon starts with."""
+    pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+    config = load(tmp_path, secret, f"postgresql://screen@/lungwatch?host={tmp_path}/nowhere")
+    with pytest.raises(LungwatchError) as refused:
+        open_database(config.database_url)
+    for shown in ("s3cr", "s3cr%3At"):
+        assert shown not in str(refused.value)
