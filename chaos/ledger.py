@@ -1,4 +1,4 @@
-"""What was dropped against what the folders and the SQLite file say became of it."""
+"""What was dropped against what the folders and the database say became of it."""
 
 import hashlib
 import sqlite3
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _ENDS = ("done", "rejected", "failed")
 _PNG_END = b"IEND\xaeB`\x82"
@@ -15,6 +16,10 @@ _ROWS = """
         (SELECT count(*) FROM arrival WHERE arrival.result_id = result.id)
     FROM result JOIN image ON image.id = result.image_id
 """
+
+
+class LedgerError(RuntimeError):
+    """The record cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,24 +66,47 @@ class Row:
         return self.state in _ENDS and is_kept
 
 
-def read_rows(database: Path, *, timeout_s: float = 30) -> list[Row]:
+def read_rows(database: Path | str, *, timeout_s: float = 30) -> list[Row]:
     """Return every result.
+
+    Parameters
+    ----------
+    database
+        The SQLite file, or the URL of a PostgreSQL database.
 
     Raises
     ------
-    sqlite3.Error
+    LedgerError
         If the database cannot be read.
     """
-    if not database.exists():
-        return []
-    with closing(sqlite3.connect(database, timeout=timeout_s)) as connection:
-        return [
-            Row(sha256=sha, state=state, path=path, overlay=overlay, arrivals=arrivals)
-            for sha, state, path, overlay, arrivals in connection.execute(_ROWS)
-        ]
+    try:
+        if isinstance(database, str):
+            found = _read_postgres(database, timeout_s)
+        elif database.exists():
+            with closing(sqlite3.connect(database, timeout=timeout_s)) as connection:
+                found = connection.execute(_ROWS).fetchall()
+        else:
+            return []
+    except sqlite3.Error as error:
+        raise LedgerError(str(error)) from error
+    return [
+        Row(sha256=sha, state=state, path=path, overlay=overlay, arrivals=arrivals)
+        for sha, state, path, overlay, arrivals in found
+    ]
 
 
-def audit(home: Path, dropped: Mapping[str, str]) -> Audit:
+def _read_postgres(url: str, timeout_s: float) -> list[tuple[Any, ...]]:
+    import psycopg  # noqa: PLC0415
+
+    try:
+        options = f"-c lock_timeout={round(timeout_s * 1000)}"
+        with psycopg.connect(url, options=options) as connection:
+            return connection.execute(_ROWS).fetchall()
+    except psycopg.Error as error:
+        raise LedgerError(str(error)) from error
+
+
+def audit(home: Path, dropped: Mapping[str, str], database: str = "") -> Audit:
     """Compare.
 
     Parameters
@@ -87,8 +115,10 @@ def audit(home: Path, dropped: Mapping[str, str]) -> Audit:
         A home that no daemon runs in.
     dropped
         The name of each dropped content by its SHA-256; each was dropped once.
+    database
+        The URL of a PostgreSQL database; empty for the home's SQLite file.
     """
-    rows = read_rows(home / "lungwatch.db")
+    rows = read_rows(database or home / "lungwatch.db")
     results = Counter(row.sha256 for row in rows)
     files: Counter[str] = Counter()
     damaged = []

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos.ledger import Audit, Row, audit, read_rows, sha256
+from chaos.ledger import Audit, LedgerError, Row, audit, read_rows, sha256
 
 COMMAND = Path(sys.executable).with_name("lungwatch")
 # Longer than anything takes on an idle machine; what fails here has hung.
@@ -58,6 +57,11 @@ class Place:
     def database(self) -> Path:
         """The SQLite file."""
         return self.root / "lungwatch.db"
+
+    @property
+    def _url(self) -> str:
+        """Another database's URL, where the record is not in the SQLite file."""
+        return self.env.get("LUNGWATCH_DATABASE_URL", "")
 
     @property
     def log_file(self) -> Path:
@@ -138,8 +142,8 @@ class Place:
     def rows(self) -> list[Row] | None:
         """Every result; None while the database cannot be read."""
         try:
-            return read_rows(self.database, timeout_s=0.2)
-        except sqlite3.Error:
+            return read_rows(self._url or self.database, timeout_s=0.2)
+        except LedgerError:
             return None
 
     def ended(self) -> set[str]:
@@ -197,7 +201,7 @@ class Place:
 
     def audit(self) -> Audit:
         """Compare what was dropped with folders and record, and ask `lungwatch reconcile`."""
-        found = audit(self.root, self.dropped)
+        found = audit(self.root, self.dropped, self._url)
         said = self.command("reconcile", "--json")
         if said.returncode not in (0, 1) or not said.stdout:
             raise ChaosError(f"reconcile: {said.stderr[-300:]}")

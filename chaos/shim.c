@@ -29,8 +29,12 @@ struct control {
     int32_t every;        /* every so many-th call */
     int32_t no_inotify;   /* errno of inotify_init1 and inotify_add_watch */
     int32_t spare_sqlite; /* leave the database's files alone */
+    int32_t starve;       /* every so many-th larger allocation is refused; 0: none */
+    uint32_t asked;
     uint32_t calls;
     uint32_t failed;
+    uint32_t shifted;   /* readings of a clock that was moved */
+    uint32_t no_memory; /* allocations that were refused */
 };
 
 struct record {
@@ -273,6 +277,7 @@ ON_ONE(rmdir, (const char *path), AT_FDCWD, (path), RMDIR)
 
 static void shift(struct timespec *now) {
     int64_t by = control ? control->clock_shift_ns : 0;
+    if (by) __sync_add_and_fetch(&control->shifted, 1);
     now->tv_sec += by / 1000000000;
     now->tv_nsec += by % 1000000000;
     if (now->tv_nsec < 0) now->tv_nsec += 1000000000, now->tv_sec--;
@@ -305,4 +310,30 @@ int inotify_add_watch(int fd, const char *path, uint32_t mask) {
     RESOLVE(inotify_add_watch);
     if (control->no_inotify) return refused();
     return REAL(inotify_add_watch)(fd, path, mask);
+}
+
+void *__libc_malloc(size_t size);
+void *__libc_calloc(size_t count, size_t size);
+void *__libc_realloc(void *old, size_t size);
+
+#define LARGER 16384 /* what an image takes, not what an interpreter's object takes */
+
+static int starves(size_t size) {
+    if (!control || control->starve < 1 || size < LARGER) return 0;
+    if (__sync_add_and_fetch(&control->asked, 1) % control->starve) return 0;
+    __sync_add_and_fetch(&control->no_memory, 1);
+    errno = ENOMEM;
+    return 1;
+}
+
+void *malloc(size_t size) { return starves(size) ? NULL : __libc_malloc(size); }
+
+void *calloc(size_t count, size_t size) {
+    size_t whole;
+    int is_huge = __builtin_mul_overflow(count, size, &whole);
+    return !is_huge && starves(whole) ? NULL : __libc_calloc(count, size);
+}
+
+void *realloc(void *old, size_t size) {
+    return starves(size) ? NULL : __libc_realloc(old, size);
 }

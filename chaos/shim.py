@@ -10,7 +10,7 @@ from chaos.place import ChaosError, Place
 
 _SOURCE = Path(__file__).with_name("shim.c")
 # struct control in shim.c
-_CONTROL = struct.Struct("=qiiiiII")
+_CONTROL = struct.Struct("=qiiiiiIIIII")
 DAY_NS = 86_400 * 10**9
 
 
@@ -61,6 +61,7 @@ class Shim:
         every: int = 0,
         no_inotify: int = 0,
         spare_sqlite: bool = False,
+        starve: int = 0,
     ) -> None:
         """Say what goes wrong from now on; without arguments nothing does.
 
@@ -74,12 +75,24 @@ class Shim:
             The errno that inotify is refused with.
         spare_sqlite
             Leave the database's own files alone.
+        starve
+            Every so many-th allocation of 16 KiB or more is refused.
         """
         self._map[:] = _CONTROL.pack(
-            clock_shift_ns, error, every, no_inotify, int(spare_sqlite), 0, 0
+            *(clock_shift_ns, error, every, no_inotify, int(spare_sqlite), starve), *(0,) * 5
         )
 
     @property
     def failed(self) -> int:
         """How many calls have failed since the last `set`."""
+        return int(_CONTROL.unpack(self._map[:])[-3])
+
+    @property
+    def shifted(self) -> int:
+        """How often a moved clock has been read since the last `set`."""
+        return int(_CONTROL.unpack(self._map[:])[-2])
+
+    @property
+    def no_memory(self) -> int:
+        """How many allocations have been refused since the last `set`."""
         return int(_CONTROL.unpack(self._map[:])[-1])

@@ -28,8 +28,14 @@ class ClockJump(PassingFault):
         """Jump forth, and later back."""
         self._shim.set(clock_shift_ns=DAY_NS)
         time.sleep(1)
+        self._readings = self._shim.shifted
         self._shim.set(clock_shift_ns=-DAY_NS)
 
     def heal(self, place: Place) -> None:  # noqa: ARG002
         """Set it right."""
+        self._readings += self._shim.shifted
         self._shim.set()
+
+    def strikes(self, place: Place) -> int:  # noqa: ARG002
+        """Count the readings of the moved clock."""
+        return self._readings

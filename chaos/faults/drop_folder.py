@@ -38,6 +38,7 @@ class DropFolderCovered(PassingFault):
 
     name: ClassVar[str] = "drop folder under a mount"
     how: ClassVar[str] = "an empty tmpfs is mounted over incoming/ for 2 s, files come before it"
+    sign: ClassVar[str] = "action=drop_folder_lost"
 
     def obstacle(self) -> str | None:
         """Mounting is root's."""

@@ -65,12 +65,19 @@ class KillAtRandom(Fault):
 
     name: ClassVar[str] = "killed at random under load"
     how: ClassVar[str] = "SIGKILL every 1 to 6 s, during starts too, while files come in"
+    counts: ClassVar[tuple[int, int]] = (400, 10_000)
 
     def trials(self, lab: Lab) -> Iterator[Trial]:
-        """Kill until every file has been dropped and few are left, then let it finish."""
+        """Kill under load in one home, from beginning to end."""
         place = lab.place()
+        trial = self.trial(lab, place)
+        yield trial
+        lab.clear(place, trial.audit)
+
+    def trial(self, lab: Lab, place: Place) -> Trial:
+        """Kill until every file has been dropped and few are left, then let it finish."""
         chance = random.Random(20260101)
-        count = lab.times(400, 10_000)
+        count = lab.times(*self.counts)
         lab.say(f"kill-random: {count} files, home {place.root}, log {place.log_file}")
         dropper = threading.Thread(target=self._drop_all, args=(place, count), daemon=True)
         dropper.start()
@@ -90,14 +97,12 @@ class KillAtRandom(Fault):
         dropper.join()
         place.settle(600)
         recoveries.sort()
-        found = place.audit()
-        yield Trial(
-            audit=found,
+        return Trial(
+            audit=place.audit(),
             recovery_s=recoveries[len(recoveries) // 2] if recoveries else None,
             injected=kills,
             note="recovery: median",
         )
-        lab.clear(place, found)
 
     def _drop_all(self, place: Place, count: int) -> None:
         for number in range(count):

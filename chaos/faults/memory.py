@@ -1,41 +1,51 @@
-"""The daemon gets no more memory for a while, from the limit of a process or of a group."""
+"""The daemon gets no more memory for a while: it is refused, or costs a process its life."""
 
-import resource
-from pathlib import Path
 from typing import ClassVar
 
-from chaos import cgroup
+from chaos import cgroup, shim
 from chaos.cgroup import MemoryGroup
 from chaos.fault import PassingFault
 from chaos.pictures import large
 from chaos.place import Place
+from chaos.shim import Shim
 
 _ROOM = 4 << 20
 
 
 class MemoryPressure(PassingFault):
-    """Its address space is limited to what it has just now."""
+    """The system gives no more, now and then.
+
+    Not by RLIMIT_AS or RLIMIT_DATA: what the daemon has set aside by then serves it on, and
+    nothing is refused.
+    """
 
     name: ClassVar[str] = "memory pressure"
-    how: ClassVar[str] = "RLIMIT_AS of the running daemon is set to its size for 2 s, then lifted"
+    how: ClassVar[str] = (
+        "every 20th allocation of 16 KiB or more in the daemon is refused for 2 s (LD_PRELOAD)"
+    )
+    every: ClassVar[int] = 20
 
-    def inject(self, place: Place) -> None:
-        """Allow nothing more."""
-        assert place.process is not None
-        status = Path(f"/proc/{place.process.pid}/status").read_text()
-        (size,) = [line for line in status.splitlines() if line.startswith("VmSize")]
-        self._limit(place, int(size.split()[1]) * 1024)
+    def obstacle(self) -> str | None:
+        """Without a compiler there is no library that refuses."""
+        return shim.obstacle()
 
-    def heal(self, place: Place) -> None:
-        """Allow it again."""
-        assert place.process is not None
-        if place.process.poll() is None:
-            self._limit(place, resource.RLIM_INFINITY)
+    def launch(self, place: Place) -> None:
+        """Start with the library preloaded."""
+        self._shim = Shim(place)
+        place.start_ready(**self._shim.env)
 
-    def _limit(self, place: Place, size: int) -> None:
-        assert place.process is not None
-        _, hard = resource.prlimit(place.process.pid, resource.RLIMIT_AS)
-        resource.prlimit(place.process.pid, resource.RLIMIT_AS, (size, hard))
+    def inject(self, place: Place) -> None:  # noqa: ARG002
+        """Refuse."""
+        self._shim.set(starve=self.every)
+
+    def heal(self, place: Place) -> None:  # noqa: ARG002
+        """Give again."""
+        self._refused = self._shim.no_memory
+        self._shim.set()
+
+    def strikes(self, place: Place) -> int:  # noqa: ARG002
+        """Count the allocations that were refused."""
+        return self._refused
 
 
 class OutOfMemory(PassingFault):
