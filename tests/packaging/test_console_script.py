@@ -7,28 +7,19 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from lungwatch import RESEARCH_USE_ONLY, __version__
 from lungwatch.cli.main import main
+from tests.commandtree import walk, words
 
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("lungwatch")
 
 
-def paths(command: click.Command, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found = [words]
-    if isinstance(command, click.Group):
-        with click.Context(command) as context:
-            for name in command.list_commands(context):
-                child = command.get_command(context, name)
-                assert child is not None
-                found += paths(child, (*words, name))
-    return found
-
-
-def lungwatch(*words: str) -> subprocess.CompletedProcess[str]:
+def lungwatch(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [COMMAND, *words], capture_output=True, text=True, timeout=120, check=False
+        [COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False
     )
 
 
@@ -51,16 +42,16 @@ def test_an_unknown_command_is_a_usage_error():
     assert "frobnicate" in done.stderr
 
 
-@pytest.mark.parametrize("words", paths(main), ids=" ".join)
-def test_every_command_explains_itself_and_every_option(words):
-    from click.testing import CliRunner
-
+@pytest.mark.parametrize("context", list(walk()), ids=lambda context: context.command_path)
+def test_every_command_explains_itself_and_every_option(context):
     for option in ("-h", "--help"):
-        done = CliRunner().invoke(main, [*words, option])
+        done = CliRunner().invoke(main, [*words(context), option])
         assert done.exit_code == 0, done.output
         assert done.output.startswith("Usage:")
-    command: click.Command = main
-    for word in words:
-        assert isinstance(command, click.Group)
-        command = command.get_command(click.Context(command), word)  # type: ignore[assignment]
-    assert command.help, "no description"
+    assert context.command.help, "no description"
+    undescribed = [
+        parameter.name
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option) and not parameter.help
+    ]
+    assert not undescribed

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from lungwatch.cli.main import main
+from tests.commandtree import child, outermost, walk, words
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "systemd" / "README.md"])
@@ -32,51 +32,39 @@ def mentions(text: str) -> Iterator[str]:
 
 def problem_with(rest: str) -> str | None:
     """Why a mentioned command line is none; None if it is one."""
-    command: click.Command = main
+    context = outermost()
     is_ended = False
     for word in shlex.split(rest, comments=True):
         if word in ("…", "...", "|", "&&", ";", "&", ">"):
             return None
         if word.startswith("-"):
             name = word.partition("=")[0]
-            context = click.Context(command)
-            if not any(name in parameter.opts for parameter in command.get_params(context)):
+            options = context.command.get_params(context)
+            if not any(name in parameter.opts for parameter in options):
                 return f"no option {name}"
             is_ended = True
-        elif isinstance(command, click.Group) and not is_ended and word != "COMMAND":
+        elif isinstance(context.command, click.Group) and not is_ended and word != "COMMAND":
             # "list/show" names two.
             for one in word.split("/"):
-                child = command.get_command(click.Context(command), one)
-                if child is None:
+                named = child(context, one)
+                if named is None:
                     return f"no command {one}"
-            command = child
+            assert named is not None
+            context = named
     return None
 
 
-def words_of(rest: str) -> list[tuple[str, ...]]:
-    """Paths of the commands that a mention names."""
-    words: list[tuple[str, ...]] = [()]
-    command: click.Command = main
+def commands_of(rest: str) -> list[tuple[str, ...]]:
+    """The words of the commands that a mention names."""
+    named = [outermost()]
     for word in shlex.split(rest, comments=True):
-        if not isinstance(command, click.Group) or word.startswith("-"):
+        if not isinstance(named[-1].command, click.Group) or word.startswith("-"):
             break
-        parts = [one for one in word.split("/") if command.get_command(click.Context(command), one)]
-        if not parts:
+        inner = [found for one in word.split("/") if (found := child(named[-1], one))]
+        if not inner:
             break
-        words = [(*path, one) for path in words for one in parts]
-        command = command.get_command(click.Context(command), parts[-1])  # type: ignore[assignment]
-    return words
-
-
-def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    if not isinstance(command, click.Group):
-        yield words
-        return
-    context = click.Context(command)
-    for name in command.list_commands(context):
-        child = command.get_command(context, name)
-        assert child is not None
-        yield from leaves(child, (*words, name))
+        named = inner
+    return [words(context) for context in named]
 
 
 def test_a_wrong_command_or_option_would_be_found():
@@ -106,9 +94,10 @@ def test_every_command_is_mentioned_in_the_readme_or_the_documents():
         for page in PAGES
         if page.name != "CHANGELOG.md"  # where a command is announced, not explained
         for rest in mentions(page.read_text())
-        for path in words_of(rest)
+        for path in commands_of(rest)
     }
-    missing = [" ".join(words) for words in leaves(main) if words not in mentioned]
+    leaves = {words(one) for one in walk() if not isinstance(one.command, click.Group)}
+    missing = [" ".join(path) for path in sorted(leaves - mentioned)]
     assert not missing
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -321,26 +320,6 @@ class TestTheCommandItself:
         result = CliRunner().invoke(main, ["--version"])
         assert __version__ in result.stdout
         assert RESEARCH_USE_ONLY in result.stdout
-
-    def test_every_command_and_subcommand_has_help(self) -> None:
-        def walk(command: click.Command, path: list[str]) -> Iterator[list[str]]:
-            yield path
-            if isinstance(command, click.Group):
-                context = click.Context(command)
-                for name in command.list_commands(context):
-                    inner = command.get_command(context, name)
-                    assert inner is not None
-                    yield from walk(inner, [*path, name])
-
-        paths = list(walk(main, []))
-        assert len(paths) > len(COMMANDS)
-        for path in paths:
-            for flag in ("-h", "--help"):
-                result = CliRunner().invoke(main, [*path, flag])
-                assert result.exit_code == 0, path
-                first = result.stdout.split("\n\n")[1].strip()
-                assert first, path
-                assert not first.startswith("Options"), path
 
     def test_an_unknown_command_is_a_usage_error(self) -> None:
         assert CliRunner().invoke(main, ["frobnicate"]).exit_code == 2
