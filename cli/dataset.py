@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 _LISTED = 20
 
 _data = click.argument("data", type=click.Path(path_type=Path))
-_seed = click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+_seed = click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Of every random choice."
+)
 
 
 _resume = click.option(

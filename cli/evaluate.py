@@ -61,7 +61,13 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
     show_default=True,
     help="Resamples for the 95 % intervals; 0 for none.",
 )
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Of the resampling behind the intervals.",
+)
 @click.option(
     "--lung-masks",
     type=click.Path(path_type=Path),

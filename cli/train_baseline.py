@@ -7,8 +7,10 @@ import click
 
 from lungwatch.cli.options import json_option
 from lungwatch.cli.train_options import (
+    batch_size_option,
     data_argument,
     data_options,
+    dropout_option,
     normalisation_options,
     progress,
     report,
@@ -42,8 +44,10 @@ def _filters(_context: click.Context, _parameter: click.Parameter, text: str) ->
     help="Epochs without a lower validation loss after which training stops.",
 )
 @click.option("--no-early-stopping", is_flag=True, help="Run all epochs; the best one is kept.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
+@batch_size_option(default=32)
+@click.option(
+    "--learning-rate", type=float, default=1e-3, show_default=True, help="Adam's, at the start."
+)
 @click.option(
     "--filters",
     callback=_filters,
@@ -51,8 +55,14 @@ def _filters(_context: click.Context, _parameter: click.Parameter, text: str) ->
     show_default=True,
     help="Channels of the convolution blocks.",
 )
-@click.option("--dense-units", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--dropout", type=click.FloatRange(0, 0.95), default=0.4, show_default=True)
+@click.option(
+    "--dense-units",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="Of the hidden layer after the convolutions.",
+)
+@dropout_option(default=0.4)
 @click.option(
     "--tune",
     is_flag=True,
@@ -60,7 +70,11 @@ def _filters(_context: click.Context, _parameter: click.Parameter, text: str) ->
 )
 @click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="At first.")
 @click.option(
-    "--sampler", type=click.Choice(["tpe", "random", "grid"]), default="tpe", show_default=True
+    "--sampler",
+    type=click.Choice(["tpe", "random", "grid"]),
+    default="tpe",
+    show_default=True,
+    help="How the next trial is chosen: by the ones before it, at random, or each in turn.",
 )
 @click.option(
     "--tune-epochs", type=click.IntRange(1), default=20, show_default=True, help="Of a trial."

@@ -8,8 +8,10 @@ import click
 from lungwatch.cli.options import json_option
 from lungwatch.cli.train_backbone import backbone_options
 from lungwatch.cli.train_options import (
+    batch_size_option,
     data_argument,
     data_options,
+    dropout_option,
     progress,
     report,
     run_options,
@@ -38,11 +40,11 @@ _STRIDES = ("8", "16", "32")
     help="Cut the backbone at its last map of this many pixels a cell; all of it if not given.",
 )
 @click.option("--epochs", type=click.IntRange(1), default=8, show_default=True, help="All run.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@batch_size_option(default=32)
 @click.option(
     "--learning-rate", type=float, default=3e-4, show_default=True, help="Of the steepest epoch."
 )
-@click.option("--dropout", type=click.FloatRange(0, 0.95), default=0.3, show_default=True)
+@dropout_option(default=0.3)
 @click.option(
     "--other-target",
     type=float,

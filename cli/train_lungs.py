@@ -6,15 +6,21 @@ from pathlib import Path
 import click
 
 from lungwatch.cli.options import json_option
-from lungwatch.cli.train_options import run_options
+from lungwatch.cli.train_options import batch_size_option, run_options
 
 
 @click.command()
 @click.argument("masks", type=click.Path(path_type=Path))
 @run_options
-@click.option("--epochs", type=click.IntRange(1), default=25, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--learning-rate", type=float, default=2e-3, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=25, show_default=True, help="All run.")
+@batch_size_option(default=16)
+@click.option(
+    "--learning-rate",
+    type=float,
+    default=2e-3,
+    show_default=True,
+    help="Adam's, of the first step.",
+)
 @json_option
 def lungs(
     *,

@@ -20,6 +20,28 @@ def data_argument(command: Command) -> Command:
     return click.argument("data", type=click.Path(path_type=Path))(command)
 
 
+def batch_size_option(*, default: int) -> Callable[[Command], Command]:
+    """Return the option `--batch-size`, passed as `batch_size`."""
+    return click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=default,
+        show_default=True,
+        help="Images of a step.",
+    )
+
+
+def dropout_option(*, default: float) -> Callable[[Command], Command]:
+    """Return the option `--dropout`, passed as `dropout`."""
+    return click.option(
+        "--dropout",
+        type=click.FloatRange(0, 0.95),
+        default=default,
+        show_default=True,
+        help="Share of the features left out in training, before the last layer.",
+    )
+
+
 def run_options(command: Command) -> Command:
     """Add `--out`, `--seed` and `--resume`."""
     options = [
@@ -29,7 +51,13 @@ def run_options(command: Command) -> Command:
             required=True,
             help="Run folder to fill: configuration, history, plots, metrics, model.keras.",
         ),
-        click.option("--seed", type=click.IntRange(0), default=1, show_default=True),
+        click.option(
+            "--seed",
+            type=click.IntRange(0),
+            default=1,
+            show_default=True,
+            help="Of every random choice: the same seed gives the same numbers.",
+        ),
         click.option(
             "--resume", is_flag=True, help="Continue the interrupted run in the run folder."
         ),

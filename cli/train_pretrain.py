@@ -7,7 +7,13 @@ import click
 
 from lungwatch.cli.options import json_option
 from lungwatch.cli.train_backbone import backbone_options, grey_options, normalisation_of
-from lungwatch.cli.train_options import progress, run_options, size_option
+from lungwatch.cli.train_options import (
+    batch_size_option,
+    dropout_option,
+    progress,
+    run_options,
+    size_option,
+)
 
 
 @click.command()
@@ -32,9 +38,11 @@ from lungwatch.cli.train_options import progress, run_options, size_option
     metavar="NAME[=WEIGHT]",
     help="finding (which class), covid (COVID or not), source (which collection); repeatable.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
-@click.option("--dropout", type=click.FloatRange(0, 0.95), default=0.2, show_default=True)
+@batch_size_option(default=32)
+@click.option(
+    "--learning-rate", type=float, default=1e-3, show_default=True, help="Adam's, at the start."
+)
+@dropout_option(default=0.2)
 @grey_options
 @json_option
 def pretrain(

@@ -7,8 +7,10 @@ import click
 from lungwatch.cli.options import json_option
 from lungwatch.cli.train_backbone import backbone_options, grey_options, normalisation_of
 from lungwatch.cli.train_options import (
+    batch_size_option,
     data_argument,
     data_options,
+    dropout_option,
     progress,
     report,
     run_options,
@@ -52,12 +54,18 @@ from lungwatch.cli.train_options import (
     show_default=True,
     help="Changed copies of each training image for the frozen phase; 0: as they are.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@batch_size_option(default=32)
 @click.option(
     "--learning-rate", type=float, default=1e-3, show_default=True, help="With it frozen."
 )
-@click.option("--fine-tune-learning-rate", type=float, default=1e-4, show_default=True)
-@click.option("--dropout", type=click.FloatRange(0, 0.95), default=0.3, show_default=True)
+@click.option(
+    "--fine-tune-learning-rate",
+    type=float,
+    default=1e-4,
+    show_default=True,
+    help="When it is fine-tuned.",
+)
+@dropout_option(default=0.3)
 @click.option(
     "--unfreeze",
     default="all",
