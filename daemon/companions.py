@@ -95,6 +95,7 @@ def _make_monitor(common: Common, model: ModelInUse, assembly: Assembly) -> Comp
         health,
         common.on_crash,
         on_stop=close,
+        vitals=common.vitals,
         port=config.metrics_port,
         textfile=config.metrics_textfile,
     )

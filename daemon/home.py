@@ -29,6 +29,7 @@ class Home:
         self.root = root
         self.incoming = root / "incoming"
         self.work = root / "work"
+        self.unpacking = root / ".unpacking"
         self.done = root / "done"
         self.quarantine = root / "quarantine"
         self.overlays = root / "overlays"
@@ -43,6 +44,7 @@ class Home:
         return (
             self.incoming,
             self.work,
+            self.unpacking,
             self.done,
             self.quarantine,
             self.overlays,
@@ -69,7 +71,7 @@ class Home:
             if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
                 raise HomeError(f"no right to read and write {folder}; change its owner or mode")
         device = self.incoming.stat().st_dev
-        for folder in (self.work, self.done, self.quarantine):
+        for folder in (self.work, self.unpacking, self.done, self.quarantine):
             if folder.stat().st_dev != device:
                 raise HomeError(
                     f"{folder} is on another file system than {self.incoming}; they must share "

@@ -9,6 +9,7 @@ from lungwatch.daemon.health import HealthCheck
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.metrics import Metrics
 from lungwatch.daemon.statusserver import StatusServer
+from lungwatch.daemon.vitals import Vitals
 from lungwatch.daemon.worker import Worker
 
 _EVERY_S = 15.0
@@ -27,6 +28,8 @@ class Monitor:
         Called at the end, to close what the two read from.
     on_crash
         See `Worker`.
+    vitals
+        See `StatusServer`.
     port
         See `Config.metrics_port`; 0 for none.
     textfile
@@ -45,11 +48,12 @@ class Monitor:
         on_crash: Callable[[str, BaseException], None],
         *,
         on_stop: Callable[[], None],
+        vitals: Vitals,
         port: int,
         textfile: str,
     ) -> None:
         self._metrics = metrics
-        self._server = StatusServer(port, metrics.text, health, on_crash) if port else None
+        self._server = StatusServer(port, metrics.text, health, on_crash, vitals) if port else None
         self._textfile = Path(textfile) if textfile else None
         self._on_stop = on_stop
         self._stopped = threading.Event()

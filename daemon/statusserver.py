@@ -10,12 +10,14 @@ from typing import Any
 
 from lungwatch.daemon.health import HealthCheck, Phase, Status
 from lungwatch.daemon.logs import event
+from lungwatch.daemon.vitals import Vitals
 from lungwatch.daemon.worker import Worker
 from lungwatch.errors import ConfigError
 
 _ADDRESS = "127.0.0.1"
 _MOST = 8  # requests at once
 _TIMEOUT_S = 5.0
+_STAGE = "status"
 _HOSTS = ("127.0.0.1", "localhost")
 
 
@@ -32,6 +34,8 @@ class StatusServer:
         What /health and /ready tell.
     on_crash
         As of `Worker`.
+    vitals
+        Where it is noted, as the progress of the stage "status", that requests are accepted.
 
     Raises
     ------
@@ -45,6 +49,7 @@ class StatusServer:
         metrics: Callable[[], bytes],
         health: HealthCheck,
         on_crash: Callable[[str, BaseException], None],
+        vitals: Vitals,
     ) -> None:
         class Handler(_Handler):
             text = staticmethod(metrics)
@@ -55,11 +60,17 @@ class StatusServer:
         except OSError as error:
             raise ConfigError(f"metrics_port {port} cannot be had: {error.strerror}") from error
         self.port = self._server.server_address[1]
-        self._thread = Worker("status", self._server.serve_forever, on_crash)
+        self._server.on_round = lambda: vitals.beat(_STAGE)
+        self._vitals = vitals
+        self._thread = Worker("status", self._serve, on_crash)
 
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
+
+    def _serve(self) -> None:
+        with self._vitals.busy(_STAGE):
+            self._server.serve_forever()
 
     def stop(self) -> None:
         """Close the port."""
@@ -70,10 +81,15 @@ class StatusServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    on_round: Callable[[], None]
 
     def __init__(self, *args: Any) -> None:  # noqa: ANN401 - socketserver's own signature
         self._slots = threading.BoundedSemaphore(_MOST)
         super().__init__(*args)
+
+    def service_actions(self) -> None:
+        super().service_actions()
+        self.on_round()
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
         if not self._slots.acquire(blocking=False):

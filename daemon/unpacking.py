@@ -1,7 +1,7 @@
 """Zip archives in the drop folder: each file in them becomes a drop of its own.
 
-The files are unpacked into a hidden folder beside the others, durably. Then the archive's row
-is written (rejected, as `unpacked`), and only then does the folder get the name under which
+The files are unpacked into a folder that only the daemon may write to, durably. Then the
+archive's row is written (rejected, as `unpacked`), and only then is the folder moved to where
 the intake finds it. A crash before the row unpacks anew, one after it is made up for by
 `resume_unpacked`: nothing comes twice.
 """
@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from lungwatch.atomicfile import fsync_dir
+from lungwatch.atomicfile import fsync_dir, move_atomic
 from lungwatch.daemon.crashpoint import crashpoint
 from lungwatch.daemon.home import Home
 from lungwatch.errors import FileRejected, LungwatchError, Reason, TransientError
@@ -28,11 +28,9 @@ MAX_TOTAL_BYTES = 16 * 1024**3
 MAX_RATIO = 200
 _CHUNK_BYTES = 1024 * 1024
 _MIB = 1024 * 1024
-_UNPACKING, _UNPACKED, _PUBLISHED = ".unpacking-", ".unpacked-", "unzipped-"
-_FOLDER = re.compile(
-    rf"(?P<stage>{re.escape(_UNPACKING)}|{re.escape(_UNPACKED)})(?P<sha256>[0-9a-f]{{64}})"
-    rf"|{_PUBLISHED}[0-9a-f]{{16}}(-[0-9]+)?"
-)
+_UNFINISHED = ".part"
+_PUBLISHED = "unzipped-"
+_FOLDER = re.compile(rf"{_PUBLISHED}[0-9a-f]{{16}}(-[0-9]+)?")
 # Archives by their format that are something else to people: office files, programs, books.
 _OTHER_KINDS = {"[Content_Types].xml", "META-INF/MANIFEST.MF", "mimetype"}
 
@@ -51,7 +49,7 @@ class Unpacker:
         self._max_file_bytes = max_file_bytes(policy)
 
     def unpack(self, path: Path, sha256: str) -> None:
-        """Unpack a file if it is an archive, out of the intake's sight as yet.
+        """Unpack a file if it is an archive, out of the intake's and of others' reach as yet.
 
         Raises
         ------
@@ -64,8 +62,8 @@ class Unpacker:
         """
         if not is_zip(path):
             return
-        target = self._home.incoming / f"{_UNPACKING}{sha256}"
-        finished = self._home.incoming / f"{_UNPACKED}{sha256}"
+        finished = self._home.unpacking / sha256
+        target = finished.with_suffix(_UNFINISHED)
         for left in (target, finished):
             shutil.rmtree(left, ignore_errors=True)
         try:
@@ -87,8 +85,7 @@ class Unpacker:
                 Reason.BAD_ARCHIVE, "the zip archive is damaged, or packed in an unknown way"
             ) from error
         fsync_dir(target)
-        target.rename(finished)
-        fsync_dir(self._home.incoming)
+        move_atomic(target, finished)
         crashpoint("unpacked")
         raise FileRejected(
             Reason.UNPACKED, f"the zip archive's {len(members)} files were unpacked and go on alone"
@@ -96,7 +93,7 @@ class Unpacker:
 
     def publish(self, sha256: str) -> None:
         """Let the intake see what was unpacked from an archive whose row is written."""
-        _publish(self._home, self._home.incoming / f"{_UNPACKED}{sha256}")
+        _publish(self._home, self._home.unpacking / sha256)
 
     def _members(self, archive: zipfile.ZipFile, size_bytes: int) -> list[zipfile.ZipInfo]:
         names = set(archive.namelist())
@@ -142,7 +139,7 @@ class Unpacker:
 
 
 def resume_unpacked(home: Home, is_recorded: Callable[[str], bool]) -> None:
-    """Make good what a dead process left of its archives in the drop folder.
+    """Make good what a dead process left of its archives.
 
     Parameters
     ----------
@@ -150,16 +147,15 @@ def resume_unpacked(home: Home, is_recorded: Callable[[str], bool]) -> None:
         Says whether the archive of a SHA-256 is recorded as unpacked. If it is not, the
         archive is still in `work/`, to be unpacked anew, or was given up.
     """
-    for folder in list(home.incoming.iterdir()):
-        match = _FOLDER.fullmatch(folder.name)
-        if match is None or not folder.is_dir():
-            continue
-        if match["stage"] == _UNPACKED and is_recorded(match["sha256"]):
+    for folder in [entry for entry in home.unpacking.iterdir() if entry.is_dir()]:
+        if folder.suffix != _UNFINISHED and is_recorded(folder.name):
             _publish(home, folder)
-        elif match["stage"] in (_UNPACKING, _UNPACKED):
+        else:
             shutil.rmtree(folder)
-        elif not any(folder.iterdir()):
-            folder.rmdir()
+    for folder in list(home.incoming.iterdir()):
+        if _FOLDER.fullmatch(folder.name) and folder.is_dir():
+            with contextlib.suppress(OSError):  # not empty yet
+                folder.rmdir()
 
 
 def leave_folder(home: Home, folder: Path) -> None:
@@ -170,14 +166,13 @@ def leave_folder(home: Home, folder: Path) -> None:
 
 
 def _publish(home: Home, folder: Path) -> None:
-    name = _PUBLISHED + folder.name.removeprefix(_UNPACKED)[:16]
+    name = _PUBLISHED + folder.name[:16]
     target = home.incoming / name
     number = 1
     while target.exists():  # unpacked before, on request, and not all taken yet
         number += 1
         target = home.incoming / f"{name}-{number}"
-    folder.rename(target)
-    fsync_dir(home.incoming)
+    move_atomic(folder, target)
 
 
 def _is_wanted(member: zipfile.ZipInfo) -> bool:

@@ -190,5 +190,7 @@ def limits_of(config: Config) -> dict[str, float]:
         "overlay": config.stuck_s + retries_s,
         "database": config.stuck_s,
         "reception": config.stuck_s,
+        "listener": config.stuck_s,
+        "status": config.stuck_s,
         "outbox": config.stuck_s + _OUTBOX_S,
     }

@@ -69,7 +69,7 @@ def unpack(data: bytes) -> None:
     """Unpack a zip archive: nothing may appear outside the folder meant for it."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
         home = Home(Path(place) / "home")
-        home.incoming.mkdir(parents=True)
+        home.prepare()
         archive = Path(place) / "archive"
         archive.write_bytes(b"PK\x03\x04" + data)
         try:
@@ -79,7 +79,7 @@ def unpack(data: bytes) -> None:
         else:
             raise Wrong("an archive passed for an image")
         found = {path for path in Path(place).rglob("*") if not path.is_dir()} - {archive}
-        wanted = home.incoming / f".unpacked-{'0' * 64}"
+        wanted = home.unpacking / ("0" * 64)
         if stray := [path for path in found if path.parent != wanted or not is_unpacked]:
             raise Wrong(f"{len(stray)} files outside of the folder for them")
         if sum(path.stat().st_size for path in found) > _MOST_MEMBERS_BYTES:

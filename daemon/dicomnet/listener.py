@@ -40,7 +40,8 @@ class Listener:
     on_crash
         As of `Worker`.
     vitals
-        Where each object that is taken is noted as a unit of the stage "reception".
+        Where each object that is taken is noted as a unit of the stage "reception", and that
+        connections are being accepted as the progress of the stage "listener".
 
     Raises
     ------
@@ -94,6 +95,7 @@ class Listener:
             raise ConfigError(
                 f"cannot listen on {config.pacs_address} port {config.pacs_port}: {error.strerror}"
             ) from error
+        self._server.on_round = lambda: self._vitals.beat("listener")
         self._server.access = access
         self._server.max_connections = config.pacs_max_associations + _CONNECTIONS_TO_SPARE
         self._server.max_object_bytes = config.pacs_max_object_mb * _MIB
@@ -116,7 +118,8 @@ class Listener:
         self._thread.join()
 
     def _serve(self) -> None:
-        self._server.serve_forever(_POLL_S)
+        with self._vitals.busy("listener"):
+            self._server.serve_forever(_POLL_S)
 
     def _on_store(self, event: evt.Event) -> int:
         connection = event.assoc.dul.socket

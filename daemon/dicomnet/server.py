@@ -4,6 +4,7 @@ import logging
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from socketserver import BaseServer
 from typing import Any
 
@@ -74,12 +75,15 @@ class BoundedServer(AssociationServer):
         Open at once, established or not; further ones are closed.
     max_object_bytes
         Of one object.
+    on_round
+        Called several times a second, for as long as connections are being accepted.
     """
 
     request_queue_size = 64
     access: AccessList
     max_connections: int
     max_object_bytes: int
+    on_round: Callable[[], None]
 
     def __init__(
         self,
@@ -99,6 +103,11 @@ class BoundedServer(AssociationServer):
             request_handler=_Handler,
         )
         self._in_handshake = threading.Semaphore(_HANDSHAKES)
+
+    def service_actions(self) -> None:
+        """Do what is due after each look for connections."""
+        super().service_actions()
+        self.on_round()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Take a connection; its handshake comes later, on a thread of its own."""

@@ -39,7 +39,7 @@ def assert_unpacked(home, archive, study):
         "study2/DICOMDIR": "rejected",
     }
     assert home.row(study["study2/DICOMDIR"]).reason == "media_directory"
-    assert home.files("incoming") == []
+    assert home.files("incoming") == home.files(".unpacking") == []
     assert not list(home.root.parent.rglob("outside*"))
 
 
@@ -62,6 +62,15 @@ def test_killed_around_the_unpacking_no_file_is_lost_or_comes_twice(make_home, s
     again = home.run_once()
     assert again.returncode == 0, again.stderr
     assert_unpacked(home, archive, study)
+
+
+def test_nothing_unpacked_can_be_reached_by_those_who_drop_before_it_is_recorded(make_home, study):
+    """Until then they could exchange what the record is about to name."""
+    home = make_home()
+    home.drop("studies.zip", zipped(study), old=True)
+    assert home.run_once(env={"CRASH_AT": "unpacked"}).returncode == -signal.SIGKILL
+    assert home.files("incoming") == []
+    assert len(home.files(".unpacking")) == len(study)
 
 
 def test_archives_that_cannot_be_trusted_are_refused_whole(make_home, picture):

@@ -97,12 +97,12 @@ def test_a_member_of_a_zip_without_a_name_does_not_end_the_daemon(tmp_path):
     with zipfile.ZipFile(io.BytesIO(nameless)) as archive:
         assert archive.namelist() == [""]
     home = Home(tmp_path / "home")
-    home.incoming.mkdir(parents=True)
+    home.prepare()
     (tmp_path / "nameless.zip").write_bytes(nameless)
     with pytest.raises(FileRejected) as refused:
         Unpacker(home, ReadPolicy()).unpack(tmp_path / "nameless.zip", "0" * 64)
     assert refused.value.reason is Reason.BAD_ARCHIVE
-    assert list(home.incoming.iterdir()) == []
+    assert list(home.incoming.iterdir()) == list(home.unpacking.iterdir()) == []
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
@@ -115,7 +115,7 @@ def test_a_damaged_stream_of_any_method_does_not_end_the_daemon(tmp_path, method
     start = 30 + 1
     data[start : start + 20] = b"\xa5" * 20
     home = Home(tmp_path / "home")
-    home.incoming.mkdir(parents=True)
+    home.prepare()
     (tmp_path / "damaged.zip").write_bytes(data)
     with pytest.raises(FileRejected) as refused:
         Unpacker(home, ReadPolicy()).unpack(tmp_path / "damaged.zip", "0" * 64)

@@ -1,5 +1,6 @@
 """Taking an object from the network is work that the watchdog watches."""
 
+import socket
 import threading
 import time
 
@@ -21,6 +22,14 @@ class Clock:
 
     def monotonic(self):
         return self.seconds
+
+
+def wait_for(stuck, vitals, clock):
+    """Wait until just these stages are stuck; one that goes on shows that a moment later."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (found := [one.stage for one in vitals.stuck(clock.seconds)]) != stuck:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.01)
 
 
 def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
@@ -56,7 +65,7 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
             time.sleep(0.01)
         assert vitals.stuck(clock.seconds) == []
         clock.seconds += 8
-        assert [one.stage for one in vitals.stuck(clock.seconds)] == ["reception"]
+        wait_for(["reception"], vitals, clock)
         release.set()
         sender.join(PATIENCE_S)
         association.release()
@@ -66,4 +75,38 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
     assert answers[0].Status == 0
     assert vitals.stuck(clock.seconds) == []
     assert len(list(home.incoming.glob("*.dcm"))) == 1
+    assert crashes == []
+
+
+def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(tmp_path, monkeypatch):
+    from lungwatch.daemon.dicomnet.listener import Listener
+    from lungwatch.daemon.dicomnet.server import BoundedServer
+
+    release, asked = threading.Event(), threading.Event()
+
+    def hanging(*_):
+        asked.set()
+        assert release.wait(PATIENCE_S)
+        return False
+
+    monkeypatch.setattr(BoundedServer, "verify_request", hanging)
+    config = Config(home=tmp_path, min_free_mb=0, stuck_s=7)
+    home, clock = Home(tmp_path), Clock()
+    home.prepare()
+    vitals = Vitals(clock, limits_of(config))
+    crashes = []
+    listener = Listener(config, home, lambda *crash: crashes.append(crash), vitals)
+    listener.start()
+    try:
+        clock.seconds += 8
+        wait_for([], vitals, clock)
+        with socket.create_connection(("127.0.0.1", listener.port), PATIENCE_S):
+            assert asked.wait(PATIENCE_S)
+            clock.seconds += 8
+            wait_for(["listener"], vitals, clock)
+            release.set()
+        wait_for([], vitals, clock)
+    finally:
+        release.set()
+        listener.stop()
     assert crashes == []

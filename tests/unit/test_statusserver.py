@@ -2,16 +2,20 @@
 
 import http.client
 import json
+import socket
 import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from lungwatch.daemon.bounded import Bounded
+from lungwatch.daemon.clock import SystemClock
 from lungwatch.daemon.health import HealthCheck, Phase, Probes
 from lungwatch.daemon.outage import OutageKind
 from lungwatch.daemon.statusserver import StatusServer
+from lungwatch.daemon.vitals import Vitals
 from lungwatch.db.monitoring import Signs
 from lungwatch.errors import DatabaseError
 
@@ -93,6 +97,10 @@ TROUBLES = {
 }
 
 
+def serve(check, *, on_crash=refuse_to_crash, vitals=None):
+    return StatusServer(0, lambda: b"", check, on_crash, vitals or Vitals(SystemClock()))
+
+
 @pytest.mark.parametrize("code", TROUBLES)
 def test_each_trouble_is_named_and_tells_whether_files_are_being_screened(code):
     status, changes = TROUBLES[code]
@@ -107,7 +115,7 @@ def test_each_trouble_is_named_and_tells_whether_files_are_being_screened(code):
 )
 def test_failing_is_503_and_so_is_not_being_ready(code, expected):
     _, changes = TROUBLES[code]
-    server = StatusServer(0, lambda: b"", check_of(replace(WELL, **changes)), refuse_to_crash)
+    server = serve(check_of(replace(WELL, **changes)))
     server.start()
     try:
         status, body = get(server, "/health")
@@ -135,15 +143,44 @@ def test_what_hangs_is_not_asked_twice_and_delays_nobody_beyond_the_limit():
 
 
 def test_a_server_that_was_not_started_can_be_closed():
-    server = StatusServer(0, lambda: b"", check_of(WELL), refuse_to_crash)
+    server = serve(check_of(WELL))
     server.stop()
     assert server.port > 0
 
 
 def test_the_death_of_its_thread_is_told(monkeypatch):
     told = threading.Event()
-    server = StatusServer(0, lambda: b"", check_of(WELL), lambda *_: told.set())
+    server = serve(check_of(WELL), on_crash=lambda *_: told.set())
     monkeypatch.setattr(server._server, "service_actions", lambda: 1 / 0)
     server.start()
     assert told.wait(30)
     server.stop()
+
+
+def test_a_server_that_answers_nobody_any_more_starves_the_watchdog(monkeypatch):
+    release, asked = threading.Event(), threading.Event()
+    vitals = Vitals(SystemClock(), {"status": 2.0})
+    server = serve(check_of(WELL), vitals=vitals)
+
+    def hang(*_):
+        asked.set()
+        assert release.wait(30)
+        return False
+
+    def wait_for(stuck):
+        deadline = time.monotonic() + 30
+        while [one.stage for one in vitals.stuck(time.monotonic())] != stuck:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    monkeypatch.setattr(server._server, "verify_request", hang)
+    server.start()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), 30):
+            assert asked.wait(30)
+            wait_for(["status"])
+            release.set()
+        wait_for([])
+    finally:
+        release.set()
+        server.stop()
