@@ -93,14 +93,29 @@ class Service:
             # the kernel tells by a signal whose default is to kill.
             signal.signal(signal.SIGIO, signal.SIG_IGN)
             self._check_space()
-            engine = open_database(self._config.database_url)
             try:
-                check_intact(engine)
-                claim_database(self._home, engine, self._clock.now())
+                # A server that boots later than this machine is no reason to give up.
+                notify("STATUS=opening the database")
+                engine = self._open() if once else self._outages.ride_out(self._open)
+            except Abandoned:
+                event("stopped", ended=0, left=0)
+                return 0
+            try:
                 return self._run(engine, once=once, on_progress=on_progress)
             finally:
                 self._drain_timer.cancel()
                 engine.dispose()
+
+    def _open(self) -> Engine:
+        """Open the database, if it is whole and this home's."""
+        engine = open_database(self._config.database_url)
+        try:
+            check_intact(engine)
+            claim_database(self._home, engine, self._clock.now())
+        except BaseException:
+            engine.dispose()
+            raise
+        return engine
 
     def stop(self) -> None:
         """Stop claiming and end when what is in flight is done.
@@ -112,7 +127,9 @@ class Service:
             # What waits for a trouble's end gets the time of the drain, and no more.
             self._drain_timer.start()
         self._stop.set()
-        if self._assembly is not None:
+        if self._assembly is None:
+            self._outages.abandon()  # nothing is in hand yet
+        else:
             self._assembly.intake.stop()
             if self._assembly.sender is not None:
                 self._assembly.sender.cancel()
