@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     help="Run folder to fill.",
 )
 @click.option("--resume", is_flag=True, help="Do it again in a run folder that was begun.")
+@click.option(
+    "--lungs",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Run folder of `train lungs`: the joint network finds the lungs' box and sees that alone.",
+)
 @leave_out_option
 @leaks_option
 @json_option
@@ -36,6 +42,7 @@ def join(
     data: Path,
     out: Path,
     resume: bool,
+    lungs: Path | None,
     leave_out: str | None,
     leaks: str,
     as_json: bool,
@@ -53,6 +60,7 @@ def join(
         list(runs),
         data,
         out,
+        lungs=lungs,
         leave_out=leave_out,
         leaks=policy,
         resume=resume,

@@ -4,7 +4,8 @@ The gradient of a GAP -> Dense(relu) -> Dense(1) head has a closed form. With th
 features g, h = W1' g + b1 and z = w2' relu(h) + b2, the derivative of z by every cell of
 channel c is (W1 (1[h > 0] * w2))_c / (h w), and Grad-CAM's channel weights are that. The
 score of COVID is z/2 and that of NORMAL -z/2, so their maps are the positive and the negative
-part of one weighted sum; constants vanish when the maps are scaled to 0..1.
+part of one weighted sum; constants vanish when the maps are scaled to 0..1. The map of a network
+that looks at the lungs' box alone is laid back onto the whole image before that.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from lungwatch.errors import ModelError
 from lungwatch.training.foreign import KerasModel, Tensor
 from lungwatch.training.gradcam import two_logits
 from lungwatch.training.head import FEATURES, HIDDEN, LOGIT
+from lungwatch.training.lung_view import BOX, lay_back, looks_at_lungs
 
 
 def build_graph(model: KerasModel) -> tuple[Callable[[Tensor], dict[str, Tensor]], list[Any]]:
@@ -49,7 +51,8 @@ def build_graph(model: KerasModel) -> tuple[Callable[[Tensor], dict[str, Tensor]
             f"the network has no layers named {FEATURES}, {HIDDEN} and {LOGIT}: only networks "
             "with lungwatch's own head can be exported with their maps"
         ) from error
-    features_of = keras.Model(model.input, features_layer.output)
+    boxes = [model.get_layer(BOX).output] if looks_at_lungs(model) else []
+    inner = keras.Model(model.input, [features_layer.output, *boxes])
     # As arrays: tensors made out here would turn into inputs of the exported graph.
     w1, b1 = hidden.kernel.numpy(), hidden.bias.numpy()
     w2, b2 = last.kernel.numpy(), last.bias.numpy()
@@ -58,7 +61,7 @@ def build_graph(model: KerasModel) -> tuple[Callable[[Tensor], dict[str, Tensor]
     signature = [tf.TensorSpec((None, size, size, 1), tf.float32, name=INPUT)]
 
     def graph(pixels: Tensor) -> dict[str, Tensor]:
-        features = features_of(pixels, training=False)
+        features, *box = tf.nest.flatten(inner(pixels, training=False))
         pooled = tf.reduce_mean(features, axis=(1, 2))
         h = tf.matmul(pooled, w1) + b1
         z = tf.matmul(tf.nn.relu(h), w2) + b2
@@ -66,7 +69,10 @@ def build_graph(model: KerasModel) -> tuple[Callable[[Tensor], dict[str, Tensor]
         weights = tf.matmul(active, w1, transpose_b=True)
         # einsum would leave a transpose of unknown rank that other runtimes refuse.
         evidence = tf.reduce_sum(features * tf.reshape(weights, (-1, 1, 1, channels)), axis=-1)
-        cam = tf.stack([_scaled(-evidence), _scaled(evidence)], axis=1)
+        maps = [tf.nn.relu(-evidence), tf.nn.relu(evidence)]
+        if box:
+            maps = [lay_back(one, *box) for one in maps]
+        cam = tf.stack([_scaled(one) for one in maps], axis=1)
         return {
             PROBABILITY: tf.reshape(tf.sigmoid(z), (-1,)),
             LOGITS: two_logits(z),
@@ -74,8 +80,7 @@ def build_graph(model: KerasModel) -> tuple[Callable[[Tensor], dict[str, Tensor]
             EMBEDDING: pooled,
         }
 
-    def _scaled(evidence: Tensor) -> Tensor:
-        raw = tf.nn.relu(evidence)
+    def _scaled(raw: Tensor) -> Tensor:
         peak = tf.reduce_max(raw, axis=(1, 2), keepdims=True)
         # A map without anything in it stays zero instead of becoming noise or NaN.
         return raw / tf.maximum(peak, 1e-12)

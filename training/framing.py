@@ -73,7 +73,7 @@ def reframe(
     side = batch.shape[1]
     images, masks = np.empty_like(batch), np.empty_like(lungs)
     for index, (image, mask) in enumerate(zip(batch[..., 0], lungs, strict=True)):
-        frame = _box(mask) if rng.random() < framing.lung_crop else None
+        frame = box_around(mask) if rng.random() < framing.lung_crop else None
         if frame is None:
             scale = 1.0 / (1.0 + rng.uniform(-framing.zoom, framing.zoom))
             stretch = np.exp(rng.uniform(-framing.aspect, framing.aspect))
@@ -105,8 +105,8 @@ def _matrix(
     return np.hstack([linear, offset[:, np.newaxis]])
 
 
-def _box(mask: FloatArray) -> NDArray[np.float64] | None:
-    # (left, top, right, bottom) of the lungs, 0..1; None if there are none to crop to.
+def box_around(mask: FloatArray) -> NDArray[np.float64] | None:
+    """Put a box around lungs: left, top, right, bottom, 0..1; None if there are none to see."""
     side = mask.shape[0]
     _, _, found, _ = cv2.connectedComponentsWithStats((mask > _LUNG).astype(np.uint8))
     parts = found[1:][found[1:, cv2.CC_STAT_AREA] > _SPECK * side * side]

@@ -8,6 +8,7 @@ import numpy as np
 
 from lungwatch.training.foreign import KerasModel, Tensor
 from lungwatch.training.head import FEATURES
+from lungwatch.training.lung_view import BOX, lay_back, looks_at_lungs
 from lungwatch.training.pixels import FloatArray
 
 
@@ -36,16 +37,21 @@ def gradcam(model: KerasModel, pixels: FloatArray) -> FloatArray:
     -------
     numpy.ndarray
         float32, shape (N, 2, h, w), each map scaled to 0..1 by its maximum and zero where
-        nothing speaks for the class; index 0 NORMAL, 1 COVID.
+        nothing speaks for the class; index 0 NORMAL, 1 COVID. Of the whole image, also for a
+        network that looks at the lungs alone (`lungwatch.training.lung_view`).
 
     Source: Selvaraju et al. 2017, with the last convolutional feature map.
     """
     import keras
     import tensorflow as tf
 
-    features_of = keras.Model(model.input, model.get_layer(FEATURES).output)
+    layers = [FEATURES, BOX] if looks_at_lungs(model) else [FEATURES]
+    found = keras.Model(model.input, [model.get_layer(name).output for name in layers])
     logit_of = keras.Model(model.get_layer(FEATURES).output, model.output)
-    features = features_of(tf.constant(pixels), training=False)
+    # As a graph, like the export's: run operation by operation it would round otherwise, and a
+    # box that differs by that moves the map.
+    forward = tf.function(lambda images: found(images, training=False), autograph=False)
+    features, *box = tf.nest.flatten(forward(tf.constant(pixels)))
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(features)
         scores = two_logits(logit_of(features, training=False))
@@ -54,7 +60,10 @@ def gradcam(model: KerasModel, pixels: FloatArray) -> FloatArray:
     maps = []
     for score in (normal, covid):
         weights = tf.reduce_mean(tape.gradient(score, features), axis=(1, 2), keepdims=True)
-        raw = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1)).numpy()
+        evidence = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1))
+        if box:
+            evidence = lay_back(evidence, *box)
+        raw = evidence.numpy()
         peak = raw.max(axis=(1, 2), keepdims=True)
         maps.append(np.divide(raw, peak, out=np.zeros_like(raw), where=peak > 0))
     return np.stack(maps, axis=1).astype(np.float32)

@@ -17,6 +17,7 @@ from lungwatch.contract import Calibration
 from lungwatch.errors import ModelError
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.head import FEATURES, HIDDEN, LOGIT, attach_head
+from lungwatch.training.lung_view import see_lungs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +39,22 @@ class Member:
     calibration: Calibration
 
 
-def join_networks(members: Sequence[Member]) -> KerasModel:
+def join_networks(members: Sequence[Member], *, finder: KerasModel | None = None) -> KerasModel:
     """Build one network whose logit is the mean of its members' calibrated logits.
+
+    Parameters
+    ----------
+    members
+        The networks.
+    finder
+        Finds the box of the lungs (`lungwatch.training.lung_box`): the members then see what
+        is in it. None shows them the whole image.
 
     Returns
     -------
     keras.Model
-        From `pixels`, float32 (N, S, S, 1), 0..1, to the binary logit, (N, 1).
+        From `pixels`, float32 (N, S, S, 1), 0..1, to the binary logit, (N, 1); S is the
+        finder's, where there is one.
 
     Raises
     ------
@@ -60,14 +70,16 @@ def join_networks(members: Sequence[Member]) -> KerasModel:
     if any(max(sides) % side for side in sides):
         raise ModelError(f"feature maps of {sides} cells a side do not fit onto each other")
     size = sizes.pop()
-    pixels = keras.Input((size, size, 1), name="pixels")
+    side = int(finder.input_shape[1]) if finder is not None else size
+    pixels = keras.Input((side, side, 1), name="pixels")
+    shown = see_lungs(pixels, finder, size) if finder is not None else pixels
     maps = []
     for member, side in zip(members, sides, strict=True):
         inner = keras.Model(
             member.model.input, member.model.get_layer(FEATURES).output, name=member.name
         )
         wide = keras.layers.UpSampling2D(max(sides) // side, name=f"{member.name}_cells")
-        maps.append(wide(inner(pixels)))
+        maps.append(wide(inner(shown)))
     features = keras.layers.Activation("linear", name=FEATURES)(
         keras.layers.Concatenate(name="side_by_side")(maps)
     )

@@ -1,6 +1,7 @@
 """Join trained networks into one: the whole of `lungwatch train join`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from lungwatch.training.joined import Member, join_networks
 from lungwatch.training.keras_file import save_keras
 from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.left_out import measure_left_out
+from lungwatch.training.lung_box import learn_box
+from lungwatch.training.lung_view import FINER, MARGIN
 from lungwatch.training.prepare import prepare
 from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
-from lungwatch.training.scorers import KerasScorer
+from lungwatch.training.scorers import KerasScorer, load_keras
 
 _FEWEST = 2
 _OF_MEMBERS = ("family", "network", "fit", "guidance", "normalisation", "data")
@@ -26,6 +29,7 @@ def train_join(
     location: Path,
     root: Path,
     *,
+    lungs: Path | None = None,
     leave_out: str | None = None,
     leaks: LeakPolicy = "refuse",
     resume: bool = False,
@@ -41,6 +45,10 @@ def train_join(
         The data set whose validation split calibrates; see `load_dataset`.
     root
         The run folder to fill.
+    lungs
+        Run folder of `train lungs`: the joint network then sees the box of the lungs alone,
+        from an input of twice the side, and finds it by itself (`lungwatch.training.lung_box`).
+        None shows it the whole image.
     leave_out, leaks
         See `lungwatch.training.prepare.prepare`. What is left out must be what the runs were
         trained without.
@@ -53,7 +61,7 @@ def train_join(
     -------
     dict
         What is written to `metrics.json`; with a source left out, its figures are in it as
-        `left_out`.
+        `left_out`; with `lungs`, how well the boxes fit, as `lung_box`.
 
     Raises
     ------
@@ -80,6 +88,13 @@ def train_join(
         raise ConfigError("the runs' preprocessing differs; their networks cannot share an input")
     for path, scorer in zip(runs, scorers, strict=True):
         _check_left_out(path, scorer.config.get("data", {}).get("left_out"), leave_out)
+    members = [
+        Member(name=f"member_{n}", model=scorer.model, calibration=scorer.judgement.calibration)
+        for n, scorer in enumerate(scorers, start=1)
+    ]
+    segmenter = load_keras(RunFolder(root=lungs).model) if lungs else None
+    if segmenter is not None:
+        spec = replace(spec, size_px=FINER * spec.size_px)
     prepared = prepare(location, spec, leave_out=leave_out, leaks=leaks, progress=progress)
     run.begin(
         {
@@ -88,17 +103,14 @@ def train_join(
                 {key: scorer.config[key] for key in _OF_MEMBERS if key in scorer.config}
                 for scorer in scorers
             ],
+            **({"lung_view": {"margin": MARGIN, "segmenter": "U-Net"}} if lungs else {}),
             "preprocess": spec.to_dict(),
             "data": prepared.data,
         },
         resume=resume,
     )
-    model = join_networks(
-        [
-            Member(name=f"member_{n}", model=scorer.model, calibration=scorer.judgement.calibration)
-            for n, scorer in enumerate(scorers, start=1)
-        ]
-    )
+    found = learn_box(prepared, segmenter, progress=progress) if segmenter is not None else None
+    model = join_networks(members, finder=found and found.finder)
     save_keras(model, run.model)
     scorer = KerasScorer(root)
     verdict = judge(prepared.val.targets, scorer.logits(prepared.val.pixels))
@@ -107,6 +119,7 @@ def train_join(
         "epochs": max(s.metrics["epochs"] for s in scorers),
         "parameters": int(model.count_params()),
         "calibrated_on": VALIDATION,
+        **({"lung_box": found.to_dict()} if found else {}),
         **verdict.to_dict(),
     }
     run.write("metrics.json", metrics)

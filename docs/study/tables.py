@@ -6,7 +6,7 @@ that they are what this script would write.
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,15 @@ WITHOUT_IEEE8023 = {
     "the same, histograms exchanged (0.5)": "short-histograms-without-ieee8023",
     "the same, group DRO (step 0.05)": "short-robust-without-ieee8023",
     "the same, domain-adversarial (weight 0.3)": "short-adversarial-without-ieee8023",
+}
+# The same without what surrounds the lungs.
+LUNGS_ALONE = {
+    "guided-1": "guided-1-without-ieee8023",
+    "guided-1, every image cropped in training": "guided-1-cropped-without-ieee8023",
+    "guided-4": "guided-4-without-ieee8023",
+    "guided-4, every image cropped in training": "guided-4-cropped-without-ieee8023",
+    "guided-1 joined with guided-4": "guided-joined-without-ieee8023",
+    "both cropped, joined, seeing the lungs' box alone": "lungs-alone-without-ieee8023",
 }
 # Title, part of the metrics, comparison.
 PROBES = (
@@ -120,15 +129,18 @@ def search(run: str, parameters: Sequence[str]) -> Callable[[], str]:
     return table
 
 
-def shortcuts() -> str:
-    """What was tried against shortcuts, each without one source."""
-    rows = []
-    for label, run in WITHOUT_IEEE8023.items():
-        if (RUNS / run / "metrics.json").exists():
+def probes(runs: Mapping[str, str]) -> Callable[[], str]:
+    """Make a table of what runs that were trained without ieee8023 do on it."""
+
+    def table() -> str:
+        rows = []
+        for label, run in runs.items():
             metrics = read(f"{run}/metrics.json")
             areas = [metrics[part]["probes"][name]["roc_auc"] for _, part, name in PROBES]
             rows.append([label, str(metrics["epochs"]), *map(number, areas)])
-    return markdown(["recipe", "epochs", *(title for title, _, _ in PROBES)], rows)
+        return markdown(["recipe", "epochs", *(title for title, _, _ in PROBES)], rows)
+
+    return table
 
 
 def table_of(name: str) -> Callable[[], str]:
@@ -150,7 +162,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "groups": table_of("groups.csv"),
     "recipes": table_of("recipes.csv"),
     "candidates": table_of("candidates.csv"),
-    "shortcuts": shortcuts,
+    "shortcuts": probes(WITHOUT_IEEE8023),
+    "view": probes(LUNGS_ALONE),
     "thresholds": table_of("thresholds.csv"),
 }
 

@@ -66,6 +66,7 @@ def test_runs_are_joined_measured_and_exported(tmp_path):
             for index in range(count):
                 grey = rng.normal(level, 40, (72, 72)).clip(0, 255).astype(np.uint8)
                 grey[:, : 5 * index] //= 2
+                grey[12:60, 12:30] = grey[12:60, 42:60] = 20
                 assert cv2.imwrite(str(place / f"{index}.png"), grey)
 
     def run(*words) -> str:
@@ -88,6 +89,19 @@ def test_runs_are_joined_measured_and_exported(tmp_path):
     run("export", tmp_path / "both", *words, *data)
     shown = json.loads(run("model", "show", tmp_path / "models" / "both-1.0.0", "--json"))
     assert shown["cam_side_px"] == 16
+    # The same, seeing the lungs alone: what is dark here.
+    segmenter = keras.Sequential([keras.Input((128, 128, 1)), keras.layers.Conv2D(1, 1)])
+    segmenter.set_weights([np.full((1, 1, 1, 1), -20, np.float32), np.array([10], np.float32)])
+    (tmp_path / "lungs").mkdir()
+    segmenter.save(tmp_path / "lungs" / "model.keras")
+    seen = ("--lungs", tmp_path / "lungs", "--out", tmp_path / "seen", "--leaks", "allow")
+    run("train", "join", *runs, *data, *seen)
+    metrics = json.loads((tmp_path / "seen" / "metrics.json").read_text())
+    assert 0 < metrics["lung_box"]["iou"] <= 1
+    words = ("--name", "seen", "--version", "1.0.0", "-o", tmp_path / "models")
+    run("export", tmp_path / "seen", *words, *data)
+    shown = json.loads(run("model", "show", tmp_path / "models" / "seen-1.0.0", "--json"))
+    assert (shown["preprocess"]["size_px"], shown["cam_side_px"]) == (64, 32)
     # Trained with all sources, they can say nothing about one left out.
     unlike = CliRunner().invoke(
         main,
