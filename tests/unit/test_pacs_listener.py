@@ -32,20 +32,11 @@ def wait_for(stuck, vitals, clock):
         time.sleep(0.01)
 
 
-def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
-    tmp_path, monkeypatch, rg1
-):
-    """Stuck after `stuck_s`, and no longer once the file is written and success was answered."""
-    from lungwatch.daemon.dicomnet import reception
+@pytest.fixture
+def listening(tmp_path):
+    """A started listener, its home, the record of its progress, and that record's clock."""
     from lungwatch.daemon.dicomnet.listener import Listener
 
-    release, real = threading.Event(), reception.write_atomic
-
-    def hanging(path, data):
-        assert release.wait(PATIENCE_S)
-        real(path, data)
-
-    monkeypatch.setattr(reception, "write_atomic", hanging)
     config = Config(home=tmp_path, min_free_mb=0, stuck_s=7)
     home, clock = Home(tmp_path), Clock()
     home.prepare()
@@ -53,6 +44,25 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
     crashes = []
     listener = Listener(config, home, lambda *crash: crashes.append(crash), vitals)
     listener.start()
+    yield listener, home, vitals, clock
+    listener.stop()
+    assert crashes == []
+
+
+def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
+    listening, monkeypatch, rg1
+):
+    """Stuck after `stuck_s`, and no longer once the file is written and success was answered."""
+    from lungwatch.daemon.dicomnet import reception
+
+    listener, home, vitals, clock = listening
+    release, real = threading.Event(), reception.write_atomic
+
+    def hanging(path, data):
+        assert release.wait(PATIENCE_S)
+        real(path, data)
+
+    monkeypatch.setattr(reception, "write_atomic", hanging)
     try:
         entity = pynetdicom.AE()
         entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1")
@@ -71,17 +81,15 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
         association.release()
     finally:
         release.set()
-        listener.stop()
     assert answers[0].Status == 0
     assert vitals.stuck(clock.seconds) == []
     assert len(list(home.incoming.glob("*.dcm"))) == 1
-    assert crashes == []
 
 
-def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(tmp_path, monkeypatch):
-    from lungwatch.daemon.dicomnet.listener import Listener
+def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(listening, monkeypatch):
     from lungwatch.daemon.dicomnet.server import BoundedServer
 
+    listener, _, vitals, clock = listening
     release, asked = threading.Event(), threading.Event()
 
     def hanging(*_):
@@ -90,13 +98,6 @@ def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(tmp_
         return False
 
     monkeypatch.setattr(BoundedServer, "verify_request", hanging)
-    config = Config(home=tmp_path, min_free_mb=0, stuck_s=7)
-    home, clock = Home(tmp_path), Clock()
-    home.prepare()
-    vitals = Vitals(clock, limits_of(config))
-    crashes = []
-    listener = Listener(config, home, lambda *crash: crashes.append(crash), vitals)
-    listener.start()
     try:
         clock.seconds += 8
         wait_for([], vitals, clock)
@@ -108,5 +109,3 @@ def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(tmp_
         wait_for([], vitals, clock)
     finally:
         release.set()
-        listener.stop()
-    assert crashes == []
