@@ -3,7 +3,6 @@
 import fcntl
 import gc
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,14 +98,13 @@ def postgres() -> Iterator[str]:
         return
     pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
     # Here: `test_leak_guard` takes this file alone.
-    sys.path.insert(0, str(Path(__file__).parent))
-    from postgres import cluster, find_programs
+    from chaos.postgres_server import find_programs, running
 
     programs = find_programs()
     if programs is None:
         pytest.skip("no PostgreSQL server is installed, and LUNGWATCH_TEST_POSTGRES names none")
-    with cluster(programs) as url:
-        yield url
+    with running(programs) as server:
+        yield server.url
 
 
 @pytest.fixture

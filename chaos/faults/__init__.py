@@ -11,7 +11,7 @@ from chaos.faults.inotify import EventsLost, NoWatches
 from chaos.faults.kill import KillAtRandom, KillAtStep
 from chaos.faults.leaks import Leaks
 from chaos.faults.memory import MemoryPressure, OutOfMemory
-from chaos.faults.postgres import KillWithPostgres
+from chaos.faults.postgres import KillServer, KillWithPostgres
 from chaos.faults.power import PowerLoss
 from chaos.faults.sending import KillWhileSending
 from chaos.faults.sigterm import Sigterm
@@ -20,6 +20,7 @@ FAULTS: dict[str, Fault] = {
     "kill-step": KillAtStep(),
     "kill-random": KillAtRandom(),
     "kill-postgres": KillWithPostgres(),
+    "postgres-killed": KillServer(),
     "kill-sending": KillWhileSending(),
     "power": PowerLoss(),
     "disk-full": DiskFull(),

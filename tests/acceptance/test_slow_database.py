@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.postgres import cluster, find_programs
+from chaos.postgres_server import find_programs, running
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def test_a_server_that_boots_later_is_waited_for(programs, late, tmp_path, pictu
     daemon = late.daemon().launch()
     try:
         daemon.wait_until_said("action=database_away")
-        with cluster(programs) as url:
-            (tmp_path / "late").symlink_to(url.partition("host=")[2])
+        with running(programs) as server:
+            (tmp_path / "late").symlink_to(server.url.partition("host=")[2])
             daemon.wait_until_said("action=ready")
             deadline = time.monotonic() + 60
             while not late.kept():
