@@ -17,6 +17,7 @@ from lungwatch.training.framing import Framing, box_around, reframe
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.prepare import Part, Prepared
 from lungwatch.training.progress import Progress
+from lungwatch.training.runtime import prepare_tensorflow
 from lungwatch.training.segmenter import segment
 
 FINDER = "finder"
@@ -117,9 +118,9 @@ def fit_finder(
     DatasetError
         If no image has lungs that one could put a box around.
     """
+    prepare_tensorflow(seed)
     import keras
 
-    keras.utils.set_random_seed(seed)
     model = build_finder(pixels.shape[1])
     steps = math.ceil(len(pixels) / batch_size)
     rate = keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, epochs * steps)
