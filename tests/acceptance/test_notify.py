@@ -69,7 +69,7 @@ def test_the_manager_hears_of_readiness_work_and_the_end(manager, make_home, pic
     content = picture(1)
     with home.daemon() as daemon:
         wait_for(lambda: "READY=1" in manager.listen(), lambda: str(manager.said))
-        assert manager.said[0] == "READY=1"
+        assert manager.said[:2] == ["STATUS=opening the database", "READY=1"]
         manager.wait_for("WATCHDOG=1", 2)  # idle
         home.drop("a.png", content)
         home.wait_until_ended([content])
