@@ -9,7 +9,7 @@ import click
 
 from lungwatch.cli.audit import note, noting_failure
 from lungwatch.cli.options import home_options, json_option
-from lungwatch.cli.output import print_json, print_table
+from lungwatch.cli.output import cell_text, print_json, print_table
 
 if TYPE_CHECKING:
     from lungwatch.daemon.backup import Backup
@@ -67,7 +67,9 @@ def create(
     if as_json:
         print_json(made)
         return
-    click.echo(f"{made.path}: {made.size_bytes} bytes; {len(made.removed)} older ones removed")
+    click.echo(
+        f"{cell_text(made.path)}: {made.size_bytes} bytes; {len(made.removed)} older ones removed"
+    )
 
 
 def _note_made(config: "Config", made: "Backup") -> None:
@@ -78,7 +80,7 @@ def _note_made(config: "Config", made: "Backup") -> None:
         engine = open_existing(config.database_url)
     except DatabaseError as error:
         # An earlier release's database is copied all the same, it has no place to note it.
-        click.echo(f"not noted in the audit: {error}", err=True)
+        click.echo(f"not noted in the audit: {cell_text(error)}", err=True)
         return
     try:
         note(
@@ -123,7 +125,7 @@ def verify(file: Path) -> None:
     from lungwatch.db.backup import check_copy
 
     check_copy(file)
-    click.echo(f"{file} is whole")
+    click.echo(f"{cell_text(file)} is whole")
 
 
 @backup.command()
@@ -175,7 +177,8 @@ def restore(home: Path | None, config_path: Path | None, file: Path | None, as_j
         print_json({"kept_aside": aside, **counts})
         return
     click.echo(
-        f"restored from {file}; {put_back} files put back into incoming/, {left} differences left. "
-        + ("" if aside is None else f"The former database is {aside}. ")
+        f"restored from {cell_text(file)}; {put_back} files put back into incoming/, "
+        f"{left} differences left. "
+        + ("" if aside is None else f"The former database is {cell_text(aside)}. ")
         + "Start the daemon, then run `lungwatch reconcile`"
     )

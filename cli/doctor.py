@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from lungwatch.cli.options import home_options, json_option
-from lungwatch.cli.output import print_json
+from lungwatch.cli.output import cell_text, print_json
 
 _MARKS = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("-", "yellow")}
 
@@ -32,7 +32,8 @@ def doctor(home: Path | None, config_path: Path | None, as_json: bool) -> None:
         checks.append(check)
         if not as_json:
             mark, colour = _MARKS[check.ok]
-            click.echo(f"{click.style(f'{mark:>6}', fg=colour)}  {check.name}: {check.detail}")
+            told = cell_text(f"{check.name}: {check.detail}")
+            click.echo(f"{click.style(f'{mark:>6}', fg=colour)}  {told}")
     if as_json:
         print_json([asdict(check) for check in checks])
     sys.exit(1 if any(check.ok is False for check in checks) else 0)

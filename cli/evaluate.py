@@ -9,7 +9,7 @@ import click
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.cli.options import json_option
-from lungwatch.cli.output import print_json
+from lungwatch.cli.output import cell_text, print_json
 
 if TYPE_CHECKING:
     from lungwatch.training.evaluation import ThresholdSource
@@ -167,7 +167,7 @@ def evaluate(
     for result in results:
         _print(result)
     if out:
-        click.echo(f"report: {out / 'report.html'}")
+        _say(f"report: {out / 'report.html'}")
     click.echo(RESEARCH_USE_ONLY)
 
 
@@ -209,23 +209,23 @@ def _threshold(aim: str | None, data: Path | None, split: str) -> "ThresholdSour
 
 
 def _print(result: dict[str, Any]) -> None:
-    click.echo(
+    _say(
         f"{result['model']} on {result['data']}, split {result['split']}: "
         f"{result['positives']} COVID, {result['negatives']} others, "
         f"threshold {result['threshold']:.4f}"
     )
     if choice := result.get("threshold_choice"):
-        click.echo(
+        _say(
             f"  threshold chosen for {choice['aim']} on {choice['data']}, split "
             f"{choice['split']}: sensitivity {choice['sensitivity']:.3f}, specificity "
             f"{choice['specificity']:.3f} there; abstention off"
         )
     for name in _SHOWN:
-        click.echo(f"  {name:<12} {result[name]:.3f}{_interval(result['intervals'].get(name))}")
-    click.echo(f"  {'uncertain':<12} {result['uncertain']:.3f}")
-    click.echo(f"  tp {result['tp']}  fp {result['fp']}  tn {result['tn']}  fn {result['fn']}")
+        _say(f"  {name:<12} {result[name]:.3f}{_interval(result['intervals'].get(name))}")
+    _say(f"  {'uncertain':<12} {result['uncertain']:.3f}")
+    _say(f"  tp {result['tp']}  fp {result['fp']}  tn {result['tn']}  fn {result['fn']}")
     for name, probe in result["probes"].items():
-        click.echo(
+        _say(
             f"  ROC-AUC {probe['roc_auc']:.3f}{_interval(result['probe_intervals'].get(name))}  "
             f"{name} ({probe['positives']} vs {probe['negatives']})"
         )
@@ -235,7 +235,7 @@ def _print(result: dict[str, Any]) -> None:
             for figure in ("accuracy", "sensitivity", "specificity", "roc_auc")
             if found[figure] is not None
         )
-        click.echo(
+        _say(
             f"  source {name} ({found['positives']} COVID, {found['negatives']} others): {figures}"
         )
     if lungs := result.get("lungs"):
@@ -245,27 +245,32 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def _print_lungs(found: dict[str, Any]) -> None:
-    click.echo(
+    _say(
         f"  the map for COVID against drawn lungs ({found['images']} images, "
         f"{found['without_map']} without a map):"
     )
     for name in ("map_in_lungs", "strongest_point_in_lungs", "lung_area"):
         if found[name] is not None:
-            click.echo(f"    {name:<26} {found[name]:.3f}{_interval(found['intervals'].get(name))}")
+            _say(f"    {name:<26} {found[name]:.3f}{_interval(found['intervals'].get(name))}")
 
 
 def _print_comparison(found: dict[str, Any]) -> None:
-    click.echo(f"  against {found['model']}, this less that:")
+    _say(f"  against {found['model']}, this less that:")
     for name in _SHOWN:
-        click.echo(
+        _say(
             f"    {name:<12} {found['differences'][name]:+.3f}"
             f"{_interval(found['intervals'].get(name))}"
         )
     if test := found["delong"]:
-        click.echo(
+        _say(
             f"    DeLong: ROC-AUC {test['difference']:+.4f} "
             f"[{test['low']:+.4f}, {test['high']:+.4f}], p = {test['p_value']:.2g}"
         )
+
+
+def _say(line: str) -> None:
+    """Print a line that names data sets, sources or models, whatever they are called."""
+    click.echo(cell_text(line))
 
 
 def _interval(pair: list[float] | None) -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _GALLERY_SIDE_PX = 320
 _MAP_OPACITY = 0.4
+# File systems take 255 bytes.
+_NAME_BYTES = 200
 
 
 def write_evaluation(
@@ -63,7 +65,7 @@ def write_evaluation(
     sections = []
     for number, evaluation in enumerate(evaluations, start=1):
         # Two data sets may have one name.
-        place = folder / f"{number:02d}-{evaluation.result['data']}"
+        place = folder / f"{number:02d}-{_folder_name(evaluation.result['data'])}"
         make_dirs(place)
         section = _section(scorer, evaluation, per_group=per_group, seed=seed)
         for name, data in section.plots.items():
@@ -100,6 +102,12 @@ def render_case(pixels: NDArray[np.float32], maps: NDArray[np.float32]) -> list[
         blend(preview, upsample(one, height, width), _MAP_OPACITY) for one in (maps[0], maps[1])
     )
     return [plain, covid, normal]
+
+
+def _folder_name(name: str) -> str:
+    """Return a data set's name as part of a folder's: short enough, on one line."""
+    plain = "".join(char if char.isprintable() and char != "/" else "-" for char in name)
+    return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
 def _section(

@@ -8,6 +8,7 @@ import click
 from lungwatch import RESEARCH_USE_ONLY, __version__
 from lungwatch.cli.lazy_group import LazyGroup
 from lungwatch.errors import LungwatchError
+from lungwatch.plaintext import visible
 
 # Command -> (module:attribute, one line of help). The help stands here so that
 # `lungwatch --help` imports no command, and with it neither onnxruntime nor TensorFlow.
@@ -43,7 +44,8 @@ class FailedError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the line."""
-        line = " ".join(self.message.split())
+        # It may name a file whose name steers the terminal.
+        line = visible(" ".join(self.message.split()))
         click.echo(f"lungwatch: error: {line}", file=file, err=file is None)
 
 

@@ -124,7 +124,7 @@ def verify(
         )
     else:
         click.echo(
-            f"{classifier.contract.id}: digest, contract and golden picture are right "
+            f"{cell_text(classifier.contract.id)}: digest, contract and golden picture are right "
             f"(SHA-256 {classifier.sha256}); {provenance.text}"
         )
 

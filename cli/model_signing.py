@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from lungwatch.cli.options import json_option
-from lungwatch.cli.output import print_json
+from lungwatch.cli.output import cell_text, print_json
 
 _passphrase_option = click.option(
     "--passphrase-file",
@@ -75,7 +75,7 @@ def sign(bundle: Path, key_file: Path, passphrase_file: Path | None, as_json: bo
     if as_json:
         print_json({"model": contract.id, "path": bundle, "signer": signature.fingerprint})
     else:
-        click.echo(f"{contract.id}: signed by {signature.fingerprint}")
+        click.echo(f"{cell_text(contract.id)}: signed by {signature.fingerprint}")
 
 
 def _passphrase(file: Path | None) -> bytes | None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from lungwatch.plaintext import visible
+
 _EMPTY = "-"
 # A spreadsheet takes a cell that begins so for a formula, and file names and DICOM values
 # come from outside (CWE-1236).
@@ -47,12 +49,7 @@ def cell_text(value: object, precision: str = ".3f") -> str:
             return ", ".join(cell_text(item, precision) for item in value)
         case _:
             # A file name must not steer the terminal.
-            return "".join(
-                character
-                if character.isprintable()
-                else character.encode("unicode_escape").decode()
-                for character in str(value)
-            )
+            return visible(str(value))
 
 
 def print_json(value: object) -> None:
@@ -73,9 +70,12 @@ def to_json(value: object) -> str:
 
 
 def to_csv(headers: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """Return rows as CSV with a header line; no cell can be taken for a formula."""
+    """Return rows as CSV: a header line, then a line for each row.
+
+    A cell that might be taken for a formula begins with an apostrophe, and what is no plain
+    text in it stands there as an escape (see `visible`); JSON keeps every value as it is.
+    """
     file = io.StringIO()
-    # Minimal quoting would leave a carriage return bare, which ends a line for many readers.
     writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(headers)
     for row in rows:
@@ -91,8 +91,9 @@ def _csv_cell(value: object) -> object:
             return value.astimezone(UTC).isoformat()
         case list() | tuple():
             return _csv_cell(";".join(map(str, value)))
-        case str() if value.startswith(_FORMULA_STARTS):
-            return f"'{value}"
+        case str() | Path():
+            text = str(value)
+            return ("'" if text.startswith(_FORMULA_STARTS) else "") + visible(text)
         case _:
             return value
 

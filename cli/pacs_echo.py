@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from lungwatch.cli.options import home_options, json_option
-from lungwatch.cli.output import print_json
+from lungwatch.cli.output import cell_text, print_json
 
 
 @click.command()
@@ -43,6 +43,7 @@ def echo(
         print_json(answers)
     else:
         for answer in answers:
-            click.echo(f"{answer['destination']}: {answer['problem'] or 'answers'}")
+            # What the other side answered may steer the terminal.
+            click.echo(cell_text(f"{answer['destination']}: {answer['problem'] or 'answers'}"))
     if any(answer["problem"] for answer in answers):
         raise click.exceptions.Exit(1)

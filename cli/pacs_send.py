@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lungwatch.cli.audit import note
 from lungwatch.cli.options import home_options, json_option
 from lungwatch.cli.output import print_json, print_table
 
@@ -48,6 +47,7 @@ def send(
     from lungwatch.daemon.config import load_config
     from lungwatch.daemon.home import Home
     from lungwatch.daemon.ownership import check_database
+    from lungwatch.db.audit import Deed, note
     from lungwatch.db.deliveries import Deliveries
     from lungwatch.db.migrate import open_database
     from lungwatch.errors import HomeError
@@ -73,8 +73,14 @@ def send(
         Deliveries(engine).request([row.id for row in chosen], datetime.now(UTC))
         # A row of the audit for each result, with what of it is to be sent to how many.
         counts = Counter(f"result {row.result_id}" for row in chosen)
-        for target, objects in counts.items():
-            note(engine, "pacs send", targets=[target], detail={"objects": objects})
+        note(
+            engine,
+            datetime.now(UTC),
+            [
+                Deed(action="pacs send", target=target, detail={"objects": objects})
+                for target, objects in counts.items()
+            ],
+        )
         if chosen and not is_running:
             _send_here(config, place, engine)
         rows = _again(engine, chosen)

@@ -161,7 +161,7 @@ def export(
                 raise LungwatchError(f"cannot write {output}: {error.strerror}") from error
         detail = {"results": len(rows), "format": kind[1:]}
         note(engine, "results export", targets=targets, detail=detail)
-    click.echo(f"{len(rows)} results written to {output}")
+    click.echo(f"{len(rows)} results written to {cell_text(output)}")
 
 
 @results.command()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from lungwatch.cli.audit import note, noting_failure
+from lungwatch.cli.audit import noting_failure
 from lungwatch.cli.options import home_options
 
 
@@ -22,6 +22,7 @@ def retry(home: Path | None, config_path: Path | None, ids: tuple[str, ...], fai
     from lungwatch.daemon.config import load_config
     from lungwatch.daemon.home import Home
     from lungwatch.daemon.ownership import check_database
+    from lungwatch.db.audit import Deed
     from lungwatch.db.migrate import open_database
     from lungwatch.db.queries import ResultFilter, get_result, list_results
     from lungwatch.db.store import Store
@@ -36,7 +37,8 @@ def retry(home: Path | None, config_path: Path | None, ids: tuple[str, ...], fai
         if failed:
             rows = list_results(engine, ResultFilter(status="failed", limit=None))
         else:
-            rows = [get_result(engine, one) for one in ids]
+            # Named twice, by number and hash perhaps, it is one result.
+            rows = list({row.id: row for row in (get_result(engine, one) for one in ids)}.values())
         for row in rows:
             if row.status not in ("failed", "rejected"):
                 raise LungwatchError(
@@ -48,10 +50,13 @@ def retry(home: Path | None, config_path: Path | None, ids: tuple[str, ...], fai
                 )
         store = Store(engine)
         for row in rows:
-            with noting_failure(engine, "retry", [f"result {row.id}"]):
-                store.request_retry(result_id=row.id, now=datetime.now(UTC))
-        if rows:
-            note(engine, "retry", targets=[f"result {row.id}" for row in rows])
+            target = f"result {row.id}"
+            with noting_failure(engine, "retry", [target]):
+                store.request_retry(
+                    result_id=row.id,
+                    now=datetime.now(UTC),
+                    deeds=[Deed(action="retry", target=target)],
+                )
     finally:
         engine.dispose()
     click.echo(f"{len(rows)} put forward to be tried again")

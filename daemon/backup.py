@@ -1,6 +1,7 @@
 """Backups of a home's database, and the way back from one."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,9 @@ from lungwatch.errors import DatabaseError, NotFoundError
 
 _SUFFIX = ".db"
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
+# What an administrator laid beside them sorts anywhere: taken for the newest, it would cost the
+# backup that is.
+_NAME = re.compile(r"lungwatch-\d{8}T\d{6}\.\d{6}Z\.db", re.ASCII)
 # Beside the database lie SQLite's own files, which belong to it alone.
 _COMPANIONS = ("-wal", "-shm")
 
@@ -77,8 +81,10 @@ def create_backup(
 
 
 def backups(folder: Path) -> list[Path]:
-    """Return the backups in a folder, the oldest first."""
-    return sorted(folder.glob(f"lungwatch-*{_SUFFIX}")) if folder.is_dir() else []
+    """Return the backups in a folder, the oldest first; files of other names are none."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Proof that folders and database agree, file by file, and the mending of what does not."""
 
 import hashlib
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from lungwatch.db.store import Store
 from lungwatch.errors import Reason
 
 _CHUNK_BYTES = 1 << 20
+# File systems take 255 bytes, and eight digits and a hyphen are put before a stranger's name.
+_NAME_BYTES = 240
 _HOW = "run `lungwatch reconcile` without --dry-run while no daemon runs"
 _ENDS = {State.DONE, State.REJECTED, State.FAILED}
 
@@ -190,7 +193,8 @@ class Reconciler:
                 continue
             if self._mend:
                 # A name of its own: two strangers may be called the same.
-                move_atomic(path, self._home.incoming / f"{uuid.uuid4().hex[:8]}-{path.name}")
+                name = f"{uuid.uuid4().hex[:8]}-".encode() + os.fsencode(path.name)[-_NAME_BYTES:]
+                move_atomic(path, self._home.incoming / os.fsdecode(name))
             yield Difference(
                 kind=DifferenceKind.UNKNOWN_FILE,
                 result_id=None,

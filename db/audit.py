@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Connection, Engine, insert, select
 
+from lungwatch.db.changes import clean
 from lungwatch.db.engine import reading, writing
 from lungwatch.db.schema import Audit
 
@@ -70,18 +71,29 @@ def note(engine: Engine, now: datetime, deeds: Sequence[Deed]) -> None:
     DatabaseError
         If the database cannot be written.
     """
-    by = {"at": now, "actor": _actor(), "uid": os.getuid(), "host": socket.gethostname()}
     with writing(engine) as connection:
-        for deed in deeds:
-            connection.execute(
-                insert(Audit).values(
-                    **by,
-                    action=deed.action,
-                    target=deed.target,
-                    outcome=deed.outcome,
-                    detail=dict(deed.detail),
-                )
+        note_within(connection, now, deeds)
+
+
+def note_within(connection: Connection, now: datetime, deeds: Sequence[Deed]) -> None:
+    """Write down what this process's user did within the transaction that does it."""
+    # The environment names the user, in bytes of anybody's choice.
+    by = {
+        "at": now,
+        "actor": clean(_actor()),
+        "uid": os.getuid(),
+        "host": clean(socket.gethostname()),
+    }
+    for deed in deeds:
+        connection.execute(
+            insert(Audit).values(
+                **by,
+                action=deed.action,
+                target=None if deed.target is None else clean(deed.target),
+                outcome=deed.outcome,
+                detail=dict(deed.detail),
             )
+        )
 
 
 def audit_rows(
@@ -92,7 +104,7 @@ def audit_rows(
     action: str | None = None,
     limit: int | None = None,
 ) -> list[AuditRow]:
-    """Return what was done, the newest first.
+    """Return what was done, the newest first; of one instant, what was written last.
 
     Parameters
     ----------
@@ -115,7 +127,9 @@ def audit_rows(
         in_group = Audit.action.startswith(f"{action} ", autoescape=True)
         statement = statement.where((Audit.action == action) | in_group)
     with reading(engine) as connection:
-        rows = connection.execute(statement.order_by(Audit.id.desc()).limit(limit))
+        # Who waits for another writer is numbered after it and may have begun before.
+        ordered = statement.order_by(Audit.at.desc(), Audit.id.desc())
+        rows = connection.execute(ordered.limit(limit))
         return [AuditRow(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, Engine, select
 
+from lungwatch.db.audit import Deed, note_within
 from lungwatch.db.changes import change_state, clean, meta_columns, update_image_of
 from lungwatch.db.deliveries import OutboxPlan, queue_deliveries
 from lungwatch.db.engine import writing
@@ -172,8 +173,15 @@ class ResultWriter:
             )
             update_image_of(connection, result_id, path=None)
 
-    def request_retry(self, *, result_id: int, now: datetime) -> None:
+    def request_retry(self, *, result_id: int, now: datetime, deeds: Sequence[Deed] = ()) -> None:
         """Ask for another run of a failed or rejected result.
+
+        Parameters
+        ----------
+        result_id, now
+            Which result, and the time, with a zone.
+        deeds
+            What the audit says of it: either both are written, or neither.
 
         Raises
         ------
@@ -195,6 +203,7 @@ class ResultWriter:
                 finished_at=None,
                 duration_ms=None,
             )
+            note_within(connection, now, deeds)
 
     def _end(
         self,

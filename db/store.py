@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import select
 
-from lungwatch.db.changes import insert_if_new, update_image
+from lungwatch.db.changes import clean, insert_if_new, update_image
 from lungwatch.db.claim import Claim, ClaimKind, Drop, claim_drop
 from lungwatch.db.engine import writing
 from lungwatch.db.results import ResultWriter
@@ -36,8 +36,8 @@ class Store(ResultWriter):
                 Model,
                 ("sha256",),
                 {
-                    "name": name,
-                    "version": version,
+                    "name": clean(name),
+                    "version": clean(version),
                     "sha256": sha256,
                     "contract": contract_json,
                     "first_used_at": now,

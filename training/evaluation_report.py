@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.plaintext import visible
 from lungwatch.training.bootstrap import FIGURES
 from lungwatch.training.gallery import GROUPS, Exhibit
 
@@ -70,7 +71,7 @@ class Section:
 
 def write_report(model: str, sections: Sequence[Section]) -> str:
     """Write the report; whatever comes from outside is escaped, and no script runs in it."""
-    title = f"Evaluation of {escape(model)}"
+    title = f"Evaluation of {_text(model)}"
     body = "".join(_section(section) for section in sections)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -93,11 +94,11 @@ other hospitals, machines or years they differ, mostly for the worse.</p>
 def _section(section: Section) -> str:
     found = section.result
     plots = "".join(
-        f'<img alt="{escape(_PLOTS.get(name, name))}" src="{_uri(data)}">\n'
+        f'<img alt="{_text(_PLOTS.get(name, name))}" src="{_uri(data)}">\n'
         for name, data in section.plots.items()
     )
     parts = [
-        f"<h2>{escape(found['data'])}, split {escape(found['split'])}</h2>",
+        f"<h2>{_text(found['data'])}, split {_text(found['split'])}</h2>",
         _counts(found),
         _choice(found.get("threshold_choice")),
         _figures(found),
@@ -110,7 +111,7 @@ def _section(section: Section) -> str:
         "<h3>By source</h3>",
         _sources(found["sources"]),
         _lungs(found.get("lungs")),
-        f"<p>{escape(section.note)}</p>" if section.note else "",
+        f"<p>{_text(section.note)}</p>" if section.note else "",
         _gallery(section.gallery),
     ]
     return "\n".join(part for part in parts if part) + "\n"
@@ -127,8 +128,8 @@ def _choice(choice: Mapping[str, Any] | None) -> str:
     if choice is None:
         return ""
     return (
-        f"<p>The threshold was chosen for {escape(choice['aim'])} on {escape(choice['data'])}, "
-        f"split {escape(choice['split'])} ({choice['images']} images), where it has sensitivity "
+        f"<p>The threshold was chosen for {_text(choice['aim'])} on {_text(choice['data'])}, "
+        f"split {_text(choice['split'])} ({choice['images']} images), where it has sensitivity "
         f"{choice['sensitivity']:.3f} and specificity {choice['specificity']:.3f}; abstention is "
         "off.</p>"
     )
@@ -171,7 +172,7 @@ def _comparison(found: Mapping[str, Any] | None) -> str:
         else ""
     )
     heads = ["", "the other", "difference (this less that)", "95 % interval"]
-    return f"<h3>Against {escape(found['model'])}</h3>" + _table(heads, rows) + line
+    return f"<h3>Against {_text(found['model'])}</h3>" + _table(heads, rows) + line
 
 
 def _probes(found: Mapping[str, Any]) -> str:
@@ -209,7 +210,7 @@ def _lungs(found: Mapping[str, Any] | None) -> str:
         for name, title in names.items()
     ]
     about = (
-        f"<p>{found['images']} images of {escape(found['data'])} with lungs drawn by hand; in "
+        f"<p>{found['images']} images of {_text(found['data'])} with lungs drawn by hand; in "
         f"{found['without_map']} nothing speaks for COVID, and they are left out.</p>"
     )
     return (
@@ -241,15 +242,20 @@ def _exhibit(exhibit: Exhibit) -> str:
     if sample.source:
         told += f", {sample.source}"
     pictures = "".join(f'<img alt="" src="{_uri(_jpeg(p), "jpeg")}">\n' for p in exhibit.pictures)
-    return f"<figure>{pictures}<figcaption>{escape(told)}</figcaption></figure>"
+    return f"<figure>{pictures}<figcaption>{_text(told)}</figcaption></figure>"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(head)}</th>" for head in heads)
+    top = "".join(f"<th>{_text(head)}</th>" for head in heads)
     lines = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
+        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
     )
     return f"<table><tr>{top}</tr>\n{lines}</table>\n"
+
+
+def _text(text: str) -> str:
+    """Return text from outside as HTML shows it: neither markup nor turned around."""
+    return escape(visible(text))
 
 
 def _number(value: float | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import astuple, fields
 from html import escape
 
 from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.plaintext import visible
 from lungwatch.training.confounds import Confound
 from lungwatch.training.dataset_check import DatasetCheck, Duplicate
 from lungwatch.training.exploration import Exploration, Outlier, PixelStatistics
@@ -37,11 +38,11 @@ def exploration_html(exploration: Exploration, pictures: Mapping[str, bytes]) ->
     pictures
         Caption -> the bytes of a PNG file.
     """
-    title = escape(f"Data set {exploration.location}")
+    title = _text(f"Data set {exploration.location}")
     found = exploration.size_range
     sections = [
         f"<h1>{title}</h1>",
-        f'<p class="notice">{escape(RESEARCH_USE_ONLY)}</p>',
+        f'<p class="notice">{_text(RESEARCH_USE_ONLY)}</p>',
         (
             f"<p>{exploration.files} files, {len(exploration.unreadable)} unreadable; width "
             f"{found['width_min_px']} to {found['width_max_px']} px, height "
@@ -86,20 +87,20 @@ def check_html(name: str, found: DatasetCheck, pictures: Mapping[str, bytes]) ->
     pictures
         Caption -> the bytes of a PNG file.
     """
-    title = escape(f"Check of data set {name}")
+    title = _text(f"Check of data set {name}")
     looked_at = {
         "Mostly border (heuristic)": found.mostly_border,
         "Burnt-in text candidates (heuristic)": found.text_candidates,
     }
     sections = [
         f"<h1>{title}</h1>",
-        f'<p class="notice">{escape(RESEARCH_USE_ONLY)}</p>',
+        f'<p class="notice">{_text(RESEARCH_USE_ONLY)}</p>',
         f"<h2>To be mended ({len(found.problems)} in {found.files} files)</h2>",
         _table(("problem",), [(problem,) for problem in found.problems]),
         f"<h2>Pairs that show the same X-ray ({len(found.duplicates)})</h2>",
         _table([f.name for f in fields(Duplicate)], map(astuple, found.duplicates[:_MAX_LISTED])),
         "<h2>How well the class is told without the lungs</h2>",
-        f"<p>{escape(found.verdict)}</p>",
+        f"<p>{_text(found.verdict)}</p>",
         _table([f.name for f in fields(Confound)], map(astuple, found.confounds)),
     ]
     for heading, paths in looked_at.items():
@@ -112,10 +113,10 @@ def check_html(name: str, found: DatasetCheck, pictures: Mapping[str, bytes]) ->
 
 def split_html(name: str, table: SplitTable, pictures: Mapping[str, bytes]) -> str:
     """Return the report of a split; names from outside are escaped, pictures are inside."""
-    title = escape(f"Split of data set {name}")
+    title = _text(f"Split of data set {name}")
     sections = [
         f"<h1>{title}</h1>",
-        f'<p class="notice">{escape(RESEARCH_USE_ONLY)}</p>',
+        f'<p class="notice">{_text(RESEARCH_USE_ONLY)}</p>',
         f"<p>{table.images} images in {table.groups} groups of one patient or X-ray.</p>",
         _table([f.name for f in fields(Stratum)], map(astuple, [*table.strata, table.all])),
         *(_figure(caption, data) for caption, data in pictures.items()),
@@ -124,12 +125,17 @@ def split_html(name: str, table: SplitTable, pictures: Mapping[str, bytes]) -> s
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th>{escape(header)}</th>" for header in headers)
+    head = "".join(f"<th>{_text(header)}</th>" for header in headers)
     body = "\n".join(
-        "<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row) + "</tr>"
+        "<tr>" + "".join(f"<td>{_text(_cell(value))}</td>" for value in row) + "</tr>"
         for row in rows
     )
     return f"<table><tr>{head}</tr>\n{body}</table>" if body else "<p>None.</p>"
+
+
+def _text(text: str) -> str:
+    """Return text from outside as HTML shows it: neither markup nor turned around."""
+    return escape(visible(text))
 
 
 def _cell(value: object) -> str:
@@ -138,7 +144,7 @@ def _cell(value: object) -> str:
 
 def _figure(caption: str, data: bytes) -> str:
     encoded = base64.b64encode(data).decode("ascii")
-    text = escape(caption)
+    text = _text(caption)
     return (
         f"<figure><figcaption>{text}</figcaption>"
         f'<img alt="{text}" src="data:image/png;base64,{encoded}"></figure>'

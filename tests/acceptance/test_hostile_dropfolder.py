@@ -290,7 +290,7 @@ def assert_steers_nothing(text):
     assert [char for char in text if not char.isprintable() and char not in "\n\t"] == []
 
 
-def test_no_command_s_output_steers_a_terminal_or_ends_in_a_traceback(attacked):
+def test_no_command_s_output_steers_a_terminal_or_ends_in_a_traceback(attacked, monkeypatch):
     listed = json.loads(attacked.command("results", "list", "--json").stdout)
     hostile = [
         str(one["id"])
@@ -304,16 +304,26 @@ def test_no_command_s_output_steers_a_terminal_or_ends_in_a_traceback(attacked):
         ("results", "show", hostile[0]): 0,
         ("results", "show", hostile[-1], "--json"): 0,
         ("results", "show", "../../x"): 1,
+        ("results", "stats"): 0,
+        ("results", "export", "-o", "exported.csv"): 0,
         ("doctor",): 0,
         ("reconcile",): 0,
         ("retry", "--failed"): 0,
+        ("audit", "list"): 0,
+        ("audit", "list", "--json"): 0,
     }
+    # The environment names whoever runs a command, in any bytes.
+    monkeypatch.setenv("LOGNAME", os.fsdecode(b"\x1b[2J\n\xff"))
     for words, status in expected.items():
         said = attacked.command(*words)
         assert said.returncode == status, (words, said.stdout, said.stderr)
         assert "Traceback" not in said.stderr
         assert_steers_nothing(said.stdout)
         assert_steers_nothing(said.stderr)
+    noted = json.loads(said.stdout)
+    assert "results export" in {row["action"] for row in noted}
+    assert {row["actor"] for row in noted} == {"\x1b[2J\n\\udcff"}
+    (attacked.root.parent / "exported.csv").unlink()
 
 
 def test_no_exported_cell_is_a_formula_and_every_value_is_kept(attacked, tmp_path):
