@@ -98,7 +98,7 @@ def snapshot(folder):
 def evaluated(tmp_path_factory):
     """The run folder, what was said, and what lies beside the run folder before and after."""
     root = tmp_path_factory.mktemp("place")
-    data = root / os.fsdecode("=<b>\x1b[2J\u202e\n..%2f".encode() + b"\xff" + b"n" * 220)
+    data = root / os.fsdecode("=<b>\x1b[2J\u202e\n..%2f".encode() + b"\xff" + b"n" * 237)
     data.mkdir()
     table = [["file", "label", "source", "patient"]]
     for number, name in enumerate(NAMES):
