@@ -31,8 +31,15 @@ def insert_if_new(
 
 def change_state(
     connection: Connection, result_id: int, *, current: State, target: State, **values: Value
-) -> None:
+) -> bool:
     """Set a result's state by compare-and-set, and other columns along with it.
+
+    Returns
+    -------
+    bool
+        Whether it was changed. False if the result came to this end at the very instant
+        `finished_at`: by an earlier try of the same transaction, whose COMMIT a server has
+        carried out and, dying, not answered.
 
     Raises
     ------
@@ -44,10 +51,17 @@ def change_state(
     """
     check_transition(current, target)
     found = compare_and_set(connection, Result, result_id, current=current, target=target, **values)
-    if found != current:
-        raise IllegalTransition(
-            f"result {result_id} is {found}, not {current}: it cannot be {target}"
-        )
+    if found == current:
+        return True
+    if found == target and has_ended_at(connection, result_id, values.get("finished_at")):
+        return False
+    raise IllegalTransition(f"result {result_id} is {found}, not {current}: it cannot be {target}")
+
+
+def has_ended_at(connection: Connection, result_id: int, moment: Value) -> bool:
+    """Whether a result came to its end at just this moment; False for None."""
+    known = select(Result.id).where(Result.id == result_id, Result.finished_at == moment)
+    return moment is not None and connection.scalar(known) is not None
 
 
 def compare_and_set(

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Engine, select
 
 from lungwatch.db.audit import Deed, note_within
-from lungwatch.db.changes import change_state, clean, meta_columns, update_image_of
+from lungwatch.db.changes import (
+    change_state,
+    clean,
+    has_ended_at,
+    meta_columns,
+    update_image_of,
+)
 from lungwatch.db.deliveries import OutboxPlan, queue_deliveries
 from lungwatch.db.engine import writing
 from lungwatch.db.schema import Result
@@ -64,7 +70,7 @@ class ResultWriter:
             If the result is not claimed.
         """
         with writing(self._engine) as connection:
-            change_state(
+            is_new = change_state(
                 connection,
                 result_id,
                 current=State.CLAIMED,
@@ -79,7 +85,8 @@ class ResultWriter:
                 duration_ms=duration_ms,
                 finished_at=now,
             )
-            update_image_of(connection, result_id, **meta_columns(meta))
+            if is_new:
+                update_image_of(connection, result_id, **meta_columns(meta))
 
     def finish(self, *, result_id: int, path: str, now: datetime) -> None:
         """Note that the file of a recorded result is filed at `path`, and queue what is sent.
@@ -90,9 +97,11 @@ class ResultWriter:
             If the result is not recorded.
         """
         with writing(self._engine) as connection:
-            change_state(
+            is_new = change_state(
                 connection, result_id, current=State.RECORDED, target=State.DONE, finished_at=now
             )
+            if not is_new:
+                return
             update_image_of(connection, result_id, path=path)
             if self._outbox is not None:
                 queue_deliveries(connection, result_id, self._outbox, now)
@@ -162,10 +171,13 @@ class ResultWriter:
             If there is no such result.
         """
         with writing(self._engine) as connection:
+            current = _state_of(connection, result_id)
+            if current is State.FAILED and has_ended_at(connection, result_id, now):
+                return  # by an earlier try, as in `change_state`
             change_state(
                 connection,
                 result_id,
-                current=_state_of(connection, result_id),
+                current=current,
                 target=State.FAILED,
                 reason=Reason.FILE_VANISHED,
                 message="the file was removed from work/ by somebody else; drop it again",
@@ -217,7 +229,7 @@ class ResultWriter:
         now: datetime,
     ) -> None:
         with writing(self._engine) as connection:
-            change_state(
+            is_new = change_state(
                 connection,
                 result_id,
                 current=State.CLAIMED,
@@ -227,7 +239,7 @@ class ResultWriter:
                 duration_ms=duration_ms,
                 finished_at=now,
             )
-            if meta is not None:
+            if is_new and meta is not None:
                 update_image_of(connection, result_id, **meta_columns(meta))
 
 

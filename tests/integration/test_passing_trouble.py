@@ -81,3 +81,22 @@ def test_a_database_away_between_the_move_and_the_rows_last_state_is_waited_for(
     assert (status, row.status, row.attempts) == (0, "done", 1)
     assert (tmp_path / row.file).is_file()
     assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["record", "finish"])
+def test_a_commit_whose_answer_is_lost_is_not_done_twice(tmp_path, monkeypatch, name):
+    """A server that dies after the commit has kept it; the next try finds its own work."""
+    transaction, lost = getattr(Store, name), []
+
+    def unanswered(store, **values):
+        transaction(store, **values)
+        if not lost:
+            lost.append(name)
+            raise DatabaseBusyError
+
+    monkeypatch.setattr(Store, name, unanswered)
+    status, row = run_over_one_picture(tmp_path)
+    assert lost == [name]
+    assert (status, row.status, row.attempts) == (0, "done", 1)
+    assert (tmp_path / row.file).is_file()
+    assert (tmp_path / row.overlay).is_file()

@@ -21,6 +21,7 @@ from lungwatch.db import Store, open_database, open_engine
 from lungwatch.db.engine import writing
 from lungwatch.imaging import RadiographMeta
 from lungwatch.models import SHIPPED_DEFAULT
+from lungwatch.plaintext import visible
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SHA = "ab" * 32
@@ -431,7 +432,7 @@ class TestOutput:
     @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
     def test_what_a_spreadsheet_would_run_is_made_text(self, start: str) -> None:
         text = to_csv(["a"], [{"a": f"{start}1+1"}])
-        assert next(csv.reader(io.StringIO(text.split("\n", 1)[1])))[0] == f"'{start}1+1"
+        assert next(csv.reader(io.StringIO(text.split("\n", 1)[1])))[0] == f"'{visible(start)}1+1"
 
     def test_numbers_stay_numbers(self) -> None:
         assert to_csv(["a", "b"], [{"a": -2.5, "b": None}]) == '"a","b"\n-2.5,""\n'

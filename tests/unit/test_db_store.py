@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -272,7 +273,12 @@ class TestRecorded:
 
     def test_nothing_is_written_where_it_is_not_claimed(self, desk: Desk, recorded: Claim) -> None:
         with pytest.raises(IllegalTransition, match="is recorded, not claimed"):
-            desk.record(recorded, label="NORMAL", meta=replace(META, rows=99))
+            desk.record(
+                recorded,
+                label="NORMAL",
+                meta=replace(META, rows=99),
+                now=desk.now + timedelta(seconds=1),
+            )
         row = desk.row(recorded)
         assert (row.label, row.rows) == ("COVID", 10)
 
@@ -624,3 +630,33 @@ def test_a_write_that_breaks_off_leaves_the_row_as_it_was(
     with pytest.raises(KeyboardInterrupt):
         write(desk, claim)
     assert desk.row(claim) == before
+
+
+class TestLostAnswer:
+    """A server that dies between COMMIT and its answer: the transaction is tried once more."""
+
+    def again(self, desk: Desk, claim: Claim, change: Callable[[], None]) -> None:
+        change()
+        before = desk.row(claim)
+        desk.files |= {"work/a/x.dcm", "done/x.dcm"}  # as they were before the try
+        change()
+        assert desk.row(claim) == before
+
+    def test_recorded_and_finished_twice_is_once(self, desk: Desk) -> None:
+        claim = desk.claim("a")
+        self.again(desk, claim, lambda: desk.record(claim))
+        self.again(desk, claim, lambda: desk.finish(claim, "work/a/x.dcm"))
+        assert desk.row(claim).status is State.DONE
+
+    @pytest.mark.parametrize("state", [State.REJECTED, State.FAILED])
+    def test_ended_twice_is_once(self, desk: Desk, state: State) -> None:
+        claim = desk.claim("a")
+        self.again(desk, claim, lambda: desk.end(claim, state, source="work/a/x.dcm"))
+        assert desk.row(claim).status is state
+
+    def test_lost_twice_is_once(self, desk: Desk) -> None:
+        claim = desk.claim("a")
+        lose = partial(desk.store.lose, result_id=claim.result_id, now=desk.now)
+        self.again(desk, claim, lose)
+        with pytest.raises(IllegalTransition):
+            desk.store.lose(result_id=claim.result_id, now=desk.now + timedelta(seconds=1))
