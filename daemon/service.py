@@ -123,13 +123,13 @@ class Service:
         For any thread, not for a signal handler: that could interrupt the very lock that an
         event takes, and wait for it for ever.
         """
-        if not self._stop.is_set():
+        if self._assembly is None:
+            self._outages.abandon()  # nothing is in hand yet
+        elif not self._stop.is_set():
             # What waits for a trouble's end gets the time of the drain, and no more.
             self._drain_timer.start()
         self._stop.set()
-        if self._assembly is None:
-            self._outages.abandon()  # nothing is in hand yet
-        else:
+        if self._assembly is not None:
             self._assembly.intake.stop()
             if self._assembly.sender is not None:
                 self._assembly.sender.cancel()
