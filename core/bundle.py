@@ -16,6 +16,7 @@ from pathlib import Path
 from lungwatch.errors import ModelError
 
 MODEL_FILE = "model.onnx"
+GATE_FILE = "gate.onnx"
 ABOUT_FILE = "bundle.json"
 CARD_FILE = "card.md"
 SIGNATURE_FILE = "bundle.sig"

@@ -12,9 +12,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from lungwatch.errors import ModelError
+from lungwatch.gate import GateContract
 from lungwatch.preprocess import PreprocessSpec
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
+# Version 1 called the negative class NORMAL, and knew neither gate nor map_reference.
+_READ_VERSIONS = (1, CONTRACT_VERSION)
 METADATA_KEY = "lungwatch.contract"
 
 INPUT = "pixels"
@@ -23,8 +26,14 @@ LOGITS = "logits"
 CAM = "cam"
 EMBEDDING = "embedding"
 OUTPUTS = (PROBABILITY, LOGITS, CAM, EMBEDDING)
+# The largest value of each map before it was scaled to 0..1; a graph of contract 1 has none.
+CAM_PEAK = "cam_peak"
 
-Label = Literal["NORMAL", "COVID", "UNCERTAIN"]
+NEGATIVE: Literal["NEGATIVE"] = "NEGATIVE"
+COVID: Literal["COVID"] = "COVID"
+UNCERTAIN: Literal["UNCERTAIN"] = "UNCERTAIN"
+Label = Literal["NEGATIVE", "COVID", "UNCERTAIN"]
+LABELS: tuple[Label, ...] = (COVID, NEGATIVE, UNCERTAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +62,8 @@ class Decision:
     def label(self, probability: float) -> Label:
         """Return the label of a calibrated probability in 0..1."""
         if self.uncertain_low <= probability < self.uncertain_high:
-            return "UNCERTAIN"
-        return "COVID" if probability >= self.threshold else "NORMAL"
+            return UNCERTAIN
+        return COVID if probability >= self.threshold else NEGATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +77,7 @@ class Calibration:
     intercept: float = 0.0
 
     def __post_init__(self) -> None:
-        # A falling curve would turn the map for COVID into the one for NORMAL.
+        # A falling curve would turn the map for COVID into the one against it.
         if not (math.isfinite(self.slope) and math.isfinite(self.intercept) and self.slope > 0):
             raise ModelError("calibration needs a finite intercept and a slope above 0")
 
@@ -121,6 +130,13 @@ class ModelContract:
         Length of the pooled feature vector, (N, size).
     decision, calibration, golden
         See their classes.
+    labels
+        Of the two classes: NEGATIVE (no COVID pattern; nothing is said of other disease), COVID.
+    gate
+        The content gate beside the model; None where nothing looks at what a picture shows.
+    map_reference
+        Evidence, in the units of the graph's `cam_peak`, that is drawn with the full colour, the
+        same for all images of the model; None where the graph has no `cam_peak`.
     provenance
         Training data, seed, versions, git revision: plain JSON values.
     metrics
@@ -136,7 +152,9 @@ class ModelContract:
     decision: Decision
     calibration: Calibration
     golden: Golden
-    labels: tuple[str, str] = ("NORMAL", "COVID")
+    labels: tuple[str, str] = (NEGATIVE, COVID)
+    gate: GateContract | None = None
+    map_reference: float | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -166,7 +184,7 @@ class ModelContract:
         if not isinstance(values, dict):
             raise ModelError("the model's contract is not a JSON object")
         found = values.pop("contract", None)
-        if found != CONTRACT_VERSION:
+        if found not in _READ_VERSIONS:
             raise ModelError(
                 f"the model speaks contract version {found}, this program {CONTRACT_VERSION}: "
                 "install the lungwatch release that the model was made for"
@@ -177,9 +195,15 @@ class ModelContract:
             values["calibration"] = Calibration(**values["calibration"])
             values["golden"] = Golden(**values["golden"])
             values["labels"] = tuple(values["labels"])
+            if found == 1 and values["labels"] == ("NORMAL", COVID):
+                values["labels"] = (NEGATIVE, COVID)
+            if values.get("gate") is not None:
+                values["gate"] = GateContract.from_dict(values["gate"])
             contract = cls(**values)
         except (KeyError, TypeError) as error:
             raise ModelError(f"the model's contract is not understood: {error}") from error
-        if contract.labels != ("NORMAL", "COVID"):
-            raise ModelError(f"the model's labels are {contract.labels}, not NORMAL and COVID")
+        if contract.labels != (NEGATIVE, COVID):
+            raise ModelError(f"the model's labels are {contract.labels}, not NEGATIVE and COVID")
+        if contract.map_reference is not None and not contract.map_reference > 0:
+            raise ModelError(f"map_reference is {contract.map_reference}, not above 0")
         return contract

@@ -20,6 +20,7 @@ class Reason(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED = "truncated"
     UNREADABLE = "unreadable"
+    DAMAGED = "damaged"
     NO_PIXEL_DATA = "no_pixel_data"
     UNSUPPORTED_TRANSFER_SYNTAX = "unsupported_transfer_syntax"
     UNSUPPORTED_PIXEL_FORMAT = "unsupported_pixel_format"
@@ -35,6 +36,11 @@ class Reason(StrEnum):
     TOO_SMALL = "too_small"
     TOO_LARGE = "too_large"
     NO_CONTRAST = "no_contrast"
+    # Rejections by the content gate, which looks at the pixels.
+    NOT_FRONTAL_CHEST = "not_frontal_chest"
+    ROTATED = "rotated"
+    INVERTED = "inverted"
+    NO_LUNGS = "no_lungs"
     # Failures: this program or the machine is at fault.
     CRASHED_REPEATEDLY = "crashed_repeatedly"
     DECODER_CRASHED = "decoder_crashed"

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.daemon.overlay.preview import make_preview
+from lungwatch.flags import Flag
 from lungwatch.imaging import RadiographMeta, ReadPolicy, read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
 
@@ -23,20 +24,37 @@ class Decoded:
         uint8, shape (h, w): the X-ray at the overlay's size, air dark.
     shape
         (rows, columns) of the radiograph.
+    gate_tensor
+        float32, shape (side, side, 1), 0..1: the content gate's input; None where that is the
+        same as `tensor`, or where there is no gate.
+    flags
+        What reading noticed or had to mend.
     """
 
     meta: RadiographMeta
     tensor: NDArray[np.float32]
     preview: NDArray[np.uint8]
     shape: tuple[int, int]
+    gate_tensor: NDArray[np.float32] | None = None
+    flags: tuple[Flag, ...] = ()
 
 
 def decode(
-    path: Path, *, policy: ReadPolicy, spec: PreprocessSpec, overlay_side_px: int
+    path: Path,
+    *,
+    policy: ReadPolicy,
+    spec: PreprocessSpec,
+    overlay_side_px: int,
+    gate_spec: PreprocessSpec | None = None,
 ) -> Decoded:
     """Decode a file and reduce it to what the later stages need.
 
     The full-size pixels, by far the largest thing on the way, do not leave this function.
+
+    Parameters
+    ----------
+    spec, gate_spec
+        How the model and its content gate want their input; the gate's is None without a gate.
 
     Raises
     ------
@@ -52,4 +70,10 @@ def decode(
         tensor=preprocess(radiograph.pixels, spec),
         preview=make_preview(radiograph.pixels, overlay_side_px),
         shape=(rows, columns),
+        gate_tensor=(
+            preprocess(radiograph.pixels, gate_spec)
+            if gate_spec is not None and gate_spec != spec
+            else None
+        ),
+        flags=radiograph.flags,
     )

@@ -161,6 +161,8 @@ class Pipeline:
             tensor=decoded.tensor,
             preview=decoded.preview,
             shape=decoded.shape,
+            gate_tensor=decoded.gate_tensor,
+            flags=decoded.flags,
         )
 
     def _inference_loop(self) -> None:

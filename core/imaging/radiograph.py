@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lungwatch.flags import Flag
+
 FloatImage = NDArray[np.float32]
 
 
@@ -69,7 +71,10 @@ class Radiograph:
         float32, shape (rows, columns), 0 = black to 1 = white.
     meta
         What the file says about it.
+    flags
+        What reading noticed or had to mend, without repetition.
     """
 
     pixels: FloatImage
     meta: RadiographMeta
+    flags: tuple[Flag, ...] = ()

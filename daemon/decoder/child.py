@@ -35,6 +35,7 @@ def main() -> None:
                 policy=setup.policy,
                 spec=setup.spec,
                 overlay_side_px=setup.overlay_side_px,
+                gate_spec=setup.gate_spec,
             )
         except Exception as error:  # everything goes back to whoever asked
             error.__traceback__ = None  # and with it whatever filled the memory

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lungwatch.daemon.decoding import Decoded
 from lungwatch.errors import FileRejected, ProcessingFailed, Reason
+from lungwatch.flags import Flag
 from lungwatch.imaging import RadiographMeta, ReadPolicy
 from lungwatch.preprocess import PreprocessSpec
 
@@ -31,12 +32,15 @@ class Setup:
     ----------
     memory_mb
         Bound on its address space, in MiB.
+    gate_spec
+        How the content gate wants its input; None without a gate.
     """
 
     policy: ReadPolicy
     spec: PreprocessSpec
     overlay_side_px: int
     memory_mb: int
+    gate_spec: PreprocessSpec | None = None
 
 
 class OutOfMemory(ProcessingFailed):
@@ -54,10 +58,14 @@ def send_decoded(connection: Connection, decoded: Decoded) -> None:
         "meta": asdict(decoded.meta),
         "shape": decoded.shape,
         "preview_shape": decoded.preview.shape,
+        "flags": decoded.flags,
+        "gate_side": None if decoded.gate_tensor is None else decoded.gate_tensor.shape[0],
     }
     connection.send_bytes(json.dumps(header).encode())
     connection.send_bytes(decoded.tensor.tobytes())
     connection.send_bytes(decoded.preview.tobytes())
+    if decoded.gate_tensor is not None:
+        connection.send_bytes(decoded.gate_tensor.tobytes())
 
 
 def send_error(connection: Connection, error: Exception) -> None:
@@ -100,12 +108,20 @@ def receive(connection: Connection, setup: Setup) -> Decoded | Exception:
     if not 0 < min(height, width) <= max(height, width) <= setup.overlay_side_px:
         raise ValueError("the preview has an impossible size")
     preview = _array(connection, (height, width), np.uint8)
+    gate_tensor = None
+    if header["gate_side"] is not None:
+        if setup.gate_spec is None:
+            raise ValueError("an input for a gate that there is not")
+        side = setup.gate_spec.size_px
+        gate_tensor = _array(connection, (side, side, 1), np.float32)
     rows, columns = (int(side) for side in header["shape"])
     return Decoded(
         meta=RadiographMeta(**header["meta"]),
         tensor=tensor,
         preview=preview,
         shape=(rows, columns),
+        gate_tensor=gate_tensor,
+        flags=tuple(Flag(code) for code in header["flags"]),
     )
 
 
