@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lungwatch.bundle import MODEL_FILE, BundleFiles, read_bundle
 from lungwatch.contract import (
     CAM,
+    CAM_PEAK,
     EMBEDDING,
     INPUT,
     LOGITS,
@@ -74,6 +75,9 @@ class Classifier:
         self._session = session
         self.contract = contract
         self.sha256 = sha256
+        names = {item.name for item in session.get_outputs()}
+        # A graph of contract 1 does not tell the peaks of its maps.
+        self._outputs = [LOGITS, CAM, EMBEDDING, *([CAM_PEAK] if CAM_PEAK in names else [])]
 
     @classmethod
     def load(cls, bundle: Path, threads: int = 0, trust: Trust | None = None) -> Self:
@@ -138,9 +142,11 @@ class Classifier:
         list of Scores
             One an image, in order.
         """
-        logits, cams, embeddings = self._session.run([LOGITS, CAM, EMBEDDING], {INPUT: batch})
+        logits, cams, embeddings, *peaks = self._session.run(self._outputs, {INPUT: batch})
         scores = []
-        for logit_pair, cam, embedding in zip(logits, cams, embeddings, strict=True):
+        for index, (logit_pair, cam, embedding) in enumerate(
+            zip(logits, cams, embeddings, strict=True)
+        ):
             # Two logits (-z/2, z/2) under softmax are one logit z under the sigmoid.
             logit = float(logit_pair[1] - logit_pair[0])
             probability = self.contract.calibration.probability(logit)
@@ -151,6 +157,7 @@ class Classifier:
                     label=self.contract.decision.label(probability),
                     cam=cam,
                     embedding=embedding,
+                    cam_peak=peaks[0][index] if peaks else None,
                 )
             )
         return scores
