@@ -76,7 +76,11 @@ class Config:
     drain_s
         Seconds that a stop waits for what is in flight.
     overlay_side_px
-        Longest side of the X-ray in an overlay.
+        Longest side of the X-ray in an overlay; three quarters of it, but at least 512, where it
+        is shown twice.
+    overlay_side_by_side
+        Show the untouched X-ray beside the one under the map. A negative answer has no map, and
+        one X-ray, either way.
     modalities, body_parts, reject_lateral, min_side_px, max_pixels
         What counts as a chest radiograph; see `lungwatch.imaging.ReadPolicy`.
     log_format
@@ -146,6 +150,7 @@ class Config:
     min_free_mb: int = 200
     drain_s: float = 20.0
     overlay_side_px: int = 1024
+    overlay_side_by_side: bool = True
     modalities: tuple[str, ...] = tuple(sorted(ReadPolicy().modalities))
     body_parts: tuple[str, ...] = tuple(sorted(ReadPolicy().body_parts))
     reject_lateral: bool = True

@@ -29,6 +29,9 @@ class Decoded:
         same as `tensor`, or where there is no gate.
     flags
         What reading noticed or had to mend.
+    orientation_known
+        Whether the patient's right is known to lie at the picture's left, as a radiograph is
+        viewed.
     """
 
     meta: RadiographMeta
@@ -37,6 +40,7 @@ class Decoded:
     shape: tuple[int, int]
     gate_tensor: NDArray[np.float32] | None = None
     flags: tuple[Flag, ...] = ()
+    orientation_known: bool = False
 
 
 def decode(

@@ -43,12 +43,11 @@ def add_peak_output(model: bytes) -> bytes:
         If `model` is no ONNX file, or its maps are not scaled as `lungwatch.export.graph` does.
     """
     import onnx
-    from google.protobuf.message import DecodeError
     from onnx import TensorProto, helper
 
     try:
         proto = onnx.load_model_from_string(model)
-    except DecodeError as error:
+    except Exception as error:  # protobuf's own, whose module has no types
         raise ModelError("the model is no ONNX file") from error
     graph = proto.graph
     if CAM_PEAK in {output.name for output in graph.output}:
