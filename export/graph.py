@@ -3,7 +3,7 @@
 The gradient of a GAP -> Dense(relu) -> Dense(1) head has a closed form. With the pooled
 features g, h = W1' g + b1 and z = w2' relu(h) + b2, the derivative of z by every cell of
 channel c is (W1 (1[h > 0] * w2))_c / (h w), and Grad-CAM's channel weights are that. The
-score of COVID is z/2 and that of NORMAL -z/2, so their maps are the positive and the negative
+score of COVID is z/2 and that of NEGATIVE -z/2, so their maps are the positive and the negative
 part of one weighted sum; constants vanish when the maps are scaled to 0..1. The map of a network
 that looks at the lungs' box alone is laid back onto the whole image before that.
 """
@@ -32,7 +32,7 @@ def build_graph(model: KerasModel) -> tuple[Callable[[Tensor], dict[str, Tensor]
     -------
     function, signature
         A `tf.function` from float32 (N, S, S, 1), 0..1, to a dict of float32: `probability`
-        (N,), uncalibrated; `logits` (N, 2), NORMAL and COVID; `cam` (N, 2, h, w), each map
+        (N,), uncalibrated; `logits` (N, 2), NEGATIVE and COVID; `cam` (N, 2, h, w), each map
         0..1; `embedding` (N, C), the pooled features. And the input signature for tf2onnx.
 
     Raises

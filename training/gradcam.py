@@ -37,7 +37,7 @@ def gradcam(model: KerasModel, pixels: FloatArray) -> FloatArray:
     -------
     numpy.ndarray
         float32, shape (N, 2, h, w), each map scaled to 0..1 by its maximum and zero where
-        nothing speaks for the class; index 0 NORMAL, 1 COVID. Of the whole image, also for a
+        nothing speaks for the class; index 0 NEGATIVE, 1 COVID. Of the whole image, also for a
         network that looks at the lungs alone (`lungwatch.training.lung_view`).
 
     Source: Selvaraju et al. 2017, with the last convolutional feature map.

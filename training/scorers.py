@@ -51,7 +51,7 @@ class Scorer(Protocol):
         """Return binary logits, (N,), for preprocessed images, (N, S, S, 1), 0..1."""
 
     def maps(self, pixels: FloatArray) -> FloatArray:
-        """Return Grad-CAM of NORMAL and COVID, (N, 2, h, w), 0..1, for such images.
+        """Return Grad-CAM of NEGATIVE and COVID, (N, 2, h, w), 0..1, for such images.
 
         Raises
         ------

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.contract import Label
 
-CLASS_NAMES = ("NORMAL", "COVID")
+CLASS_NAMES = ("NEGATIVE", "COVID")
 _SHORT_HASH = 12
 _DECIMALS = range(3, 9)
 
@@ -67,12 +67,12 @@ class OverlayText:
 
 
 def shown_class(label: Label) -> int:
-    """Return the index of the class whose map explains a label: 0 NORMAL, 1 COVID.
+    """Return the index of the class whose map explains a label: 0 NEGATIVE, 1 COVID.
 
     The map is that of the class decided for. For UNCERTAIN it is COVID's: someone will have
     to look for it.
     """
-    return 0 if label == "NORMAL" else 1
+    return 0 if label == "NEGATIVE" else 1
 
 
 def format_score(probability: float, threshold: float) -> tuple[str, str]:

@@ -316,7 +316,7 @@ class TestMargins:
         ("label", "index", "caption"),
         [
             ("COVID", 1, "Grad-CAM for COVID, relative"),
-            ("NORMAL", 0, "Grad-CAM for NORMAL, relative"),
+            ("NEGATIVE", 0, "Grad-CAM for NEGATIVE, relative"),
             ("UNCERTAIN", 1, "Grad-CAM for COVID, relative"),
         ],
     )
