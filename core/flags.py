@@ -4,6 +4,7 @@ A flag never changes the answer; it tells a reader what to look at before believ
 never renamed, since people query for it.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 
@@ -60,3 +61,9 @@ FLAGS: dict[Flag, str] = {
     Flag.EMPTY_MAP: "the map is empty: Grad-CAM shows nothing for the answer",
 }
 """What each flag says to a reader, in one clause."""
+
+
+def in_order(flags: Iterable[Flag]) -> tuple[Flag, ...]:
+    """Return flags each once, in the order in which `Flag` lists them."""
+    found = set(flags)
+    return tuple(flag for flag in Flag if flag in found)

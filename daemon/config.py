@@ -19,6 +19,7 @@ from lungwatch.imaging import ReadPolicy
 from lungwatch.models import SHIPPED_DEFAULT
 
 ObserverChoice = Literal["auto", "inotify", "polling"]
+GateChoice = Literal["refuse", "flag"]
 SrChoice = Literal["comprehensive-3d", "comprehensive"]
 LogFormat = Literal["auto", "text", "json", "journald"]
 
@@ -41,6 +42,10 @@ class Config:
     trusted_keys
         Path of a PEM file of Ed25519 public keys, or of a folder of such files (.pem, .pub). If
         set, only bundles that one of these keys signed are run, and the shipped ones.
+    gate
+        What becomes of a picture that the model's content gate does not accept as an upright
+        frontal chest X-ray: "refuse" (to quarantine, with the reason and the score), or "flag"
+        (scored, with that reason as a flag).
     observer
         "auto" takes inotify on local file systems and polling on network ones.
     stability_s
@@ -133,6 +138,7 @@ class Config:
     database_password_file: str = ""
     model: str = SHIPPED_DEFAULT
     trusted_keys: str = ""
+    gate: GateChoice = "refuse"
     observer: ObserverChoice = "auto"
     stability_s: float = 0.0
     open_timeout_s: float = 30.0

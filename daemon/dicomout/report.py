@@ -20,10 +20,10 @@ COVID_19 = Code("840539006", "SCT", "COVID-19")
 CHEST_X_RAY = Code("399208008", "SCT", "Plain chest X-ray")
 DECISION = Code("DECISION", SCHEME, "Decision of the algorithm")
 TRUST_FLAG = Code("TRUSTFLAG", SCHEME, "Trust flag")
-# NORMAL says that the model found no COVID-19, nothing of other diseases.
+# NEGATIVE says that the model found no COVID-19, nothing of other diseases.
 PRESENCE = {
     "COVID": codes.SCT.Present,
-    "NORMAL": codes.SCT.Absent,
+    "NEGATIVE": codes.SCT.Absent,
     "UNCERTAIN": codes.SCT.Indeterminate,
 }
 _CLASSES = {"comprehensive-3d": "Comprehensive3DSR", "comprehensive": "ComprehensiveSR"}

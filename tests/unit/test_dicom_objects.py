@@ -99,7 +99,7 @@ def problems(data, tmp_path):
 @pytest.mark.parametrize("report_class", ["comprehensive-3d", "comprehensive"])
 @pytest.mark.parametrize("key", [None, KEY], ids=["as it is", "de-identified"])
 def test_dicom3tools_finds_no_error(facts, source, tmp_path, report_class, key):
-    for label in ("COVID", "NORMAL", "UNCERTAIN"):
+    for label in ("COVID", "NEGATIVE", "UNCERTAIN"):
         built = build_objects(
             replace(facts, label=label), source, sr=report_class, deidentify_key=key
         )

@@ -216,7 +216,7 @@ def test_a_report_without_any_mandatory_item_is_caught(facts, tmp_path, code):
     [
         {"probability": 0.5},
         {"threshold": 0.5},
-        {"label": "NORMAL"},
+        {"label": "NEGATIVE"},
         {"model_name": "another"},
         {"model_version": "9"},
     ],
