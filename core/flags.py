@@ -56,11 +56,11 @@ FLAGS: dict[Flag, str] = {
     Flag.ROTATED: "the content gate sees a turned chest",
     Flag.INVERTED: "the content gate sees inverted grey values",
     Flag.NO_LUNGS: "the content gate does not find the lungs",
-    Flag.NOT_GATED: "the model has no content gate: nothing looked at what the picture shows",
+    Flag.NOT_GATED: "the model has no content gate: what is shown was not checked",
     Flag.ATTENTION_OUTSIDE_LUNGS: "most of the map for COVID lies outside the lungs",
     Flag.EMPTY_MAP: "the map is empty: Grad-CAM shows nothing for the answer",
 }
-"""What each flag says to a reader, in one clause."""
+"""What each flag says to a reader, in one clause of at most 64 characters (a code's meaning)."""
 
 
 def in_order(flags: Iterable[Flag]) -> tuple[Flag, ...]:

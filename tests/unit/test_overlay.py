@@ -18,7 +18,8 @@ from lungwatch.daemon.overlay.colormap import blend, colours, opacity
 from lungwatch.daemon.overlay.column import Box, font
 from lungwatch.daemon.overlay.layout import Layout, lay_out
 from lungwatch.daemon.overlay.render import upsample
-from lungwatch.daemon.overlay.text import MapState, format_score
+from lungwatch.daemon.overlay.text import MapState
+from lungwatch.daemon.scoretext import decimal_score, format_score
 from lungwatch.flags import FLAGS, Flag
 
 SHA256 = "0123456789abcdef" * 4
@@ -633,3 +634,19 @@ class TestScore:
     def test_a_number_that_is_no_probability_is_refused(self, name: str, value: float) -> None:
         with pytest.raises(ValueError, match=name):
             _text(**{name: value})
+
+    @pytest.mark.parametrize(
+        ("probability", "expected"),
+        [
+            (0.8123456, ("0.812", ("0.500", "0.440", "0.610"))),
+            (0.0, ("0.000", ("0.500", "0.440", "0.610"))),
+            (1.0, ("1.000", ("0.500", "0.440", "0.610"))),
+            (0.43996, ("0.43996", ("0.50000", "0.44000", "0.61000"))),
+            (0.99971, ("0.9997", ("0.5000", "0.4400", "0.6100"))),
+            (1e-20, ("0.00000000", ("0.50000000", "0.44000000", "0.61000000"))),
+        ],
+    )
+    def test_a_plain_number_lies_on_the_side_that_the_real_one_does(
+        self, probability: float, expected: tuple[str, tuple[str, ...]]
+    ) -> None:
+        assert decimal_score(probability, (0.5, 0.44, 0.61)) == expected
