@@ -29,6 +29,8 @@ class Decoded:
         same as `tensor`, or where there is no gate.
     flags
         What reading noticed or had to mend.
+    orientation_known
+        As in `Radiograph`: whether side marks may be drawn.
     """
 
     meta: RadiographMeta
@@ -37,6 +39,7 @@ class Decoded:
     shape: tuple[int, int]
     gate_tensor: NDArray[np.float32] | None = None
     flags: tuple[Flag, ...] = ()
+    orientation_known: bool = False
 
 
 def decode(
@@ -76,4 +79,5 @@ def decode(
             else None
         ),
         flags=radiograph.flags,
+        orientation_known=radiograph.orientation_known,
     )

@@ -20,7 +20,7 @@ class RadiographMeta:
         "DICOM", "PNG" or "JPEG".
     rows, columns
         Size of the stored image, in pixels; that of `Radiograph.pixels` differs where the
-        file's pixels are not square.
+        file's pixels are not square, where the image was turned, or where a frame was cut off.
     bits_stored
         Significant bits of a stored sample.
     photometric
@@ -73,8 +73,12 @@ class Radiograph:
         What the file says about it.
     flags
         What reading noticed or had to mend, without repetition.
+    orientation_known
+        Whether the file says which side is the patient's left; then the patient's right is at the
+        left of `pixels`, and the head above.
     """
 
     pixels: FloatImage
     meta: RadiographMeta
     flags: tuple[Flag, ...] = ()
+    orientation_known: bool = False

@@ -23,16 +23,21 @@ class ReadPolicy:
     modalities
         Values of Modality (0008,0060) that are projection radiographs.
     body_parts
-        Values of BodyPartExamined (0018,0015) that show the lungs. A file without the
-        attribute passes: it is optional in CR and DX (PS3.3 C.8.1.1, C.8.11.2).
+        Values of BodyPartExamined (0018,0015), in capitals, that are taken for the chest beside
+        those that `vocabulary.toml` knows.
+    view_positions
+        Values of ViewPosition (0018,5101), in capitals, that are taken for a frontal view beside
+        those that `vocabulary.toml` knows.
     reject_lateral
-        Refuse files whose ViewPosition (0018,5101) is lateral or oblique.
+        Refuse files whose ViewPosition, View Code Sequence or Patient Orientation is not that of
+        a frontal view.
     min_side_px, max_pixels
         Smallest side and largest area that are read.
     """
 
     modalities: frozenset[str] = frozenset({"CR", "DX", "RG"})
-    body_parts: frozenset[str] = frozenset({"CHEST", "THORAX", "LUNG", "LUNGS", "CHEST WALL"})
+    body_parts: frozenset[str] = frozenset()
+    view_positions: frozenset[str] = frozenset()
     reject_lateral: bool = True
     min_side_px: int = 64
     max_pixels: int = 120_000_000
@@ -87,6 +92,7 @@ def read_radiograph(path: Path, policy: ReadPolicy | None = None) -> Radiograph:
             path,
             modalities=policy.modalities,
             body_parts=policy.body_parts,
+            view_positions=policy.view_positions,
             reject_lateral=policy.reject_lateral,
             max_pixels=policy.max_pixels,
         )
