@@ -1,12 +1,14 @@
 """Recognise a file by its content and hand it to the reader of its format."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lungwatch.errors import FileRejected, Reason
+from lungwatch.flags import Flag
 from lungwatch.imaging import dicom, raster
+from lungwatch.imaging.frame import frame_box
 from lungwatch.imaging.radiograph import Radiograph
 
 # The longest signature: the DICOM preamble and its "DICM".
@@ -105,12 +107,25 @@ def read_radiograph(path: Path, policy: ReadPolicy | None = None) -> Radiograph:
     else:
         raise FileRejected(Reason.NOT_AN_IMAGE, "the content is neither DICOM, PNG nor JPEG")
 
+    if float(np.ptp(radiograph.pixels)) == 0.0:
+        raise FileRejected(Reason.NO_CONTRAST, "every pixel has the same value")
+    radiograph = _without_frame(radiograph)
     if min(radiograph.pixels.shape) < policy.min_side_px:
         rows, columns = radiograph.pixels.shape
         raise FileRejected(
             Reason.TOO_SMALL,
             f"the image is {columns}x{rows} pixels, less than {policy.min_side_px} on a side",
         )
-    if float(np.ptp(radiograph.pixels)) == 0.0:
-        raise FileRejected(Reason.NO_CONTRAST, "every pixel has the same value")
     return radiograph
+
+
+def _without_frame(radiograph: Radiograph) -> Radiograph:
+    kept = frame_box(radiograph.pixels)
+    if kept is None:
+        return radiograph
+    return replace(
+        radiograph,
+        pixels=np.ascontiguousarray(kept.of(radiograph.pixels)),
+        flags=(*radiograph.flags, Flag.FRAME_REMOVED),
+        kept=kept,
+    )

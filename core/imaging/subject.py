@@ -2,8 +2,10 @@
 
 from collections.abc import Collection
 
+from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    UID,
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
@@ -12,7 +14,6 @@ from pydicom.uid import (
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     MultiFrameTrueColorSecondaryCaptureImageStorage,
     SecondaryCaptureImageStorage,
-    UID_dictionary,
 )
 
 from lungwatch.errors import FileRejected, Reason
@@ -33,6 +34,8 @@ _CAPTURE_CLASSES = {
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     MultiFrameTrueColorSecondaryCaptureImageStorage,
 }
+# Of every UID that DICOM itself has given out (PS3.5 9.1).
+_STANDARD_ROOT = "1.2.840.10008."
 _PROJECTION_MODALITIES = {"CR", "DX", "RG"}
 # Said of animals alone: PS3.3 C.7.1.1 makes these conditional on the patient being one.
 _OWNER_ROLES = {"OWNER", "VETERINARIAN"}
@@ -154,12 +157,13 @@ def _check_class(dataset: Dataset, modality: str, sop_class: str | None) -> None
     shows and from where; what a workstation captures from its screen names neither. Private
     classes and files without one pass.
     """
-    if not sop_class or sop_class in _RADIOGRAPH_CLASSES or sop_class not in UID_dictionary:
+    is_standard = sop_class is not None and sop_class.startswith(_STANDARD_ROOT)
+    if not sop_class or not is_standard or sop_class in _RADIOGRAPH_CLASSES:
         return
     if sop_class not in _CAPTURE_CLASSES:
         raise FileRejected(
             Reason.NOT_A_RADIOGRAPH,
-            f"the file is of class {UID_dictionary[sop_class][0]}, not a radiograph's",
+            f"the file is of class {UID(sop_class, config.IGNORE).name}, not a radiograph's",
         )
     if modality == "DX":
         # DX images are of the DX classes (PS3.3 A.26); only their modality would be copied.
@@ -180,9 +184,9 @@ def _check_image_type(dataset: Dataset, sop_class: str | None) -> None:
     """Refuse what was made of images: results, localizers, energy subtraction, quality control.
 
     Image Type (0008,0008): value 1 is ORIGINAL or DERIVED, value 2 PRIMARY or SECONDARY, the
-    others say what kind it is (PS3.3 C.7.6.1.1.2). DERIVED\\PRIMARY is an ordinary processed
-    radiograph. DERIVED\\SECONDARY alone is not refused, since lossy compression and archives
-    write it as well.
+    others say what kind it is (PS3.3 C.7.6.1.1.2). DERIVED and PRIMARY make an ordinary processed
+    radiograph. DERIVED and SECONDARY alone are not refused, since lossy compression and archives
+    write them as well.
     """
     if code_of(dataset, "QualityControlImage") == "YES":
         raise FileRejected(Reason.NOT_A_RADIOGRAPH, "the file is a quality control image")

@@ -24,11 +24,13 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 _PLAIN = str.maketrans({"Ł": "L", "Ø": "O", "Đ": "D", "Æ": "AE", "Œ": "OE", "Þ": "TH"})
 # A word that lost its accented letters is only known again by this many others.
 _FEWEST_LETTERS = 4
+# Descriptions are of 64 characters (PS3.5 6.2, VR LO); what is far longer is none.
+_MOST_CHARACTERS = 256
 
 
 def fold(text: str) -> tuple[str, ...]:
     """Split a text into words, without case, accents, punctuation and digits."""
-    upper = text.replace("ı", "I").upper().translate(_PLAIN)
+    upper = text.upper().translate(_PLAIN)
     bare = "".join(c for c in unicodedata.normalize("NFKD", upper) if not _is_mark(c))
     return tuple(_LETTERS.findall(unicodedata.normalize("NFC", bare)))
 
@@ -81,6 +83,11 @@ class Lexicon:
             {(_words(entry), kind) for kind, entries in lists.items() for entry in entries},
             key=lambda entry: (-len(entry[0]), -sum(len(w.strip("*")) for w in entry[0]), entry),
         )
+        # Entries by how their first word begins, "" where that may be anything.
+        self._by_initial: dict[str, list[int]] = {}
+        for number, ((first, *_), _) in enumerate(self._entries):
+            is_inside = first.startswith("*") or _UNSPACED.search(first)
+            self._by_initial.setdefault("" if is_inside else first[0], []).append(number)
         self._lost = [
             (pattern, kind)
             for kind, entries in lists.items()
@@ -90,9 +97,11 @@ class Lexicon:
 
     def look_up(self, text: str) -> Found:
         """Say what a text's words mean, whatever their order; the longest entries count first."""
-        left = list(fold(text))
+        left = list(fold(text[:_MOST_CHARACTERS]))
         kinds = set()
-        for words, kind in self._entries:
+        initials = {"", *(word[0] for word in left)}
+        for number in sorted(n for i in initials for n in self._by_initial.get(i, ())):
+            words, kind = self._entries[number]
             if len(words) > len(left):
                 continue
             remaining: list[str] | None = left
@@ -105,7 +114,7 @@ class Lexicon:
 
     def look_up_damaged(self, text: str) -> Found:
         """Say what a text means in which accented letters were lost ("T?RAX")."""
-        words = fold(text)
+        words = fold(text[:_MOST_CHARACTERS])
         joined = " ".join(words)
         kinds = frozenset(kind for pattern, kind in self._lost if pattern.search(joined))
         return Found(kinds=kinds, rest=() if kinds else words)
