@@ -92,13 +92,19 @@ def _inner(image: FloatImage, least: float) -> Box | None:
     if min(image.shape) < 16:
         return None
     for level in _levels(image):
-        for box in (
+        found = (
             _plain(image, level),
             _panelled(image, level, _extent),
             _panelled(image, level, _longest),
-        ):
-            if box is not None and _is_plausible(box, image.shape, level, least):
-                return box
+        )
+        boxes = [
+            box
+            for box in found
+            if box is not None and _is_plausible(box, image.shape, level, least)
+        ]
+        if boxes:
+            # Where letters stand beside a picture, the larger box holds them as well.
+            return min(boxes, key=lambda box: (box.bottom - box.top) * (box.right - box.left))
     return None
 
 
@@ -154,7 +160,8 @@ def _panelled(
     since there may be air within the picture, or else the longest run, since a title may be as
     full.
     """
-    differs = np.abs(image - np.float32(level)) > _TOLERANCE
+    away = np.abs(image - np.float32(level))
+    differs, stands_out = away > _TOLERANCE, away > _STEP
     height, width = image.shape
     rows, columns = slice(0, height), slice(0, width)
     least = _PICTURE_SHARE / 2
@@ -167,27 +174,38 @@ def _panelled(
         if by_row is None:
             return None
         rows = by_row
+    by_row, by_column = differs[:, columns].mean(axis=1), differs[rows].mean(axis=0)
+    out_by_row, out_by_column = stands_out[:, columns].mean(axis=1), stands_out[rows].mean(axis=0)
     sides = (
-        (differs[:, columns].mean(axis=1), rows.start, _blur(height)),
-        (differs[:, columns].mean(axis=1)[::-1], height - rows.stop, _blur(height)),
-        (differs[rows].mean(axis=0), columns.start, _blur(width)),
-        (differs[rows].mean(axis=0)[::-1], width - columns.stop, _blur(width)),
+        (by_row, out_by_row, rows.start, _blur(height)),
+        (by_row[::-1], out_by_row[::-1], height - rows.stop, _blur(height)),
+        (by_column, out_by_column, columns.start, _blur(width)),
+        (by_column[::-1], out_by_column[::-1], width - columns.stop, _blur(width)),
     )
-    for profile, start, blur in sides:
-        outside = profile[max(0, start - 2 * blur) : max(0, start - blur)]
-        inside = profile[start : start + 2 * blur]
-        if start and (
-            outside.size == 0
-            or float(outside.max()) > _PANEL_SHARE
-            or float(inside.max()) < _PICTURE_SHARE
-        ):
-            return None
+    if not all(_is_panel(*side) for side in sides):
+        return None
     outside = differs.copy()
     outside[rows, columns] = False
     area = differs.size - (rows.stop - rows.start) * (columns.stop - columns.start)
     if area == 0 or float(outside.sum()) / area > _MOST_OUTSIDE:
         return None
     return Box(top=rows.start, bottom=rows.stop, left=columns.start, right=columns.stop)
+
+
+def _is_panel(
+    differs: NDArray[np.floating], stands_out: NDArray[np.floating], start: int, blur: int
+) -> bool:
+    """Whether a picture begins at once behind a few letters; see `_edge` for the profiles."""
+    if not start:
+        return True
+    outside = differs[max(0, start - 2 * blur) : max(0, start - blur)]
+    inside = slice(start, start + 2 * blur)
+    return (
+        outside.size > 0
+        and float(outside.max()) <= _PANEL_SHARE
+        and float(differs[inside].max()) >= _PICTURE_SHARE
+        and float(stands_out[inside].max()) >= _EDGE_SHARE
+    )
 
 
 def _extent(share: NDArray[np.floating], least: float = _STRAY_SHARE) -> slice | None:

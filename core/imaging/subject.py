@@ -191,10 +191,10 @@ def _check_image_type(dataset: Dataset, sop_class: str | None) -> None:
     if code_of(dataset, "QualityControlImage") == "YES":
         raise FileRejected(Reason.NOT_A_RADIOGRAPH, "the file is a quality control image")
     values = _values_of(dataset, "ImageType")
-    kinds = [v for v in values[2:] if "other" in vocabulary().image_types.look_up(v).kinds]
-    if kinds:
+    other = [value for value in values[2:] if vocabulary().image_types.look_up(value).kinds]
+    if other:
         raise FileRejected(
-            Reason.NOT_A_RADIOGRAPH, f"the image type is {short(kinds[0])}, not a radiograph's"
+            Reason.NOT_A_RADIOGRAPH, f"the image type is {short(other[0])}, not a radiograph's"
         )
     is_capture = sop_class in _CAPTURE_CLASSES or text_of(dataset, "ConversionType") is not None
     if values[:2] == ["DERIVED", "SECONDARY"] and is_capture:
