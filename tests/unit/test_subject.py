@@ -88,6 +88,12 @@ class TestView:
             dataset = radiograph(ViewPosition=value, ViewCodeSequence=[])
             assert read(dataset, tmp_path).flags == (Flag.VIEW_UNKNOWN,), value
 
+    def test_a_named_projection_is_no_ordinary_one(self, tmp_path: Path) -> None:
+        dataset = radiograph(
+            ProjectionEponymousNameCodeSequence=code("277046008", "SCT", "Lindblom method")
+        )
+        assert _refusal(dataset, tmp_path) is Reason.NOT_FRONTAL
+
     @pytest.mark.parametrize("modifier", [("260450008", "SCT", "lordotic"), ("111069", "DCM", "")])
     def test_a_modifier_makes_a_view_oblique(
         self, tmp_path: Path, modifier: tuple[str, str, str]
@@ -125,6 +131,8 @@ class TestView:
         dataset = radiograph(ViewPosition="Raum-3")
         assert _refusal(dataset, tmp_path) is Reason.NOT_FRONTAL
         local = ReadPolicy(view_positions=frozenset({"RAUM-3"}))
+        assert read(dataset, tmp_path, local).flags == ()
+        dataset = radiograph(ViewPosition="", ViewCodeSequence=code("3", "L", "Raum 3"))
         assert read(dataset, tmp_path, local).flags == ()
 
 
@@ -234,6 +242,7 @@ class TestKindOfImage:
             {"ImageType": ["DERIVED", "PRIMARY", "ENERGY_SUBTRACTED", "SOFT_TISSUE"]},
             {"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS"]},
             {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
+            {"ImageType": ["DERIVED", "SECONDARY", "AI"]},
             {"DerivationDescription": "Bone suppressed image"},
             {"DerivationCodeSequence": code("113062", "DCM", "Pixel by pixel subtraction")},
         ],
@@ -287,6 +296,12 @@ class TestDescriptions:
 
     def test_a_procedure_code_that_disagrees_is_a_flag(self, tmp_path: Path) -> None:
         dataset = radiograph(ProcedureCodeSequence=code("36687-2", "LN", "XR Knee 2 views"))
+        assert read(dataset, tmp_path).flags == (Flag.DESCRIPTION_DISAGREES,)
+
+    def test_so_is_a_request_that_disagrees(self, tmp_path: Path) -> None:
+        request = Dataset()
+        request.ScheduledProcedureStepDescription = "Foot left"
+        dataset = radiograph(RequestAttributesSequence=[request])
         assert read(dataset, tmp_path).flags == (Flag.DESCRIPTION_DISAGREES,)
 
     @pytest.mark.parametrize(
