@@ -21,7 +21,7 @@ from lungwatch.flags import Flag
 from lungwatch.imaging.attributes import code_of, codes_of, items_of, short, text_of, values_of
 from lungwatch.imaging.bodypart import CHEST, PARTLY, UNKNOWN, check_body_part, part_of
 from lungwatch.imaging.view import FRONTAL, check_view, view_of
-from lungwatch.imaging.vocabulary import readings, vocabulary
+from lungwatch.imaging.vocabulary import readings, says_nothing, vocabulary
 
 _RADIOGRAPH_CLASSES = {
     ComputedRadiographyImageStorage,
@@ -142,13 +142,13 @@ def _check_species(dataset: Dataset) -> None:
     stated = [("", text) for text in readings(dataset, "PatientSpeciesDescription")[:1]]
     for value, meaning in (*codes_of(dataset, "PatientSpeciesCodeSequence"), *stated):
         found = known.species.look_up(meaning)
-        is_unstated = not value and view_of(meaning) == UNKNOWN
+        is_unstated = not value and says_nothing(meaning)
         is_human = value in known.human_codes or "human" in found.kinds
         if not is_unstated and (not is_human or "not_human" in found.kinds):
             raise FileRejected(Reason.NOT_HUMAN, "the file names a species other than human")
     breed = next(iter(readings(dataset, "PatientBreedDescription")), "")
     has_breed = bool(codes_of(dataset, "PatientBreedCodeSequence")) or (
-        view_of(breed) != UNKNOWN and "human" not in known.species.look_up(breed).kinds
+        not says_nothing(breed) and "human" not in known.species.look_up(breed).kinds
     )
     if (
         has_breed

@@ -170,6 +170,12 @@ def vocabulary() -> Vocabulary:
     )
 
 
+def says_nothing(text: str) -> bool:
+    """Whether a text is empty, or a word for that ("UNKNOWN", "N/A")."""
+    found = vocabulary().views.look_up(text)
+    return not found.rest and found.kinds <= {"unstated"}
+
+
 def _lists(table: dict[str, Any]) -> dict[str, list[str]]:
     return {name: value for name, value in table.items() if isinstance(value, list)}
 
