@@ -31,6 +31,8 @@ class Decoded:
         same as `tensor`, or where there is no gate.
     flags
         What reading noticed or had to mend, and what the pixels are like.
+    orientation_known
+        As in `Radiograph`: whether side marks may be drawn.
     """
 
     meta: RadiographMeta
@@ -39,6 +41,7 @@ class Decoded:
     shape: tuple[int, int]
     gate_tensor: NDArray[np.float32] | None = None
     flags: tuple[Flag, ...] = ()
+    orientation_known: bool = False
 
 
 def decode(
@@ -85,4 +88,5 @@ def decode(
             else None
         ),
         flags=in_order(flags),
+        orientation_known=radiograph.orientation_known,
     )

@@ -4,15 +4,15 @@ from lungwatch.atomicfile import make_dirs, write_atomic
 from lungwatch.contract import ModelContract
 from lungwatch.daemon.clock import Clock
 from lungwatch.daemon.crashpoint import crashpoint
+from lungwatch.daemon.drawing import draw_result
 from lungwatch.daemon.filing import Filing
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.judging import judge
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.overlay import OverlayText, encode_png, render_overlay, shown_class
+from lungwatch.daemon.overlay import encode_png
 from lungwatch.daemon.records import Classified, Recorded
 from lungwatch.daemon.writer import Writer
 from lungwatch.db.store import Store
-from lungwatch.preprocess import content_of
 
 
 class Finisher:
@@ -27,6 +27,7 @@ class Finisher:
         filing: Filing,
         clock: Clock,
         contract: ModelContract,
+        side_by_side: bool = True,
     ) -> None:
         self._home = home
         self._store = store
@@ -34,6 +35,7 @@ class Finisher:
         self._filing = filing
         self._clock = clock
         self._contract = contract
+        self._side_by_side = side_by_side
 
     def record(self, classified: Classified) -> Recorded:
         """Write the overlay and the row; repeatable until the row is written.
@@ -48,7 +50,8 @@ class Finisher:
         judged = judge(classified, self._contract)
         overlay = self._home.overlay_path(claim.sha256, claim.received_at, self._contract.id)
         make_dirs(overlay.parent)
-        write_atomic(overlay, self._render(classified))
+        picture = draw_result(classified, judged, self._contract, side_by_side=self._side_by_side)
+        write_atomic(overlay, encode_png(picture))
         crashpoint("overlaid")
 
         duration_ms = round((self._clock.monotonic() - claim.started_s) * 1000)
@@ -99,17 +102,3 @@ class Finisher:
             probability=recorded.probability,
             duration_ms=recorded.duration_ms,
         )
-
-    def _render(self, classified: Classified) -> bytes:
-        prepared, scores = classified.prepared, classified.scores
-        text = OverlayText(
-            label=scores.label,
-            probability=scores.probability,
-            threshold=self._contract.decision.threshold,
-            model=self._contract.id,
-            sha256=prepared.claim.sha256,
-        )
-        cam = content_of(
-            scores.cam[shown_class(scores.label)], prepared.shape, self._contract.preprocess
-        )
-        return encode_png(render_overlay(preview=prepared.preview, cam=cam, text=text))

@@ -167,6 +167,7 @@ class Pipeline:
             shape=decoded.shape,
             gate_tensor=decoded.gate_tensor,
             flags=decoded.flags,
+            orientation_known=decoded.orientation_known,
         )
 
     def _inference_loop(self) -> None:

@@ -56,9 +56,9 @@ def gradcam(model: KerasModel, pixels: FloatArray) -> FloatArray:
         tape.watch(features)
         scores = two_logits(logit_of(features, training=False))
         # Images do not influence each other at inference: the sum keeps them apart.
-        normal, covid = tf.reduce_sum(scores[:, 0]), tf.reduce_sum(scores[:, 1])
+        negative, covid = tf.reduce_sum(scores[:, 0]), tf.reduce_sum(scores[:, 1])
     maps = []
-    for score in (normal, covid):
+    for score in (negative, covid):
         weights = tf.reduce_mean(tape.gradient(score, features), axis=(1, 2), keepdims=True)
         evidence = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1))
         if box:
