@@ -141,7 +141,13 @@ class Home:
 
     def files(self, *folders: str):
         """The regular files below some of the home's folders."""
-        found = (path for folder in folders for path in (self.root / folder).rglob("*"))
+        # Not `rglob`, which raises when a running daemon removes a folder under it.
+        found = (
+            Path(place, name)
+            for folder in folders
+            for place, _, names in os.walk(self.root / folder)
+            for name in names
+        )
         return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
     def kept(self):
@@ -229,6 +235,17 @@ class Daemon:
             lambda: text in self.stderr() or self.process.poll() is not None, END_S, self.stderr
         )
         assert self.process.poll() is None, self.stderr()
+
+    def suspend(self):
+        """Stop every thread of it, until it is sent SIGCONT."""
+        self.process.send_signal(signal.SIGSTOP)
+
+        def running():
+            # On a busy machine some threads run on for a while.
+            stats = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+            return [s for s in stats if s.read_text().rpartition(")")[2].split()[0] != "T"]
+
+        wait_for(lambda: not running(), END_S, self.stderr)
 
     def stop(self):
         """Ask it to end, and return its exit status."""
