@@ -158,6 +158,7 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
         home=home,
         watcher=watcher,
         stability=_stability(config, watcher),
+        names=config.name_rules,
         claimer=Claimer(
             home=home,
             store=store,
@@ -173,6 +174,7 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
         vitals=common.vitals,
         clock=clock,
         rescan_s=config.rescan_s,
+        open_timeout_s=config.open_timeout_s,
         min_free_mb=config.min_free_mb,
         stopped=common.stopped,
         queued=lambda: _queued(engine, home, model.row),

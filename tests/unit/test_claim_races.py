@@ -10,6 +10,7 @@ from lungwatch.daemon.beneath import opened_beneath
 from lungwatch.daemon.claiming import Claimer
 from lungwatch.daemon.dropscan import DropScan
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.namerules import NameRules
 
 
 @pytest.fixture
@@ -80,7 +81,15 @@ def test_a_file_too_large_to_read_keeps_no_other_waiting(place, monkeypatch):
     monkeypatch.setattr(leftalone, "event", lambda *_, **fields: said.append(fields["reason"]))
     clock = SimpleNamespace(now=lambda: SimpleNamespace(timestamp=lambda: 0.0))
     left = leftalone.LeftAlone()
-    scan = DropScan(place.home.incoming, left, clock, lambda: None)
+    skipped = leftalone.Skipped(30.0)
+    scan = DropScan(
+        place.home.incoming,
+        names=NameRules(),
+        left_alone=left,
+        skipped=skipped,
+        clock=clock,
+        beat=lambda: None,
+    )
     (place.home.incoming / "normal").write_bytes(b"x")
     (place.home.incoming / "sparse").write_bytes(b"x")
     os.truncate(place.home.incoming / "sparse", 9 << 30)
