@@ -13,6 +13,7 @@ from lungwatch.atomicfile import make_dirs
 from lungwatch.errors import HomeError, Reason
 from lungwatch.imaging.dicom import is_dicom
 from lungwatch.imaging.raster import is_raster
+from lungwatch.imaging.reader import ZIP_SIGNATURE
 
 _MIB = 1024 * 1024
 _HEAD_BYTES = 132
@@ -143,7 +144,7 @@ class Home:
 
 
 # All that `suffix_of` returns.
-SUFFIXES = (".png", ".jpg", ".dcm", ".bin")
+SUFFIXES = (".png", ".jpg", ".dcm", ".zip", ".bin")
 
 
 def suffix_of(path: Path) -> str:
@@ -152,4 +153,6 @@ def suffix_of(path: Path) -> str:
         head = file.read(_HEAD_BYTES)
     if is_raster(head):
         return ".jpg" if head.startswith(b"\xff") else ".png"
-    return ".dcm" if is_dicom(head) else ".bin"
+    if is_dicom(head):
+        return ".dcm"
+    return ".zip" if head.startswith(ZIP_SIGNATURE) else ".bin"
