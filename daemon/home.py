@@ -138,6 +138,15 @@ class Home:
         folder = reason if reason in set(Reason) else Reason.INTERNAL_ERROR.value
         return self.quarantine / folder / f"{sha256}{suffix}"
 
+    @property
+    def own_objects(self) -> Path:
+        """Where objects lie that lungwatch made itself, and somebody sent back."""
+        return self.quarantine / "own_objects"
+
+    def own_object_path(self, sha256: str) -> Path:
+        """Where an object is kept that lungwatch made itself."""
+        return self.own_objects / f"{sha256}.dcm"
+
     def overlay_path(self, sha256: str, received_at: datetime, model_id: str) -> Path:
         """Where the overlay of a content and a model is written."""
         return self.overlays / received_at.strftime("%Y/%m/%d") / f"{sha256}.{model_id}.png"

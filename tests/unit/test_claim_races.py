@@ -30,6 +30,7 @@ def place(tmp_path):
         clock=SimpleNamespace(now=lambda: None),
         model_id=1,
         max_attempts=1,
+        is_known=lambda _: pytest.fail("nothing is known"),
     )
     return SimpleNamespace(home=home, outside=outside, claimer=claimer)
 
@@ -65,6 +66,16 @@ def test_a_file_is_not_given_back_through_a_link_in_its_folder_s_place(place):
     place.claimer._give_back(taken, "study/lungwatch.toml")
     assert {path.name for path in place.outside.iterdir()} == {"x.png"}
     assert (place.home.incoming / "lungwatch.toml").is_symlink()
+
+
+def test_a_file_whose_other_name_is_open_for_writing_is_given_back(place):
+    """It would be filed in a state that nobody meant it to have."""
+    os.link(place.outside / "x.png", place.home.incoming / "x.png")
+    with (place.outside / "x.png").open("r+b") as file:
+        assert place.claimer.take(place.home.incoming / "x.png") is None
+        file.write(b"changed ")
+    assert (place.home.incoming / "x.png").read_bytes() == b"changed "
+    assert list(place.home.work.iterdir()) == []
 
 
 def test_no_way_out_of_a_folder_is_gone(tmp_path):
