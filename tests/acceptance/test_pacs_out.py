@@ -322,7 +322,7 @@ def test_killed_at_any_moment_of_a_batch_all_arrive(home_for, radiograph, tmp_pa
 
 
 def test_an_invalid_object_is_never_sent_and_is_seen(home_for, radiograph, tmp_path):
-    content = radiograph(0, AccessionNumber="LONGER-THAN-SIXTEEN-CHARACTERS")
+    content = radiograph(0, SeriesInstanceUID="1.2.NOT-A-UID")
     with StoreScp(tmp_path / "received") as peer:
         home = home_for(peer)
         home.drop("chest.dcm", content, old=True)
@@ -331,8 +331,8 @@ def test_an_invalid_object_is_never_sent_and_is_seen(home_for, radiograph, tmp_p
         checked = json.loads(home.command("doctor", "--json").stdout)
     (result,) = home.results()
     assert (result["status"], result["delivery"]) == ("done", "invalid")
-    assert all("AccessionNumber" in row["error"] for row in deliveries(home))
-    assert "LONGER" not in home.log()
+    assert all("SeriesInstanceUID" in row["error"] for row in deliveries(home))
+    assert "NOT-A-UID" not in home.log()
     (check,) = [check for check in checked if check["name"] == f"PACS {peer.name}"]
     assert check["ok"] is False
     assert "2 were invalid" in check["detail"]
