@@ -338,6 +338,56 @@ def test_an_invalid_object_is_never_sent_and_is_seen(home_for, radiograph, tmp_p
     assert "2 were invalid" in check["detail"]
 
 
+def test_a_lossless_copy_of_an_instance_gets_no_second_answer(
+    home_for, radiograph, find_testdata, tmp_path
+):
+    """One SOP instance in two encodings: two results, one Secondary Capture."""
+    native = radiograph(0)
+    identity = pydicom.dcmread(io.BytesIO(native), stop_before_pixels=True)
+    copy = pydicom.dcmread(find_testdata("RG1_J2KR.dcm"))
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        setattr(copy, keyword, identity.get(keyword))
+    copy.file_meta.MediaStorageSOPInstanceUID = identity.SOPInstanceUID
+    copy.save_as(tmp_path / "copy.dcm")
+    with StoreScp(tmp_path / "received") as peer:
+        home = home_for(peer, PACS_SEND="sc")
+        for name, content in (
+            ("native.dcm", native),
+            ("copy.dcm", (tmp_path / "copy.dcm").read_bytes()),
+        ):
+            home.drop(name, content, old=True)
+            assert home.run_once().returncode == 0
+        assert sorted(peer.received().values()) == [1]
+        said = home.command("pacs", "send", "2")
+    assert [row.state for row in home.rows()] == ["done", "done"]
+    assert [(row["result_id"], row["state"]) for row in deliveries(home)] == [(1, "sent")]
+    assert said.returncode == 1
+    assert "answers already" in said.stderr
+
+
+def test_an_answer_arrives_whatever_is_wrong_with_the_identifiers(orthanc, home_for, radiograph):
+    """In the study as the PACS has it: a UID with a leading zero, an accession number too long."""
+    study = "1.2.276.0.7230010.3.1.2.20250102.091500.0123"
+    contents = [
+        radiograph(1, StudyInstanceUID=study),
+        radiograph(2, AccessionNumber="HOSP2025010212345678"),
+        radiograph(3, PatientName="M\u00fcller^Zo\u00eb", SpecificCharacterSet=None),
+        radiograph(4, StudyDate="00000000"),
+    ]
+    with orthanc:
+        home = home_for(orthanc, PACS_SEND="sc")
+        for number, content in enumerate(contents):
+            home.drop(f"{number}.dcm", content, old=True)
+        assert home.run_once().returncode == 0
+        assert states(home) == {"sent": len(contents)}
+        answers = orthanc.datasets()
+    assert len(answers) == len(contents)
+    assert study in {answer.StudyInstanceUID for answer in answers}
+    assert {str(answer.PatientName) for answer in answers if answer.PatientName} == {
+        str(pydicom.dcmread(io.BytesIO(contents[0])).PatientName)
+    }
+
+
 def test_what_is_refused_for_good_fails_is_seen_and_can_be_sent_later(
     home_for, rg1, tmp_path
 ):  # fmt: skip
