@@ -25,12 +25,19 @@ class FrameHeader:
         Samples of a pixel.
     precision
         Bits of a sample.
+    is_signed
+        Whether samples have a sign; None in JPEG and JPEG-LS, which know of none.
+    process
+        The JPEG frame marker's second byte, which names the process (ISO 10918-1 table B.1),
+        0xF7 for JPEG-LS; None in JPEG 2000.
     """
 
     rows: int
     columns: int
     components: int
     precision: int
+    is_signed: bool | None = None
+    process: int | None = None
 
 
 def frame_header(frame: bytes) -> FrameHeader | None:
@@ -41,8 +48,8 @@ def frame_header(frame: bytes) -> FrameHeader | None:
     FrameHeader or None
         None if the frame is none of these, or its header is not where it should be.
     """
-    start = frame.find(_JPEG2000_START, 0, _SEARCHED_BYTES)
-    if start >= 0 and len(frame) >= start + 43:
+    start = start_of_jpeg2000(frame)
+    if start is not None:
         # X and Y extents and the image's offset within them: ISO 15444-1 A.5.1.
         right, bottom, left, top = struct.unpack_from(">4L", frame, start + 8)
         components, depth = struct.unpack_from(">HB", frame, start + 40)
@@ -51,8 +58,15 @@ def frame_header(frame: bytes) -> FrameHeader | None:
             columns=right - left,
             components=components,
             precision=(depth & 0x7F) + 1,
+            is_signed=bool(depth & 0x80),
         )
     return _jpeg_header(frame) if frame.startswith(_JPEG_START) else None
+
+
+def start_of_jpeg2000(frame: bytes) -> int | None:
+    """Return where a JPEG 2000 codestream begins, None if there is none."""
+    start = frame.find(_JPEG2000_START, 0, _SEARCHED_BYTES)
+    return start if start >= 0 and len(frame) >= start + 43 else None
 
 
 def _jpeg_header(frame: bytes) -> FrameHeader | None:
@@ -65,7 +79,11 @@ def _jpeg_header(frame: bytes) -> FrameHeader | None:
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             precision, rows, columns, components = struct.unpack_from(">BHHB", frame, position + 4)
             return FrameHeader(
-                rows=rows, columns=columns, components=components, precision=precision
+                rows=rows,
+                columns=columns,
+                components=components,
+                precision=precision,
+                process=marker,
             )
         else:
             (length,) = struct.unpack_from(">H", frame, position + 2)

@@ -57,8 +57,9 @@ def read(
             dataset, modalities=modalities, body_parts=body_parts, reject_lateral=reject_lateral
         )
         check_pixels(dataset, max_pixels)
-        pixels = square_pixels(to_display(decode(dataset), dataset), dataset)
-        return Radiograph(pixels=pixels, meta=meta_of(dataset))
+        displayed = to_display(decode(dataset), dataset)
+        pixels = square_pixels(displayed.pixels, dataset)
+        return Radiograph(pixels=pixels, meta=meta_of(dataset), flags=displayed.flags)
     except FileRejected as refusal:
         refusal.meta = meta_of(dataset)
         raise

@@ -1,0 +1,396 @@
+"""Huffman-coded JPEG scans (ISO 10918-1 F and H), followed symbol by symbol without an image.
+
+For what no library checks: the sequential process of 12 bits, and the lossless one.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NO_CODE = 0
+# Markers without a length: TEM, RST0..7, SOI, EOI.
+_BARE = {0x01, *range(0xD0, 0xDA)}
+_MAX_SIZE_CATEGORY = 16
+_BLOCK = 64
+
+
+class _DamageError(Exception):
+    """The stream breaks a rule of its own."""
+
+
+@dataclass(kw_only=True)
+class _Component:
+    horizontal: int
+    vertical: int
+    quantiser: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ScanComponent:
+    component: _Component
+    dc_table: NDArray[np.int32]
+    ac_table: NDArray[np.int32] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scan:
+    """A scan's tables and data.
+
+    Attributes
+    ----------
+    components
+        In the order of their blocks.
+    selection, shift
+        Predictor and point transform of the lossless process.
+    interval
+        Minimum coded units between restarts, 0 for none.
+    segments
+        Entropy-coded data between restart markers, without stuffed bytes.
+    """
+
+    components: list[_ScanComponent]
+    selection: int
+    shift: int
+    interval: int
+    segments: list[bytes]
+
+
+@dataclass(kw_only=True)
+class _State:
+    """What the marker segments before a scan have set."""
+
+    precision: int = 0
+    rows: int = 0
+    columns: int = 0
+    interval: int = 0
+    components: dict[int, _Component] = field(default_factory=dict)
+    first_quanta: dict[int, int] = field(default_factory=dict)
+    tables: dict[int, NDArray[np.int32]] = field(default_factory=dict)
+
+
+def is_sound(data: bytes) -> bool:
+    """Whether a sequential Huffman-coded JPEG keeps to its own tables and size.
+
+    Every code is in its table, no block has more than 64 coefficients, no mean leaves the
+    range of grey values, and the last block ends in the last byte.
+    """
+    state = _State()
+    try:
+        scans = 0
+        for scan in _scans(data, state):
+            _follow(scan, state)
+            scans += 1
+    except (_DamageError, IndexError, KeyError, struct.error):
+        return False
+    return scans > 0
+
+
+def fits_lossless(data: bytes, decoded: NDArray[Any], precision: int) -> bool:
+    """Whether a lossless JPEG has the length that its decoded samples need.
+
+    Parameters
+    ----------
+    decoded
+        Shape (rows, columns) or (rows, columns, components).
+    """
+    planes = decoded[..., np.newaxis] if decoded.ndim == 2 else decoded
+    state = _State()
+    try:
+        scans = list(_scans(data, state))
+        if len(scans) != 1 or len(scans[0].components) != planes.shape[2]:
+            return True  # components in scans of their own: not written by anyone for X-rays
+        (scan,) = scans
+        columns = planes.shape[1]
+        rows_a_segment = scan.interval // columns if scan.interval else len(planes)
+        if rows_a_segment < 1 or (scan.interval and scan.interval % columns):
+            return False
+        bits = np.zeros(len(planes), dtype=np.int64)
+        for plane, component in zip(np.moveaxis(planes, 2, 0), scan.components, strict=True):
+            bits += _lossless_bits(
+                plane.astype(np.int32) >> scan.shift,
+                component.dc_table,
+                scan.selection,
+                2 ** (precision - scan.shift - 1),
+                rows_a_segment,
+            )
+    except (_DamageError, IndexError, KeyError, struct.error):
+        return False
+    starts = np.arange(0, len(planes), rows_a_segment)
+    needed = -(-np.add.reduceat(bits, starts) // 8)
+    return [len(segment) for segment in scan.segments] == needed.tolist()
+
+
+def _lossless_bits(
+    plane: NDArray[np.int32],
+    table: NDArray[np.int32],
+    selection: int,
+    middle: int,
+    rows_a_segment: int,
+) -> NDArray[np.int64]:
+    """Return the bits that each row's differences take (ISO 10918-1 H.1.2)."""
+    above = np.empty_like(plane)
+    above[1:] = plane[:-1]
+    left = np.empty_like(plane)
+    left[:, 1:] = plane[:, :-1]
+    corner = np.empty_like(plane)
+    corner[1:, 1:] = plane[:-1, :-1]
+    match selection:
+        case 1:
+            predicted = left
+        case 2:
+            predicted = above
+        case 3:
+            predicted = corner
+        case 4:
+            predicted = left + above - corner
+        case 5:
+            predicted = left + ((above - corner) >> 1)
+        case 6:
+            predicted = above + ((left - corner) >> 1)
+        case 7:
+            predicted = (left + above) >> 1
+        case _:
+            raise _DamageError
+    predicted = predicted.copy()
+    predicted[1:, 0] = above[1:, 0]
+    firsts = slice(0, None, rows_a_segment)
+    predicted[firsts, 1:] = left[firsts, 1:]
+    predicted[firsts, 0] = middle
+    # Differences are taken modulo 65536.
+    size = np.abs((plane - predicted).astype(np.int16).astype(np.int32))
+    category = np.frexp(size.astype(np.float32))[1]
+    lengths = _code_lengths(table)
+    if bool((lengths[np.unique(category)] == 0).any()):
+        raise _DamageError
+    extra = np.where(category == _MAX_SIZE_CATEGORY, 0, category)
+    return np.asarray((lengths[category] + extra).sum(axis=1, dtype=np.int64))
+
+
+def _code_lengths(table: NDArray[np.int32]) -> NDArray[np.int64]:
+    lengths = np.zeros(256, dtype=np.int64)
+    lengths[table & 0xFF] = table >> 8
+    lengths[0] = max(
+        (int(entry) >> 8 for entry in np.unique(table) if entry & 0xFF == 0), default=0
+    )
+    return lengths
+
+
+def _follow(scan: _Scan, state: _State) -> None:
+    """Decode a scan's symbols, and leave the coefficients aside.
+
+    Raises
+    ------
+    _DamageError
+        If the scan breaks one of the rules.
+    """
+    order, units = _block_order(scan, state)
+    reach = 2 ** (state.precision + 2)
+    limits = [
+        reach // max(state.first_quanta[entry.component.quantiser], 1) + 1
+        for entry in scan.components
+    ]
+    tables = [
+        (entry.dc_table.tolist(), [] if entry.ac_table is None else entry.ac_table.tolist())
+        for entry in scan.components
+    ]
+    interval = scan.interval or units
+    if len(scan.segments) != -(-units // interval):
+        raise _DamageError
+    for number, segment in enumerate(scan.segments):
+        blocks = order * min(interval, units - number * interval)
+        _follow_segment(segment, blocks, tables, limits)
+
+
+def _block_order(scan: _Scan, state: _State) -> tuple[list[int], int]:
+    """Return whose blocks make a minimum coded unit, and how many such units there are."""
+    tallest = max(component.vertical for component in state.components.values())
+    widest = max(component.horizontal for component in state.components.values())
+    if len(scan.components) == 1:
+        only = scan.components[0].component
+        rows = -(-state.rows * only.vertical // (8 * tallest))
+        columns = -(-state.columns * only.horizontal // (8 * widest))
+        return [0], rows * columns
+    order = [
+        index
+        for index, entry in enumerate(scan.components)
+        for _ in range(entry.component.horizontal * entry.component.vertical)
+    ]
+    return order, -(-state.rows // (8 * tallest)) * -(-state.columns // (8 * widest))
+
+
+def _follow_segment(
+    segment: bytes,
+    blocks: list[int],
+    tables: list[tuple[list[int], list[int]]],
+    limits: list[int],
+) -> None:
+    means = [0] * len(tables)
+    position, held, buffer = 0, 0, 0
+    # Zeros for the look-ahead beyond the end; whoever uses them has gone too far.
+    data, end_bits = segment + bytes(16), 8 * len(segment)
+    for index in blocks:
+        dc_codes, ac_codes = tables[index]
+        coefficient = 0
+        while coefficient < _BLOCK:
+            if held < 32:
+                buffer = (buffer & ((1 << held) - 1)) << 64 | int.from_bytes(
+                    data[position : position + 8].ljust(8, b"\0"), "big"
+                )
+                position += 8
+                held += 64
+                if position > len(data) + 16:
+                    raise _DamageError
+            codes = ac_codes if coefficient else dc_codes
+            entry = codes[(buffer >> (held - 16)) & 0xFFFF]
+            if entry == _NO_CODE:
+                raise _DamageError
+            held -= entry >> 8
+            size = entry & 0x0F
+            if coefficient == 0:
+                if entry & 0xF0:
+                    raise _DamageError
+                if size:
+                    held -= size
+                    value = (buffer >> held) & ((1 << size) - 1)
+                    if not value >> (size - 1):
+                        value += 1 - (1 << size)
+                    means[index] += value
+                    if abs(means[index]) > limits[index]:
+                        raise _DamageError
+                coefficient = 1
+                continue
+            run = (entry >> 4) & 0x0F
+            if size == 0:
+                if run == 0:
+                    break
+                if run != 15:
+                    raise _DamageError
+                coefficient += 16
+            else:
+                held -= size
+                coefficient += run + 1
+        if coefficient > _BLOCK:
+            raise _DamageError
+    left = end_bits - (8 * position - held)
+    if not 0 <= left < 8:
+        raise _DamageError
+
+
+def _scans(data: bytes, state: _State) -> Iterator[_Scan]:
+    """Read a stream's marker segments, and yield its scans."""
+    position = 2
+    while position + 2 <= len(data):
+        marker = data[position + 1]
+        if data[position] != 0xFF:
+            raise _DamageError
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if marker == 0xD9:
+            return
+        if marker in _BARE:
+            position += 2
+            continue
+        (length,) = struct.unpack_from(">H", data, position + 2)
+        body = data[position + 4 : position + 2 + length]
+        position += 2 + length
+        if marker == 0xDA:
+            end, segments = _entropy_coded(data, position)
+            yield _scan(body, segments, state)
+            position = end
+        else:
+            _set(marker, body, state)
+    raise _DamageError
+
+
+def _set(marker: int, body: bytes, state: _State) -> None:
+    if marker == 0xDD:
+        (state.interval,) = struct.unpack(">H", body)
+    elif marker == 0xC4:
+        _read_tables(body, state)
+    elif marker == 0xDB:
+        _read_quanta(body, state)
+    elif 0xC0 <= marker <= 0xCF and marker not in (0xC8, 0xCC):
+        state.precision, state.rows, state.columns, count = struct.unpack_from(">BHHB", body)
+        for number in range(count):
+            identity, sampling, quantiser = body[6 + 3 * number : 9 + 3 * number]
+            state.components[identity] = _Component(
+                horizontal=sampling >> 4, vertical=sampling & 0x0F, quantiser=quantiser
+            )
+
+
+def _read_tables(body: bytes, state: _State) -> None:
+    """Read Huffman tables: an entry for each 16 bits to come, the code's length and its symbol."""
+    position = 0
+    while position < len(body):
+        counts = body[position + 1 : position + 17]
+        table = np.full(2**16, _NO_CODE, dtype=np.int32)
+        first, symbol = 0, position + 17
+        for length, count in enumerate(counts, start=1):
+            width = 2 ** (16 - length)
+            for _ in range(count):
+                table[first : first + width] = length << 8 | body[symbol]
+                first += width
+                symbol += 1
+        state.tables[body[position]] = table
+        position = symbol
+
+
+def _read_quanta(body: bytes, state: _State) -> None:
+    position = 0
+    while position < len(body):
+        is_wide = body[position] >> 4
+        first = struct.unpack_from(">H" if is_wide else ">B", body, position + 1)[0]
+        state.first_quanta[body[position] & 0x0F] = first
+        position += 1 + (128 if is_wide else 64)
+
+
+def _scan(body: bytes, segments: list[bytes], state: _State) -> _Scan:
+    count = body[0]
+    components = []
+    for number in range(count):
+        identity, selectors = body[1 + 2 * number : 3 + 2 * number]
+        components.append(
+            _ScanComponent(
+                component=state.components[identity],
+                dc_table=state.tables[selectors >> 4],
+                ac_table=state.tables.get(0x10 | (selectors & 0x0F)),
+            )
+        )
+    return _Scan(
+        components=components,
+        selection=body[1 + 2 * count],
+        shift=body[3 + 2 * count] & 0x0F,
+        interval=state.interval,
+        segments=segments,
+    )
+
+
+def _entropy_coded(data: bytes, start: int) -> tuple[int, list[bytes]]:
+    """Return where a scan ends, and its data without stuffed bytes, by restart interval."""
+    values = np.frombuffer(data, dtype=np.uint8, offset=start)
+    followers = values[1:]
+    marked = np.flatnonzero((values[:-1] == 0xFF) & (followers != 0) & (followers != 0xFF))
+    kinds = followers[marked]
+    is_restart = (kinds >= 0xD0) & (kinds <= 0xD7)
+    others = np.flatnonzero(~is_restart)
+    if not len(others):
+        raise _DamageError
+    last = int(others[0])
+    # Restart markers are numbered round and round.
+    if not np.array_equal(kinds[:last], 0xD0 + np.arange(last) % 8):
+        raise _DamageError
+    end = start + int(marked[last])
+    bounds = [start - 2, *(start + int(place) for place in marked[:last]), end]
+    segments = [
+        data[before + 2 : after].rstrip(b"\xff").replace(b"\xff\x00", b"\xff")
+        if after > before + 2
+        else b""
+        for before, after in pairwise(bounds)
+    ]
+    return end, segments
