@@ -26,7 +26,7 @@ from pydicom.uid import (
 )
 
 from lungwatch.imaging.codestream import frame_header
-from lungwatch.imaging.entropy import check_jpeg, check_jpeg2000, check_lossless_jpeg, damaged
+from lungwatch.imaging.entropy import check_jpeg, check_jpeg2000, damaged
 
 PLUGIN = "lungwatch"
 JPEG_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
@@ -56,16 +56,13 @@ def decode_jpeg(src: bytes, runner: DecodeRunner) -> bytes:
     """
     import imagecodecs  # noqa: PLC0415 - 10 ms that only compressed files need
 
-    header = frame_header(src)
-    if header is not None:
-        check_jpeg(src, header)
     space = None
     if runner.samples_per_pixel == 3:
         # Equal on both sides: nothing is converted, which is pydicom's to do.
         space = "RGB" if runner.photometric_interpretation == "RGB" else "YCBCR"
     decoded = np.asarray(imagecodecs.jpeg8_decode(src, colorspace=space, outcolorspace=space))
-    if header is not None:
-        check_lossless_jpeg(src, header, decoded)
+    if (header := frame_header(src)) is not None:
+        check_jpeg(src, header, decoded)
     runner.set_option("bits_allocated", 8 * decoded.itemsize)
     runner.set_option("planar_configuration", 0)
     return decoded.tobytes()

@@ -30,6 +30,8 @@ class FrameHeader:
     process
         The JPEG frame marker's second byte, which names the process (ISO 10918-1 table B.1),
         0xF7 for JPEG-LS; None in JPEG 2000.
+    unit
+        Height and width in pixels of what JPEG codes at once, its minimum coded unit.
     """
 
     rows: int
@@ -38,6 +40,7 @@ class FrameHeader:
     precision: int
     is_signed: bool | None = None
     process: int | None = None
+    unit: tuple[int, int] = (8, 8)
 
 
 def frame_header(frame: bytes) -> FrameHeader | None:
@@ -84,8 +87,19 @@ def _jpeg_header(frame: bytes) -> FrameHeader | None:
                 components=components,
                 precision=precision,
                 process=marker,
+                unit=_unit(frame[position + 10 : position + 10 + 3 * components]),
             )
         else:
             (length,) = struct.unpack_from(">H", frame, position + 2)
             position += 2 + length
     return None
+
+
+def _unit(components: bytes) -> tuple[int, int]:
+    """Return a minimum coded unit's size, from the sampling factors (ISO 10918-1 A.2)."""
+    sampling = components[1::3]
+    if len(sampling) < 2:
+        return 8, 8
+    return 8 * max(factors & 0x0F for factors in sampling), 8 * max(
+        factors >> 4 for factors in sampling
+    )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lungwatch.errors import FileRejected, Reason
 from lungwatch.imaging import huffman
 from lungwatch.imaging.codestream import FrameHeader, start_of_jpeg2000
+from lungwatch.imaging.seam import has_seam
 
 _LOSSLESS_PROCESS = 0xC3
 _SEQUENTIAL_PROCESSES = (0xC0, 0xC1)
@@ -30,11 +31,17 @@ def damaged(what: str) -> FileRejected:
     return FileRejected(Reason.DAMAGED, f"the {what} data are damaged; send the image again")
 
 
-def check_jpeg(data: bytes, header: FrameHeader) -> None:
-    """Refuse a JPEG of the DCT processes whose entropy-coded data are damaged.
+def check_jpeg(data: bytes, header: FrameHeader, decoded: NDArray[Any]) -> None:
+    """Refuse a JPEG whose entropy-coded data are damaged.
 
-    Of 8 bits libjpeg's warnings decide, which other bindings keep to themselves; 12 bits are
-    looked at in `lungwatch.imaging.huffman`.
+    Of 8 bits libjpeg's warnings decide, which other bindings keep to themselves; 12 bits and
+    the lossless process are followed in `lungwatch.imaging.huffman`.
+
+    Parameters
+    ----------
+    decoded
+        What the decoder made of it, shape (rows, columns) or (rows, columns, components). Of a
+        lossless JPEG in colours nothing is checked.
 
     Raises
     ------
@@ -42,39 +49,32 @@ def check_jpeg(data: bytes, header: FrameHeader) -> None:
         As DAMAGED.
     """
     if header.process == _LOSSLESS_PROCESS:
-        return
-    if header.precision == 8:
-        space = "CMYK" if header.components == 4 else "GRAY"
-        try:
-            # An eighth of the size takes least time, and all of the data all the same.
-            simplejpeg.decode_jpeg(
-                data, space, fastdct=True, min_height=1, min_width=1, min_factor=8, strict=True
-            )
-        except ValueError as error:
-            raise damaged("JPEG") from error
-    elif header.process in _SEQUENTIAL_PROCESSES and not huffman.is_sound(data):
+        if decoded.ndim == 3:
+            return  # in whatever order of colours; X-rays are grey
+        is_sound = int(decoded.max()) < 2**header.precision and huffman.fits_lossless(
+            data, decoded, header.precision
+        )
+    else:
+        plane = decoded if decoded.ndim == 2 else decoded[:, :, 0]
+        is_sound = _has_sound_scans(data, header) and not has_seam(
+            plane, block=header.unit, white=2**header.precision - 1
+        )
+    if not is_sound:
         raise damaged("JPEG")
 
 
-def check_lossless_jpeg(data: bytes, header: FrameHeader, decoded: NDArray[Any]) -> None:
-    """Refuse a lossless JPEG that is longer or shorter than the image that was made of it.
-
-    Parameters
-    ----------
-    decoded
-        Samples as decoded, shape (rows, columns) or (rows, columns, components).
-
-    Raises
-    ------
-    FileRejected
-        As DAMAGED.
-    """
-    if header.process != _LOSSLESS_PROCESS:
-        return
-    if int(decoded.max()) >= 2**header.precision or not huffman.fits_lossless(
-        data, decoded, header.precision
-    ):
-        raise damaged("lossless JPEG")
+def _has_sound_scans(data: bytes, header: FrameHeader) -> bool:
+    if header.precision != 8:
+        return header.process not in _SEQUENTIAL_PROCESSES or huffman.is_sound(data)
+    space = "CMYK" if header.components == 4 else "GRAY"
+    try:
+        # An eighth of the size takes least time, and all of the data all the same.
+        simplejpeg.decode_jpeg(
+            data, space, fastdct=True, min_height=1, min_width=1, min_factor=8, strict=True
+        )
+    except ValueError:
+        return False
+    return True
 
 
 def check_jpeg2000(data: bytes) -> None:

@@ -11,7 +11,7 @@ from lungwatch.errors import FileRejected, Reason
 from lungwatch.flags import Flag
 from lungwatch.imaging.codestream import frame_header
 from lungwatch.imaging.colour import grey_of
-from lungwatch.imaging.entropy import check_jpeg, check_lossless_jpeg
+from lungwatch.imaging.entropy import check_jpeg
 from lungwatch.imaging.radiograph import FloatImage, Radiograph, RadiographMeta
 from lungwatch.imaging.tone import is_visible, own_range
 
@@ -50,11 +50,20 @@ def read(path: Path, max_pixels: int) -> Radiograph:
         raise FileRejected(
             Reason.TOO_LARGE, f"the image is {columns}x{rows} pixels, more than {max_pixels} in all"
         )
+    header = frame_header(data) if kind == "JPEG" else None
+    if header is not None and header.precision != 8:
+        raise FileRejected(
+            Reason.UNSUPPORTED_PIXEL_FORMAT,
+            f"JPEG files of {header.precision} bits are not supported, only in DICOM",
+        )
     image = _decode(data)
     if image is None:
-        raise FileRejected(Reason.UNREADABLE, f"the {kind} data cannot be decoded")
-    if kind == "JPEG":
-        _check_jpeg(data, image)
+        # A JPEG's headers are sound by now, and the rest has no checksum that could tell.
+        reason = Reason.UNREADABLE if header is None else Reason.DAMAGED
+        raise FileRejected(reason, f"the {kind} data cannot be decoded")
+    if header is not None:
+        # OpenCV mends what it can, and says nothing.
+        check_jpeg(data, header, image)
     pixels, bits, flags = _to_grey(image)
     return Radiograph(
         pixels=pixels,
@@ -79,16 +88,6 @@ def _decode(data: bytes) -> NDArray[np.uint8] | NDArray[np.uint16] | None:
     except cv2.error as error:
         raise FileRejected(Reason.UNREADABLE, "the image data cannot be decoded") from error
     return image  # type: ignore[return-value]  # OpenCV's stub knows no element types
-
-
-def _check_jpeg(data: bytes, image: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
-    """Refuse a JPEG file whose data OpenCV has mended in silence."""
-    header = frame_header(data)
-    if header is None:
-        raise FileRejected(Reason.UNREADABLE, "the JPEG file has no frame header")
-    check_jpeg(data, header)
-    if image.ndim == 2:
-        check_lossless_jpeg(data, header, image)
 
 
 def _to_grey(
