@@ -18,6 +18,8 @@ from lungwatch.errors import FileRejected, Reason
 _SAMPLED_ROWS = 256
 # Neighbours that differ by less than this share of the range are near each other.
 _NEAR = 1 / 16
+# Of two steps, one below this share of the other is clearly the nearer one.
+_CLEARLY_NEARER = 1 / 4
 # So many times more near neighbours, and at least so many, decide against the letter.
 _PREPONDERANCE = 8
 _MIN_EVIDENCE = 32
@@ -92,6 +94,7 @@ def extract(words: NDArray[Any], layout: Layout) -> Samples:
     width = min(layout.stored, precision)
     # A codec that was given words gives them back, else right-aligned samples.
     shift = layout.high_bit + 1 - layout.stored if precision > layout.stored else 0
+    is_impossible = not layout.stored - 1 <= layout.high_bit < word
     if not 0 <= shift <= precision - width:
         shift = 0
     # A sign bit beyond the stream's own bits is never set.
@@ -106,7 +109,7 @@ def extract(words: NDArray[Any], layout: Layout) -> Samples:
                 values=_settled(words, 0, precision, signed=signed)[0], is_corrected=True
             )
     values, is_other_sign = _settled(words, shift, width, signed=signed, is_lossy=layout.is_lossy)
-    return Samples(values=values, is_corrected=is_other_sign)
+    return Samples(values=values, is_corrected=is_other_sign or is_impossible)
 
 
 def _field(words: NDArray[Any], shift: int, width: int, *, signed: bool) -> NDArray[Any]:
@@ -137,35 +140,30 @@ def _settled(
     half = 2 ** (width - 1)
     is_end = (codes <= margin) | (codes >= 2**width - 1 - margin)
     is_end |= (codes >= half - 1 - margin) & (codes <= half + margin)
-    is_other = _prefers(other, letter, width, left_out=is_end)[0]
+    near = [_steps(reading) <= 2**width * _NEAR for reading in (other, letter)]
+    inner = ~(is_end[:, 1:] | is_end[:, :-1])
+    is_other, _ = _weigh(near[0] & ~near[1] & inner, near[1] & ~near[0] & inner)
     return _field(words, shift, width, signed=signed != is_other), is_other
 
 
-def _prefers(
-    candidate: NDArray[Any],
-    letter: NDArray[Any],
-    width: int,
-    left_out: NDArray[np.bool_] | None = None,
-) -> tuple[bool, bool]:
-    """Weigh two readings of a few rows by how near neighbours in a row are to each other.
+def _steps(reading: NDArray[Any]) -> NDArray[np.int32]:
+    return np.asarray(np.abs(np.diff(reading.astype(np.int32), axis=1)))
+
+
+def _weigh(for_other: NDArray[np.bool_], for_letter: NDArray[np.bool_]) -> tuple[bool, bool]:
+    """Weigh pairs of neighbours that fit one reading against those that fit the letter.
 
     Returns
     -------
     tuple of bool
-        Whether the candidate is clearly the right one, and whether the letter clearly is not
+        Whether the other reading is clearly the right one, and whether the letter clearly is not
         the wrong one.
     """
-    steps = [np.abs(np.diff(reading.astype(np.int32), axis=1)) for reading in (candidate, letter)]
-    near = [step <= 2**width * _NEAR for step in steps]
-    differs = near[0] ^ near[1]
-    if left_out is not None:
-        differs &= ~(left_out[:, 1:] | left_out[:, :-1])
-    for_candidate = int(np.count_nonzero(differs & near[0]))
-    for_letter = int(np.count_nonzero(differs & near[1]))
-    enough = max(_MIN_EVIDENCE, _MIN_EVIDENCE_SHARE * differs.size)
+    others, letters = int(np.count_nonzero(for_other)), int(np.count_nonzero(for_letter))
+    enough = max(_MIN_EVIDENCE, _MIN_EVIDENCE_SHARE * for_other.size)
     return (
-        for_candidate >= max(enough, _PREPONDERANCE * for_letter),
-        for_candidate < enough or for_letter >= _PREPONDERANCE * for_candidate,
+        others >= max(enough, _PREPONDERANCE * letters),
+        others < enough or letters >= _PREPONDERANCE * others,
     )
 
 
@@ -190,7 +188,18 @@ def _holds_more(
     sample = words[:: max(1, len(words) // _SAMPLED_ROWS)]
     whole = np.right_shift(_field(sample, 0, precision, signed=signed), shift)
     letter = _field(sample, shift, width, signed=signed)
-    is_whole, is_letter = _prefers(whole, letter, width)
+    if np.array_equal(whole, letter):
+        return False  # a sign, extended to the word
+    # Only where those bits change do the two readings differ by more than a factor.
+    is_change = np.diff(np.right_shift(sample, shift + width), axis=1) != 0
+    whole_steps, letter_steps = (
+        _steps(whole) / 2.0 ** (precision - shift),
+        _steps(letter) / 2.0**width,
+    )
+    is_whole, is_letter = _weigh(
+        is_change & (whole_steps < letter_steps * _CLEARLY_NEARER),
+        is_change & (letter_steps < whole_steps * _CLEARLY_NEARER),
+    )
     if not is_whole and not is_letter:
         raise FileRejected(
             Reason.UNSUPPORTED_PIXEL_FORMAT,

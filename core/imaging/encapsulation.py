@@ -104,4 +104,4 @@ def _is_rle_header(fragment: bytes) -> bool:
     if len(fragment) < _RLE_HEADER_BYTES:
         return False
     segments, *offsets = struct.unpack_from("<16L", fragment)
-    return 0 < segments <= _RLE_MAX_SEGMENTS and offsets[0] == _RLE_HEADER_BYTES
+    return bool(0 < segments <= _RLE_MAX_SEGMENTS and offsets[0] == _RLE_HEADER_BYTES)

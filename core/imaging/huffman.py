@@ -115,7 +115,7 @@ def fits_lossless(data: bytes, decoded: NDArray[Any], precision: int) -> bool:
         return False
     starts = np.arange(0, rows, rows_a_segment)
     needed = -(-np.add.reduceat(bits, starts) // 8)
-    return [len(segment) for segment in scan.segments] == needed.tolist()
+    return bool([len(segment) for segment in scan.segments] == needed.tolist())
 
 
 def _lossless_bits(

@@ -117,6 +117,8 @@ def decode(dataset: FileDataset) -> Samples:
     if syntax.is_encapsulated:
         frame = single_frame(dataset.PixelData, syntax)
         header = _frame_header(frame, dataset, syntax)
+        if header is not None and header.precision > number_of(dataset, "BitsAllocated"):
+            dataset.BitsAllocated = 16
         # Offsets say nothing of a single frame, and may be wrong.
         dataset.PixelData = encapsulate([frame], has_bot=False)
         for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):

@@ -20,7 +20,7 @@ _MIN_GREY_SHARE = 0.02
 _MAX_ONE_SIDE_SHARE = 0.9
 # The whole range of a depth is the window of an image of that depth. Where it leaves so many
 # pixels white, the image is deeper.
-_MAX_WHITE_SHARE_OF_DEPTH = 0.5
+_MAX_WHITE_SHARE_OF_DEPTH = 0.25
 _DEPTHS = range(7, 17)
 # A value that takes up so many pixels is a background, not the image.
 _BACKGROUND_SHARE = 0.01
