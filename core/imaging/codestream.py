@@ -8,6 +8,7 @@ import struct
 from dataclasses import dataclass
 
 _JPEG2000_START = b"\xff\x4f\xff\x51"  # SOC and SIZ, which follow each other: ISO 15444-1 A.4
+_JPEG_LS = 0xF7  # SOF55
 _JPEG_START = b"\xff\xd8"
 # A JP2 file's boxes may come first, against PS3.5 A.4.4.
 _SEARCHED_BYTES = 4096
@@ -41,6 +42,13 @@ class FrameHeader:
     is_signed: bool | None = None
     process: int | None = None
     unit: tuple[int, int] = (8, 8)
+
+    @property
+    def family(self) -> str:
+        """The standard that the stream is of, by name."""
+        if self.process is None:
+            return "JPEG 2000"
+        return "JPEG-LS" if self.process == _JPEG_LS else "JPEG"
 
 
 def frame_header(frame: bytes) -> FrameHeader | None:
@@ -79,7 +87,7 @@ def _jpeg_header(frame: bytes) -> FrameHeader | None:
         if marker == 0xFF:  # fill byte
             position += 1
         # SOF0..SOF15 without DHT, JPG and DAC (ISO 10918-1 B.2.2); SOF55 is JPEG-LS's.
-        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+        elif marker == _JPEG_LS or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             precision, rows, columns, components = struct.unpack_from(">BHHB", frame, position + 4)
             return FrameHeader(
                 rows=rows,

@@ -118,9 +118,17 @@ def check_complete(dataset: FileDataset) -> None:
     if syntax.is_encapsulated or encapsulation.is_encapsulated(value):
         complete = encapsulation.is_complete(value)
     else:
-        complete = len(value) >= frame_bytes(dataset)
+        complete = len(value) >= frame_bytes(dataset) or holds_bytes(dataset)
     if not complete:
         raise FileRejected(Reason.TRUNCATED, "the DICOM file ends before its pixel data does")
+
+
+def holds_bytes(dataset: Dataset) -> bool:
+    """Whether pixel data that are said to be words of 8 bits in 16 are bytes, by their size."""
+    value = dataset["PixelData"].value
+    bits = number_of(dataset, "BitsAllocated"), number_of(dataset, "BitsStored")
+    size = frame_bytes(dataset) // 2
+    return bits[0] == 16 and 0 < bits[1] <= 8 and size > 0 and len(value) in (size, size + size % 2)
 
 
 def frame_bytes(dataset: Dataset) -> int:

@@ -34,8 +34,9 @@ def damaged(what: str) -> FileRejected:
 def check_jpeg(data: bytes, header: FrameHeader, decoded: NDArray[Any]) -> None:
     """Refuse a JPEG whose entropy-coded data are damaged.
 
-    Of 8 bits libjpeg's warnings decide, which other bindings keep to themselves; 12 bits and
-    the lossless process are followed in `lungwatch.imaging.huffman`.
+    Of 8 bits libjpeg's warnings decide, which other bindings keep to themselves. Sequential and
+    lossless scans are followed symbol by symbol as well, and the picture is looked at for the
+    step that damage leaves behind it.
 
     Parameters
     ----------
@@ -64,17 +65,16 @@ def check_jpeg(data: bytes, header: FrameHeader, decoded: NDArray[Any]) -> None:
 
 
 def _has_sound_scans(data: bytes, header: FrameHeader) -> bool:
-    if header.precision != 8:
-        return header.process not in _SEQUENTIAL_PROCESSES or huffman.is_sound(data)
-    space = "CMYK" if header.components == 4 else "GRAY"
-    try:
-        # An eighth of the size takes least time, and all of the data all the same.
-        simplejpeg.decode_jpeg(
-            data, space, fastdct=True, min_height=1, min_width=1, min_factor=8, strict=True
-        )
-    except ValueError:
-        return False
-    return True
+    if header.precision == 8:
+        space = "CMYK" if header.components == 4 else "GRAY"
+        try:
+            # An eighth of the size takes least time, and all of the data all the same.
+            simplejpeg.decode_jpeg(
+                data, space, fastdct=True, min_height=1, min_width=1, min_factor=8, strict=True
+            )
+        except ValueError:
+            return False
+    return header.process not in _SEQUENTIAL_PROCESSES or huffman.is_sound(data)
 
 
 def check_jpeg2000(data: bytes) -> None:

@@ -16,13 +16,13 @@ from lungwatch.errors import FileRejected, Reason
 from lungwatch.flags import Flag
 from lungwatch.imaging import window
 from lungwatch.imaging.attributes import code_of, float_of, number_of
-from lungwatch.imaging.blanktail import check_tail
 from lungwatch.imaging.colour import grey_of
 from lungwatch.imaging.depth import Samples
 from lungwatch.imaging.lut import LutError, read_lut
 from lungwatch.imaging.padding import padding_of
 from lungwatch.imaging.radiograph import FloatImage
 from lungwatch.imaging.tone import is_visible, own_range
+from lungwatch.imaging.unwritten import check_written
 
 # No physical quantity in a radiograph comes near it, and float32 still holds its square.
 _MAX_VALUE = 1e18
@@ -80,7 +80,7 @@ def to_display(samples: Samples, dataset: Dataset) -> Displayed:
         grey = np.subtract(1.0, grey, dtype=np.float32)
     if padding is not None:
         grey[padding] = 0.0
-    check_tail(stored, is_black=bool(grey[-1, -1] < _BLACK))
+    check_written(stored, is_black=bool(grey[-1, -1] < _BLACK))
     return Displayed(pixels=grey, flags=tuple(dict.fromkeys(flags)))
 
 

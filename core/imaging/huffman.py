@@ -1,6 +1,7 @@
 """Huffman-coded JPEG scans (ISO 10918-1 F and H), followed symbol by symbol without an image.
 
-For what no library checks: the sequential process of 12 bits, and the lossless one.
+libjpeg goes on after a block of more coefficients than there are, or a mean beyond all grey, and
+of 12 bits and of the lossless process no library says whether the data are sound.
 """
 
 import struct
@@ -17,6 +18,9 @@ _NO_CODE = 0
 _BARE = {0x01, *range(0xD0, 0xDA)}
 _MAX_SIZE_CATEGORY = 16
 _BLOCK = 64
+_END_OF_BLOCK = 2**10
+_NOT_A_STEP = 2**12
+_CHUNK = 24  # bytes
 
 
 class _DamageError(Exception):
@@ -182,13 +186,14 @@ def _follow(scan: _Scan, state: _State) -> None:
         If the scan breaks one of the rules.
     """
     order, units = _block_order(scan, state)
-    reach = 2 ** (state.precision + 2)
+    # Eight times half the range (F.1.1.4), and a quarter more for what encoders make of edges.
+    reach = 5 * 2**state.precision
     limits = [
         reach // max(state.first_quanta[entry.component.quantiser], 1) + 1
         for entry in scan.components
     ]
     tables = [
-        (entry.dc_table.tolist(), [] if entry.ac_table is None else entry.ac_table.tolist())
+        (entry.dc_table.tolist(), [] if entry.ac_table is None else _steps_of(entry.ac_table))
         for entry in scan.components
     ]
     interval = scan.interval or units
@@ -216,62 +221,87 @@ def _block_order(scan: _Scan, state: _State) -> tuple[list[int], int]:
     return order, -(-state.rows // (8 * tallest)) * -(-state.columns // (8 * widest))
 
 
-def _follow_segment(  # noqa: PLR0912 - one loop, for a call a symbol would double its time
-    segment: bytes,
-    blocks: list[int],
-    tables: list[tuple[list[int], list[int]]],
-    limits: list[int],
+def _follow_segment(
+    segment: bytes, blocks: list[int], tables: list[tuple[list[int], list[int]]], limits: list[int]
 ) -> None:
     means = [0] * len(tables)
-    position, held, buffer = 0, 0, 0
-    # Zeros for the look-ahead beyond the end; whoever uses them has gone too far.
-    data, end_bits = segment + bytes(16), 8 * len(segment)
+    bits = _Bits(segment)
     for index in blocks:
         dc_codes, ac_codes = tables[index]
-        coefficient = 0
+        means[index] += bits.difference(dc_codes)
+        if abs(means[index]) > limits[index]:
+            raise _DamageError
+        bits.skip_block(ac_codes)
+    if not 0 <= bits.left() < 8:
+        raise _DamageError
+
+
+class _Bits:
+    """The bits of a segment, taken from the front."""
+
+    def __init__(self, segment: bytes) -> None:
+        # Zeros for the look-ahead beyond the end; whoever uses them has gone too far.
+        self._data = segment + bytes(_CHUNK)
+        self._size_bits = 8 * len(segment)
+        self._position = 0
+        self._held = 0
+        self._buffer = 0
+
+    def left(self) -> int:
+        """Return how many bits have not been taken; negative beyond the end."""
+        return self._size_bits - 8 * self._position + self._held
+
+    def _fill(self) -> None:
+        if self._position >= len(self._data):
+            raise _DamageError
+        chunk = self._data[self._position : self._position + _CHUNK].ljust(_CHUNK, b"\0")
+        self._buffer = (self._buffer & ((1 << self._held) - 1)) << 8 * _CHUNK | int.from_bytes(
+            chunk, "big"
+        )
+        self._position += _CHUNK
+        self._held += 8 * _CHUNK
+
+    def difference(self, codes: list[int]) -> int:
+        """Take a block's first coefficient, coded as the difference to the last block's."""
+        if self._held < 32:
+            self._fill()
+        entry = codes[(self._buffer >> (self._held - 16)) & 0xFFFF]
+        size = entry & 0xFF
+        if entry == _NO_CODE or size > 15:
+            raise _DamageError
+        self._held -= (entry >> 8) + size
+        if not size:
+            return 0
+        value = (self._buffer >> self._held) & ((1 << size) - 1)
+        return value if value >> (size - 1) else value + 1 - (1 << size)
+
+    def skip_block(self, steps: list[int]) -> None:
+        """Take a block's other coefficients, by `_steps_of` its table."""
+        coefficient = 1
+        buffer, held = self._buffer, self._held
         while coefficient < _BLOCK:
             if held < 32:
-                buffer = (buffer & ((1 << held) - 1)) << 64 | int.from_bytes(
-                    data[position : position + 8].ljust(8, b"\0"), "big"
-                )
-                position += 8
-                held += 64
-                if position > len(data) + 16:
-                    raise _DamageError
-            codes = ac_codes if coefficient else dc_codes
-            entry = codes[(buffer >> (held - 16)) & 0xFFFF]
-            if entry == _NO_CODE:
-                raise _DamageError
-            held -= entry >> 8
-            size = entry & 0x0F
-            if coefficient == 0:
-                if entry & 0xF0:
-                    raise _DamageError
-                if size:
-                    held -= size
-                    value = (buffer >> held) & ((1 << size) - 1)
-                    if not value >> (size - 1):
-                        value += 1 - (1 << size)
-                    means[index] += value
-                    if abs(means[index]) > limits[index]:
-                        raise _DamageError
-                coefficient = 1
-                continue
-            run = (entry >> 4) & 0x0F
-            if size == 0:
-                if run == 0:
-                    break
-                if run != 15:
-                    raise _DamageError
-                coefficient += 16
-            else:
-                held -= size
-                coefficient += run + 1
-        if coefficient > _BLOCK:
+                self._held = held
+                self._fill()
+                buffer, held = self._buffer, self._held
+            step = steps[(buffer >> (held - 16)) & 0xFFFF]
+            held -= step & 0x3F
+            coefficient += step >> 6
+        self._held = held
+        # The last one or an end of the block; not a run beyond it, and no code that is none.
+        if coefficient != _BLOCK and not _END_OF_BLOCK < coefficient < _NOT_A_STEP:
             raise _DamageError
-    left = end_bits - (8 * position - held)
-    if not 0 <= left < 8:
-        raise _DamageError
+
+
+def _steps_of(table: NDArray[np.int32]) -> list[int]:
+    """Return how far each code goes: its coefficients above, its bits in the lowest six."""
+    length, run, size = table >> 8, (table >> 4) & 0x0F, table & 0x0F
+    coefficients = np.where(size > 0, run + 1, _NOT_A_STEP)
+    coefficients[(size == 0) & (run == 15)] = 16
+    coefficients[(size == 0) & (run == 0)] = _END_OF_BLOCK
+    coefficients[table == _NO_CODE] = _NOT_A_STEP
+    steps: list[int] = (coefficients << 6 | (length + size)).tolist()
+    return steps
 
 
 def _scans(data: bytes, state: _State) -> Iterator[_Scan]:

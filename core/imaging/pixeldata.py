@@ -23,14 +23,20 @@ from lungwatch.imaging import codecplugin
 from lungwatch.imaging.attributes import code_of, number_of, short, text_of
 from lungwatch.imaging.codestream import FrameHeader, frame_header
 from lungwatch.imaging.depth import Layout, Samples, extract
-from lungwatch.imaging.dicomfile import frame_bytes
+from lungwatch.imaging.dicomfile import frame_bytes, holds_bytes
 from lungwatch.imaging.encapsulation import is_encapsulated, single_frame
 from lungwatch.imaging.entropy import check_rle
+from lungwatch.imaging.wordorder import check_shape, in_order
 
 _MONOCHROME = {"MONOCHROME1", "MONOCHROME2"}
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
 _PALETTE = "PALETTE COLOR"
 _LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K}
+_FAMILIES = {
+    "JPEG": codecplugin.JPEG_SYNTAXES,
+    "JPEG 2000": codecplugin.JPEG2000_SYNTAXES,
+    "JPEG-LS": tuple(JPEGLSTransferSyntaxes),
+}
 # pydicom masks unused bits and extends signs without a look at the pixels.
 _OPTIONS: Any = {
     "view_only": True,
@@ -126,13 +132,19 @@ def decode(dataset: FileDataset) -> Samples:
     else:
         _check_native(dataset, syntax)
         header = None
+    if is_narrower := not syntax.is_encapsulated and holds_bytes(dataset):
+        dataset.BitsAllocated = 8
     values = _decoded(decoder, dataset, syntax, has_header=header is not None)
     if not values.dtype.isnative:
         values = values.astype(values.dtype.newbyteorder("="))
     if values.ndim == 3:
         return Samples(values=values)
+    words, is_swapped = values.view(f"u{values.dtype.itemsize}"), False
+    if not syntax.is_encapsulated:
+        words, is_swapped = in_order(words)
+        check_shape(words)
     samples = extract(
-        values.view(f"u{values.dtype.itemsize}"),
+        words,
         Layout(
             stored=number_of(dataset, "BitsStored"),
             high_bit=number_of(dataset, "HighBit"),
@@ -144,7 +156,8 @@ def decode(dataset: FileDataset) -> Samples:
     )
     if code_of(dataset, "PhotometricInterpretation") == _PALETTE:
         return Samples(values=apply_color_lut(samples.values, dataset))
-    return samples
+    is_corrected = samples.is_corrected or is_swapped or is_narrower
+    return Samples(values=samples.values, is_corrected=is_corrected)
 
 
 def _decoded(
@@ -192,7 +205,8 @@ def _check_native(dataset: FileDataset, syntax: UID) -> None:
         )
     if (frames := len(value) // frame_bytes(dataset)) > 1:
         raise FileRejected(
-            Reason.MULTI_FRAME, f"the pixel data holds {frames} frames, though the file states one"
+            Reason.MULTI_FRAME,
+            f"the pixel data has {frames} times the size of the one frame that the file states",
         )
 
 
@@ -243,6 +257,10 @@ def _frame_header(frame: bytes, dataset: FileDataset, syntax: UID) -> FrameHeade
         number_of(dataset, keyword, 1) for keyword in ("Rows", "Columns", "SamplesPerPixel")
     )
     if syntax == RLELossless:
+        if frame.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51")):
+            raise FileRejected(
+                Reason.UNREADABLE, "the pixel data is JPEG, though the transfer syntax is RLE"
+            )
         sample_bytes = samples * number_of(dataset, "BitsAllocated") // 8
         size_bytes = rows * columns * sample_bytes
         # Run lengths expand 64-fold at most and cost a byte in 128 at worst: what is longer
@@ -254,6 +272,11 @@ def _frame_header(frame: bytes, dataset: FileDataset, syntax: UID) -> FrameHeade
         check_rle(frame, segments=sample_bytes, size=rows * columns)
         return None
     header = frame_header(frame)
+    if header is not None and syntax not in _FAMILIES[header.family]:
+        raise FileRejected(
+            Reason.UNREADABLE,
+            f"the pixel data is {header.family}, though the transfer syntax is '{syntax.name}'",
+        )
     if header is not None and (rows, columns, samples) != (
         header.rows,
         header.columns,

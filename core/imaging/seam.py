@@ -17,8 +17,8 @@ _MIN_STEP = 5.0
 _MAX_STRAY = 0.4
 _MAX_AROUND = 0.35
 # An edge of the picture's own, as of a frame, begins with a row of blocks.
-_ROW_START_SHARE = 0.05
-_ROW_START_BLOCKS = 4
+_ROW_START_SHARE = 0.02
+_ROW_START_BLOCKS = 3
 _MIN_BLOCKS = 12
 
 

@@ -565,6 +565,35 @@ class TestWords:
         assert "Bits Stored" in str(refused)
 
 
+class TestOrderAndShape:
+    @pytest.mark.parametrize("bits", [12, 14, 16])
+    def test_words_in_the_other_byte_order_are_turned_round(
+        self, read: Any, grey: NDArray[np.float64], bits: int
+    ) -> None:
+        dataset = radiograph(stored_of(grey, bits).byteswap(), bits)
+        assert_shows(read(dataset), grey, DEPTH)
+
+    @pytest.mark.parametrize("bits", [8, 12])
+    def test_exchanged_rows_and_columns_are_refused(
+        self, refusal: Any, grey: NDArray[np.float64], bits: int
+    ) -> None:
+        stored = stored_of(grey, bits)
+        dataset = radiograph(stored, bits, Rows=stored.shape[1], Columns=stored.shape[0])
+        refused = refusal(dataset)
+        assert refused.reason is Reason.UNREADABLE
+        assert "exchanged" in str(refused)
+        frame = j2k(stored, bits)
+        refused = refusal(compressed(dataset, frame, JPEG2000Lossless))
+        assert refused.reason is Reason.UNREADABLE
+        assert "size" in str(refused)
+
+    def test_bytes_that_are_said_to_be_words_are_read_by_their_size(
+        self, read: Any, grey: NDArray[np.float64]
+    ) -> None:
+        dataset = radiograph(stored_of(grey, 8), 8, BitsAllocated=16)
+        assert_shows(read(dataset), grey, DEPTH)
+
+
 class TestPadding:
     @pytest.mark.parametrize("window", [True, False])
     @pytest.mark.parametrize(
@@ -666,6 +695,17 @@ class TestTails:
         start = round(len(data) * kept) // 2 * 2
         refused = refusal(data[:start] + fill * (len(data) - start))
         assert refused.reason is Reason.TRUNCATED
+
+    @pytest.mark.parametrize("start", [0.0, 0.2, 0.6])
+    def test_a_block_that_is_missing_is_refused(
+        self, refusal: Any, grey: NDArray[np.float64], start: float
+    ) -> None:
+        data = bytearray(stored_of(grey).tobytes())
+        first = round(len(data) * start) // 2 * 2
+        data[first : first + 32768] = bytes(32768)
+        refused = refusal(radiograph(stored_of(grey), PixelData=bytes(data)))
+        assert refused.reason is Reason.DAMAGED
+        assert "block" in str(refused)
 
     @pytest.mark.parametrize("share", [0.02, 0.1, 0.25])
     def test_a_black_lower_border_stays(
@@ -825,6 +865,24 @@ class TestEncapsulation:
         refused = refusal(changed)
         assert refused.reason is Reason.UNREADABLE
         assert "not compressed" in str(refused)
+
+    @pytest.mark.parametrize(
+        ("syntax", "named"),
+        [
+            (JPEG2000Lossless, "JPEG-LS"),
+            (JPEGLosslessSV1, "JPEG-LS"),
+            (JPEGLSLossless, "JPEG 2000"),
+            (RLELossless, "JPEG"),
+        ],
+    )
+    def test_a_stream_of_another_kind_than_the_syntax_is_called_so(
+        self, refusal: Any, grey: NDArray[np.float64], syntax: UID, named: str
+    ) -> None:
+        stored = stored_of(grey)
+        frame = j2k(stored, 12) if named == "JPEG 2000" else _jls(stored)
+        refused = refusal(compressed(radiograph(stored), frame, syntax))
+        assert refused.reason is Reason.UNREADABLE
+        assert f"is {named}," in str(refused)
 
     @pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL_422"])
     def test_a_grey_stream_called_coloured_is_refused(
