@@ -108,6 +108,6 @@ def _unit(components: bytes) -> tuple[int, int]:
     sampling = components[1::3]
     if len(sampling) < 2:
         return 8, 8
-    return 8 * max(factors & 0x0F for factors in sampling), 8 * max(
-        factors >> 4 for factors in sampling
-    )
+    tallest = max(factors & 0x0F for factors in sampling)
+    widest = max(factors >> 4 for factors in sampling)
+    return 8 * max(tallest, 1), 8 * max(widest, 1)

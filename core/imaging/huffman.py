@@ -27,6 +27,10 @@ class _DamageError(Exception):
     """The stream breaks a rule of its own."""
 
 
+# What a stream that names what it does not have, or ends too soon, comes out as.
+_TROUBLES = (_DamageError, ArithmeticError, IndexError, KeyError, ValueError, struct.error)
+
+
 @dataclass(kw_only=True)
 class _Component:
     horizontal: int
@@ -89,7 +93,7 @@ def is_sound(data: bytes) -> bool:
         for scan in _scans(data, state):
             _follow(scan, state)
             scans += 1
-    except (_DamageError, IndexError, KeyError, struct.error):
+    except _TROUBLES:
         return False
     return scans > 0
 
@@ -115,7 +119,7 @@ def fits_lossless(data: bytes, decoded: NDArray[Any], precision: int) -> bool:
             2 ** (precision - scan.shift - 1),
             rows_a_segment,
         )
-    except (_DamageError, ValueError, IndexError, KeyError, struct.error):
+    except _TROUBLES:
         return False
     starts = np.arange(0, rows, rows_a_segment)
     needed = -(-np.add.reduceat(bits, starts) // 8)

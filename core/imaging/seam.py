@@ -20,6 +20,7 @@ _MAX_AROUND = 0.35
 _ROW_START_SHARE = 0.02
 _ROW_START_BLOCKS = 3
 _MIN_BLOCKS = 12
+_MIN_BLOCK_ROWS = 4
 
 
 def has_seam(grey: NDArray[Any], *, block: tuple[int, int], white: int) -> bool:
@@ -34,10 +35,10 @@ def has_seam(grey: NDArray[Any], *, block: tuple[int, int], white: int) -> bool:
     white
         The largest grey value.
     """
-    steps = _steps(grey, *block) * (255.0 / white)
-    columns = steps.shape[1] if steps.ndim == 2 else 0
-    if columns < _MIN_BLOCKS or len(steps) < 3:
+    columns = grey.shape[1] // block[1]
+    if columns < _MIN_BLOCKS or grey.shape[0] // block[0] < _MIN_BLOCK_ROWS:
         return False
+    steps = _steps(grey, *block) * (255.0 / white)
     flat = steps.ravel()
     # A row of blocks is as long as the step: a median over it is the step's height.
     windows = np.lib.stride_tricks.sliding_window_view(flat, columns)
