@@ -58,5 +58,7 @@ def _as_stored(value: int, stored: NDArray[Any], bits: int) -> int:
     if limits.min <= value <= limits.max:
         return value
     bits = min(bits, 8 * stored.dtype.itemsize)
+    if bits < 16 and value & (2**bits - 1) == 0:
+        return value  # nothing of it is left to know it by
     value &= 2**bits - 1
     return value - 2**bits if limits.min < 0 and value >= 2 ** (bits - 1) else value

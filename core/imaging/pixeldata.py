@@ -78,8 +78,11 @@ def check_pixels(dataset: FileDataset, max_pixels: int) -> None:
             Reason.TOO_LARGE, f"the image is {columns}x{rows} pixels, more than {max_pixels} in all"
         )
     if (frames := number_of(dataset, "NumberOfFrames", 1)) > 1:
-        raise FileRejected(Reason.MULTI_FRAME, f"the file holds {frames} frames, not one")
-    for keyword in _NEEDED:
+        raise FileRejected(Reason.MULTI_FRAME, f"the file states {frames} frames, not one")
+    syntax = UID(dataset.file_meta.TransferSyntaxUID)
+    is_native = syntax.is_transfer_syntax and not syntax.is_encapsulated
+    is_colour = number_of(dataset, "SamplesPerPixel") > 1
+    for keyword in (*_NEEDED, *(("PlanarConfiguration",) if is_native and is_colour else ())):
         if text_of(dataset, keyword) is None:
             raise FileRejected(
                 Reason.UNSUPPORTED_PIXEL_FORMAT,
@@ -93,6 +96,10 @@ def check_pixels(dataset: FileDataset, max_pixels: int) -> None:
             f"photometric interpretation {short(photometric)} "
             + (f"with {samples} samples a pixel " if photometric in _SAMPLES_PER_PIXEL else "")
             + "is not supported",
+        )
+    if (sign := number_of(dataset, "PixelRepresentation")) not in (0, 1):
+        raise FileRejected(
+            Reason.UNSUPPORTED_PIXEL_FORMAT, f"PixelRepresentation is {sign}, neither 0 nor 1"
         )
     allocated, stored = number_of(dataset, "BitsAllocated"), number_of(dataset, "BitsStored")
     # PS3.3 C.8.11.3 allows DX no other, and no modality writes them for radiographs.
@@ -125,6 +132,8 @@ def decode(dataset: FileDataset) -> Samples:
         header = _frame_header(frame, dataset, syntax)
         if header is not None and header.precision > number_of(dataset, "BitsAllocated"):
             dataset.BitsAllocated = 16
+        if "PlanarConfiguration" not in dataset:
+            dataset.PlanarConfiguration = 0  # the stream's own business
         # Offsets say nothing of a single frame, and may be wrong.
         dataset.PixelData = encapsulate([frame], has_bot=False)
         for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):

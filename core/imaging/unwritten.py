@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import FileRejected, Reason
+from lungwatch.imaging.radiograph import FloatImage
 
 # A collimator's or a window's lower border may be black and exactly even; a third of an X-ray
 # is not. Other than black, nothing makes such borders but a frame, which has an upper side too.
@@ -19,17 +20,18 @@ _MAX_OTHER_SHARE = 1 / 4
 _MAX_SHARE_WITHIN_ROW = 0.02
 _WHOLE_ROW = 0.9
 _MIN_WITHIN_ROW = 0.05
+_BLACK = 0.02
 
 
-def check_written(stored: NDArray[Any], *, is_black: bool) -> None:
+def check_written(stored: NDArray[Any], grey: FloatImage) -> None:
     """Refuse an image that a large part of is one value where an X-ray cannot have it.
 
     Parameters
     ----------
     stored
         Shape (rows, columns).
-    is_black
-        Whether the last value is shown as black.
+    grey
+        What is shown of it, float32, 0..1, of the same shape.
 
     Raises
     ------
@@ -41,20 +43,20 @@ def check_written(stored: NDArray[Any], *, is_black: bool) -> None:
         share = ((end - start) * stored.shape[1] + abs(before) + abs(behind)) / stored.size
         if share <= _MAX_SHARE_WITHIN_ROW:
             continue
-        is_tail = end == len(stored)
         is_cut = before > 0 or behind > 0
-        limit = _MAX_BLACK_SHARE if is_black else _MAX_OTHER_SHARE
-        if is_tail and (is_cut or (share > limit and not _has_upper_band(stored, share))):
+        limit = _MAX_BLACK_SHARE if grey[start, 0] < _BLACK else _MAX_OTHER_SHARE
+        if not is_cut and (share <= limit or _is_of_frame(stored, start, end)):
+            continue
+        if end == len(stored):
             raise FileRejected(
                 Reason.TRUNCATED,
                 f"the last {share:.0%} of the pixel data are one value: the image was never "
                 "written to its end",
             )
-        if is_cut:
-            raise FileRejected(
-                Reason.DAMAGED,
-                f"{share:.0%} of the pixel data in one piece are one value: a block is missing",
-            )
+        raise FileRejected(
+            Reason.DAMAGED,
+            f"{share:.0%} of the pixel data in one piece are one value: a block is missing",
+        )
 
 
 def _even_bands(stored: NDArray[Any]) -> list[tuple[int, int, int]]:
@@ -96,7 +98,13 @@ def _run(row: NDArray[Any], next_row: NDArray[Any], value: int) -> int:
     return length if float(np.mean(next_row[:length] != value)) >= _WHOLE_ROW else 0
 
 
-def _has_upper_band(stored: NDArray[Any], share: float) -> bool:
-    """Whether the image begins with a band half as high, as a frame does."""
-    rows = stored[: max(1, round(len(stored) * share / 2))]
-    return bool((rows == rows[0, 0]).all())
+def _is_of_frame(stored: NDArray[Any], start: int, end: int) -> bool:
+    """Whether a band lies at one end of the image, and one half as high at the other end."""
+    height = max(1, (end - start) // 2)
+    if end == len(stored):
+        opposite = stored[:height]
+    elif start == 0:
+        opposite = stored[-height:]
+    else:
+        return False
+    return bool((opposite == opposite[0, 0]).all())

@@ -430,6 +430,18 @@ class TestSigns:
             syntax = JPEG2000 if lossy else JPEG2000Lossless
             assert_shows(read(compressed(dataset, frame, syntax)), grey, DEPTH)
 
+    @pytest.mark.parametrize("bits", [12, 14, 16])
+    @pytest.mark.parametrize("stated", [12, 16])
+    def test_a_signed_stream_deeper_or_shallower_than_the_file_keeps_its_depth(
+        self, read: Any, grey: NDArray[np.float64], bits: int, stated: int
+    ) -> None:
+        signed = (stored_of(grey, bits).astype(np.int32) - 2 ** (bits - 1)).astype(np.int16)
+        dataset = compressed(radiograph(signed, stated), j2k(signed, bits), JPEG2000Lossless)
+        assert_shows(read(dataset), grey, *((DEPTH,) if bits > stated else ()))
+        frame = bytes(imagecodecs.htj2k_encode(signed, reversible=True))
+        shown = read(compressed(radiograph(signed, stated), frame, HTJ2KLossless))
+        assert_shows(shown, grey, *((DEPTH,) if bits > stated else ()))
+
     @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
     def test_unsigned_values_in_a_file_that_calls_them_signed_do_not_wrap(
         self, read: Any, grey: NDArray[np.float64], bits: int
@@ -673,6 +685,24 @@ class TestMissing:
         assert refused.reason is Reason.UNSUPPORTED_PIXEL_FORMAT
         assert keyword in str(refused)
 
+    def test_a_missing_order_of_colours_is_named(
+        self, refusal: Any, read: Any, grey: NDArray[np.float64]
+    ) -> None:
+        stored = stored_of(grey, 8)
+        dataset = radiograph(np.dstack([stored] * 3), 8, PhotometricInterpretation="RGB")
+        dataset.SamplesPerPixel = 3
+        assert "PlanarConfiguration" in str(refusal(dataset))
+        frame = bytes(imagecodecs.jpeg8_encode(np.dstack([stored] * 3), level=95))
+        dataset.PhotometricInterpretation = "YBR_FULL_422"
+        assert_shows(read(compressed(dataset, frame, JPEGBaseline8Bit)), grey)
+
+    def test_a_representation_that_cannot_be_is_named(
+        self, refusal: Any, grey: NDArray[np.float64]
+    ) -> None:
+        refused = refusal(radiograph(stored_of(grey), PixelRepresentation=2))
+        assert refused.reason is Reason.UNSUPPORTED_PIXEL_FORMAT
+        assert "PixelRepresentation is 2" in str(refused)
+
 
 class TestTails:
     @pytest.mark.parametrize("share", [0.36, 0.5, 0.9])
@@ -695,6 +725,15 @@ class TestTails:
         start = round(len(data) * kept) // 2 * 2
         refused = refusal(data[:start] + fill * (len(data) - start))
         assert refused.reason is Reason.TRUNCATED
+
+    @pytest.mark.parametrize("rows", [(0, 0.5), (0.3, 0.7)])
+    def test_rows_that_are_missing_before_the_end_are_refused(
+        self, refusal: Any, grey: NDArray[np.float64], rows: tuple[float, float]
+    ) -> None:
+        stored = stored_of(grey)
+        first, last = (round(len(stored) * part) for part in rows)
+        stored[first:last] = 0
+        assert refusal(radiograph(stored)).reason is Reason.DAMAGED
 
     @pytest.mark.parametrize("start", [0.0, 0.2, 0.6])
     def test_a_block_that_is_missing_is_refused(
