@@ -16,8 +16,9 @@ chest X-rays, and studying what such networks look at.
 person. COVID-19 is diagnosed by laboratory tests; many infected people have a normal chest
 X-ray. Not for lateral views, CT, or parts of the body other than the chest.
 
-**The answer** is COVID, NORMAL (that is: not COVID; other pneumonias belong here) or UNCERTAIN,
-a calibrated probability, and a coarse map of what spoke for either class."""
+**The answer** is COVID, NEGATIVE (no COVID pattern; nothing is said of other disease, and other
+pneumonias belong here) or UNCERTAIN, a calibrated probability, and a coarse map of what spoke for
+either class."""
 
 _LIMITS = """\
 - The probability is calibrated for the share of COVID in the validation images. In a clinic
@@ -111,8 +112,17 @@ def _input(contract: ModelContract) -> str:
     return (
         f"{spec.size_px} x {spec.size_px} px, fit '{spec.fit}', intensity '{spec.intensity}' "
         f"({spec.low_percentile:g} to {spec.high_percentile:g} %); standardisation is inside the "
-        f"graph. Maps of {contract.cam_side_px} x {contract.cam_side_px} cells for both classes; "
-        f"embedding of {contract.embedding_size} numbers."
+        f"graph. Maps of {contract.cam_side_px} x {contract.cam_side_px} cells for both classes, "
+        f"drawn {_scale(contract.map_reference)}; embedding of {contract.embedding_size} numbers."
+    )
+
+
+def _scale(reference: float | None) -> str:
+    if reference is None:
+        return "relative to each image's strongest evidence"
+    return (
+        f"on one scale for all images, whose end is {reference:.4g} (95th percentile of the "
+        "largest evidence over validation images called COVID)"
     )
 
 

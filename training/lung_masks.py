@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from lungwatch.errors import DatasetError, FileRejected
-from lungwatch.imaging import read_radiograph
+from lungwatch.imaging import Radiograph, read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
 from lungwatch.training.pixels import FloatArray
 
@@ -59,8 +59,9 @@ def read_lung_masks(
         raise DatasetError(f"{folder}: no lung masks; expected images/NAME.* and masks/NAME.png")
     pixels, masks = [], []
     for image in images:
-        pixels.append(_image(image, spec))
-        masks.append(_mask(folder / "masks" / f"{image.stem}.png", spec.size_px))
+        radiograph = _radiograph(image)
+        pixels.append(preprocess(radiograph.pixels, spec))
+        masks.append(_mask(folder / "masks" / f"{image.stem}.png", radiograph, spec.size_px))
         if progress:
             progress(1)
     return LungMasks(
@@ -70,18 +71,23 @@ def read_lung_masks(
     )
 
 
-def _image(path: Path, spec: PreprocessSpec) -> FloatArray:
+def _radiograph(path: Path) -> Radiograph:
     try:
-        return preprocess(read_radiograph(path).pixels, spec)
+        return read_radiograph(path)
     except (FileRejected, OSError) as error:
         raise DatasetError(f"{path}: {error}") from error
 
 
-def _mask(path: Path, side: int) -> FloatArray:
+def _mask(path: Path, radiograph: Radiograph, side: int) -> FloatArray:
     grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.is_file() else None
     if grey is None:
         raise DatasetError(f"{path}: no such mask, or not an image")
     drawn = np.asarray(grey, dtype=np.float32) / 255.0
     if not _FEWEST <= float(drawn.mean()) <= _MOST:
         raise DatasetError(f"{path}: marks {drawn.mean():.0%} of the image as lung")
+    if radiograph.kept is not None:
+        # The mask was drawn on the image as the file has it, with its frame.
+        whole = (radiograph.meta.columns, radiograph.meta.rows)
+        drawn = np.asarray(cv2.resize(drawn, whole, interpolation=cv2.INTER_NEAREST), np.float32)
+        drawn = np.ascontiguousarray(radiograph.kept.of(drawn))
     return np.asarray(cv2.resize(drawn, (side, side), interpolation=cv2.INTER_AREA), np.float32)

@@ -44,7 +44,9 @@ class Displayed:
     flags: tuple[Flag, ...] = ()
 
 
-def to_display(samples: Samples, dataset: Dataset) -> Displayed:
+def to_display(
+    samples: Samples, dataset: Dataset, hidden: NDArray[np.bool_] | None = None
+) -> Displayed:
     """Apply modality LUT, VOI and photometric interpretation.
 
     Of several VOI tables the first is taken, and a table before a window; of several windows
@@ -56,6 +58,9 @@ def to_display(samples: Samples, dataset: Dataset) -> Displayed:
         Stored values, shape (rows, columns), or (rows, columns, 3) for RGB.
     dataset
         The attributes that describe them.
+    hidden
+        bool, shape (rows, columns): what the display shutter hides, if there is one. Like
+        padding it takes no part in windowing and is black.
 
     Raises
     ------
@@ -66,8 +71,13 @@ def to_display(samples: Samples, dataset: Dataset) -> Displayed:
     stored = samples.values
     flags = [Flag.DEPTH_CORRECTED] if samples.is_corrected else []
     if stored.ndim == 3:
-        return Displayed(pixels=_luma(stored, dataset, flags), flags=tuple(flags))
+        luma = _luma(stored, dataset, flags)
+        if hidden is not None:
+            luma[hidden] = 0.0
+        return Displayed(pixels=luma, flags=tuple(dict.fromkeys(flags)))
     padding = padding_of(stored, dataset)
+    if hidden is not None:
+        padding = hidden if padding is None else padding | hidden
     values = _modality(stored, dataset, flags)
     shown = None if padding is None or padding.all() else ~padding
     grey = _voi_lut(values, dataset, shown, flags)

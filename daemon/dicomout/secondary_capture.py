@@ -7,7 +7,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.daemon.dicomout.facts import ResultFacts
+from lungwatch.daemon.dicomout.facts import ResultFacts, conclusion
 from lungwatch.daemon.dicomout.uids import stable_uid
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def secondary_capture(facts: ResultFacts, source: Dataset, names: tuple[str, ...
     image.ConversionType = "WSD"
     image.ImageType = ["DERIVED", "SECONDARY"]
     image.DerivationDescription = (
-        f"X-ray with Grad-CAM of {facts.model_name} {facts.model_version}. {RESEARCH_USE_ONLY}"
+        f"X-ray with the answer of {facts.model_name} {facts.model_version}. "
+        f"{conclusion(facts.label)} {RESEARCH_USE_ONLY}"
     )
     image.ImageComments = RESEARCH_USE_ONLY
     reference = Dataset()

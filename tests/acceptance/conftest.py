@@ -257,10 +257,10 @@ def wait_for(is_true: Callable[[], bool], timeout_s: float, show: Callable[[], s
 
 @pytest.fixture(scope="session")
 def make_home(tmp_path_factory):
-    """Make a new home, with settings of its own."""
+    """Make a new home, with settings of its own; drawn pictures are no X-rays, so flags only."""
 
     def make(**env: str):
-        return Home(tmp_path_factory.mktemp("place") / "home", env)
+        return Home(tmp_path_factory.mktemp("place") / "home", {"GATE": "flag", **env})
 
     return make
 
@@ -310,7 +310,7 @@ def newer_bundle(shipped_bundle, tmp_path):
     data = (copy / "model.onnx").read_bytes() + b"\xf8\xff\x01\x01"
     (copy / "model.onnx").write_bytes(data)
     listed = json.loads((copy / "bundle.json").read_text())
-    listed["sha256"] = {"model.onnx": sha256(data)}
+    listed["sha256"]["model.onnx"] = sha256(data)
     (copy / "bundle.json").write_text(json.dumps(listed))
     return copy
 

@@ -275,6 +275,7 @@ class TestColour:
     ) -> None:
         dataset = pydicom.dcmread(find_testdata("examples_rgb_color.dcm"))
         dataset.Modality, dataset.BodyPartExamined = "CR", "CHEST"
+        dataset.SOPClassUID = ComputedRadiographyImageStorage
         with pytest.raises(FileRejected, match="in colours") as caught:
             shown(dataset, tmp_path)
         assert caught.value.reason is Reason.UNSUPPORTED_PIXEL_FORMAT

@@ -1,0 +1,342 @@
+"""Training pictures for the content gate: chest X-rays, turned, inverted, and what is none.
+
+Only frontal chest X-rays are read. Everything that the gate has to refuse is made: from X-rays
+(turned, inverted, cut to pieces, one half, collages) or drawn (noise, text, shapes, phantoms of
+cross-sections and bones). Pictures of other bodies or parts are never learnt from, so that a
+collection of them measures what the gate does with the unknown.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from lungwatch.preprocess import PreprocessSpec, preprocess
+from lungwatch.training.gate_drawings import DRAWINGS
+from lungwatch.training.pixels import FloatArray
+
+TURNS = 4
+# Shares of the kinds in what is learnt from: upright, turned, inverted; the rest shows no chest.
+_UPRIGHT, _TURNED, _INVERTED = 0.38, 0.22, 0.10
+_BOTH = 0.15  # of the turned ones, also inverted
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GateXray:
+    """A frontal chest X-ray, upright, at a size that is quick to warp.
+
+    Attributes
+    ----------
+    pixels
+        float32, shape (h, w), 0..1, air dark.
+    lungs
+        float32, shape (h, w), 0..1: the lung field; None where nobody drew it.
+    """
+
+    pixels: FloatArray
+    lungs: FloatArray | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GateBatch:
+    """Pictures and what the gate should say of them.
+
+    Attributes
+    ----------
+    pixels
+        float32, shape (N, S, S, 1), 0..1, preprocessed.
+    frontal
+        float32, shape (N, 1): 1 for a frontal chest X-ray, however it is turned.
+    turn
+        float32, shape (N, 4): one-hot; quarter turns anticlockwise that were made.
+    inverted
+        float32, shape (N, 1): 1 for inverted grey values.
+    is_chest
+        float32, shape (N,): where `turn` and `inverted` mean something.
+    lungs
+        float32, shape (N, M, M, 1): share of each cell that is lung.
+    has_lungs
+        float32, shape (N,): where `lungs` is known.
+    """
+
+    pixels: FloatArray
+    frontal: FloatArray
+    turn: FloatArray
+    inverted: FloatArray
+    is_chest: FloatArray
+    lungs: FloatArray
+    has_lungs: FloatArray
+
+
+def draw_batch(
+    xrays: Sequence[GateXray],
+    count: int,
+    spec: PreprocessSpec,
+    lungs_side_px: int,
+    rng: np.random.Generator,
+) -> GateBatch:
+    """Make `count` training pictures from X-rays drawn at random."""
+    size, side = spec.size_px, lungs_side_px
+    batch = GateBatch(
+        pixels=np.empty((count, size, size, 1), np.float32),
+        frontal=np.zeros((count, 1), np.float32),
+        turn=np.zeros((count, TURNS), np.float32),
+        inverted=np.zeros((count, 1), np.float32),
+        is_chest=np.zeros(count, np.float32),
+        lungs=np.zeros((count, side, side, 1), np.float32),
+        has_lungs=np.ones(count, np.float32),
+    )
+    for index in range(count):
+        kind = rng.random()
+        if kind >= _UPRIGHT + _TURNED + _INVERTED:
+            picture = exposed(_no_chest(xrays, rng), rng)
+            batch.pixels[index] = preprocess(picture, spec)
+            batch.turn[index, 0] = 1.0
+            continue
+        xray = xrays[rng.integers(len(xrays))]
+        pixels, lungs = moved(xray, rng)
+        turn = int(rng.integers(1, TURNS)) if _UPRIGHT <= kind < _UPRIGHT + _TURNED else 0
+        inverted = kind >= _UPRIGHT + _TURNED or (turn > 0 and rng.random() < _BOTH)
+        pixels = exposed(_clouded(pixels, lungs, rng), rng)
+        pixels = np.rot90(1.0 - pixels if inverted else pixels, turn)
+        batch.pixels[index] = preprocess(np.ascontiguousarray(pixels), spec)
+        batch.frontal[index] = batch.is_chest[index] = 1.0
+        batch.turn[index, turn] = 1.0
+        batch.inverted[index] = inverted
+        if lungs is None:
+            batch.has_lungs[index] = 0.0
+        else:
+            field = np.ascontiguousarray(np.rot90(lungs, turn))
+            batch.lungs[index, :, :, 0] = cv2.resize(
+                field, (side, side), interpolation=cv2.INTER_AREA
+            )
+    return batch
+
+
+def moved(xray: GateXray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray | None]:
+    """Change position, scale, aspect and a little of the angle, as patients and crops differ."""
+    height, width = xray.pixels.shape
+    centre = ((width - 1) / 2.0, (height - 1) / 2.0)
+    matrix = cv2.getRotationMatrix2D(centre, rng.normal(0.0, 5.0), rng.uniform(0.82, 1.18))
+    matrix = np.asarray(matrix, dtype=np.float64)
+    matrix[0, :2] *= rng.uniform(0.88, 1.12)
+    matrix[0, 2] += rng.uniform(-0.06, 0.06) * width
+    matrix[1, 2] += rng.uniform(-0.06, 0.06) * height
+    outside = cv2.BORDER_CONSTANT if rng.random() < 0.7 else cv2.BORDER_REPLICATE
+    pixels = cv2.warpAffine(
+        xray.pixels, matrix, (width, height), borderMode=outside, flags=cv2.INTER_LINEAR
+    )
+    lungs = None if xray.lungs is None else cv2.warpAffine(xray.lungs, matrix, (width, height))
+    # A mirrored X-ray is as frontal as any; who sees it by its heart is not the gate.
+    if rng.random() < 0.15:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+        lungs = None if lungs is None else np.ascontiguousarray(lungs[:, ::-1])
+    return np.asarray(pixels, np.float32), None if lungs is None else np.asarray(lungs, np.float32)
+
+
+def exposed(pixels: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Change exposure, window, sharpness, noise and compression; burn marks in now and then."""
+    grey = np.clip(pixels, 0.0, 1.0) ** np.float32(np.exp(rng.normal(0.0, 0.35)))
+    if rng.random() < 0.5:
+        low, high = np.percentile(grey, (rng.uniform(0, 8), rng.uniform(92, 100)))
+        grey = np.clip((grey - low) / max(high - low, 1e-3), 0.0, 1.0)
+    if rng.random() < 0.2:
+        equaliser = cv2.createCLAHE(rng.uniform(1.0, 4.0), (8, 8))
+        grey = equaliser.apply((grey * 255).astype(np.uint8)).astype(np.float32) / 255.0
+    if rng.random() < 0.3:
+        grey = cv2.GaussianBlur(grey, (0, 0), rng.uniform(0.5, 2.5))
+    elif rng.random() < 0.2:
+        soft = cv2.GaussianBlur(grey, (0, 0), 3.0)
+        grey = np.clip(grey + rng.uniform(0.5, 2.0) * (grey - soft), 0.0, 1.0)
+    if rng.random() < 0.25:
+        height, width = grey.shape
+        share = rng.uniform(0.2, 0.6)
+        small = cv2.resize(
+            grey, (int(width * share), int(height * share)), interpolation=cv2.INTER_AREA
+        )
+        grey = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    if rng.random() < 0.25:
+        noise = rng.standard_normal(grey.shape, dtype=np.float32)
+        grey = grey + np.float32(rng.uniform(0.01, 0.06)) * noise
+    grey = np.clip(grey, 0.0, 1.0).astype(np.float32)
+    if rng.random() < 0.2:
+        grey = _marked(grey, rng)
+    if rng.random() < 0.15:
+        grey = _framed(grey, rng)
+    if rng.random() < 0.3:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(12, 70))]
+        _, data = cv2.imencode(".jpg", (grey * 255).astype(np.uint8), quality)
+        grey = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255.0
+    return np.ascontiguousarray(grey, dtype=np.float32)
+
+
+def _clouded(pixels: FloatArray, lungs: FloatArray | None, rng: np.random.Generator) -> FloatArray:
+    """Whiten parts of the lungs: a very sick chest is a chest all the same."""
+    if rng.random() > 0.25:
+        return pixels
+    height, width = pixels.shape
+    cloud = np.zeros((height, width), np.float32)
+    for _ in range(int(rng.integers(1, 5))):
+        centre = (int(rng.uniform(0.15, 0.85) * width), int(rng.uniform(0.2, 0.8) * height))
+        axes = (int(rng.uniform(0.06, 0.25) * width), int(rng.uniform(0.08, 0.35) * height))
+        cv2.ellipse(cloud, centre, axes, rng.uniform(0, 180), 0, 360, 1.0, -1)
+    cloud = cv2.GaussianBlur(cloud, (0, 0), 0.05 * width)
+    if lungs is not None:
+        cloud *= cv2.GaussianBlur(lungs, (0, 0), 0.02 * width)
+    body = float(np.percentile(pixels, rng.uniform(55, 85)))
+    strength = cloud * np.float32(rng.uniform(0.3, 0.95))
+    return np.asarray(pixels * (1 - strength) + body * strength, dtype=np.float32)
+
+
+def _marked(grey: FloatArray, rng: np.random.Generator) -> FloatArray:
+    height, width = grey.shape
+    page = (np.clip(grey, 0.0, 1.0) * 255.0).astype(np.uint8)
+    words = ("R", "L", "PORTABLE", "AP", "SUPINE", "12:04", "PA ERECT", "ICU")
+    for _ in range(int(rng.integers(1, 3))):
+        text = words[int(rng.integers(len(words)))]
+        place = (int(rng.uniform(0, 0.85) * width), int(rng.uniform(0.06, 1.0) * height))
+        cv2.putText(
+            page,
+            text,
+            place,
+            cv2.FONT_HERSHEY_SIMPLEX,
+            float(rng.uniform(0.3, 1.0)) * width / 256,
+            255,
+            int(rng.integers(1, 3)),
+        )
+    return page.astype(np.float32) / np.float32(255.0)
+
+
+def _framed(grey: FloatArray, rng: np.random.Generator) -> FloatArray:
+    height, width = grey.shape
+    top, bottom = (rng.uniform(0, 0.1, 2) * height).astype(int)
+    left, right = (rng.uniform(0, 0.1, 2) * width).astype(int)
+    value = 0.0 if rng.random() < 0.75 else 1.0
+    return np.asarray(
+        cv2.copyMakeBorder(grey, top, bottom, left, right, cv2.BORDER_CONSTANT, value=value)
+    )
+
+
+def _no_chest(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
+    if rng.random() < 0.5:
+        make = DRAWINGS[int(rng.integers(len(DRAWINGS)))]
+        picture = make(rng)
+    else:
+        make_of = _SCRAPS[int(rng.integers(len(_SCRAPS)))]
+        picture = make_of(xrays, rng)
+    picture = picture if rng.random() < 0.7 else 1.0 - picture
+    if rng.random() < 0.3:
+        picture = np.rot90(picture, int(rng.integers(1, TURNS)))
+    return np.ascontiguousarray(picture, dtype=np.float32)
+
+
+def _any(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
+    return xrays[int(rng.integers(len(xrays)))].pixels
+
+
+def _patch(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
+    """A piece of an X-ray: bones, soft tissue, a corner of a lung."""
+    pixels = _any(xrays, rng)
+    height, width = pixels.shape
+    rows = int(rng.uniform(0.15, 0.42) * height)
+    columns = int(rng.uniform(0.15, 0.42) * width)
+    top, left = rng.integers(height - rows), rng.integers(width - columns)
+    piece = pixels[top : top + rows, left : left + columns]
+    return np.asarray(cv2.resize(piece, (192, 192), interpolation=cv2.INTER_CUBIC))
+
+
+def _half(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
+    """One side of a chest: a single lung beside a spine, as a lateral view has it."""
+    pixels = _any(xrays, rng)
+    width = pixels.shape[1]
+    cut = int(rng.uniform(0.4, 0.52) * width)
+    side = pixels[:, :cut] if rng.random() < 0.5 else pixels[:, width - cut :]
+    if rng.random() < 0.5:  # both halves over each other, as a ray from the side sees them
+        other = pixels[:, width - cut :][:, ::-1]
+        side = 0.5 * (pixels[:, :cut] + other)
+    return np.asarray(cv2.resize(np.ascontiguousarray(side), (192, 208)))
+
+
+def _band(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
+    """The top or the bottom of an X-ray: shoulders and neck, or the abdomen."""
+    pixels = _any(xrays, rng)
+    height = pixels.shape[0]
+    cut = int(rng.uniform(0.15, 0.3) * height)
+    band = pixels[:cut] if rng.random() < 0.5 else pixels[height - cut :]
+    return np.asarray(cv2.resize(np.ascontiguousarray(band), (192, 160)))
+
+
+def _jigsaw(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
+    pieces = int(rng.integers(2, 5))
+    side = 192 // pieces
+    square = cv2.resize(_any(xrays, rng), (side * pieces, side * pieces))
+    tiles = [
+        square[r : r + side, c : c + side]
+        for r in range(0, side * pieces, side)
+        for c in range(0, side * pieces, side)
+    ]
+    order = rng.permutation(len(tiles))
+    while (order == np.arange(len(tiles))).mean() > 0.5:
+        order = rng.permutation(len(tiles))
+    rows = [np.hstack([tiles[order[r * pieces + c]] for c in range(pieces)]) for r in range(pieces)]
+    return np.asarray(np.vstack(rows), np.float32)
+
+
+def _collage(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
+    """A contact sheet of several X-rays, or one that is small in a large page."""
+    if rng.random() < 0.5:
+        across, down = ((2, 1), (2, 2), (3, 2), (3, 3), (1, 2))[int(rng.integers(5))]
+        rows = [
+            np.hstack([cv2.resize(_any(xrays, rng), (96, 112)) for _ in range(across)])
+            for _ in range(down)
+        ]
+        return np.asarray(np.vstack(rows), np.float32)
+    page = np.full((224, 224), rng.choice([0.0, 0.15, 1.0]), np.float32)
+    side = int(rng.uniform(40, 84))
+    top, left = rng.integers(0, 224 - side, 2)
+    page[top : top + side, left : left + side] = cv2.resize(_any(xrays, rng), (side, side))
+    return page
+
+
+def _bent(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
+    """An X-ray bent out of shape until no anatomy is left."""
+    pixels = cv2.resize(_any(xrays, rng), (192, 192))
+    steps = int(rng.integers(4, 8))
+    shifts = [
+        cv2.resize(
+            rng.normal(0.0, rng.uniform(22, 45), (steps, steps)).astype(np.float32),
+            (192, 192),
+            interpolation=cv2.INTER_CUBIC,
+        )
+        for _ in range(2)
+    ]
+    y, x = np.mgrid[0:192, 0:192].astype(np.float32)
+    bent = cv2.remap(
+        pixels, x + shifts[0], y + shifts[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+    )
+    return np.asarray(bent, np.float32)
+
+
+def _squeezed(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
+    """Two X-rays laid over each other, one of them turned."""
+    first = cv2.resize(_any(xrays, rng), (192, 192))
+    second = cv2.resize(_any(xrays, rng), (192, 192))
+    mixed = 0.5 * first + 0.5 * np.rot90(second, int(rng.integers(1, TURNS)))
+    return np.asarray(mixed, np.float32)
+
+
+_Scrap = Callable[[Sequence[GateXray], np.random.Generator], FloatArray]
+_SCRAPS: tuple[_Scrap, ...] = (
+    _patch,
+    _patch,
+    _half,
+    _half,
+    _half,
+    _band,
+    _band,
+    _jigsaw,
+    _collage,
+    _bent,
+    _squeezed,
+)
