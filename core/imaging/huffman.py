@@ -7,6 +7,7 @@ of 12 bits and of the lossless process no library says whether the data are soun
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,8 @@ _MAX_SIZE_CATEGORY = 16
 _BLOCK = 64
 _END_OF_BLOCK = 2**10
 _NOT_A_STEP = 2**12
+# Most encoders write the standard's own tables.
+_CACHED_TABLES = 4
 _CHUNK = 24  # bytes
 
 
@@ -41,8 +44,8 @@ class _Component:
 @dataclass(frozen=True, kw_only=True)
 class _ScanComponent:
     component: _Component
-    dc_table: NDArray[np.int32]
-    ac_table: NDArray[np.int32] | None
+    dc_table: bytes
+    ac_table: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,7 @@ class _State:
     interval: int = 0
     components: dict[int, _Component] = field(default_factory=dict)
     first_quanta: dict[int, int] = field(default_factory=dict)
-    tables: dict[int, NDArray[np.int32]] = field(default_factory=dict)
+    tables: dict[int, bytes] = field(default_factory=dict)
 
 
 def is_sound(data: bytes) -> bool:
@@ -114,7 +117,7 @@ def fits_lossless(data: bytes, decoded: NDArray[Any], precision: int) -> bool:
             return False
         bits = _lossless_bits(
             decoded.astype(np.int32) >> scan.shift,
-            scan.components[0].dc_table,
+            _table_of(scan.components[0].dc_table),
             scan.selection,
             2 ** (precision - scan.shift - 1),
             rows_a_segment,
@@ -196,10 +199,7 @@ def _follow(scan: _Scan, state: _State) -> None:
         reach // max(state.first_quanta[entry.component.quantiser], 1) + 1
         for entry in scan.components
     ]
-    tables = [
-        (entry.dc_table.tolist(), [] if entry.ac_table is None else _steps_of(entry.ac_table))
-        for entry in scan.components
-    ]
+    tables = [(_codes_of(entry.dc_table), _steps_of(entry.ac_table)) for entry in scan.components]
     interval = scan.interval or units
     if len(scan.segments) != -(-units // interval):
         raise _DamageError
@@ -297,8 +297,10 @@ class _Bits:
             raise _DamageError
 
 
-def _steps_of(table: NDArray[np.int32]) -> list[int]:
+@lru_cache(maxsize=_CACHED_TABLES)
+def _steps_of(definition: bytes) -> list[int]:
     """Return how far each code goes: its coefficients above, its bits in the lowest six."""
+    table = _table_of(definition)
     length, run, size = table >> 8, (table >> 4) & 0x0F, table & 0x0F
     coefficients = np.where(size > 0, run + 1, _NOT_A_STEP)
     coefficients[(size == 0) & (run == 15)] = 16
@@ -352,20 +354,31 @@ def _set(marker: int, body: bytes, state: _State) -> None:
 
 
 def _read_tables(body: bytes, state: _State) -> None:
-    """Read Huffman tables: an entry for each 16 bits to come, the code's length and its symbol."""
     position = 0
     while position < len(body):
-        counts = body[position + 1 : position + 17]
-        table = np.full(2**16, _NO_CODE, dtype=np.int32)
-        first, symbol = 0, position + 17
-        for length, count in enumerate(counts, start=1):
-            width = 2 ** (16 - length)
-            for _ in range(count):
-                table[first : first + width] = length << 8 | body[symbol]
-                first += width
-                symbol += 1
-        state.tables[body[position]] = table
-        position = symbol
+        end = position + 17 + sum(body[position + 1 : position + 17])
+        state.tables[body[position]] = body[position + 1 : end]
+        position = end
+
+
+@lru_cache(maxsize=_CACHED_TABLES)
+def _table_of(definition: bytes) -> NDArray[np.int32]:
+    """Return an entry for each 16 bits to come: the code's length above, its symbol below."""
+    table = np.full(2**16, _NO_CODE, dtype=np.int32)
+    first, symbol = 0, 16
+    for length, count in enumerate(definition[:16], start=1):
+        width = 2 ** (16 - length)
+        for _ in range(count):
+            table[first : first + width] = length << 8 | definition[symbol]
+            first += width
+            symbol += 1
+    return table
+
+
+@lru_cache(maxsize=_CACHED_TABLES)
+def _codes_of(definition: bytes) -> list[int]:
+    codes: list[int] = _table_of(definition).tolist()
+    return codes
 
 
 def _read_quanta(body: bytes, state: _State) -> None:
@@ -386,7 +399,7 @@ def _scan(body: bytes, segments: list[bytes], state: _State) -> _Scan:
             _ScanComponent(
                 component=state.components[identity],
                 dc_table=state.tables[selectors >> 4],
-                ac_table=state.tables.get(0x10 | (selectors & 0x0F)),
+                ac_table=state.tables.get(0x10 | (selectors & 0x0F), b""),
             )
         )
     return _Scan(
