@@ -194,7 +194,12 @@ def _inflate(file: BinaryIO, max_bytes: int) -> bytes:
     """Inflate the rest of a file, as far as `max_bytes`: a few bytes can hold gigabytes."""
     # PS3.5 A.5: the bare deflate stream of RFC 1951.
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    data = inflater.decompress(file.read(), max_bytes)
+    try:
+        data = inflater.decompress(file.read(), max_bytes)
+    except zlib.error as error:
+        raise FileRejected(
+            Reason.DAMAGED, "the DICOM file's content is not deflated as it says, or is damaged"
+        ) from error
     if inflater.eof:
         return data
     if len(data) >= max_bytes:

@@ -271,6 +271,14 @@ def _frame_header(frame: bytes, dataset: FileDataset, syntax: UID) -> FrameHeade
                 Reason.UNREADABLE, "the pixel data is JPEG, though the transfer syntax is RLE"
             )
         sample_bytes = samples * number_of(dataset, "BitsAllocated") // 8
+        # A segment for each byte of a pixel (PS3.5 G.2): how many there are, the frame tells.
+        segments = int.from_bytes(frame[:4], "little")
+        if segments != sample_bytes and segments in (samples, 2 * samples):
+            allocated = 8 * segments // samples
+            dataset.BitsAllocated = allocated
+            if number_of(dataset, "BitsStored") > allocated:
+                dataset.BitsStored, dataset.HighBit = allocated, allocated - 1
+            sample_bytes = segments
         size_bytes = rows * columns * sample_bytes
         # Run lengths expand 64-fold at most and cost a byte in 128 at worst: what is longer
         # than that was not made from this image, and might fill the memory.

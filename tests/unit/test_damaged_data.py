@@ -21,6 +21,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
     ComputedRadiographyImageStorage,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     JPEG2000Lossless,
@@ -351,3 +352,13 @@ class TestDicom:
         stored = np.rint(chest / 4095 * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
         syntax = JPEGLosslessSV1 if predictor == 1 else JPEGLossless
         assert verdict(dicom(stored, bits, lossless(stored, bits, predictor), syntax)) is None
+
+    def test_a_data_set_that_is_not_deflated_as_it_says_is_damaged(
+        self, verdict: Any, chest8: Samples
+    ) -> None:
+        frame = bytes(imagecodecs.jpeg8_encode(chest8, level=95))
+        data = dicom(chest8, 8, frame, JPEGBaseline8Bit)
+        old, new = JPEGBaseline8Bit.encode(), DeflatedExplicitVRLittleEndian.encode()
+        assert data.count(old) == 1
+        assert len(old) == len(new)
+        assert verdict(data.replace(old, new)) is Reason.DAMAGED

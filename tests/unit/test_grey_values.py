@@ -425,6 +425,16 @@ class TestStreamsDepth:
         dataset = radiograph(stored, stated, BitsAllocated=16)
         assert_shows(read(compressed(dataset, encode(stored), syntax)), grey)
 
+    @pytest.mark.parametrize(("allocated", "stated"), [(16, 8), (16, 12), (8, 8)])
+    def test_run_length_encoded_segments_tell_how_many_bytes_a_sample_has(
+        self, read: Any, grey: NDArray[np.float64], allocated: int, stated: int
+    ) -> None:
+        stored = stored_of(grey, 8 if allocated == 16 else 12)
+        dataset = radiograph(stored, 8 if allocated == 16 else 12)
+        dataset.compress(RLELossless, generate_instance_uid=False)
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stated, stated - 1
+        assert_shows(read(dataset), grey, *((DEPTH,) if allocated == 8 else ()))
+
     def test_an_overlay_within_a_stream_of_words_is_left_out(
         self, read: Any, grey: NDArray[np.float64]
     ) -> None:
