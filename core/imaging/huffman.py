@@ -5,18 +5,15 @@ of 12 bits and of the lossless process no library says whether the data are soun
 """
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lungwatch.imaging.jpegscan import DamageError, Scan, StreamState, scans_of
+
 _NO_CODE = 0
-# Markers without a length: TEM, RST0..7, SOI, EOI.
-_BARE = {0x01, *range(0xD0, 0xDA)}
 _MAX_SIZE_CATEGORY = 16
 _BLOCK = 64
 _END_OF_BLOCK = 2**10
@@ -24,64 +21,8 @@ _NOT_A_STEP = 2**12
 # Most encoders write the standard's own tables.
 _CACHED_TABLES = 4
 _CHUNK = 24  # bytes
-
-
-class _DamageError(Exception):
-    """The stream breaks a rule of its own."""
-
-
 # What a stream that names what it does not have, or ends too soon, comes out as.
-_TROUBLES = (_DamageError, ArithmeticError, IndexError, KeyError, ValueError, struct.error)
-
-
-@dataclass(kw_only=True)
-class _Component:
-    horizontal: int
-    vertical: int
-    quantiser: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ScanComponent:
-    component: _Component
-    dc_table: bytes
-    ac_table: bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Scan:
-    """A scan's tables and data.
-
-    Attributes
-    ----------
-    components
-        In the order of their blocks.
-    selection, shift
-        Predictor and point transform of the lossless process.
-    interval
-        Minimum coded units between restarts, 0 for none.
-    segments
-        Entropy-coded data between restart markers, without stuffed bytes.
-    """
-
-    components: list[_ScanComponent]
-    selection: int
-    shift: int
-    interval: int
-    segments: list[bytes]
-
-
-@dataclass(kw_only=True)
-class _State:
-    """What the marker segments before a scan have set."""
-
-    precision: int = 0
-    rows: int = 0
-    columns: int = 0
-    interval: int = 0
-    components: dict[int, _Component] = field(default_factory=dict)
-    first_quanta: dict[int, int] = field(default_factory=dict)
-    tables: dict[int, bytes] = field(default_factory=dict)
+_TROUBLES = (DamageError, ArithmeticError, IndexError, KeyError, ValueError, struct.error)
 
 
 def is_sound(data: bytes) -> bool:
@@ -90,10 +31,10 @@ def is_sound(data: bytes) -> bool:
     Every code is in its table, no block has more than 64 coefficients, no mean leaves the
     range of grey values, and the last block ends in the last byte.
     """
-    state = _State()
+    state = StreamState()
     try:
         scans = 0
-        for scan in _scans(data, state):
+        for scan in scans_of(data, state):
             _follow(scan, state)
             scans += 1
     except _TROUBLES:
@@ -111,7 +52,7 @@ def fits_lossless(data: bytes, decoded: NDArray[Any], precision: int) -> bool:
     """
     rows, columns = decoded.shape
     try:
-        (scan,) = _scans(data, _State())
+        (scan,) = scans_of(data, StreamState())
         rows_a_segment = scan.interval // columns if scan.interval else rows
         if rows_a_segment < 1 or (scan.interval and scan.interval % columns):
             return False
@@ -159,7 +100,7 @@ def _lossless_bits(
         case 7:
             predicted = (left + above) >> 1
         case _:
-            raise _DamageError
+            raise DamageError
     predicted = predicted.copy()
     predicted[1:, 0] = above[1:, 0]
     firsts = slice(0, None, rows_a_segment)
@@ -170,7 +111,7 @@ def _lossless_bits(
     category = np.frexp(size.astype(np.float32))[1]
     lengths = _code_lengths(table)
     if bool((lengths[np.unique(category)] == 0).any()):
-        raise _DamageError
+        raise DamageError
     extra = np.where(category == _MAX_SIZE_CATEGORY, 0, category)
     return np.asarray((lengths[category] + extra).sum(axis=1, dtype=np.int64))
 
@@ -184,12 +125,12 @@ def _code_lengths(table: NDArray[np.int32]) -> NDArray[np.int64]:
     return lengths
 
 
-def _follow(scan: _Scan, state: _State) -> None:
+def _follow(scan: Scan, state: StreamState) -> None:
     """Decode a scan's symbols, and leave the coefficients aside.
 
     Raises
     ------
-    _DamageError
+    DamageError
         If the scan breaks one of the rules.
     """
     order, units = _block_order(scan, state)
@@ -202,13 +143,13 @@ def _follow(scan: _Scan, state: _State) -> None:
     tables = [(_codes_of(entry.dc_table), _steps_of(entry.ac_table)) for entry in scan.components]
     interval = scan.interval or units
     if len(scan.segments) != -(-units // interval):
-        raise _DamageError
+        raise DamageError
     for number, segment in enumerate(scan.segments):
         blocks = order * min(interval, units - number * interval)
         _follow_segment(segment, blocks, tables, limits)
 
 
-def _block_order(scan: _Scan, state: _State) -> tuple[list[int], int]:
+def _block_order(scan: Scan, state: StreamState) -> tuple[list[int], int]:
     """Return whose blocks make a minimum coded unit, and how many such units there are."""
     tallest = max(component.vertical for component in state.components.values())
     widest = max(component.horizontal for component in state.components.values())
@@ -234,10 +175,10 @@ def _follow_segment(
         dc_codes, ac_codes = tables[index]
         means[index] += bits.difference(dc_codes)
         if abs(means[index]) > limits[index]:
-            raise _DamageError
+            raise DamageError
         bits.skip_block(ac_codes)
     if not 0 <= bits.left() < 8:
-        raise _DamageError
+        raise DamageError
 
 
 class _Bits:
@@ -257,7 +198,7 @@ class _Bits:
 
     def _fill(self) -> None:
         if self._position >= len(self._data):
-            raise _DamageError
+            raise DamageError
         chunk = self._data[self._position : self._position + _CHUNK].ljust(_CHUNK, b"\0")
         self._buffer = (self._buffer & ((1 << self._held) - 1)) << 8 * _CHUNK | int.from_bytes(
             chunk, "big"
@@ -272,7 +213,7 @@ class _Bits:
         entry = codes[(self._buffer >> (self._held - 16)) & 0xFFFF]
         size = entry & 0xFF
         if entry == _NO_CODE or size > 15:
-            raise _DamageError
+            raise DamageError
         self._held -= (entry >> 8) + size
         if not size:
             return 0
@@ -294,7 +235,7 @@ class _Bits:
         self._held = held
         # The last one or an end of the block; not a run beyond it, and no code that is none.
         if coefficient != _BLOCK and not _END_OF_BLOCK < coefficient < _NOT_A_STEP:
-            raise _DamageError
+            raise DamageError
 
 
 @lru_cache(maxsize=_CACHED_TABLES)
@@ -308,57 +249,6 @@ def _steps_of(definition: bytes) -> list[int]:
     coefficients[table == _NO_CODE] = _NOT_A_STEP
     steps: list[int] = (coefficients << 6 | (length + size)).tolist()
     return steps
-
-
-def _scans(data: bytes, state: _State) -> Iterator[_Scan]:
-    """Read a stream's marker segments, and yield its scans."""
-    position = 2
-    while position + 2 <= len(data):
-        marker = data[position + 1]
-        if data[position] != 0xFF:
-            raise _DamageError
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        if marker == 0xD9:
-            return
-        if marker in _BARE:
-            position += 2
-            continue
-        (length,) = struct.unpack_from(">H", data, position + 2)
-        body = data[position + 4 : position + 2 + length]
-        position += 2 + length
-        if marker == 0xDA:
-            end, segments = _entropy_coded(data, position)
-            yield _scan(body, segments, state)
-            position = end
-        else:
-            _set(marker, body, state)
-    raise _DamageError
-
-
-def _set(marker: int, body: bytes, state: _State) -> None:
-    if marker == 0xDD:
-        (state.interval,) = struct.unpack(">H", body)
-    elif marker == 0xC4:
-        _read_tables(body, state)
-    elif marker == 0xDB:
-        _read_quanta(body, state)
-    elif 0xC0 <= marker <= 0xCF and marker not in (0xC8, 0xCC):
-        state.precision, state.rows, state.columns, count = struct.unpack_from(">BHHB", body)
-        for number in range(count):
-            identity, sampling, quantiser = body[6 + 3 * number : 9 + 3 * number]
-            state.components[identity] = _Component(
-                horizontal=sampling >> 4, vertical=sampling & 0x0F, quantiser=quantiser
-            )
-
-
-def _read_tables(body: bytes, state: _State) -> None:
-    position = 0
-    while position < len(body):
-        end = position + 17 + sum(body[position + 1 : position + 17])
-        state.tables[body[position]] = body[position + 1 : end]
-        position = end
 
 
 @lru_cache(maxsize=_CACHED_TABLES)
@@ -379,58 +269,3 @@ def _table_of(definition: bytes) -> NDArray[np.int32]:
 def _codes_of(definition: bytes) -> list[int]:
     codes: list[int] = _table_of(definition).tolist()
     return codes
-
-
-def _read_quanta(body: bytes, state: _State) -> None:
-    position = 0
-    while position < len(body):
-        is_wide = body[position] >> 4
-        first = struct.unpack_from(">H" if is_wide else ">B", body, position + 1)[0]
-        state.first_quanta[body[position] & 0x0F] = first
-        position += 1 + (128 if is_wide else 64)
-
-
-def _scan(body: bytes, segments: list[bytes], state: _State) -> _Scan:
-    count = body[0]
-    components = []
-    for number in range(count):
-        identity, selectors = body[1 + 2 * number : 3 + 2 * number]
-        components.append(
-            _ScanComponent(
-                component=state.components[identity],
-                dc_table=state.tables[selectors >> 4],
-                ac_table=state.tables.get(0x10 | (selectors & 0x0F), b""),
-            )
-        )
-    return _Scan(
-        components=components,
-        selection=body[1 + 2 * count],
-        shift=body[3 + 2 * count] & 0x0F,
-        interval=state.interval,
-        segments=segments,
-    )
-
-
-def _entropy_coded(data: bytes, start: int) -> tuple[int, list[bytes]]:
-    """Return where a scan ends, and its data without stuffed bytes, by restart interval."""
-    values = np.frombuffer(data, dtype=np.uint8, offset=start)
-    followers = values[1:]
-    marked = np.flatnonzero((values[:-1] == 0xFF) & (followers != 0) & (followers != 0xFF))
-    kinds = followers[marked]
-    is_restart = (kinds >= 0xD0) & (kinds <= 0xD7)
-    others = np.flatnonzero(~is_restart)
-    if not len(others):
-        raise _DamageError
-    last = int(others[0])
-    # Restart markers are numbered round and round.
-    if not np.array_equal(kinds[:last], 0xD0 + np.arange(last) % 8):
-        raise _DamageError
-    end = start + int(marked[last])
-    bounds = [start - 2, *(start + int(place) for place in marked[:last]), end]
-    segments = [
-        data[before + 2 : after].rstrip(b"\xff").replace(b"\xff\x00", b"\xff")
-        if after > before + 2
-        else b""
-        for before, after in pairwise(bounds)
-    ]
-    return end, segments

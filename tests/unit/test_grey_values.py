@@ -42,7 +42,6 @@ from lungwatch.imaging import Radiograph, ReadPolicy, dicom, read_radiograph
 
 Samples = NDArray[Any]
 DEPTH, TABLE, WINDOW = Flag.DEPTH_CORRECTED, Flag.TABLE_IGNORED, Flag.WINDOW_IGNORED
-_PYDICOM_LIMITS = "ignore::UserWarning"
 
 
 @pytest.fixture(scope="module")
@@ -898,16 +897,13 @@ class TestEncapsulation:
         stored = stored_of(grey)
         assert_shows(read(radiograph(stored, PixelData=stored.tobytes() + bytes(4096))), grey)
 
-    @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
     def test_compressed_data_under_a_native_syntax_are_called_so(
-        self, refusal: Any, dataset: Dataset, syntax: str
+        self, refusal: Any, dataset: Dataset
     ) -> None:
         data = content(dataset)
         old = b"1.2.840.10008.1.2.4.90"
         assert data.count(old) == 1
-        if syntax == "1.2.840.10008.1.2":
-            pytest.skip("the data set's own encoding would be another one")
-        refused = refusal(data.replace(old, syntax.encode().ljust(len(old), b"\0")))
+        refused = refusal(data.replace(old, ExplicitVRLittleEndian.encode().ljust(len(old), b"\0")))
         assert refused.reason is Reason.UNREADABLE
         assert "compressed" in str(refused)
 
