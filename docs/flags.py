@@ -29,7 +29,7 @@ RULES: dict[str, str] = {
     "shutter_ignored": "a display shutter was stated that makes no sense, and was left out",
     "low_detail": "rows or columns fewer than the model's input has, or, at the input's size, "
     "structures of 1 to 2 pixels weaker than 0.135 of those of 2 to 8 (enlarged or blurred)",
-    "text_burnt_in": "4 or more bright letters in a line, 5 to 40 px high where the longest side "
+    "text_burnt_in": "4 or more letters in a line, 5 to 40 px high where the longest side "
     "is 1024 px; a side mark with up to 3 letters is none",
     "partial_lungs": "lung area out of the bounds in the contract (`gate.lung_area`), less than "
     "0.15 of it in the left or right half of the picture, or lungs along 0.25 of an edge or more",
@@ -55,13 +55,13 @@ def table() -> str:
     """Return a Markdown table, one row for each flag."""
     sources = {path.name: path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py")}
     sources.pop("test_flags_docs.py", None)
-    rows = ["| flag | says | rule | tests |", "|---|---|---|---|"]
+    lines = ["| flag | says | rule | tests |", "|---|---|---|---|"]
     for flag, meaning in FLAGS.items():
         named = re.compile(rf"Flag\.{flag.name}\b|[\"']{flag.value}[\"']")
         tests = sorted(name for name, source in sources.items() if named.search(source))
         cells = (f"`{flag}`", meaning, RULES[flag], ", ".join(f"`{name}`" for name in tests))
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
