@@ -49,8 +49,8 @@ def to_display(
 ) -> Displayed:
     """Apply modality LUT, VOI and photometric interpretation.
 
-    Of several VOI tables the first is taken, and a table before a window; of several windows
-    the first that belongs to the image.
+    Of several VOI tables the first that is whole and belongs to the image is taken, and a table
+    before a window; of several windows the first that belongs to the image.
 
     Parameters
     ----------
@@ -137,23 +137,22 @@ def _voi_lut(
     shown: NDArray[np.bool_] | None,
     flags: list[Flag],
 ) -> FloatImage | None:
-    try:
-        table = read_lut(dataset, "VOILUTSequence", values)
-    except LutError:
+    for number in range(len(dataset.get("VOILUTSequence") or ())):
+        try:
+            table = read_lut(dataset, "VOILUTSequence", values, number=number)
+        except LutError:
+            table = None
+        if table is not None:
+            grey = table.apply(values).astype(np.float32)
+            # The entries' depth is the output's, not the image's.
+            grey /= np.float32(table.white)
+            np.clip(grey, 0.0, 1.0, out=grey)
+            if is_visible(grey, shown):
+                if table.is_depth_wrong:
+                    flags.append(Flag.DEPTH_CORRECTED)
+                return grey
         flags.append(Flag.TABLE_IGNORED)
-        return None
-    if table is None:
-        return None
-    looked_up = table.apply(values).astype(np.float32)
-    # The entries' depth is the output's, not the image's.
-    looked_up /= np.float32(table.white)
-    grey = np.clip(looked_up, 0.0, 1.0, out=looked_up)
-    if not is_visible(grey, shown):
-        flags.append(Flag.TABLE_IGNORED)
-        return None
-    if table.is_depth_wrong:
-        flags.append(Flag.DEPTH_CORRECTED)
-    return grey
+    return None
 
 
 def _window(

@@ -8,9 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from lungwatch.imaging.attributes import number_of
+
 # A curve of grey values goes up or down, and may turn once or twice; bytes of words that were
 # taken for entries go up and down all the time.
 _MAX_TRAVEL = 4.0
+# Of a table's length, by which it goes on beyond all values there can be and begins as much too
+# late; and of the pixels, those that are left out for it.
+_SHIFT = 0.2
+_MAX_OUTSIDE_SHARE = 0.02
 
 
 class LutError(ValueError):
@@ -62,15 +68,19 @@ class Lut:
         return self.entries.take(index, mode="clip")
 
 
-def read_lut(dataset: Dataset, keyword: str, values: NDArray[Any]) -> Lut | None:
-    """Read the first table of a sequence.
+def read_lut(
+    dataset: Dataset, keyword: str, values: NDArray[Any], *, number: int = 0
+) -> Lut | None:
+    """Read a table of a sequence.
 
     Parameters
     ----------
     keyword
-        "ModalityLUTSequence" or "VOILUTSequence"; of several alternatives the first counts.
+        "ModalityLUTSequence" or "VOILUTSequence".
     values
         What it will be applied to; its range tells how an ambiguous first value is meant.
+    number
+        Of the item, from 0.
 
     Returns
     -------
@@ -80,13 +90,14 @@ def read_lut(dataset: Dataset, keyword: str, values: NDArray[Any]) -> Lut | None
     Raises
     ------
     LutError
-        If the table contradicts its descriptor or lacks a part, or none of its entries but the
-        first or the last is for a value that the image holds.
+        If the table contradicts its descriptor or lacks a part, or begins at a value that is
+        not the image's: none of its entries but the first or the last would be used, or values
+        lie on its one side while it goes on where there can be none on the other.
     """
     items = dataset.get(keyword)
-    if not items:
+    if not items or number >= len(items):
         return None
-    item = items[0]
+    item = items[number]
     try:
         count, first, bits = (int(value) for value in item.LUTDescriptor)
         data = item.LUTData
@@ -103,7 +114,7 @@ def read_lut(dataset: Dataset, keyword: str, values: NDArray[Any]) -> Lut | None
         first -= 2**16
     elif first < 0 and low >= 0 and high >= first + 2**16:
         first += 2**16
-    if high <= first or low >= first + count - 1:
+    if high <= first or low >= first + count - 1 or _is_shifted(dataset, values, first, count):
         raise LutError("a look-up table for values that the image does not hold")
     # Only elements that pydicom took for words have been put in this machine's order.
     is_big_endian = dataset.original_encoding[1] is False
@@ -111,6 +122,24 @@ def read_lut(dataset: Dataset, keyword: str, values: NDArray[Any]) -> Lut | None
         first=first,
         bits=bits,
         entries=_entries(data, count, bits, order=">" if is_big_endian else "<"),
+    )
+
+
+def _is_shifted(dataset: Dataset, values: NDArray[Any], first: int, count: int) -> bool:
+    """Whether a table's first value is wrong, by the values that Bits Stored and slope allow."""
+    if not np.issubdtype(values.dtype, np.integer) or "ModalityLUTSequence" in dataset:
+        return False
+    lowest, highest = 0, 2 ** number_of(dataset, "BitsStored", 16) - 1
+    if values.dtype.kind == "i":
+        lowest, highest = -(highest + 1) // 2, highest // 2
+    last = first + count - 1
+    above, below = (last - highest) / count, (first - lowest) / count
+    # On both sides by a fifth; or by less, where pixels are left out for it.
+    return bool(
+        min(above, below) > _SHIFT
+        or (-below > _SHIFT and -above > _SHIFT)
+        or (above > _SHIFT / 2 and np.mean(values < first) > _MAX_OUTSIDE_SHARE)
+        or (-below > _SHIFT / 2 and np.mean(values > last) > _MAX_OUTSIDE_SHARE)
     )
 
 

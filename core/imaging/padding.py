@@ -9,6 +9,9 @@ from pydicom.dataset import Dataset
 
 from lungwatch.imaging.attributes import number_of, numbers_of
 
+# Of an image, what padding leaves: less is no image.
+_MAX_SHARE = 0.9
+
 
 def padding_of(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_] | None:
     """Find the padding of an image (PS3.3 C.7.5.1.1.2).
@@ -45,7 +48,9 @@ def padding_of(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_] | No
     is_outside = np.zeros(int(labels.max()) + 1, dtype=np.bool_)
     is_outside[touching] = True
     is_outside[0] = False  # the background of `connectedComponents` is the image
-    return np.asarray(is_outside[labels])
+    padding = np.asarray(is_outside[labels])
+    # A range of all values there are is none of padding.
+    return None if float(padding.mean()) > _MAX_SHARE else padding
 
 
 def _as_stored(value: int, stored: NDArray[Any], bits: int) -> int:

@@ -289,12 +289,17 @@ def _frame_header(frame: bytes, dataset: FileDataset, syntax: UID) -> FrameHeade
         check_rle(frame, segments=sample_bytes, size=rows * columns)
         return None
     header = frame_header(frame)
-    if header is not None and syntax not in _FAMILIES[header.family]:
+    if header is None:
+        raise FileRejected(
+            Reason.UNREADABLE,
+            f"the pixel data is no stream of the transfer syntax '{syntax.name}'",
+        )
+    if syntax not in _FAMILIES[header.family]:
         raise FileRejected(
             Reason.UNREADABLE,
             f"the pixel data is {header.family}, though the transfer syntax is '{syntax.name}'",
         )
-    if header is not None and (rows, columns, samples) != (
+    if (rows, columns, samples) != (
         header.rows,
         header.columns,
         header.components,

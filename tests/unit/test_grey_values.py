@@ -184,6 +184,8 @@ BROKEN_TABLES = {
     "no data": NO_DATA,
     "empty item": Dataset(),
     "for other values": lut(np.arange(4096), 12, first=20_000),
+    "for other values by half": lut(np.arange(4096), 12, first=2048),
+    "for other values by a quarter": lut(np.arange(4096), 12, first=1024),
     "flat": lut(np.full(4096, 4095), 12),
     "of no bits": lut(np.arange(4096), 0),
     "of 99 bits": lut(np.arange(4096), 99),
@@ -230,6 +232,13 @@ class TestTables:
         self, read: Any, grey: NDArray[np.float64], name: str
     ) -> None:
         dataset = radiograph(stored_of(grey), VOILUTSequence=[BROKEN_TABLES[name]])
+        assert_shows(read(dataset), grey, TABLE)
+
+    def test_the_second_one_is_used_where_the_first_is_broken(
+        self, read: Any, grey: NDArray[np.float64]
+    ) -> None:
+        table = lut(4095 - np.arange(4096), 12)
+        dataset = radiograph(4095 - stored_of(grey), VOILUTSequence=[NO_DATA, table])
         assert_shows(read(dataset), grey, TABLE)
 
     def test_a_table_for_a_deeper_image_that_leaves_it_black_is_left_out(
@@ -689,6 +698,10 @@ class TestPadding:
         shown = read_framed(dataset)
         assert (shown.pixels[:60] == 0).all()
         assert np.corrcoef(shown.pixels[60:].ravel(), grey[60:].ravel())[0, 1] > 0.99
+
+    def test_a_range_of_all_values_is_none(self, read: Any, grey: NDArray[np.float64]) -> None:
+        dataset = radiograph(stored_of(grey), PixelPaddingValue=0, PixelPaddingRangeLimit=4095)
+        assert_shows(read(dataset), grey)
 
 
 class TestMissing:
