@@ -27,9 +27,9 @@ from lungwatch.daemon.overlay import (
     encode_png,
     make_preview,
     render_overlay,
-    shown_class,
 )
 from lungwatch.imaging import read_radiograph
+from lungwatch.imaging.lettering import letters_in_line
 from lungwatch.preprocess import preprocess
 
 UNIT = "classify"
@@ -50,21 +50,28 @@ def stages(stack: ExitStack) -> dict[str, Callable[[], object]]:
     pixels = read_radiograph(files["uncompressed"]).pixels
     tensor = preprocess(pixels, contract.preprocess)[np.newaxis]
     (scores,) = classifier.run(tensor)
+    # The dearest picture, whatever the model says of this one: with a map, and two panels.
     text = OverlayText(
-        label=scores.label,
-        probability=scores.probability,
-        threshold=contract.decision.threshold,
+        label="COVID",
+        probability=0.9,
+        decision=contract.decision,
         model=contract.id,
         sha256="0" * 64,
     )
     preview = make_preview(pixels, config.overlay_side_px)
-    cam = scores.cam[shown_class(scores.label)]
+    cam = scores.cam[1]
     picture = render_overlay(preview=preview, cam=cam, text=text)
+    gate = classifier.gate
+    gating: dict[str, Callable[[], object]] = {}
+    if gate is not None:
+        seen = preprocess(pixels, gate.contract.preprocess)[np.newaxis]
+        gating["content gate"] = lambda: gate.run(seen)
     setup = Setup(
         policy=config.read_policy,
         spec=contract.preprocess,
         overlay_side_px=config.overlay_side_px,
         memory_mb=config.decode_memory_mb,
+        gate_spec=None if gate is None else gate.contract.preprocess,
     )
     decoder = stack.enter_context(Decoder(setup, timeout_s=config.decode_timeout_s))
     decoding: dict[str, Callable[[], object]] = {
@@ -74,8 +81,10 @@ def stages(stack: ExitStack) -> dict[str, Callable[[], object]]:
     return decoding | {
         "preprocess": lambda: preprocess(pixels, contract.preprocess),
         "preview": lambda: make_preview(pixels, config.overlay_side_px),
+        "burnt-in text": lambda: letters_in_line(preview),
         # The daemon's way: the uncompressed file's first three stages, and back through a pipe.
         "these three, in a process": lambda: decoder.decode(files["uncompressed"]),
+        **gating,
         UNIT: lambda: classifier.run(tensor),
         "overlay, render": lambda: render_overlay(preview=preview, cam=cam, text=text),
         "overlay, encode": lambda: encode_png(picture),

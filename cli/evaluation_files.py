@@ -77,14 +77,14 @@ def write_evaluation(
 
 
 def render_case(pixels: NDArray[np.float32], maps: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
-    """Draw an X-ray as the daemon does: plain, under the map for COVID, under NORMAL's.
+    """Draw an X-ray as the daemon does: plain, under the map for COVID, under NEGATIVE's.
 
     Parameters
     ----------
     pixels
         float32, shape (H, W), 0..1, air dark.
     maps
-        float32, shape (2, h, w), 0..1: NORMAL and COVID.
+        float32, shape (2, h, w), 0..1: NEGATIVE and COVID.
 
     Returns
     -------
@@ -98,10 +98,10 @@ def render_case(pixels: NDArray[np.float32], maps: NDArray[np.float32]) -> list[
     preview = make_preview(pixels, _GALLERY_SIDE_PX)
     height, width = preview.shape
     plain = np.repeat(preview[:, :, np.newaxis], 3, axis=2)
-    normal, covid = (
+    negative, covid = (
         blend(preview, upsample(one, height, width), _MAP_OPACITY) for one in (maps[0], maps[1])
     )
-    return [plain, covid, normal]
+    return [plain, covid, negative]
 
 
 def _folder_name(name: str) -> str:

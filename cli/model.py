@@ -16,6 +16,7 @@ from lungwatch.errors import ModelError
 if TYPE_CHECKING:
     from lungwatch.daemon.config import Config
     from lungwatch.daemon.trust import Trust
+    from lungwatch.gate import GateContract
 
 _MIB = 1 << 20
 
@@ -46,13 +47,14 @@ def list_command(home: Path | None, config_path: Path | None, as_json: bool) -> 
         click.echo("No model bundles.")
     else:
         print_table(
-            ("bundle", "family", "MiB", "threshold", "figures", "path"),
+            ("bundle", "family", "MiB", "threshold", "gate", "figures", "path"),
             [
                 (
                     entry["bundle"],
                     entry["error"] or entry["family"],
                     f"{entry['size_bytes'] / _MIB:.1f}",
                     entry["threshold"],
+                    ", ".join(entry["gate"]) or "none",
                     _figures(entry["metrics"]),
                     entry["path"],
                 )
@@ -111,6 +113,8 @@ def verify(
     trust = Trust.of(config)
     classifier = Classifier.of(files, trust=trust)
     provenance = trust.provenance(files)
+    gate = classifier.contract.gate
+    told = f"content gate: {_checks(gate)}" if gate else "no content gate"
     if as_json:
         print_json(
             {
@@ -120,13 +124,18 @@ def verify(
                 "signer": provenance.signer,
                 "shipped": provenance.is_shipped,
                 "trusted": provenance.is_trusted,
+                "gate": [] if gate is None else [check.name for check in gate.checks],
             }
         )
     else:
         click.echo(
             f"{cell_text(classifier.contract.id)}: digest, contract and golden picture are right "
-            f"(SHA-256 {classifier.sha256}); {provenance.text}"
+            f"(SHA-256 {classifier.sha256}); {told}; {provenance.text}"
         )
+
+
+def _checks(gate: "GateContract") -> str:
+    return ", ".join(f"{cell_text(check.name)} from {check.threshold:.3f}" for check in gate.checks)
 
 
 def _config(home: Path | None, config_path: Path | None) -> "Config":
@@ -144,6 +153,7 @@ def _summary(bundle: Path, trust: "Trust") -> dict[str, Any]:
         "family": None,
         "size_bytes": sum(file.stat().st_size for file in bundle.iterdir() if file.is_file()),
         "threshold": None,
+        "gate": [],
         "metrics": {},
         "path": str(bundle),
         "error": None,
@@ -160,6 +170,7 @@ def _summary(bundle: Path, trust: "Trust") -> dict[str, Any]:
         "version": contract.version,
         "family": contract.family,
         "threshold": contract.decision.threshold,
+        "gate": [check.name for check in contract.gate.checks] if contract.gate else [],
         "metrics": contract.metrics,
     }
 

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import difflib
 import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
@@ -45,6 +46,31 @@ def _parse(text: str, *, end_of_day: bool) -> datetime:
         ) from error
 
 
+class _LabelChoice(click.Choice[str]):
+    """The labels; who asks for the former name of one is told the present one."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        if str(value).upper() == "NORMAL":
+            self.fail("the label NORMAL is called NEGATIVE: no COVID pattern seen", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _FlagChoice(click.Choice[str]):
+    """The closed list of flags; an unknown one comes with the nearest names."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        wanted = str(value).lower()
+        if wanted not in self.choices:
+            near = difflib.get_close_matches(wanted, self.choices, n=3, cutoff=0.4)
+            meant = f"; did you mean {' or '.join(near)}?" if near else ""
+            self.fail(f"there is no flag {value!r}{meant} `--help` lists them.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def home_options(command: Command) -> Command:
     """Add `--home` and `--config`, passed as `home` and `config_path`."""
     command = click.option(
@@ -72,9 +98,11 @@ def json_option(command: Command) -> Command:
 def filter_options(command: Command) -> Command:
     """Add the options that choose results, passed under the names of `ResultFilter`."""
     from lungwatch.db.states import State
+    from lungwatch.flags import Flag
 
     score = click.FloatRange(0.0, 1.0)
-    labels = click.Choice(["COVID", "NORMAL", "UNCERTAIN"], case_sensitive=False)
+    labels = _LabelChoice(["COVID", "NEGATIVE", "UNCERTAIN"], case_sensitive=False)
+    flags = _FlagChoice(list(map(str, Flag)), case_sensitive=False)
     options = [
         click.option(
             "--since",
@@ -90,7 +118,12 @@ def filter_options(command: Command) -> Command:
         ),
         click.option("--label", type=labels, help="With this label."),
         click.option("--status", type=click.Choice(list(map(str, State))), help="In this state."),
-        click.option("--flag", help="With this flag."),
+        click.option(
+            "--flag",
+            type=flags,
+            metavar="FLAG",
+            help=f"With this flag: {', '.join(Flag)} (docs/flags.md).",
+        ),
         click.option("--min-score", type=score, help="Probability at least."),
         click.option("--max-score", type=score, help="Probability at most."),
         click.option("--patient", help="Patient ID, exactly."),

@@ -1,7 +1,7 @@
 """The files of a model bundle, each read once: what is checked is what is run.
 
-A bundle is a folder: `model.onnx`, `bundle.json` with the digests of the others, mostly a
-`card.md`, and a `bundle.sig` if somebody signed it.
+A bundle is a folder: `model.onnx`, `bundle.json` with the digests of the others, a `gate.onnx`
+if the model has a content gate, mostly a `card.md`, and a `bundle.sig` if somebody signed it.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ SIGNATURE_FILE = "bundle.sig"
 
 # Protocol buffers, and so ONNX files, end at 2 GiB.
 _MAX_MODEL_BYTES = 2 << 30
+_MAX_GATE_BYTES = 64 << 20
 _MAX_TEXT_BYTES = 4 << 20
 
 
@@ -34,14 +35,15 @@ class BundleFiles:
     ----------
     folder
         Where they were read.
-    model, about, card, signature
-        Contents of `model.onnx`, `bundle.json`, `card.md` and `bundle.sig`; None for one of the
-        last two that is not there.
+    model, about, gate, card, signature
+        Contents of `model.onnx`, `bundle.json`, `gate.onnx`, `card.md` and `bundle.sig`; None for
+        one of the last three that is not there.
     """
 
     folder: Path
     model: bytes
     about: bytes
+    gate: bytes | None = None
     card: bytes | None = None
     signature: bytes | None = None
 
@@ -63,30 +65,45 @@ class BundleFiles:
         The text is the same for the same bytes, whoever writes it; the first line keeps a
         signature from being taken for one of anything else.
         """
-        lines = ["lungwatch model bundle 1"]
-        for name, data in (
+        files: list[tuple[str, bytes | None]] = [
             (ABOUT_FILE, self.about),
             (MODEL_FILE, self.model),
             (CARD_FILE, self.card),
-        ):
+        ]
+        # Format 1 has no line for a gate: signatures of bundles without one stay good, and one of
+        # a bundle with a gate is none of the same bundle without it.
+        lines = ["lungwatch model bundle 1"]
+        if self.gate is not None:
+            lines = ["lungwatch model bundle 2"]
+            files.append((GATE_FILE, self.gate))
+        for name, data in files:
             digest = "none" if data is None else hashlib.sha256(data).hexdigest()
             lines.append(f"{name} {digest}")
         return ("\n".join(lines) + "\n").encode("ascii")
 
     def check_digests(self) -> None:
-        """Compare the model and the card with the digests in `bundle.json`.
+        """Compare model, gate and card with the digests in `bundle.json`.
 
         Raises
         ------
         ModelError
-            If one differs, the model's is missing, or `bundle.json` is not understood.
+            If one differs, the model's is missing, there is a gate that `bundle.json` does not
+            list, or `bundle.json` is not understood.
         """
         listed = self._about().get("sha256")
         if isinstance(listed, str):
             listed = {MODEL_FILE: listed}
         if not isinstance(listed, dict) or MODEL_FILE not in listed:
             raise ModelError(f"{self.folder / ABOUT_FILE} is damaged")
-        for name, data in ((MODEL_FILE, self.model), (CARD_FILE, self.card)):
+        if self.gate is not None and GATE_FILE not in listed:
+            raise ModelError(
+                f"{self.folder / GATE_FILE} is not of this bundle: {ABOUT_FILE} does not list it"
+            )
+        for name, data in (
+            (MODEL_FILE, self.model),
+            (GATE_FILE, self.gate),
+            (CARD_FILE, self.card),
+        ):
             found = hashlib.sha256(data).hexdigest() if data is not None else None
             if name in listed and listed[name] != found:
                 raise ModelError(
@@ -117,19 +134,22 @@ def read_bundle(folder: Path) -> BundleFiles:
             folder=folder,
             model=_read(folder, place, MODEL_FILE, _MAX_MODEL_BYTES),
             about=_read(folder, place, ABOUT_FILE, _MAX_TEXT_BYTES),
+            gate=_read_optional(folder, place, GATE_FILE, _MAX_GATE_BYTES),
             card=_read_optional(folder, place, CARD_FILE),
             signature=_read_optional(folder, place, SIGNATURE_FILE),
         )
 
 
-def _read_optional(folder: Path, place: int, name: str) -> bytes | None:
+def _read_optional(
+    folder: Path, place: int, name: str, most: int = _MAX_TEXT_BYTES
+) -> bytes | None:
     try:
         os.stat(name, dir_fd=place, follow_symlinks=False)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ModelError(f"cannot read {folder / name}: {error.strerror}") from error
-    return _read(folder, place, name, _MAX_TEXT_BYTES)
+    return _read(folder, place, name, most)
 
 
 def _read(folder: Path, place: int, name: str, most: int) -> bytes:

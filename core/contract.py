@@ -34,6 +34,12 @@ COVID: Literal["COVID"] = "COVID"
 UNCERTAIN: Literal["UNCERTAIN"] = "UNCERTAIN"
 Label = Literal["NEGATIVE", "COVID", "UNCERTAIN"]
 LABELS: tuple[Label, ...] = (COVID, NEGATIVE, UNCERTAIN)
+MEANINGS: dict[Label, str] = {
+    COVID: "COVID-19 pattern found",
+    NEGATIVE: "no COVID-19 pattern found; other disease is not assessed",
+    UNCERTAIN: "the model abstains; COVID-19 pattern indeterminate",
+}
+"""What each label says to a reader, in one clause."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ A flag never changes the answer; it tells a reader what to look at before believ
 never renamed, since people query for it.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 
@@ -55,8 +56,14 @@ FLAGS: dict[Flag, str] = {
     Flag.ROTATED: "the content gate sees a turned chest",
     Flag.INVERTED: "the content gate sees inverted grey values",
     Flag.NO_LUNGS: "the content gate does not find the lungs",
-    Flag.NOT_GATED: "the model has no content gate: nothing looked at what the picture shows",
+    Flag.NOT_GATED: "the model has no content gate: what is shown was not checked",
     Flag.ATTENTION_OUTSIDE_LUNGS: "most of the map for COVID lies outside the lungs",
     Flag.EMPTY_MAP: "the map is empty: Grad-CAM shows nothing for the answer",
 }
-"""What each flag says to a reader, in one clause."""
+"""What each flag says to a reader, in one clause of at most 64 characters (a code's meaning)."""
+
+
+def in_order(flags: Iterable[Flag]) -> tuple[Flag, ...]:
+    """Return flags each once, in the order in which `Flag` lists them."""
+    found = set(flags)
+    return tuple(flag for flag in Flag if flag in found)

@@ -127,6 +127,33 @@ def content_box(shape: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int,
     return (size - height) // 2, (size - width) // 2, height, width
 
 
+def content_of(
+    values: NDArray[np.float32], shape: tuple[int, int], spec: PreprocessSpec
+) -> NDArray[np.float32]:
+    """Cut out of a map over the network's input what lies over the radiograph, not its padding.
+
+    Parameters
+    ----------
+    values
+        float32, shape (h, w): a map of any size over the whole input.
+    shape
+        (rows, columns) of the radiograph.
+    spec
+        That of the network which made the map.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32: the map as it is where there is no padding, else its part, enlarged first, since
+        the padding's edge rarely falls between two cells.
+    """
+    top, left, height, width = content_box(shape, spec)
+    if (height, width) == (spec.size_px, spec.size_px):
+        return values
+    whole = cv2.resize(values, (spec.size_px, spec.size_px), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(whole[top : top + height, left : left + width], dtype=np.float32)
+
+
 def _fit(pixels: FloatImage, spec: PreprocessSpec) -> FloatImage:
     size = spec.size_px
     top, left, height, width = content_box((pixels.shape[0], pixels.shape[1]), spec)

@@ -1,5 +1,6 @@
 """The daemon's parts, put together for one home and one model; nothing is started here."""
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from lungwatch.daemon.health import Phase
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.inflight import InFlight
 from lungwatch.daemon.intake import Intake
+from lungwatch.daemon.logs import event
 from lungwatch.daemon.model import Classifier, find_bundle
 from lungwatch.daemon.outage import Outages
 from lungwatch.daemon.outbox.sender import Sender
@@ -108,6 +110,13 @@ def load_model(config: Config, home: Home, store: Store, clock: Clock) -> ModelI
         trust=Trust.of(config),
     )
     contract = classifier.contract
+    if classifier.gate is None:
+        event(
+            "not_gated",
+            level=logging.WARNING,
+            model=contract.id,
+            detail="the model has no content gate: whatever the file says is a chest is scored",
+        )
     row = store.register_model(
         name=contract.name,
         version=contract.version,
@@ -145,6 +154,7 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
             filing=filing,
             clock=clock,
             contract=model.classifier.contract,
+            side_by_side=config.overlay_side_by_side,
         ),
         in_flight=in_flight,
         outages=common.outages,

@@ -51,6 +51,7 @@ def check_up(config: Config) -> Iterator[Check]:
     yield _try("database", lambda: _database(config.database_url))
     yield _trusted_keys(config)
     yield _try("model", lambda: _model(config, home))
+    yield _content_gate(config, home)
     yield _try("clock", lambda: _clock(home))
     yield _try("synthetic X-ray", lambda: _synthetic(config, home))
     yield from check_running(config)
@@ -122,6 +123,26 @@ def _model(config: Config, home: Home) -> str:
     )
 
 
+def _content_gate(config: Config, home: Home) -> Check:
+    """Say what looks at the pixels; that the gate answers as it should is the model's check."""
+    name = "content gate"
+    try:
+        bundle = find_bundle(config.model, home.root)
+        gate = Classifier.load(bundle, config.inference_threads, Trust.of(config)).contract.gate
+    except LungwatchError:
+        return Check(name=name, ok=None, detail="not known: see the model")
+    if gate is None:
+        return Check(
+            name=name,
+            ok=None,
+            detail="the model has none: whatever the file says is a chest is scored, with the flag "
+            "'not_gated'; see docs/flags.md",
+        )
+    asked = ", ".join(f"{check.name} from {check.threshold:.2f}" for check in gate.checks)
+    done = "refused" if config.gate == "refuse" else "scored and flagged"
+    return Check(name=name, ok=True, detail=f"{asked}; what fails is {done}")
+
+
 def _trusted_keys(config: Config) -> Check:
     name = "trusted keys"
     if not config.trusted_keys:
@@ -165,6 +186,8 @@ def _synthetic(config: Config, home: Home) -> str:
             database_url=f"sqlite:///{root / 'lungwatch.db'}",
             model=str(bundle),
             min_free_mb=0,
+            # The picture is a caricature, which a gate may well know from an X-ray.
+            gate="flag",
             pacs_destinations=(),
         )
         (root / "incoming").mkdir()

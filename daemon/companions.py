@@ -81,6 +81,7 @@ def _make_monitor(common: Common, model: ModelInUse, assembly: Assembly) -> Comp
         read_figures=Bounded(partial(figures, engine, model.row, WINDOW), limit_s=_LIMIT_S),
         read_disks=Bounded(lambda: disks(home, config.database_url), limit_s=_LIMIT_S),
         model=model.id,
+        gate=config.gate if model.classifier.gate is not None else "none",
         vitals=common.vitals,
         clock=common.clock,
     )

@@ -19,6 +19,7 @@ from lungwatch.imaging import ReadPolicy
 from lungwatch.models import SHIPPED_DEFAULT
 
 ObserverChoice = Literal["auto", "inotify", "polling"]
+GateChoice = Literal["refuse", "flag"]
 SrChoice = Literal["comprehensive-3d", "comprehensive"]
 LogFormat = Literal["auto", "text", "json", "journald"]
 
@@ -41,6 +42,10 @@ class Config:
     trusted_keys
         Path of a PEM file of Ed25519 public keys, or of a folder of such files (.pem, .pub). If
         set, only bundles that one of these keys signed are run, and the shipped ones.
+    gate
+        What becomes of a picture that the model's content gate does not accept as an upright
+        frontal chest X-ray: "refuse" (to quarantine, with the reason and the score), or "flag"
+        (scored, with that reason as a flag).
     observer
         "auto" takes inotify on local file systems and polling on network ones.
     stability_s
@@ -76,7 +81,11 @@ class Config:
     drain_s
         Seconds that a stop waits for what is in flight.
     overlay_side_px
-        Longest side of the X-ray in an overlay.
+        Longest side of the X-ray in an overlay; three quarters of it, but at least 512, where it
+        is shown twice.
+    overlay_side_by_side
+        Show the untouched X-ray beside the one under the map. A negative answer has no map, and
+        one X-ray, either way.
     modalities, body_parts, reject_lateral, min_side_px, max_pixels
         What counts as a chest radiograph; see `lungwatch.imaging.ReadPolicy`.
     log_format
@@ -129,6 +138,7 @@ class Config:
     database_password_file: str = ""
     model: str = SHIPPED_DEFAULT
     trusted_keys: str = ""
+    gate: GateChoice = "refuse"
     observer: ObserverChoice = "auto"
     stability_s: float = 0.0
     open_timeout_s: float = 30.0
@@ -146,6 +156,7 @@ class Config:
     min_free_mb: int = 200
     drain_s: float = 20.0
     overlay_side_px: int = 1024
+    overlay_side_by_side: bool = True
     modalities: tuple[str, ...] = tuple(sorted(ReadPolicy().modalities))
     body_parts: tuple[str, ...] = tuple(sorted(ReadPolicy().body_parts))
     reject_lateral: bool = True

@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.daemon.overlay.preview import make_preview
-from lungwatch.flags import Flag
+from lungwatch.flags import Flag, in_order
 from lungwatch.imaging import RadiographMeta, ReadPolicy, read_radiograph
-from lungwatch.preprocess import PreprocessSpec, preprocess
+from lungwatch.imaging.detail import lacks_detail
+from lungwatch.imaging.lettering import BURNT_IN_LETTERS, letters_in_line
+from lungwatch.preprocess import PreprocessSpec, content_of, preprocess
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +30,10 @@ class Decoded:
         float32, shape (side, side, 1), 0..1: the content gate's input; None where that is the
         same as `tensor`, or where there is no gate.
     flags
-        What reading noticed or had to mend.
+        What reading noticed or had to mend, and what the pixels are like.
+    orientation_known
+        Whether the patient's right is known to lie at the picture's left, as a radiograph is
+        viewed.
     """
 
     meta: RadiographMeta
@@ -37,6 +42,7 @@ class Decoded:
     shape: tuple[int, int]
     gate_tensor: NDArray[np.float32] | None = None
     flags: tuple[Flag, ...] = ()
+    orientation_known: bool = False
 
 
 def decode(
@@ -64,16 +70,23 @@ def decode(
         If it cannot be read.
     """
     radiograph = read_radiograph(path, policy)
-    rows, columns = radiograph.pixels.shape
+    shape = radiograph.pixels.shape[0], radiograph.pixels.shape[1]
+    tensor = preprocess(radiograph.pixels, spec)
+    preview = make_preview(radiograph.pixels, overlay_side_px)
+    flags = [*radiograph.flags]
+    if lacks_detail(content_of(tensor[:, :, 0], shape, spec), shape):
+        flags.append(Flag.LOW_DETAIL)
+    if letters_in_line(preview) >= BURNT_IN_LETTERS:
+        flags.append(Flag.TEXT_BURNT_IN)
     return Decoded(
         meta=radiograph.meta,
-        tensor=preprocess(radiograph.pixels, spec),
-        preview=make_preview(radiograph.pixels, overlay_side_px),
-        shape=(rows, columns),
+        tensor=tensor,
+        preview=preview,
+        shape=shape,
         gate_tensor=(
             preprocess(radiograph.pixels, gate_spec)
             if gate_spec is not None and gate_spec != spec
             else None
         ),
-        flags=radiograph.flags,
+        flags=in_order(flags),
     )

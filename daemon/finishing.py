@@ -1,24 +1,21 @@
 """From scores to the overlay, the database row and the file's place: the last stage."""
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
 from lungwatch.atomicfile import make_dirs, write_atomic
-from lungwatch.contract import ModelContract
+from lungwatch.contract import NEGATIVE, ModelContract
 from lungwatch.daemon.clock import Clock
 from lungwatch.daemon.crashpoint import crashpoint
 from lungwatch.daemon.filing import Filing
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.judging import Judged, judge
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.overlay import OverlayText, encode_png, render_overlay, shown_class
+from lungwatch.daemon.overlay import OverlayText, encode_png, on_common_scale, render_overlay
 from lungwatch.daemon.records import Classified, Recorded
 from lungwatch.daemon.writer import Writer
 from lungwatch.db.store import Store
-from lungwatch.preprocess import content_box
+from lungwatch.preprocess import content_of
 
-# Grad-CAM has nothing to show for the decision: said in the row, for whoever reads it alone.
-FLAG_EMPTY_MAP = "empty_map"
+# Of the two maps; a contract with other labels is refused.
+_COVID = 1
 
 
 class Finisher:
@@ -33,6 +30,7 @@ class Finisher:
         filing: Filing,
         clock: Clock,
         contract: ModelContract,
+        side_by_side: bool = True,
     ) -> None:
         self._home = home
         self._store = store
@@ -40,6 +38,7 @@ class Finisher:
         self._filing = filing
         self._clock = clock
         self._contract = contract
+        self._side_by_side = side_by_side
 
     def record(self, classified: Classified) -> Recorded:
         """Write the overlay and the row; repeatable until the row is written.
@@ -50,9 +49,11 @@ class Finisher:
             If the overlay cannot be written.
         """
         claim, scores = classified.prepared.claim, classified.scores
+        decision = self._contract.decision
+        judged = judge(classified, self._contract)
         overlay = self._home.overlay_path(claim.sha256, claim.received_at, self._contract.id)
         make_dirs(overlay.parent)
-        write_atomic(overlay, self._render(classified))
+        write_atomic(overlay, self._render(classified, judged))
         crashpoint("overlaid")
 
         duration_ms = round((self._clock.monotonic() - claim.started_s) * 1000)
@@ -64,8 +65,10 @@ class Finisher:
                 label=scores.label,
                 probability=scores.probability,
                 logit=scores.logit,
-                threshold=self._contract.decision.threshold,
-                flags=self._flags(classified),
+                threshold=decision.threshold,
+                uncertain=(decision.uncertain_low, decision.uncertain_high),
+                plausibility=judged.plausibility,
+                flags=judged.flags,
                 overlay=self._home.relative(overlay),
                 duration_ms=duration_ms,
                 now=now,
@@ -102,28 +105,33 @@ class Finisher:
             duration_ms=recorded.duration_ms,
         )
 
-    def _render(self, classified: Classified) -> bytes:
+    def _render(self, classified: Classified, judged: Judged) -> bytes:
         prepared, scores = classified.prepared, classified.scores
+        cam, is_common = scores.cam[_COVID], False
+        if scores.cam_peak is not None and self._contract.map_reference is not None:
+            peak, is_common = float(scores.cam_peak[_COVID]), True
+            cam = on_common_scale(cam, peak, self._contract.map_reference)
         text = OverlayText(
             label=scores.label,
             probability=scores.probability,
-            threshold=self._contract.decision.threshold,
+            decision=self._contract.decision,
             model=self._contract.id,
             sha256=prepared.claim.sha256,
+            flags=judged.flags,
+            gate_score=judged.plausibility.gate_score,
+            lung_share=judged.plausibility.lung_share,
+            common_scale=is_common,
+            sides_known=prepared.orientation_known,
         )
-        cam = self._content_of(scores.cam[shown_class(scores.label)], prepared.shape)
-        return encode_png(render_overlay(preview=prepared.preview, cam=cam, text=text))
-
-    def _content_of(self, cam: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-        """Cut out of the map what lies over the image, not over the network's padding."""
-        spec = self._contract.preprocess
-        if spec.fit == "stretch":
-            return cam
-        top, left, height, width = content_box(shape, spec)
-        # Enlarged first: the padding's edge rarely falls between two cells of the map.
-        whole = cv2.resize(cam, (spec.size_px, spec.size_px), interpolation=cv2.INTER_LINEAR)
-        return np.asarray(whole[top : top + height, left : left + width])
-
-    def _flags(self, classified: Classified) -> list[str]:
-        scores = classified.scores
-        return [] if scores.cam[shown_class(scores.label)].any() else [FLAG_EMPTY_MAP]
+        picture = render_overlay(
+            preview=prepared.preview,
+            # A map under a negative answer would look like a lesion.
+            cam=(
+                None
+                if scores.label == NEGATIVE
+                else content_of(cam, prepared.shape, self._contract.preprocess)
+            ),
+            text=text,
+            side_by_side=self._side_by_side,
+        )
+        return encode_png(picture)

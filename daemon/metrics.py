@@ -43,6 +43,8 @@ class Metrics:
         Looks at the file systems.
     model
         The running model's name with version.
+    gate
+        "refuse" or "flag", as configured; "none" for a model without a content gate.
     vitals
         Of the stages.
     clock
@@ -59,6 +61,7 @@ class Metrics:
         read_figures: Bounded[Figures],
         read_disks: Bounded[Disks],
         model: str,
+        gate: str,
         vitals: Vitals,
         clock: Clock,
         window: int = WINDOW,
@@ -68,6 +71,7 @@ class Metrics:
         self._read_figures = read_figures
         self._read_disks = read_disks
         self._model = model
+        self._gate = gate
         self._vitals = vitals
         self._clock = clock
         self._window = window
@@ -103,6 +107,7 @@ class Metrics:
             ("version", "model"),
             {(__version__, self._model): 1},
         )
+        yield _labelled("content_gate", "1 for its mode.", ("mode",), {(self._gate,): 1})
         yield from self._whole()
         yield from self._stages()
         events = CounterMetricFamily("lungwatch_events", "Logged, by action.", labels=["action"])

@@ -1,6 +1,5 @@
 """A model bundle: found, proved to be what it says, and run."""
 
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Self
@@ -9,9 +8,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from lungwatch.bundle import MODEL_FILE, BundleFiles, read_bundle
+from lungwatch.bundle import GATE_FILE, MODEL_FILE, BundleFiles, read_bundle
 from lungwatch.contract import (
     CAM,
+    CAM_PEAK,
     EMBEDDING,
     INPUT,
     LOGITS,
@@ -20,7 +20,9 @@ from lungwatch.contract import (
     PROBABILITY,
     ModelContract,
 )
+from lungwatch.daemon.gate import ContentGate
 from lungwatch.daemon.records import Scores
+from lungwatch.daemon.session import check_signature, open_session
 from lungwatch.daemon.trust import Trust
 from lungwatch.errors import ModelError, NotFoundError
 from lungwatch.golden import golden_digest, golden_input
@@ -63,17 +65,25 @@ def find_bundle(name_or_path: str, home: Path | None = None) -> Path:
 
 
 class Classifier:
-    """An onnxruntime session and the contract that it carries.
+    """An onnxruntime session, the contract that it carries, and the bundle's content gate.
 
     Safe to call from several threads, though the daemon has only one that does.
     """
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, contract: ModelContract, sha256: str
+        self,
+        session: onnxruntime.InferenceSession,
+        contract: ModelContract,
+        sha256: str,
+        gate: ContentGate | None = None,
     ) -> None:
         self._session = session
         self.contract = contract
         self.sha256 = sha256
+        self.gate = gate
+        names = {item.name for item in session.get_outputs()}
+        # A graph of contract 1 does not tell the peaks of its maps.
+        self._outputs = [LOGITS, CAM, EMBEDDING, *([CAM_PEAK] if CAM_PEAK in names else [])]
 
     @classmethod
     def load(cls, bundle: Path, threads: int = 0, trust: Trust | None = None) -> Self:
@@ -82,7 +92,7 @@ class Classifier:
         Parameters
         ----------
         bundle
-            Folder with `model.onnx` and `bundle.json`.
+            Folder with `model.onnx`, `bundle.json`, and `gate.onnx` if the model has a gate.
         threads
             Of one call; 0 for one per processor.
         trust
@@ -92,7 +102,8 @@ class Classifier:
         ------
         ModelError
             If a file is missing or altered, nobody trusted signed it, the contract is not
-            understood, or this machine's answer on the golden picture is not the recorded one.
+            understood, the contract describes a gate and there is none or the reverse, or this
+            machine's answer on the golden picture is not the recorded one.
         """
         return cls.of(read_bundle(bundle), threads, trust)
 
@@ -102,26 +113,14 @@ class Classifier:
         (trust or Trust()).check(files)
         files.check_digests()
         path = files.folder / MODEL_FILE
-        options = onnxruntime.SessionOptions()
-        # Explicit: left to itself onnxruntime counts the host's processors, not the
-        # container's, and pins threads that it may not pin (onnxruntime #8313).
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Spinning threads would burn a processor that the decoders could use.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            # The bytes that were checked, not the path, behind which others may lie by now.
-            session = onnxruntime.InferenceSession(
-                files.model, sess_options=options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's own errors share no base class
-            raise ModelError(f"{path} is not a model that can be run") from error
+        session = open_session(files.model, path, threads)
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise ModelError(f"{path} carries no contract; export it with `lungwatch export`")
-        classifier = cls(session, ModelContract.from_json(text), files.model_sha256)
-        classifier._check_signature()
+        contract = ModelContract.from_json(text)
+        check_signature(session, path, OUTPUTS)
+        gate = _load_gate(files, contract, threads)
+        classifier = cls(session, contract, files.model_sha256, gate)
         classifier.check_golden()
         return classifier
 
@@ -138,9 +137,11 @@ class Classifier:
         list of Scores
             One an image, in order.
         """
-        logits, cams, embeddings = self._session.run([LOGITS, CAM, EMBEDDING], {INPUT: batch})
+        logits, cams, embeddings, *peaks = self._session.run(self._outputs, {INPUT: batch})
         scores = []
-        for logit_pair, cam, embedding in zip(logits, cams, embeddings, strict=True):
+        for index, (logit_pair, cam, embedding) in enumerate(
+            zip(logits, cams, embeddings, strict=True)
+        ):
             # Two logits (-z/2, z/2) under softmax are one logit z under the sigmoid.
             logit = float(logit_pair[1] - logit_pair[0])
             probability = self.contract.calibration.probability(logit)
@@ -151,6 +152,7 @@ class Classifier:
                     label=self.contract.decision.label(probability),
                     cam=cam,
                     embedding=embedding,
+                    cam_peak=peaks[0][index] if peaks else None,
                 )
             )
         return scores
@@ -180,11 +182,17 @@ class Classifier:
                     "processor is at fault"
                 )
 
-    def _check_signature(self) -> None:
-        inputs = {item.name for item in self._session.get_inputs()}
-        outputs = {item.name for item in self._session.get_outputs()}
-        if inputs != {INPUT} or not set(OUTPUTS) <= outputs:
-            raise ModelError(
-                f"the model's inputs are {sorted(inputs)} and its outputs {sorted(outputs)}, not "
-                f"{INPUT} and {', '.join(OUTPUTS)}"
-            )
+
+def _load_gate(files: BundleFiles, contract: ModelContract, threads: int) -> ContentGate | None:
+    """Load the gate that the contract describes; the two come together or not at all."""
+    if contract.gate is None and files.gate is None:
+        return None
+    if contract.gate is None:
+        raise ModelError(
+            f"{files.folder} has a {GATE_FILE} of which the model's contract says nothing"
+        )
+    if files.gate is None:
+        raise ModelError(
+            f"{files.folder / GATE_FILE} is missing: the model's contract describes a content gate"
+        )
+    return ContentGate.of(files.gate, contract.gate, files.folder, threads)

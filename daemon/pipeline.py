@@ -18,6 +18,7 @@ from lungwatch.daemon.decoder.wire import Setup
 from lungwatch.daemon.errortext import describe
 from lungwatch.daemon.filing import Filing
 from lungwatch.daemon.finishing import Finisher
+from lungwatch.daemon.gate import GateRefused
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.inference import batches, classify
 from lungwatch.daemon.inflight import InFlight
@@ -31,6 +32,7 @@ from lungwatch.daemon.worker import Worker
 from lungwatch.daemon.writer import Writer
 from lungwatch.db.store import Store
 from lungwatch.errors import FileRejected, ProcessingFailed, Reason, TransientError
+from lungwatch.plausibility import Plausibility
 
 # Troubles of a busy or remote file system that pass by themselves. Those that last, such as a
 # full disk, are waited out instead (see outage).
@@ -135,11 +137,13 @@ class Pipeline:
                 worker.join()
 
     def _decode_loop(self) -> None:
+        gate = self._classifier.contract.gate
         setup = Setup(
             policy=self._config.read_policy,
             spec=self._classifier.contract.preprocess,
             overlay_side_px=self._config.overlay_side_px,
             memory_mb=self._config.decode_memory_mb,
+            gate_spec=gate.preprocess if gate is not None else None,
         )
         with Decoder(setup, timeout_s=self._config.decode_timeout_s) as decoder:
             # What its process imports meanwhile, the first file does not wait for; one that
@@ -163,17 +167,24 @@ class Pipeline:
             shape=decoded.shape,
             gate_tensor=decoded.gate_tensor,
             flags=decoded.flags,
+            orientation_known=decoded.orientation_known,
         )
 
     def _inference_loop(self) -> None:
         for batch in batches(self._to_classify, self._config.batch_size):
             with self._vitals.busy("inference"):
-                for classified in classify(batch, self._classifier, self._on_unscored):
+                done = classify(
+                    batch,
+                    self._classifier,
+                    self._on_unscored,
+                    refuses=self._config.gate == "refuse",
+                )
+                for classified in done:
                     crashpoint("classified")
                     self._to_finish.put(classified)
 
-    def _on_unscored(self, prepared: Prepared, failure: ProcessingFailed) -> None:
-        self._end_badly(prepared.claim, failure)
+    def _on_unscored(self, prepared: Prepared, error: FileRejected | ProcessingFailed) -> None:
+        self._end_badly(prepared.claim, error)
 
     def _finish_loop(self) -> None:
         while (classified := self._to_finish.get()) is not None:
@@ -257,6 +268,7 @@ class Pipeline:
         transaction = self._store.reject if rejected else self._store.fail
         duration_ms = round((self._clock.monotonic() - claim.started_s) * 1000)
         now = self._clock.now()
+        plausibility = error.plausibility if isinstance(error, GateRefused) else Plausibility()
         self._writer.call(
             lambda: transaction(
                 result_id=claim.result_id,
@@ -265,6 +277,7 @@ class Pipeline:
                 meta=error.meta if isinstance(error, FileRejected) else None,
                 duration_ms=duration_ms,
                 now=now,
+                plausibility=plausibility,
             )
         )
         crashpoint("rejected")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lungwatch.contract import Label
 from lungwatch.daemon.decoding import Decoded
+from lungwatch.gate import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +61,12 @@ class Scores:
     label
         By the contract's decision.
     cam
-        float32, shape (2, side, side), 0..1: maps for NORMAL and COVID.
+        float32, shape (2, side, side), 0..1: maps for NEGATIVE and COVID.
     embedding
         float32, shape (n,): pooled features.
+    cam_peak
+        float32, shape (2,): the largest value of each map before it was scaled to 0..1, in the
+        units of the contract's `map_reference`; None for a graph without that output.
     """
 
     probability: float
@@ -70,14 +74,39 @@ class Scores:
     label: Label
     cam: NDArray[np.float32]
     embedding: NDArray[np.float32]
+    cam_peak: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GateAnswer:
+    """What the content gate says of one image.
+
+    Attributes
+    ----------
+    verdict
+        Whether it can be judged, and the score that decided.
+    lungs
+        float32, shape (side, side), 0..1: each cell's probability of being lung, over the gate's
+        input (padding included).
+    """
+
+    verdict: Verdict
+    lungs: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classified:
-    """A scored file."""
+    """A scored file.
+
+    Attributes
+    ----------
+    gate
+        None where the model has no content gate.
+    """
 
     prepared: Prepared
     scores: Scores
+    gate: GateAnswer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

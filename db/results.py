@@ -1,6 +1,7 @@
 """What becomes of a claimed result, as it is written. Each method is one transaction."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,12 @@ from lungwatch.db.engine import writing
 from lungwatch.db.schema import Result
 from lungwatch.db.states import State
 from lungwatch.errors import NotFoundError, Reason
+from lungwatch.plausibility import Plausibility
 
 if TYPE_CHECKING:
     from lungwatch.imaging import RadiographMeta
+
+_NOT_GATED = Plausibility()
 
 
 class ResultWriter:
@@ -50,6 +54,8 @@ class ResultWriter:
         overlay: str,
         duration_ms: int,
         now: datetime,
+        uncertain: tuple[float, float] | None = None,
+        plausibility: Plausibility = _NOT_GATED,
     ) -> None:
         """Write a result; the file is to be filed next.
 
@@ -63,12 +69,17 @@ class ResultWriter:
             Path relative to the home.
         now
             When the result came about; `finish` sets it anew once the file is filed.
+        uncertain
+            Bounds of the probabilities that are UNCERTAIN; None if the model tells none.
+        plausibility
+            What the content gate found.
 
         Raises
         ------
         IllegalTransition
             If the result is not claimed.
         """
+        uncertain_from, uncertain_to = uncertain or (None, None)
         with writing(self._engine) as connection:
             is_new = change_state(
                 connection,
@@ -79,6 +90,9 @@ class ResultWriter:
                 probability=probability,
                 logit=logit,
                 threshold=threshold,
+                uncertain_from=uncertain_from,
+                uncertain_to=uncertain_to,
+                **asdict(plausibility),
                 flags=list(flags),
                 overlay=overlay,
                 overlay_removed_at=None,
@@ -115,6 +129,7 @@ class ResultWriter:
         meta: "RadiographMeta | None",
         duration_ms: int,
         now: datetime,
+        plausibility: Plausibility = _NOT_GATED,
     ) -> None:
         """Note that the file is no usable chest X-ray; it is to go to quarantine next.
 
@@ -131,6 +146,7 @@ class ResultWriter:
             meta=meta,
             duration_ms=duration_ms,
             now=now,
+            plausibility=plausibility,
         )
 
     def fail(
@@ -142,6 +158,7 @@ class ResultWriter:
         meta: "RadiographMeta | None",
         duration_ms: int,
         now: datetime,
+        plausibility: Plausibility = _NOT_GATED,
     ) -> None:
         """Note that the file could not be processed; it is to go to quarantine next.
 
@@ -158,6 +175,7 @@ class ResultWriter:
             meta=meta,
             duration_ms=duration_ms,
             now=now,
+            plausibility=plausibility,
         )
 
     def lose(self, *, result_id: int, now: datetime) -> None:
@@ -214,6 +232,7 @@ class ResultWriter:
                 claimed_at=now,
                 finished_at=None,
                 duration_ms=None,
+                **asdict(_NOT_GATED),
             )
             note_within(connection, now, deeds)
 
@@ -227,6 +246,7 @@ class ResultWriter:
         meta: "RadiographMeta | None",
         duration_ms: int,
         now: datetime,
+        plausibility: Plausibility = _NOT_GATED,
     ) -> None:
         with writing(self._engine) as connection:
             is_new = change_state(
@@ -238,6 +258,7 @@ class ResultWriter:
                 message=clean(message),
                 duration_ms=duration_ms,
                 finished_at=now,
+                **asdict(plausibility),
             )
             if is_new and meta is not None:
                 update_image_of(connection, result_id, **meta_columns(meta))

@@ -22,11 +22,15 @@ class ResultRow:
     reason, message
         Why it was rejected or failed: a stable code and a line for people.
     label
-        ``COVID``, ``NORMAL`` or ``UNCERTAIN``.
+        ``COVID``, ``NEGATIVE`` or ``UNCERTAIN``.
     probability, threshold
         Calibrated, 0..1.
+    uncertain_from, uncertain_to
+        Probabilities within [from, to) are ``UNCERTAIN``; equal where the model never abstains.
     flags
-        Codes of what is remarkable about the case.
+        Codes of what is remarkable about the case (`lungwatch.flags`).
+    gate_score, lung_area, lung_share
+        Of the content gate, 0..1 (`lungwatch.plausibility.Plausibility`); None without one.
     model, model_version
         Who scored it.
     overlay, file
@@ -54,7 +58,12 @@ class ResultRow:
     label: str | None
     probability: float | None
     threshold: float | None
+    uncertain_from: float | None
+    uncertain_to: float | None
     flags: tuple[str, ...]
+    gate_score: float | None
+    lung_area: float | None
+    lung_share: float | None
     model: str
     model_version: str
     overlay: str | None

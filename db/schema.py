@@ -133,6 +133,13 @@ class Result(Base):
     """Calibrated, 0..1."""
     logit: Mapped[float | None]
     threshold: Mapped[float | None]
+    uncertain_from: Mapped[float | None]
+    uncertain_to: Mapped[float | None]
+    """Probabilities within [from, to) are UNCERTAIN; equal where the model never abstains."""
+    gate_score: Mapped[float | None]
+    lung_area: Mapped[float | None]
+    lung_share: Mapped[float | None]
+    """The fields of `lungwatch.plausibility.Plausibility`; of refused files too."""
     flags: Mapped[list[str]]
     overlay: Mapped[str | None] = mapped_column(Text)
     """Where the overlay is, relative to the home."""

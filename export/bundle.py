@@ -1,4 +1,4 @@
-"""A model bundle on disk: the graph, its card, and the digests of both."""
+"""A model bundle on disk: the graph, its content gate, its card, and the digests of all."""
 
 import hashlib
 import json
@@ -6,24 +6,41 @@ import shutil
 from pathlib import Path
 
 from lungwatch.atomicfile import fsync_dir, make_dirs, write_atomic
-from lungwatch.bundle import ABOUT_FILE, CARD_FILE, MODEL_FILE
+from lungwatch.bundle import ABOUT_FILE, CARD_FILE, GATE_FILE, MODEL_FILE
 from lungwatch.contract import ModelContract
-from lungwatch.errors import ConfigError
+from lungwatch.errors import ConfigError, ModelError
 
 
 def write_bundle(
-    folder: Path, *, model: bytes, contract: ModelContract, card: str, replace: bool = False
+    folder: Path,
+    *,
+    model: bytes,
+    contract: ModelContract,
+    card: str,
+    gate: bytes | None = None,
+    replace: bool = False,
 ) -> Path:
     """Write `<folder>/<name>-<version>/`, whole or not at all.
 
+    Parameters
+    ----------
+    gate
+        The content gate's ONNX file, if the contract describes one.
+
     Raises
     ------
+    ModelError
+        If there is a gate that the contract does not describe, or the reverse.
     ConfigError
         If that version exists already and `replace` is not set: results in databases point
         at a version by its name.
     OSError
         If writing fails.
     """
+    if (gate is None) != (contract.gate is None):
+        raise ModelError(
+            f"{contract.id}: a content gate and its section in the contract go together"
+        )
     target = folder / contract.id
     if target.exists() and not replace:
         raise ConfigError(f"{target} exists already; choose another version or replace it")
@@ -32,6 +49,8 @@ def write_bundle(
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     files = {MODEL_FILE: model, CARD_FILE: card.encode()}
+    if gate is not None:
+        files[GATE_FILE] = gate
     for name, data in files.items():
         write_atomic(building / name, data)
     about = {

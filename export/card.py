@@ -16,8 +16,9 @@ chest X-rays, and studying what such networks look at.
 person. COVID-19 is diagnosed by laboratory tests; many infected people have a normal chest
 X-ray. Not for lateral views, CT, or parts of the body other than the chest.
 
-**The answer** is COVID, NORMAL (that is: not COVID; other pneumonias belong here) or UNCERTAIN,
-a calibrated probability, and a coarse map of what spoke for either class."""
+**The answer** is COVID, NEGATIVE (no COVID pattern; nothing is said of other disease, and other
+pneumonias belong here) or UNCERTAIN, a calibrated probability, and a coarse map of what spoke for
+either class."""
 
 _LIMITS = """\
 - The probability is calibrated for the share of COVID in the validation images. In a clinic

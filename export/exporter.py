@@ -16,6 +16,7 @@ from lungwatch.export.fidelity import check_size
 from lungwatch.export.figures import FIGURES, Figures, check_figures
 from lungwatch.export.int8 import make_int8, recalibrate
 from lungwatch.export.parity import compare, run_onnx, synthetic_images
+from lungwatch.export.peaks import reference_of_data
 from lungwatch.export.to_onnx import to_onnx, with_contract
 from lungwatch.golden import golden_digest, golden_input
 from lungwatch.preprocess import PreprocessSpec
@@ -153,7 +154,11 @@ def export(
     metrics = _measure_all(request, exported, progress)
     if figures := _figures(request, scorer):
         metrics[FIGURES] = figures
-    contract = replace(contract, metrics=metrics)
+    contract = replace(
+        contract,
+        metrics=metrics,
+        map_reference=reference_of_data(exported, request.data) if request.data else None,
+    )
     model = with_contract(proto, contract)
     if request.int8:
         check_size(len(model), request.max_mb)

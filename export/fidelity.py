@@ -41,7 +41,7 @@ class Answers:
 
     @property
     def labels(self) -> list[str]:
-        """COVID, NORMAL or UNCERTAIN for each image."""
+        """COVID, NEGATIVE or UNCERTAIN for each image."""
         return [self.judgement.decision.label(float(p)) for p in self.probabilities]
 
 

@@ -3,15 +3,16 @@
 The gradient of a GAP -> Dense(relu) -> Dense(1) head has a closed form. With the pooled
 features g, h = W1' g + b1 and z = w2' relu(h) + b2, the derivative of z by every cell of
 channel c is (W1 (1[h > 0] * w2))_c / (h w), and Grad-CAM's channel weights are that. The
-score of COVID is z/2 and that of NORMAL -z/2, so their maps are the positive and the negative
+score of COVID is z/2 and that of NEGATIVE -z/2, so their maps are the positive and the negative
 part of one weighted sum; constants vanish when the maps are scaled to 0..1. The map of a network
-that looks at the lungs' box alone is laid back onto the whole image before that.
+that looks at the lungs' box alone is laid back onto the whole image before that. What a map was
+divided by is kept as its peak: images can be compared by it, scaled maps cannot.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from lungwatch.contract import CAM, EMBEDDING, INPUT, LOGITS, PROBABILITY
+from lungwatch.contract import CAM, CAM_PEAK, EMBEDDING, INPUT, LOGITS, PROBABILITY
 from lungwatch.errors import ModelError
 from lungwatch.training.foreign import KerasModel, Tensor
 from lungwatch.training.gradcam import two_logits
@@ -32,8 +33,9 @@ def build_graph(model: KerasModel) -> tuple[Callable[[Tensor], dict[str, Tensor]
     -------
     function, signature
         A `tf.function` from float32 (N, S, S, 1), 0..1, to a dict of float32: `probability`
-        (N,), uncalibrated; `logits` (N, 2), NORMAL and COVID; `cam` (N, 2, h, w), each map
-        0..1; `embedding` (N, C), the pooled features. And the input signature for tf2onnx.
+        (N,), uncalibrated; `logits` (N, 2), NEGATIVE and COVID; `cam` (N, 2, h, w), each map
+        0..1; `cam_peak` (N, 2), each map's largest value before it was scaled; `embedding`
+        (N, C), the pooled features. And the input signature for tf2onnx.
 
     Raises
     ------
@@ -72,17 +74,15 @@ def build_graph(model: KerasModel) -> tuple[Callable[[Tensor], dict[str, Tensor]
         maps = [tf.nn.relu(-evidence), tf.nn.relu(evidence)]
         if box:
             maps = [lay_back(one, *box) for one in maps]
-        cam = tf.stack([_scaled(one) for one in maps], axis=1)
+        peaks = [tf.reduce_max(one, axis=(1, 2), keepdims=True) for one in maps]
+        # A map without anything in it stays zero instead of becoming noise or NaN.
+        scaled = [one / tf.maximum(peak, 1e-12) for one, peak in zip(maps, peaks, strict=True)]
         return {
             PROBABILITY: tf.reshape(tf.sigmoid(z), (-1,)),
             LOGITS: two_logits(z),
-            CAM: cam,
+            CAM: tf.stack(scaled, axis=1),
+            CAM_PEAK: tf.reshape(tf.concat(peaks, axis=1), (-1, len(peaks))),
             EMBEDDING: pooled,
         }
-
-    def _scaled(raw: Tensor) -> Tensor:
-        peak = tf.reduce_max(raw, axis=(1, 2), keepdims=True)
-        # A map without anything in it stays zero instead of becoming noise or NaN.
-        return raw / tf.maximum(peak, 1e-12)
 
     return tf.function(graph, input_signature=signature), signature

@@ -1,6 +1,6 @@
 """Convert the graph to ONNX and give it its contract."""
 
-from lungwatch.contract import METADATA_KEY, OUTPUTS, ModelContract
+from lungwatch.contract import CAM_PEAK, METADATA_KEY, OUTPUTS, ModelContract
 from lungwatch.errors import MissingExtraError, ModelError
 from lungwatch.export.graph import build_graph
 from lungwatch.training.foreign import KerasModel, OnnxProto
@@ -35,8 +35,9 @@ def to_onnx(model: KerasModel) -> OnnxProto:
     # `from_keras` does not know Keras 3 (tensorflow-onnx #2329).
     proto, _ = tf2onnx.convert.from_function(graph, input_signature=signature, opset=OPSET)
     names = {output.name for output in proto.graph.output}
-    if names != set(OUTPUTS):
-        raise ModelError(f"the conversion gave the outputs {sorted(names)}, not {OUTPUTS}")
+    wanted = {*OUTPUTS, CAM_PEAK}
+    if names != wanted:
+        raise ModelError(f"the conversion gave the outputs {sorted(names)}, not {sorted(wanted)}")
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     return proto

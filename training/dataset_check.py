@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lungwatch.imaging.lettering import BURNT_IN_LETTERS
 from lungwatch.training.confounds import Confound, find_confounds, verdict
 from lungwatch.training.duplicates import Pair, find_duplicates
 from lungwatch.training.groups import patient_key, together
@@ -15,7 +16,6 @@ from lungwatch.training.splitting import manifest_rows
 
 # Half of the picture without a picture.
 _MOSTLY_BORDER = 0.5
-_TEXT_MARKS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def check_dataset(
         problems=problems,
         duplicates=duplicates,
         mostly_border=[look.sample.path for look in looks if look.border > _MOSTLY_BORDER],
-        text_candidates=[look.sample.path for look in looks if look.text_marks >= _TEXT_MARKS],
+        text_candidates=[look.sample.path for look in looks if look.text_marks >= BURNT_IN_LETTERS],
         confounds=confounds,
         verdict=verdict(confounds),
     )

@@ -63,9 +63,9 @@ def draw_gallery(strips: Sequence[tuple[str, Sequence[Any]]]) -> bytes:
     ----------
     strips
         For each case what stands beside it, and its pictures, uint8 (h, w) or RGB (h, w, 3):
-        the X-ray, the map for COVID, the map for NORMAL.
+        the X-ray, the map for COVID, the map for NEGATIVE.
     """
-    heads = ("X-ray", "Grad-CAM, COVID", "Grad-CAM, NORMAL")
+    heads = ("X-ray", "Grad-CAM, COVID", "Grad-CAM, NEGATIVE")
     figure = _figure(7.5, 0.5 + 2.3 * len(strips))
     grid = figure.subplots(len(strips), len(heads), squeeze=False)
     for line, (caption, pictures) in zip(grid, strips, strict=True):

@@ -224,7 +224,7 @@ def _gallery(exhibits: Sequence[Exhibit]) -> str:
     if not exhibits:
         return ""
     about = (
-        "<p>The X-ray, the Grad-CAM map for COVID, and the one for NORMAL, each relative to its "
+        "<p>The X-ray, the Grad-CAM map for COVID, and the one for NEGATIVE, each relative to its "
         "own maximum. Of the errors the surest, of the rest a random draw.</p>"
     )
     parts = ["<h3>Cases</h3>", about]

@@ -15,8 +15,8 @@ from lungwatch.training.pixels import FloatArray, read_pixels
 from lungwatch.training.samples import Sample
 from lungwatch.training.scorers import Scorer
 
-# From the radiograph, float32 (H, W), and the maps of NORMAL and COVID over it, float32
-# (2, h, w), to the X-ray, the X-ray under COVID's map and under NORMAL's, uint8.
+# From the radiograph, float32 (H, W), and the maps of NEGATIVE and COVID over it, float32
+# (2, h, w), to the X-ray, the X-ray under COVID's map and under NEGATIVE's, uint8.
 Renderer = Callable[[FloatImage, FloatArray], Sequence[NDArray[np.uint8]]]
 
 GROUPS = {

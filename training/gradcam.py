@@ -37,7 +37,7 @@ def gradcam(model: KerasModel, pixels: FloatArray) -> FloatArray:
     -------
     numpy.ndarray
         float32, shape (N, 2, h, w), each map scaled to 0..1 by its maximum and zero where
-        nothing speaks for the class; index 0 NORMAL, 1 COVID. Of the whole image, also for a
+        nothing speaks for the class; index 0 NEGATIVE, 1 COVID. Of the whole image, also for a
         network that looks at the lungs alone (`lungwatch.training.lung_view`).
 
     Source: Selvaraju et al. 2017, with the last convolutional feature map.
@@ -56,9 +56,9 @@ def gradcam(model: KerasModel, pixels: FloatArray) -> FloatArray:
         tape.watch(features)
         scores = two_logits(logit_of(features, training=False))
         # Images do not influence each other at inference: the sum keeps them apart.
-        normal, covid = tf.reduce_sum(scores[:, 0]), tf.reduce_sum(scores[:, 1])
+        negative, covid = tf.reduce_sum(scores[:, 0]), tf.reduce_sum(scores[:, 1])
     maps = []
-    for score in (normal, covid):
+    for score in (negative, covid):
         weights = tf.reduce_mean(tape.gradient(score, features), axis=(1, 2), keepdims=True)
         evidence = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1))
         if box:

@@ -28,7 +28,7 @@ class Look:
     border
         Share of the area that is blank margin, 0..1.
     text_marks
-        Small bright shapes in one corner.
+        Letters of the longest line of burnt-in text.
     histogram
         float32, shape (32,), shares of the grey values, summing to 1.
     thumbnail

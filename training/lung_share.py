@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError
+from lungwatch.lungfield import enlarged, share_inside
 from lungwatch.training.bootstrap import Bootstrap, interval
 from lungwatch.training.lung_masks import LungMasks, read_lung_masks
 from lungwatch.training.pixels import FloatArray
@@ -51,13 +51,11 @@ def lung_share(maps: FloatArray, masks: FloatArray) -> LungShare:
     """
     share, hit = np.full((2, len(maps)), np.nan)
     for index, (small, mask) in enumerate(zip(maps, masks, strict=True)):
-        # As the overlay shows it: bilinear, and never below 0.
-        size = (mask.shape[1], mask.shape[0])
-        wide = np.maximum(cv2.resize(small, size, interpolation=cv2.INTER_LINEAR), 0.0)
-        total = float(wide.sum(dtype=np.float64))
-        if total > 0:
-            share[index] = float((wide * mask).sum(dtype=np.float64)) / total
-            hit[index] = float(mask.flat[int(np.argmax(wide))] >= 0.5)
+        inside = share_inside(small, mask)
+        if inside is not None:
+            share[index] = inside
+            strongest = int(np.argmax(enlarged(small, (mask.shape[0], mask.shape[1]))))
+            hit[index] = float(mask.flat[strongest] >= 0.5)
     return LungShare(share=share, hit=hit, area=masks.mean(axis=(1, 2), dtype=np.float64))
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from lungwatch.errors import DatasetError, FileRejected
 from lungwatch.imaging import read_radiograph
-from lungwatch.training.artefacts import border_fraction, reduced, text_marks
+from lungwatch.imaging.lettering import letters_in_line
+from lungwatch.training.artefacts import border_fraction, reduced
 from lungwatch.training.look import HISTOGRAM_BINS, THUMBNAIL_PX, Look
 from lungwatch.training.samples import Sample
 from lungwatch.training.scan_cache import ScanCache
@@ -115,7 +116,7 @@ def _look(sample: Sample) -> Look | Unreadable:
         p50=p50,
         p99=p99,
         border=border_fraction(small),
-        text_marks=text_marks(small),
+        text_marks=letters_in_line(cv2.convertScaleAbs(small, alpha=255.0).astype(np.uint8)),
         histogram=(counts / pixels.size).astype(np.float32),
         thumbnail=np.asarray(thumbnail, dtype=np.float32),
         patient_id=meta.patient_id,

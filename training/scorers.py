@@ -10,6 +10,7 @@ import numpy as np
 
 from lungwatch.contract import (
     CAM,
+    CAM_PEAK,
     INPUT,
     LOGITS,
     METADATA_KEY,
@@ -51,7 +52,7 @@ class Scorer(Protocol):
         """Return binary logits, (N,), for preprocessed images, (N, S, S, 1), 0..1."""
 
     def maps(self, pixels: FloatArray) -> FloatArray:
-        """Return Grad-CAM of NORMAL and COVID, (N, 2, h, w), 0..1, for such images.
+        """Return Grad-CAM of NEGATIVE and COVID, (N, 2, h, w), 0..1, for such images.
 
         Raises
         ------
@@ -120,6 +121,20 @@ class OnnxScorer:
     def maps(self, pixels: FloatArray) -> FloatArray:
         """See `Scorer`."""
         return np.asarray(self.session.run([CAM], {INPUT: pixels})[0], dtype=np.float32)
+
+    def peaks(self, pixels: FloatArray) -> FloatArray:
+        """Return the largest value of each map before scaling, (N, 2), for such images.
+
+        Raises
+        ------
+        ModelError
+            If the graph has no output `cam_peak`.
+        """
+        if CAM_PEAK not in {output.name for output in self.session.get_outputs()}:
+            raise ModelError(f"{self.judgement.name} has no output {CAM_PEAK!r}: export it again")
+        batches = np.array_split(pixels, max(1, math.ceil(len(pixels) / 64)))
+        found = [self.session.run([CAM_PEAK], {INPUT: batch})[0] for batch in batches]
+        return np.concatenate(found).astype(np.float32)
 
 
 def load_scorer(path: Path) -> Scorer:

@@ -12,7 +12,7 @@ _Pairs = NDArray[np.float64]
 
 
 def split_logit(logits: ArrayLike) -> _Pairs:
-    """Turn binary logits, shape (N,), into those of NORMAL and COVID, float64 (N, 2).
+    """Turn binary logits, shape (N,), into those of NEGATIVE and COVID, float64 (N, 2).
 
     Exact for every float32, subnormal ones and infinities included: halving a number loses a
     bit only at the bottom of its own format, and float64's lies far below.
@@ -22,13 +22,13 @@ def split_logit(logits: ArrayLike) -> _Pairs:
 
 
 def join_logits(pairs: ArrayLike) -> NDArray[np.float64]:
-    """Turn the logits of NORMAL and COVID, (N, 2), back into binary ones, float64 (N,)."""
+    """Turn the logits of NEGATIVE and COVID, (N, 2), back into binary ones, float64 (N,)."""
     pair = np.asarray(pairs, dtype=np.float64)
     return np.asarray(pair[:, 1] - pair[:, 0])
 
 
 def softmax(pairs: ArrayLike) -> _Pairs:
-    """Probabilities of NORMAL and COVID, float64 (N, 2), without overflow."""
+    """Probabilities of NEGATIVE and COVID, float64 (N, 2), without overflow."""
     z = join_logits(pairs)
     return np.stack([np.exp(-np.logaddexp(0.0, z)), np.exp(-np.logaddexp(0.0, -z))], axis=1)
 
@@ -38,7 +38,7 @@ def decide(pairs: ArrayLike) -> NDArray[np.bool_]:
 
     It is taken of the logits, as softmax keeps their order: probabilities of logits nearer to
     each other than 1e-16 are equal once they are rounded, and `argmax` takes the first of
-    equals, NORMAL.
+    equals, NEGATIVE.
     """
     pair = np.asarray(pairs, dtype=np.float64)
     return np.asarray(pair[:, 1] >= pair[:, 0])

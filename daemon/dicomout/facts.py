@@ -5,7 +5,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from lungwatch.contract import Label
+from lungwatch.contract import MEANINGS, Label
+from lungwatch.daemon.scoretext import decimal_score
 
 Kind = Literal["sc", "sr"]
 ReportClass = Literal["comprehensive-3d", "comprehensive"]
@@ -23,8 +24,13 @@ class ResultFacts:
         The decision.
     probability, threshold
         Calibrated, of COVID, 0..1.
+    uncertain_from, uncertain_to
+        Probabilities within [from, to) are UNCERTAIN; equal where the model never abstains, None
+        where the record is older than this is kept.
     flags
-        Codes of what is remarkable about the case.
+        Codes of what is remarkable about the case (`lungwatch.flags`).
+    gate_score, lung_area, lung_share
+        Of the content gate, 0..1 (`lungwatch.plausibility`); None where they are not known.
     model_name, model_version, model_sha256
         The model that answered.
     finished_at
@@ -37,9 +43,29 @@ class ResultFacts:
     label: Label
     probability: float
     threshold: float
+    uncertain_from: float | None = None
+    uncertain_to: float | None = None
     flags: tuple[str, ...]
+    gate_score: float | None = None
+    lung_area: float | None = None
+    lung_share: float | None = None
     model_name: str
     model_version: str
     model_sha256: str
     finished_at: datetime
     overlay: Path
+
+    @property
+    def numbers(self) -> dict[str, str]:
+        """The probability and what it is held against, as the report writes them, by field."""
+        names = ["threshold"]
+        if self.uncertain_from is not None and self.uncertain_from != self.uncertain_to:
+            names += ["uncertain_from", "uncertain_to"]
+        bounds = [float(getattr(self, name)) for name in names]
+        probability, printed = decimal_score(self.probability, bounds)
+        return {"probability": probability, **dict(zip(names, printed, strict=True))}
+
+
+def conclusion(label: Label) -> str:
+    """Return the sentence that the objects say for a label."""
+    return f"{label}: {MEANINGS[label]}."

@@ -1,5 +1,6 @@
 """The result as a Structured Report after TID 1500 (PS3.16), coded in SNOMED CT."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
@@ -7,25 +8,40 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.daemon.dicomout.facts import ReportClass, ResultFacts
+from lungwatch.contract import COVID, NEGATIVE, UNCERTAIN, Label
+from lungwatch.daemon.dicomout.facts import ReportClass, ResultFacts, conclusion
 from lungwatch.daemon.dicomout.uids import stable_uid
+from lungwatch.flags import FLAGS, Flag
 
 if TYPE_CHECKING:
-    from highdicom.sr import Comprehensive3DSR, ComprehensiveSR
+    from highdicom.sr import Comprehensive3DSR, ComprehensiveSR, Measurement
 
 SERIES_NUMBER = 9802
 SCHEME = "99LUNGWATCH"
 # 840539006 is of SNOMED CT's set for global patient use, newer than DICOM's dictionary of it.
 COVID_19 = Code("840539006", "SCT", "COVID-19")
 CHEST_X_RAY = Code("399208008", "SCT", "Plain chest X-ray")
+# The model sees a pattern, or none; the disease is another matter, so its code heads a finding
+# alone, and an absent pattern is not written as an absent disease.
+PATTERN = Code("COVIDPATTERN", SCHEME, "COVID-19 pattern")
 DECISION = Code("DECISION", SCHEME, "Decision of the algorithm")
 TRUST_FLAG = Code("TRUSTFLAG", SCHEME, "Trust flag")
-# NORMAL says that the model found no COVID-19, nothing of other diseases.
-PRESENCE = {
-    "COVID": codes.SCT.Present,
-    "NORMAL": codes.SCT.Absent,
-    "UNCERTAIN": codes.SCT.Indeterminate,
+PRESENCE: dict[Label, Code] = {
+    COVID: codes.SCT.Present,
+    NEGATIVE: codes.SCT.Absent,
+    UNCERTAIN: codes.SCT.Indeterminate,
 }
+SCORES = {
+    "probability": Code("122157", "DCM", "Probability"),
+    "threshold": Code("122411", "DCM", "Threshold Value"),
+    "uncertain_from": Code("UNCERTAINFROM", SCHEME, "Lower bound of the uncertain band"),
+    "uncertain_to": Code("UNCERTAINTO", SCHEME, "Upper bound of the uncertain band"),
+}
+"""Concepts of what is 0..1, by the field of `ResultFacts`."""
+GATE_SCORE = Code("GATESCORE", SCHEME, "Content gate score")
+LUNG_AREA = Code("LUNGAREA", SCHEME, "Share of the image that is lung")
+LUNG_SHARE = Code("LUNGSHARE", SCHEME, "Share of the map inside the lungs")
+_MEANING_LENGTH = 64  # of a code, PS3.5 6.2: LO
 _CLASSES = {"comprehensive-3d": "Comprehensive3DSR", "comprehensive": "ComprehensiveSR"}
 
 
@@ -75,29 +91,8 @@ def _content(facts: ResultFacts, source: Dataset, names: tuple[str, ...]) -> Dat
         manufacturer="lungwatch",
         parameters=[f"model SHA-256 {facts.model_sha256}", RESEARCH_USE_ONLY],
     )
-    image = (source.SOPClassUID, source.SOPInstanceUID)
-    measurements = [
-        sr.Measurement(
-            name=name,
-            value=value,
-            unit=codes.UCUM.NoUnits,
-            algorithm_id=algorithm,
-            referenced_images=[sr.SourceImageForMeasurement(*image)],
-        )
-        for name, value in (
-            (codes.DCM.Probability, facts.probability),
-            (codes.DCM.ThresholdValue, facts.threshold),
-        )
-    ]
-    decision = Code(facts.label, SCHEME, facts.label)
-    evaluations = [
-        sr.QualitativeEvaluation(name=COVID_19, value=PRESENCE[facts.label]),
-        sr.QualitativeEvaluation(name=DECISION, value=decision),
-        *(
-            sr.QualitativeEvaluation(name=TRUST_FLAG, value=Code(flag, SCHEME, flag[:64]))
-            for flag in facts.flags
-        ),
-    ]
+    # A negative or open answer has no finding, and nothing may be headed as one.
+    found = facts.label == COVID
     report = sr.MeasurementReport(
         observation_context=sr.ObservationContext(
             observer_device_context=sr.ObserverContext(
@@ -117,21 +112,73 @@ def _content(facts: ResultFacts, source: Dataset, names: tuple[str, ...]) -> Dat
                 tracking_identifier=sr.TrackingIdentifier(
                     uid=stable_uid("tracking", *names), identifier=f"lungwatch {facts.sha256[:12]}"
                 ),
-                finding_type=COVID_19,
+                finding_type=COVID_19 if found else None,
                 algorithm_id=algorithm,
-                finding_sites=[sr.FindingSite(codes.SCT.Chest)],
-                measurements=measurements,
-                qualitative_evaluations=evaluations,
-                source_images=[sr.SourceImageForMeasurementGroup(*image)],
+                finding_sites=[sr.FindingSite(codes.SCT.Chest)] if found else None,
+                measurements=list(_measurements(facts)),
+                qualitative_evaluations=[
+                    sr.QualitativeEvaluation(name=name, value=value)
+                    for name, value in _evaluations(facts)
+                ],
+                source_images=[
+                    sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)
+                ],
             )
         ],
     )
     root: Dataset = report[0]
-    root.ContentSequence.append(
-        sr.TextContentItem(
-            name=codes.DCM.Comment,
-            value=RESEARCH_USE_ONLY,
-            relationship_type=sr.RelationshipTypeValues.CONTAINS,
+    for name, text in (
+        (codes.DCM.Conclusion, conclusion(facts.label)),
+        (codes.DCM.Comment, RESEARCH_USE_ONLY),
+    ):
+        root.ContentSequence.append(
+            sr.TextContentItem(
+                name=name, value=text, relationship_type=sr.RelationshipTypeValues.CONTAINS
+            )
         )
-    )
+    _separate(root)
     return root
+
+
+def _separate(item: Dataset) -> None:
+    """Have a container's items rendered one by one, each with its name.
+
+    highdicom calls containers continuous text (PS3.3 C.18.8), of which viewers show the values
+    alone: "0.031", "Absent", and not of what.
+    """
+    if item.ValueType == "CONTAINER":
+        item.ContinuityOfContent = "SEPARATE"
+    for child in item.get("ContentSequence") or ():
+        _separate(child)
+
+
+def _measurements(facts: ResultFacts) -> Iterator["Measurement"]:
+    for field, text in facts.numbers.items():
+        yield _number(SCORES[field], text, codes.UCUM.NoUnits)
+    if facts.gate_score is not None:
+        yield _number(GATE_SCORE, f"{facts.gate_score:.3f}", codes.UCUM.NoUnits)
+    if facts.lung_area is not None:
+        yield _number(LUNG_AREA, f"{100 * facts.lung_area:.1f}", codes.UCUM.Percent)
+    # A negative answer shows no map.
+    if facts.lung_share is not None and facts.label != NEGATIVE:
+        yield _number(LUNG_SHARE, f"{100 * facts.lung_share:.1f}", codes.UCUM.Percent)
+
+
+def _number(name: Code, text: str, unit: Code) -> "Measurement":
+    """Return a measurement whose value is written as given."""
+    from highdicom import sr  # noqa: PLC0415
+
+    measurement = sr.Measurement(name=name, value=float(text), unit=unit)
+    (measured,) = measurement[0].MeasuredValueSequence
+    measured.NumericValue = text
+    # The value's binary twin (PS3.3 C.18.1) adds digits that mean nothing.
+    del measured.FloatingPointValue
+    return measurement
+
+
+def _evaluations(facts: ResultFacts) -> Iterator[tuple[Code, Code]]:
+    yield PATTERN, PRESENCE[facts.label]
+    yield DECISION, Code(facts.label, SCHEME, facts.label)
+    for flag in facts.flags:
+        words = FLAGS[Flag(flag)] if flag in set(Flag) else flag[:_MEANING_LENGTH]
+        yield TRUST_FLAG, Code(flag, SCHEME, words)

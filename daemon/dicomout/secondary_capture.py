@@ -7,8 +7,9 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.daemon.dicomout.facts import ResultFacts
+from lungwatch.daemon.dicomout.facts import ResultFacts, conclusion
 from lungwatch.daemon.dicomout.uids import stable_uid
+from lungwatch.flags import Flag
 
 if TYPE_CHECKING:
     from highdicom.sc import SCImage
@@ -61,14 +62,17 @@ def secondary_capture(facts: ResultFacts, source: Dataset, names: tuple[str, ...
         study_date=source.StudyDate or None,
         study_time=source.StudyTime or None,
     )
-    image.PatientOrientation = source.PatientOrientation
+    # A picture that was turned shows the patient as radiographs are viewed.
+    is_turned = Flag.ORIENTATION_CORRECTED in facts.flags
+    image.PatientOrientation = ["L", "F"] if is_turned else source.PatientOrientation
     if len(image.PixelData) % 2:
         image.PixelData += b"\0"  # PS3.5 A.4: every value has an even length
     image.Modality = "OT"
     image.ConversionType = "WSD"
     image.ImageType = ["DERIVED", "SECONDARY"]
     image.DerivationDescription = (
-        f"X-ray with Grad-CAM of {facts.model_name} {facts.model_version}. {RESEARCH_USE_ONLY}"
+        f"X-ray with the answer of {facts.model_name} {facts.model_version}. "
+        f"{conclusion(facts.label)} {RESEARCH_USE_ONLY}"
     )
     image.ImageComments = RESEARCH_USE_ONLY
     reference = Dataset()

@@ -1,16 +1,26 @@
 """The last look at a report's content: TID 1500 (PS3.16) and what it is to say."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 from pydicom.dataset import Dataset
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.daemon.dicomout.facts import ResultFacts
+from lungwatch.contract import COVID
+from lungwatch.daemon.dicomout.facts import ResultFacts, conclusion
+from lungwatch.daemon.dicomout.report import (
+    COVID_19,
+    DECISION,
+    PATTERN,
+    PRESENCE,
+    SCORES,
+)
 
 _REPORT, _TEMPLATE = "126000", "1500"
-_PROBABILITY, _THRESHOLD, _COMMENT = "122157", "122411", "121106"
+_COMMENT, _CONCLUSION, _FINDING = "121106", "121077", "121071"
+_ROUNDING = 0.0005 + 1e-9
 _ALGORITHM_NAME, _ALGORITHM_VERSION = "111001", "111003"
-# Concept and value type of what TID 1500, 1002, 1501 and 4019 ask for, and of the finding.
+# Concept and value type of what TID 1500, 1002, 1501 and 4019 ask for, and of the answer.
 MANDATORY_ITEMS = {
     ("121005", "CODE"): "observer type",
     ("121012", "UIDREF"): "device observer UID",
@@ -19,8 +29,7 @@ MANDATORY_ITEMS = {
     ("125007", "CONTAINER"): "measurement group",
     ("112039", "TEXT"): "tracking identifier",
     ("112040", "UIDREF"): "tracking unique identifier",
-    ("121071", "CODE"): "finding",
-    ("840539006", "CODE"): "presence of the finding",
+    ("COVIDPATTERN", "CODE"): "presence of the pattern",
     ("111000", "CODE"): "algorithm family",
 }
 
@@ -38,27 +47,9 @@ def report_problems(dataset: Dataset, facts: ResultFacts, source: Dataset) -> It
             yield f"the {name} is missing"
     if not all(item.get("RelationshipType") for _, item in items):
         yield "an item has no relationship to its parent"
-    numbers = {code: item for code, item in items if item.get("ValueType") == "NUM"}
-    for code, value in ((_PROBABILITY, facts.probability), (_THRESHOLD, facts.threshold)):
-        measured = numbers.get(code, Dataset()).get("MeasuredValueSequence") or [Dataset()]
-        said = measured[0].get("NumericValue")
-        if said is None or not 0.0 <= float(said) <= 1.0 or abs(float(said) - value) > 1e-6:
-            yield f"measurement {code} is missing or another"
-    texts = {(code, str(item.get("TextValue"))) for code, item in items if "TextValue" in item}
-    for wanted in (
-        (_COMMENT, RESEARCH_USE_ONLY),
-        (_ALGORITHM_NAME, facts.model_name),
-        (_ALGORITHM_VERSION, facts.model_version),
-    ):
-        if wanted not in texts:
-            yield f"text {wanted[0]} is missing or another"
-    concepts = {
-        item.ConceptCodeSequence[0].get("CodeValue")
-        for _, item in items
-        if "ConceptCodeSequence" in item
-    }
-    if facts.label not in concepts:
-        yield "the decision is missing"
+    yield from _answer_problems(items, facts)
+    yield from _number_problems(items, facts)
+    yield from _text_problems(items, facts)
     images = {
         reference.get("ReferencedSOPInstanceUID")
         for _, item in items
@@ -68,6 +59,48 @@ def report_problems(dataset: Dataset, facts: ResultFacts, source: Dataset) -> It
         yield "the source image is not referenced"
     if list(_evidence(dataset)) != [(source.StudyInstanceUID, source.SOPInstanceUID)]:
         yield "the evidence is not the source image"
+
+
+def _answer_problems(items: Sequence[tuple[str, Dataset]], facts: ResultFacts) -> Iterator[str]:
+    # A receiver takes what is headed as a finding for one, whatever stands below.
+    found = [_value_of(item) for code, item in items if code == _FINDING]
+    if found != ([COVID_19.value] if facts.label == COVID else []):
+        yield "there is a finding that was not made, or none that was"
+    presence = [_value_of(item) for code, item in items if code == PATTERN.value]
+    if presence != [PRESENCE[facts.label].value]:
+        yield "the presence is missing or another"
+    if [_value_of(item) for code, item in items if code == DECISION.value] != [facts.label]:
+        yield "the decision is missing or another"
+
+
+def _number_problems(items: Sequence[tuple[str, Dataset]], facts: ResultFacts) -> Iterator[str]:
+    numbers = {code: item for code, item in items if item.get("ValueType") == "NUM"}
+    for field, text in facts.numbers.items():
+        code = SCORES[field].value
+        measured = numbers.get(code, Dataset()).get("MeasuredValueSequence") or [Dataset()]
+        said = measured[0].get("NumericValue")
+        off = math.inf if said is None else abs(float(said) - float(getattr(facts, field)))
+        if not (off <= _ROUNDING and 0.0 <= float(said or 0) <= 1.0 and str(said) == text):
+            yield f"measurement {code} is missing or another"
+
+
+def _text_problems(items: Sequence[tuple[str, Dataset]], facts: ResultFacts) -> Iterator[str]:
+    texts = {(code, str(item.get("TextValue"))) for code, item in items if "TextValue" in item}
+    for wanted in (
+        (_COMMENT, RESEARCH_USE_ONLY),
+        (_CONCLUSION, conclusion(facts.label)),
+        (_ALGORITHM_NAME, facts.model_name),
+        (_ALGORITHM_VERSION, facts.model_version),
+    ):
+        if wanted not in texts:
+            yield f"text {wanted[0]} is missing or another"
+    if sum(code == _ALGORITHM_NAME for code, _ in items) != 1:
+        yield "the algorithm is not named once"
+
+
+def _value_of(item: Dataset) -> str:
+    value = item.get("ConceptCodeSequence") or [Dataset()]
+    return str(value[0].get("CodeValue", ""))
 
 
 def _evidence(dataset: Dataset) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
-"""The picture for people: the X-ray, the class activation map over it, what the model says."""
+"""The picture for people: the X-ray, the map for COVID over it, what the model says."""
 
 from lungwatch.daemon.overlay.preview import make_preview
-from lungwatch.daemon.overlay.render import encode_png, render_overlay
-from lungwatch.daemon.overlay.text import OverlayText, shown_class
+from lungwatch.daemon.overlay.render import encode_png, on_common_scale, render_overlay
+from lungwatch.daemon.overlay.text import OverlayText
 
-__all__ = ["OverlayText", "encode_png", "make_preview", "render_overlay", "shown_class"]
+__all__ = ["OverlayText", "encode_png", "make_preview", "on_common_scale", "render_overlay"]

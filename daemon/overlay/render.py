@@ -5,9 +5,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from lungwatch.contract import NEGATIVE
 from lungwatch.daemon.overlay.colormap import blend
-from lungwatch.daemon.overlay.layout import Layout, font, lay_out
-from lungwatch.daemon.overlay.text import OverlayText
+from lungwatch.daemon.overlay.column import Box, Gauge, font
+from lungwatch.daemon.overlay.layout import Layout, lay_out
+from lungwatch.daemon.overlay.text import MapState, OverlayText
 
 _BACKGROUND = (17, 17, 20)
 _TICK = (255, 255, 255)
@@ -22,9 +24,10 @@ _CAM_TOLERANCE = 1e-3
 def render_overlay(
     *,
     preview: NDArray[np.uint8],
-    cam: NDArray[np.float32],
+    cam: NDArray[np.float32] | None,
     text: OverlayText,
     alpha: float = 0.4,
+    side_by_side: bool = True,
 ) -> NDArray[np.uint8]:
     """Lay a class activation map over an X-ray and write the result into margins.
 
@@ -33,37 +36,69 @@ def render_overlay(
     preview
         uint8, shape (h, w): the X-ray, air dark.
     cam
-        float32, shape (ch, cw), 0..1: the map of class `shown_class(text.label)` over the
-        whole X-ray and nothing else. Its pixels are areas: the first one's centre lies half
-        a map pixel from the edge.
+        float32, shape (ch, cw), 0..1: the map for COVID over the whole X-ray and nothing else.
+        Its pixels are areas: the first one's centre lies half a map pixel from the edge. None
+        for a negative answer, and for no other.
     text
         What the margins say.
     alpha
         Opacity of the map, 0..1; it fades out towards values of 0.
+    side_by_side
+        Whether the untouched X-ray lies to the left of the one under the map. Both are shrunk to
+        three quarters then, but not below 512 pixels; without a map there is one, not shrunk.
 
     Returns
     -------
     numpy.ndarray
-        uint8 RGB, shape (H, W, 3), with H > h and W >= w. The X-ray is not scaled, and
-        nothing but the map covers it.
+        uint8 RGB, shape (H, W, 3). Nothing but the map covers the X-ray.
 
     Raises
     ------
     ValueError
-        If the preview or the map has another shape, or the map holds values that are not
-        finite or not within 0..1.
+        If the preview or the map has another shape, the map holds values that are not finite or
+        not within 0..1, or a negative answer has a map or another one has none.
     """
     if preview.ndim != 2 or preview.size == 0 or preview.dtype != np.uint8:
         raise ValueError(f"preview is {preview.dtype} {preview.shape}, not uint8 (h, w)")
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha is {alpha}, not within 0..1")
-    plan = lay_out((preview.shape[0], preview.shape[1]), text, empty=_is_empty(cam))
+    if (cam is None) != (text.label == NEGATIVE):
+        raise ValueError("the map for COVID is drawn for every answer but NEGATIVE")
+    state = _state(cam)
+    shape = preview.shape[0], preview.shape[1]
+    plan = lay_out(shape, text, state=state, side_by_side=side_by_side)
     canvas = _draw_margins(plan)
-    canvas[plan.bar.slices] = _draw_bar(plan, alpha)
-    canvas[plan.image.slices] = blend(
-        preview, upsample(cam, plan.image.height, plan.image.width), alpha
-    )
+    if plan.bar is not None:
+        canvas[plan.bar.slices] = _draw_bar(plan.bar, alpha)
+    panel = _shrunk(preview, plan.panels[0])
+    bare = list(plan.panels)
+    if cam is not None and state == "drawn":
+        box = bare.pop()
+        canvas[box.slices] = blend(panel, upsample(cam, box.height, box.width), alpha)
+    for box in bare:
+        canvas[box.slices] = cv2.cvtColor(panel, cv2.COLOR_GRAY2RGB)
     return canvas
+
+
+def on_common_scale(cam: NDArray[np.float32], peak: float, reference: float) -> NDArray[np.float32]:
+    """Put a map that was scaled by its own maximum on the scale of all images of its model.
+
+    Parameters
+    ----------
+    cam
+        float32, shape (ch, cw), 0..1.
+    peak
+        The map's largest value before it was scaled, not negative.
+    reference
+        Evidence that is drawn with the full colour, in the same units, above 0; more than that
+        is drawn the same.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape (ch, cw), 0..1.
+    """
+    return cam * np.float32(min(1.0, peak / reference))
 
 
 def upsample(cam: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
@@ -91,14 +126,23 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     return data.tobytes()
 
 
-def _is_empty(cam: NDArray[np.float32]) -> bool:
+def _state(cam: NDArray[np.float32] | None) -> MapState:
+    if cam is None:
+        return "none"
     if cam.ndim != 2 or cam.size == 0:
         raise ValueError(f"the map's shape is {cam.shape}, not (rows, columns)")
     low, high = float(cam.min()), float(cam.max())
     # Written so that NaN, for which every comparison is false, is refused as well.
     if not (low >= -_CAM_TOLERANCE and high <= 1.0 + _CAM_TOLERANCE):
         raise ValueError(f"the map holds {low}..{high}, not values within 0..1")
-    return high <= 0.0
+    return "drawn" if high > 0.0 else "empty"
+
+
+def _shrunk(preview: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    if preview.shape == (box.height, box.width):
+        return preview
+    smaller = cv2.resize(preview, (box.width, box.height), interpolation=cv2.INTER_AREA)
+    return np.asarray(smaller, dtype=np.uint8)
 
 
 def _draw_margins(plan: Layout) -> NDArray[np.uint8]:
@@ -106,14 +150,38 @@ def _draw_margins(plan: Layout) -> NDArray[np.uint8]:
     draw = ImageDraw.Draw(picture)
     for line in plan.texts:
         draw.text((line.left, line.top), line.text, font=font(line.size_px), fill=line.colour)
-    below = plan.bar.top + plan.bar.height
-    for column in plan.ticks:
-        draw.line((column, below, column, below + plan.bar.height // 4), fill=_TICK)
+    for patch in (*plan.gauge.zones, *plan.keys):
+        box = patch.box
+        draw.rectangle((box.left, box.top, box.right - 1, box.bottom - 1), fill=patch.colour)
+    _draw_gauge(draw, plan.gauge)
+    if plan.bar is not None:
+        below = plan.bar.bottom
+        for column in plan.ticks:
+            draw.line((column, below, column, below + plan.bar.height // 4), fill=_TICK)
     return np.array(picture, dtype=np.uint8)
 
 
-def _draw_bar(plan: Layout, alpha: float) -> NDArray[np.uint8]:
-    shape = plan.bar.height, plan.bar.width
-    values = np.tile(np.linspace(0, 1, shape[1], dtype=np.float32), (shape[0], 1))
-    greys = np.linspace(*_BAR_GREYS, shape[0]).astype(np.uint8)[:, np.newaxis]
-    return blend(np.tile(greys, (1, shape[1])), values, alpha)
+def _draw_gauge(draw: ImageDraw.ImageDraw, gauge: Gauge) -> None:
+    box = gauge.box
+    reach = max(2, box.height // 2)
+    # Dark beside white, so that both are seen on every zone.
+    draw.rectangle(
+        (gauge.threshold - 1, box.top, gauge.threshold + 1, box.bottom - 1), fill=_BACKGROUND
+    )
+    draw.line((gauge.threshold, box.top, gauge.threshold, box.bottom - 1 + reach), fill=_TICK)
+    draw.polygon(
+        [
+            (gauge.marker - reach, box.top - reach - 1),
+            (gauge.marker + reach, box.top - reach - 1),
+            (gauge.marker, box.top - 1),
+        ],
+        fill=_TICK,
+    )
+    draw.rectangle((gauge.marker - 2, box.top, gauge.marker + 2, box.bottom - 1), fill=_BACKGROUND)
+    draw.rectangle((gauge.marker - 1, box.top, gauge.marker + 1, box.bottom - 1), fill=_TICK)
+
+
+def _draw_bar(box: Box, alpha: float) -> NDArray[np.uint8]:
+    values = np.tile(np.linspace(0, 1, box.width, dtype=np.float32), (box.height, 1))
+    greys = np.linspace(*_BAR_GREYS, box.height).astype(np.uint8)[:, np.newaxis]
+    return blend(np.tile(greys, (1, box.width)), values, alpha)

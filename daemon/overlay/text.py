@@ -1,14 +1,15 @@
 """What an overlay says in words: nothing about the patient, everything about the model."""
 
-import math
 from dataclasses import dataclass
+from typing import Literal
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.contract import Label
+from lungwatch.contract import COVID, MEANINGS, NEGATIVE, UNCERTAIN, Decision, Label
+from lungwatch.daemon.scoretext import format_score
+from lungwatch.flags import FLAGS, Flag
 
-CLASS_NAMES = ("NORMAL", "COVID")
+MapState = Literal["drawn", "empty", "none"]
 _SHORT_HASH = 12
-_DECIMALS = range(3, 9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,98 +20,110 @@ class OverlayText:
     ----------
     label
         What the model's decision made of the probability.
-    probability, threshold
-        Of COVID, 0..1: as the model said, and from which on the label is COVID.
+    probability
+        Of COVID, 0..1, as the model said.
+    decision
+        Threshold and uncertain band: what the probability is held against.
     model
         The model's identity, "name-version".
     sha256
         Digest of the file's content in hexadecimal; twelve digits of it are shown.
+    flags
+        What is remarkable about the case.
+    gate_score
+        Of the content gate, 0..1; None without one.
+    lung_share
+        Share of the map that lies inside the lungs, 0..1; None where that is not known.
+    common_scale
+        Whether the map is on the scale that is the same for all images of the model.
+    sides_known
+        Whether the patient's right is known to lie at the picture's left.
     note
         What the picture must not be taken for.
     """
 
     label: Label
     probability: float
-    threshold: float
+    decision: Decision
     model: str
     sha256: str
+    flags: tuple[Flag, ...] = ()
+    gate_score: float | None = None
+    lung_share: float | None = None
+    common_scale: bool = False
+    sides_known: bool = False
     note: str = RESEARCH_USE_ONLY
 
     def __post_init__(self) -> None:
-        for name in ("probability", "threshold"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is {getattr(self, name)}, not within 0..1")
+        for name in ("probability", "gate_score", "lung_share"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} is {value}, not within 0..1")
 
     @property
-    def title(self) -> str:
-        """The label, and what it means where that is no common word."""
-        return "UNCERTAIN: the model abstains" if self.label == "UNCERTAIN" else self.label
+    def meaning(self) -> str:
+        """What the label says, as a sentence."""
+        text = MEANINGS[self.label]
+        return f"{text[0].upper()}{text[1:]}."
 
     @property
     def score(self) -> str:
-        """Probability and threshold."""
-        probability, threshold = format_score(self.probability, self.threshold)
-        sign = "" if probability[0] in "<>" else "= "
-        return f"P(COVID) {sign}{probability}, threshold {threshold}"
+        """The probability."""
+        probability, _ = self._printed()
+        return f"P(COVID) {probability if probability[0] in '<>' else f'= {probability}'}"
+
+    @property
+    def threshold(self) -> str:
+        """The threshold, for its tick on the gauge."""
+        return f"threshold {self._printed()[1][0]}"
+
+    @property
+    def zones(self) -> tuple[tuple[Label, str, float, float], ...]:
+        """The gauge's zones in order: label, what a key says of it, and its ends, 0..1."""
+        low, high = self.decision.uncertain_low, self.decision.uncertain_high
+        _, (threshold, *band) = self._printed()
+        if low == high:
+            cut = self.decision.threshold
+            return (
+                (NEGATIVE, f"negative below {threshold}", 0.0, cut),
+                (COVID, f"COVID from {threshold}", cut, 1.0),
+            )
+        return (
+            (NEGATIVE, f"negative below {band[0]}", 0.0, low),
+            (UNCERTAIN, f"uncertain {band[0]} to {band[1]}", low, high),
+            (COVID, f"COVID from {band[1]}", high, 1.0),
+        )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The flags in words."""
+        return tuple(FLAGS[flag] for flag in self.flags)
 
     @property
     def origin(self) -> str:
-        """The model and the picture, as short as they can be told apart."""
-        return f"Model {self.model}, image {self.sha256[:_SHORT_HASH]}"
+        """The model, its gate's score and the picture, as short as they can be told apart."""
+        gate = "" if self.gate_score is None else f", content gate {self.gate_score:.3f}"
+        return f"Model {self.model}{gate}, image {self.sha256[:_SHORT_HASH]}"
 
-    def caption(self, *, empty: bool) -> str:
-        """Which class the map explains; `empty` for a map without any positive value."""
-        name = CLASS_NAMES[shown_class(self.label)]
-        if empty:
-            return f"Grad-CAM for {name}: no positive evidence in this image"
-        return f"Grad-CAM for {name}, relative to the strongest evidence in this image"
+    def caption(self, state: MapState) -> str:
+        """What the map shows, or why there is none."""
+        if state == "none":
+            return "No map is drawn for a negative answer."
+        if state == "empty":
+            return "Grad-CAM for COVID: no positive evidence in this image"
+        if self.common_scale:
+            return "Grad-CAM for COVID, same scale for all images of this model"
+        return "Grad-CAM for COVID, relative to the strongest evidence in this image"
 
+    def lungs(self, state: MapState) -> str:
+        """Which share of the map lies in the lungs; empty where nobody knows."""
+        if state != "drawn" or self.lung_share is None:
+            return ""
+        return f"{100 * self.lung_share:.0f} % of the map lies in the lungs"
 
-def shown_class(label: Label) -> int:
-    """Return the index of the class whose map explains a label: 0 NORMAL, 1 COVID.
-
-    The map is that of the class decided for. For UNCERTAIN it is COVID's: someone will have
-    to look for it.
-    """
-    return 0 if label == "NORMAL" else 1
-
-
-def format_score(probability: float, threshold: float) -> tuple[str, str]:
-    """Write probability and threshold so that neither rounding nor brevity misleads.
-
-    A probability is never rounded to 0 or 1 ("< 0.001", "> 0.999"), and both get as many
-    decimals as it takes, from three, for the printed values to lie on the same sides of each
-    other as the real ones: 0.4998 against 0.5 is not printed as 0.500.
-
-    Parameters
-    ----------
-    probability, threshold
-        0..1.
-
-    Returns
-    -------
-    tuple of str
-        The two, with equally many decimals.
-    """
-    pair = ("", "")
-    for decimals in _DECIMALS:
-        shown, low, high = _shown(probability, decimals)
-        pair = shown, f"{threshold:.{decimals}f}"
-        printed = float(pair[1])
-        if printed in (0.0, 1.0) and printed != threshold:
-            continue
-        # `low` and `high` bound what a reader can take the printed probability for.
-        if (low >= printed) if probability >= threshold else (high < printed):
-            break
-    return pair
-
-
-def _shown(probability: float, decimals: int) -> tuple[str, float, float]:
-    step = 10.0**-decimals
-    text = f"{probability:.{decimals}f}"
-    if float(text) == 0.0:
-        return f"< {step:.{decimals}f}", 0.0, math.nextafter(step, 0.0)
-    if float(text) == 1.0:
-        bound = f"{1.0 - step:.{decimals}f}"
-        return f"> {bound}", float(bound), 1.0
-    return text, float(text), float(text)
+    def _printed(self) -> tuple[str, tuple[str, ...]]:
+        decision = self.decision
+        return format_score(
+            self.probability,
+            (decision.threshold, decision.uncertain_low, decision.uncertain_high),
+        )

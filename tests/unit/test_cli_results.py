@@ -80,7 +80,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             probability=0.98765,
             logit=-2.5,
             threshold=0.5,
-            flags=["low_contrast", "old_model"],
+            flags=["low_detail", "old_model"],
             overlay="overlays/x.png",
             duration_ms=5,
             now=T0,
@@ -134,7 +134,7 @@ class TestList:
             "status": "done",
             "label": "COVID",
             "probability": 0.98765,
-            "flags": ["low_contrast", "old_model"],
+            "flags": ["low_detail", "old_model"],
         }
         assert rows[1]["overlay"] == str(home / "overlays/x.png")
         assert rows[1]["file"] == str(home / "done/x.dcm")
@@ -164,7 +164,7 @@ class TestList:
         assert [row["id"] for row in rows] == ["2", "1"]
         assert rows[1]["source_name"] == "'=cmd|calc.dcm"
         assert rows[1]["patient_id"] == "'+P1"
-        assert rows[1]["flags"] == "low_contrast;old_model"
+        assert rows[1]["flags"] == "low_detail;old_model"
         assert rows[1]["probability"] == "0.98765"
         assert rows[0]["label"] == ""
 
@@ -173,7 +173,7 @@ class TestList:
         [
             (["--label", "covid"], [1]),
             (["--status", "rejected"], [2]),
-            (["--flag", "low_contrast"], [1]),
+            (["--flag", "low_detail"], [1]),
             (["--min-score", "0.5", "--max-score", "1"], [1]),
             (["--max-score", "0.5"], []),
             (["--patient", "+P1"], [1]),

@@ -99,8 +99,8 @@ class TestDecision:
     @pytest.mark.parametrize(
         ("probability", "label"),
         [
-            (0.0, "NORMAL"),
-            (0.2999, "NORMAL"),
+            (0.0, "NEGATIVE"),
+            (0.2999, "NEGATIVE"),
             (0.3, "UNCERTAIN"),
             (0.4, "UNCERTAIN"),
             (0.4999, "UNCERTAIN"),
@@ -112,7 +112,7 @@ class TestDecision:
         decision = Decision(threshold=0.4, uncertain_low=0.3, uncertain_high=0.5)
         assert decision.label(probability) == label
 
-    @pytest.mark.parametrize(("probability", "label"), [(0.3999, "NORMAL"), (0.4, "COVID")])
+    @pytest.mark.parametrize(("probability", "label"), [(0.3999, "NEGATIVE"), (0.4, "COVID")])
     def test_equal_bounds_switch_abstention_off(self, probability: float, label: str) -> None:
         decision = Decision(threshold=0.4, uncertain_low=0.4, uncertain_high=0.4)
         assert decision.label(probability) == label

@@ -1,10 +1,10 @@
-"""Margins, letters and odd exposures are pointed out, plain X-rays are left alone."""
+"""Margins and odd exposures are pointed out, plain X-rays are left alone."""
 
 import cv2
 import numpy as np
 import pytest
 
-from lungwatch.training.artefacts import border_fraction, reduced, text_marks
+from lungwatch.training.artefacts import border_fraction, reduced
 from lungwatch.training.exploration import find_outliers
 from lungwatch.training.samples import Sample
 from lungwatch.training.scan import scan
@@ -16,24 +16,13 @@ def plain():
     return cv2.resize(coarse, (460, 500), interpolation=cv2.INTER_CUBIC)
 
 
-def test_a_plain_image_has_neither_border_nor_text(plain):
+def test_a_plain_image_has_no_border(plain):
     assert border_fraction(plain) == 0.0
-    assert text_marks(plain) == 0
 
 
 def test_the_share_of_a_blank_margin_is_measured(plain):
     framed = cv2.copyMakeBorder(plain, 250, 250, 0, 460, cv2.BORDER_CONSTANT, value=0.0)
     assert border_fraction(framed) == pytest.approx(0.75, abs=0.01)
-
-
-def test_letters_in_a_corner_are_marks_and_in_the_middle_are_not(plain):
-    def write(place):
-        letters = np.zeros(plain.shape, np.uint8)
-        letters = cv2.putText(letters, "PORT", place, cv2.FONT_HERSHEY_SIMPLEX, 0.8, 255, 2)
-        return np.maximum(plain, letters.astype(np.float32) / 255)
-
-    assert text_marks(write((10, 40))) >= 3
-    assert text_marks(write((190, 250))) == 0
 
 
 def test_a_reduced_image_keeps_its_shape(plain):

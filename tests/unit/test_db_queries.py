@@ -39,7 +39,7 @@ def engine(template: Path, tmp_path: Path) -> Iterator[Engine]:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six results: two scored, one rejected, one failed, one claimed, one by another model.
 
-    1 COVID 0.95 (two drops), 2 NORMAL 0.05, 3 rejected, 4 failed, all a day apart; 5 is the
+    1 COVID 0.95 (two drops), 2 NEGATIVE 0.05, 3 rejected, 4 failed, all a day apart; 5 is the
     first content with another model, UNCERTAIN 0.5; 6 the second, still claimed.
     """
     path = tmp_path_factory.mktemp("template") / "lungwatch.db"
@@ -102,7 +102,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     day = timedelta(days=1)
     score(claim(0, "a", first, T0), "COVID", 0.95, ["low_contrast", "old_model"])
-    score(claim(1, "b", first, T0 + day), "NORMAL", 0.05, [])
+    score(claim(1, "b", first, T0 + day), "NEGATIVE", 0.05, [])
     end(claim(2, "c", first, T0 + 2 * day), rejected=True)
     end(claim(3, "d", first, T0 + 3 * day), rejected=False)
     claim(0, "e", first, T0 + 4 * day)
@@ -141,7 +141,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (ResultFilter(model="baseline"), [4, 3, 2, 1]),
         (ResultFilter(model="transfer-1.0"), [6, 5]),
         (ResultFilter(model="base"), []),
-        (ResultFilter(model="baseline", label="NORMAL", status="done"), [2]),
+        (ResultFilter(model="baseline", label="NEGATIVE", status="done"), [2]),
     ],
     ids=str,
 )
@@ -204,7 +204,7 @@ class TestCounts:
             "2026-03-03": 1,
             "2026-03-04": 1,
         }
-        assert counted.by_label == {"COVID": 1, "NORMAL": 1, "UNCERTAIN": 1}
+        assert counted.by_label == {"COVID": 1, "NEGATIVE": 1, "UNCERTAIN": 1}
         assert counted.by_status == {"done": 3, "rejected": 1, "failed": 1, "claimed": 1}
         assert counted.by_flag == {"low_contrast": 2, "old_model": 1}
         assert counted.by_reason == {"truncated": 1, "retries_exhausted": 1}

@@ -121,7 +121,7 @@ class DropFolder(RuleBasedStateMachine):
         self.store.record(
             result_id=claim.result_id,
             meta=META,
-            label="NORMAL",
+            label="NEGATIVE",
             probability=0.1,
             logit=-2.0,
             threshold=0.5,

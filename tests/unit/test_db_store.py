@@ -275,7 +275,7 @@ class TestRecorded:
         with pytest.raises(IllegalTransition, match="is recorded, not claimed"):
             desk.record(
                 recorded,
-                label="NORMAL",
+                label="NEGATIVE",
                 meta=replace(META, rows=99),
                 now=desk.now + timedelta(seconds=1),
             )

@@ -16,6 +16,7 @@ from pydicom.uid import (
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.dicomout import deidentify, report, secondary_capture, validate
+from lungwatch.daemon.dicomout.facts import conclusion
 from lungwatch.daemon.dicomout.validate_report import MANDATORY_ITEMS
 
 TEXT = (Path(__file__).parents[2] / "docs/dicom-conformance.md").read_text(encoding="utf-8")
@@ -38,11 +39,16 @@ def test_the_sop_classes_sent_are_those_validated():
 def test_every_code_of_the_report_is_named():
     for code, _ in MANDATORY_ITEMS:
         assert code in TEXT, code
-    own = (report.COVID_19, report.CHEST_X_RAY, report.DECISION, report.TRUST_FLAG)
-    for code in (*own, *report.PRESENCE.values()):
+    own = (
+        *(report.COVID_19, report.CHEST_X_RAY, report.PATTERN, report.DECISION),
+        *(report.TRUST_FLAG, report.GATE_SCORE, report.LUNG_AREA, report.LUNG_SHARE),
+    )
+    for code in (*own, *report.PRESENCE.values(), *report.SCORES.values()):
         assert f"{code.value} {code.scheme_designator}" in TEXT, code
-    for label in report.PRESENCE:
-        assert label in TEXT
+    for label, presence in report.PRESENCE.items():
+        found = report.COVID_19.meaning if label == "COVID" else "none"
+        row = f"| {label} | {found} | {presence.meaning} | {conclusion(label)} |"
+        assert row in TEXT
 
 
 def test_series_numbers_and_the_research_text_are_those_of_the_code():

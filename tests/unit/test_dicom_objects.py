@@ -1,5 +1,8 @@
 """Secondary Capture and Structured Report: valid by dicom3tools, stable, in the source study."""
 
+import html
+import io
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -24,6 +27,7 @@ from lungwatch.daemon.dicomout import (
 from lungwatch.daemon.dicomout.source import read_source
 from lungwatch.daemon.dicomout.uids import stable_uid
 from lungwatch.daemon.dicomout.validate import validate
+from lungwatch.flags import FLAGS, Flag
 
 pytest.importorskip("highdicom", reason="needs the extra 'pacs'")
 KEY = b"a secret of this test"
@@ -39,7 +43,12 @@ def facts(tmp_path_factory):
         label="COVID",
         probability=0.8123456,
         threshold=0.29,
+        uncertain_from=0.2,
+        uncertain_to=0.4,
         flags=("empty_map",),
+        gate_score=0.98765,
+        lung_area=0.3123,
+        lung_share=0.6241,
         model_name="guided",
         model_version="1.0.0",
         model_sha256="cd" * 32,
@@ -99,7 +108,7 @@ def problems(data, tmp_path):
 @pytest.mark.parametrize("report_class", ["comprehensive-3d", "comprehensive"])
 @pytest.mark.parametrize("key", [None, KEY], ids=["as it is", "de-identified"])
 def test_dicom3tools_finds_no_error(facts, source, tmp_path, report_class, key):
-    for label in ("COVID", "NORMAL", "UNCERTAIN"):
+    for label in ("COVID", "NEGATIVE", "UNCERTAIN"):
         built = build_objects(
             replace(facts, label=label), source, sr=report_class, deidentify_key=key
         )
@@ -116,16 +125,142 @@ def test_dcmtk_prints_what_the_report_says(facts, source, tmp_path):
         ["dsrdump", "+Pl", tmp_path / "report.dcm"], capture_output=True, text=True, check=True
     ).stdout
     for part in (
-        '"Probability")="0.8123456"',
-        '"Threshold Value")="0.29"',
-        '"COVID-19")=(52101004,SCT,"Present")',
+        '"Finding")=(840539006,SCT,"COVID-19")',
+        '"Probability")="0.812" (1,UCUM',
+        '"Threshold Value")="0.290" (1,UCUM',
+        '"Lower bound of the uncertain band")="0.200" (1,UCUM',
+        '"Upper bound of the uncertain band")="0.400" (1,UCUM',
+        '"Content gate score")="0.988" (1,UCUM',
+        '"Share of the image that is lung")="31.2" (%,UCUM',
+        '"Share of the map inside the lungs")="62.4" (%,UCUM',
+        '"COVID-19 pattern")=(52101004,SCT,"Present")',
         '"Decision of the algorithm")=(COVID,99LUNGWATCH,"COVID")',
-        '"Trust flag")=(empty_map,',
+        f'"Trust flag")=(empty_map,99LUNGWATCH,"{FLAGS[Flag.EMPTY_MAP]}")',
+        '"Conclusion")="COVID: COVID-19 pattern found."',
         '"Algorithm Name")="guided"',
         '"Algorithm Version")="1.0.0"',
         f'"Comment")="{RESEARCH_USE_ONLY}"',
     ):
         assert part in said, said
+    assert said.count('"Algorithm Name"') == 1
+
+
+# The answers, with what their reports read as.
+ANSWERS = {
+    "NEGATIVE": (0.0312, "Absent", "no COVID-19 pattern found; other disease is not assessed."),
+    "UNCERTAIN": (0.2571, "Indeterminate", "the model abstains; COVID-19 pattern indeterminate."),
+    "COVID": (0.8123, "Present", "COVID-19 pattern found."),
+}
+
+
+def as_page(facts, source, tmp_path):
+    """The report as DCMTK's HTML page, without its tags, in lines."""
+    (report,) = build_objects(facts, source, kinds=("sr",))
+    (tmp_path / "report.dcm").write_bytes(report.encode())
+    subprocess.run(
+        ["dsr2html", tmp_path / "report.dcm", tmp_path / "report.html"],
+        check=True,
+        capture_output=True,
+    )
+    page = (tmp_path / "report.html").read_text(encoding="utf-8", errors="replace")
+    text = html.unescape(re.sub(r"<[^>]+>", "", page.partition("<body>")[2]))
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.skipif(not shutil.which("dsr2html"), reason="needs Debian's package 'dcmtk'")
+@pytest.mark.parametrize("label", ANSWERS)
+def test_a_reader_of_the_page_sees_the_answer_and_a_finding_only_if_there_is_one(
+    facts, source, tmp_path, label
+):
+    probability, presence, words = ANSWERS[label]
+    lines = as_page(replace(facts, label=label, probability=probability), source, tmp_path)
+    page = "\n".join(lines)
+    pattern = lines[lines.index("COVID-19 pattern:") + 1]
+    assert pattern.startswith(presence)
+    assert f"Conclusion:\n{label}: {words}" in page
+    assert f"Decision of the algorithm:\n{label}" in page
+    assert f"Probability:\n{probability:.3f}" in page
+    assert "Threshold Value:\n0.290" in page
+    assert "Lower bound of the uncertain band:\n0.200" in page
+    assert f"Comment:\n{RESEARCH_USE_ONLY}" in page
+    is_covid = label == "COVID"
+    assert ("Finding:" in lines) == is_covid
+    assert ("Present" in page) == is_covid
+    assert ("Finding Site" in page) == is_covid
+    assert ("(840539006, SCT)" in page) == is_covid
+    assert ("Share of the map inside the lungs:" in lines) == (label != "NEGATIVE")
+    assert "NORMAL" not in page
+
+
+def numbers_in(item):
+    """Name and value of every number of a report, as written in the file."""
+    found = {}
+    for child in item.get("ContentSequence") or ():
+        if child.ValueType == "NUM":
+            (measured,) = child.MeasuredValueSequence
+            assert "FloatingPointValue" not in measured
+            name = child.ConceptNameCodeSequence[0].CodeMeaning
+            found[name] = str(measured.NumericValue)
+        found |= numbers_in(child)
+    return found
+
+
+def report_of(facts, source):
+    (report,) = build_objects(facts, source, kinds=("sr",))
+    return pydicom.dcmread(io.BytesIO(report.encode()))
+
+
+def test_three_decimals_and_more_only_where_three_would_mislead(facts, find_testdata):
+    source = find_testdata("RG1_UNCR.dcm")
+    for probability, label, expected in (
+        (0.8123456, "COVID", "0.812"),
+        (0.5, "COVID", "0.500"),
+        (0.39997, "UNCERTAIN", "0.39997"),
+        (0.99971, "COVID", "0.9997"),
+    ):
+        found = numbers_in(report_of(replace(facts, label=label, probability=probability), source))
+        assert found["Probability"] == expected
+        decimals = len(expected) - 2
+        assert found["Threshold Value"] == f"{0.29:.{decimals}f}"
+        assert found["Upper bound of the uncertain band"] == f"{0.4:.{decimals}f}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"uncertain_from": None, "uncertain_to": None},
+        {"uncertain_from": 0.29, "uncertain_to": 0.29},
+    ],
+    ids=["older than the band", "never abstains"],
+)
+def test_what_there_is_not_is_not_written(facts, find_testdata, changes):
+    bare = replace(facts, gate_score=None, lung_area=None, lung_share=None, **changes)
+    found = numbers_in(report_of(bare, find_testdata("RG1_UNCR.dcm")))
+    assert found == {"Probability": "0.812", "Threshold Value": "0.290"}
+
+
+def test_every_flag_is_written_in_whole_words(facts, find_testdata):
+    report = report_of(replace(facts, flags=tuple(Flag)), find_testdata("RG1_UNCR.dcm"))
+    told = {
+        child.ConceptCodeSequence[0].CodeMeaning
+        for child in children_of(report)
+        if child.ConceptNameCodeSequence[0].CodeMeaning == "Trust flag"
+    }
+    assert told == set(FLAGS.values())
+
+
+def children_of(item):
+    for child in item.get("ContentSequence") or ():
+        yield child
+        yield from children_of(child)
+
+
+def test_a_picture_that_was_turned_says_how_it_lies_now(facts, tmp_path):
+    """The source's orientation is that of the file, not of what was made of it."""
+    path = minimal(tmp_path / "source.dcm", PatientOrientation=["R", "H"])
+    for flags, expected in ((), ["R", "H"]), (("orientation_corrected",), ["L", "F"]):
+        (capture,) = build_objects(replace(facts, flags=flags), path, kinds=("sc",))
+        assert list(capture.dataset.PatientOrientation) == expected
 
 
 def test_the_picture_is_the_overlay(facts, source):

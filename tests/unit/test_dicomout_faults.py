@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from lungwatch.daemon.dicomout import InvalidObject, ResultFacts, SourceUnusable, build_objects
@@ -21,7 +22,10 @@ from lungwatch.daemon.dicomout.validate_report import MANDATORY_ITEMS
 
 pytest.importorskip("highdicom", reason="needs the extra 'pacs'")
 SECRET = b"sixteen bytes or more"
-OF_FACTS = ("122157", "122411", "121106", "111001", "111003", "DECISION")
+OF_FACTS = (
+    *("122157", "122411", "121106", "121077", "111001", "111003"),
+    *("DECISION", "UNCERTAINFROM", "UNCERTAINTO", "121071"),
+)
 
 
 @pytest.fixture
@@ -34,6 +38,8 @@ def facts(tmp_path):
         label="COVID",
         probability=0.9123456789,
         threshold=1 / 3,
+        uncertain_from=0.3,
+        uncertain_to=0.4,
         flags=("empty_map", "a_flag_longer_than_sixteen"),
         model_name="guided",
         model_version="0.1.0",
@@ -216,7 +222,9 @@ def test_a_report_without_any_mandatory_item_is_caught(facts, tmp_path, code):
     [
         {"probability": 0.5},
         {"threshold": 0.5},
-        {"label": "NORMAL"},
+        {"uncertain_from": 0.1},
+        {"uncertain_to": 0.8},
+        {"label": "NEGATIVE"},
         {"model_name": "another"},
         {"model_version": "9"},
     ],
@@ -226,3 +234,42 @@ def test_a_report_of_other_facts_is_caught(facts, tmp_path, other):
     dataset, study = plain(facts, minimal(tmp_path), "sr")
     with pytest.raises(InvalidObject):
         validate(dataset, "sr", replace(facts, **other), study)
+
+
+def item_of(dataset, code):
+    """The first content item of a concept, and what it lies in."""
+    for item in dataset.get("ContentSequence") or ():
+        if item.ConceptNameCodeSequence[0].get("CodeValue") == code:
+            return item, dataset
+        if (found := item_of(item, code)) is not None:
+            return found
+    return None
+
+
+@pytest.mark.parametrize("label", ["NEGATIVE", "UNCERTAIN"])
+def test_a_finding_that_was_not_made_is_caught(facts, tmp_path, label):
+    """Whatever a report says below, a heading "Finding: COVID-19" is taken for one."""
+    path = minimal(tmp_path)
+    finding, _ = item_of(plain(facts, path, "sr")[0], "121071")
+    other = replace(facts, label=label, probability=0.01)
+    dataset, study = plain(other, path, "sr")
+    item_of(dataset, "COVIDPATTERN")[1].ContentSequence.append(finding)
+    with pytest.raises(InvalidObject, match="finding"):
+        validate(dataset, "sr", other, study)
+
+
+@pytest.mark.parametrize("said", ["Absent", "Indeterminate"])
+def test_a_presence_that_is_not_the_labels_is_caught(facts, tmp_path, said):
+    dataset, study = plain(facts, minimal(tmp_path), "sr")
+    item, _ = item_of(dataset, "COVIDPATTERN")
+    item.ConceptCodeSequence[0].CodeValue = getattr(codes.SCT, said).value
+    with pytest.raises(InvalidObject, match="presence"):
+        validate(dataset, "sr", facts, study)
+
+
+def test_an_algorithm_named_twice_is_caught(facts, tmp_path):
+    dataset, study = plain(facts, minimal(tmp_path), "sr")
+    item, group = item_of(dataset, "111001")
+    group.ContentSequence.append(copy.deepcopy(item))
+    with pytest.raises(InvalidObject, match="once"):
+        validate(dataset, "sr", facts, study)

@@ -39,7 +39,7 @@ def test_the_same_answers_lose_nothing():
 def test_loss_differences_and_changed_labels_are_counted():
     found = compare_graphs(TRUTH, answers([-2, -1, 1, 2]), answers([-2, 1.5, 0, 2]))
     assert found.loss == pytest.approx(0.25)
-    # NORMAL became COVID, COVID became UNCERTAIN.
+    # NEGATIVE became COVID, COVID became UNCERTAIN.
     assert found.decisions_changed == 2
     largest = 1 / (1 + np.exp(-1.5)) - 1 / (1 + np.exp(1.0))
     assert found.probability_largest == pytest.approx(largest)

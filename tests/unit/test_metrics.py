@@ -76,6 +76,7 @@ def make_text(tmp_path_factory):
             read_figures=Bounded(lambda: figures(engine, model, window), limit_s=30),
             read_disks=Bounded(lambda: disks(home, str(engine.url)), limit_s=30),
             model="m-1",
+            gate="refuse",
             vitals=vitals,
             clock=clock,
             window=window,

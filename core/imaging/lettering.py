@@ -1,0 +1,62 @@
+"""Letters burnt into the pixels: words beside the patient, such as a hospital's name.
+
+A heuristic: it finds bright letters that stand in a line, as printers and consoles set them. Dark
+letters, handwriting, turned lines and letters of lead on a strip of their own are missed.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Fewer make a side mark with the initials of whoever took the X-ray, which nearly every one has.
+BURNT_IN_LETTERS = 4
+_SIDE_PX = 1024
+_STROKE_PX = 9  # letters are made of strokes narrower than this
+_STROKE_CONTRAST = 76  # of 255, above what surrounds the stroke
+_HEIGHT_PX = (5, 40)
+_WIDTH_PX = (2, 40)
+_LEAST_AREA_PX = 8
+_MOST_SHAPES = 1000
+
+
+def letters_in_line(grey: NDArray[np.uint8]) -> int:
+    """Return how many letters the longest line of burnt-in text has; 0 without any.
+
+    Parameters
+    ----------
+    grey
+        uint8, shape (rows, columns), air dark; looked at with its longest side at most 1024 px.
+    """
+    scale = _SIDE_PX / max(grey.shape)
+    if scale < 1.0:
+        size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+        grey = np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    kernel = np.ones((_STROKE_PX, _STROKE_PX), np.uint8)
+    strokes = cv2.morphologyEx(grey, cv2.MORPH_TOPHAT, kernel) > _STROKE_CONTRAST
+    _, _, found, _ = cv2.connectedComponentsWithStats(strokes.astype(np.uint8))
+    return _longest_line(_letter_like(np.asarray(found[1:], dtype=np.int64)))
+
+
+def _letter_like(shapes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Keep what has a letter's size, from left to right; (n, 5): left, top, width, height, area."""
+    width, height, area = shapes[:, 2], shapes[:, 3], shapes[:, 4]
+    keep = (height >= _HEIGHT_PX[0]) & (height <= _HEIGHT_PX[1])
+    keep &= (width >= _WIDTH_PX[0]) & (width <= _WIDTH_PX[1]) & (width <= 2 * height)
+    # A wire's box is nearly empty.
+    keep &= (area >= _LEAST_AREA_PX) & (area * 7 >= width * height)
+    kept = shapes[keep][:_MOST_SHAPES]
+    return kept[np.argsort(kept[:, 0], kind="stable")]
+
+
+def _longest_line(letters: NDArray[np.int64]) -> int:
+    left, top, width, height, _ = letters.T
+    right, bottom = left + width, top + height
+    longest = np.zeros(len(letters), dtype=np.int64)
+    for i in range(len(letters) - 1, -1, -1):
+        gap = left - right[i]
+        follows = (gap >= -1) & (gap <= 1.2 * np.maximum(height, height[i]))
+        follows &= np.abs(bottom - bottom[i]) <= 0.25 * height[i] + 1
+        follows &= (height >= 0.7 * height[i]) & (height <= 1.4 * height[i])
+        follows[: i + 1] = False  # those further left are not reckoned yet
+        longest[i] = 1 + (int(longest[follows].max()) if follows.any() else 0)
+    return int(longest.max(initial=0))
