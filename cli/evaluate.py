@@ -20,7 +20,7 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("data", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("data", type=click.Path(path_type=Path), nargs=-1)
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test", "all"]),
@@ -75,6 +75,19 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
     help="Folder with images/ and masks/NAME.png: how much of the map for COVID lies on lungs.",
 )
 @click.option(
+    "--gate-images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    metavar="DIR",
+    help="Instead of DATA: what the bundle's content gate keeps and refuses of all DICOM, PNG and "
+    "JPEG files below DIR, by folder and reason. Can be given more than once; needs no TensorFlow.",
+)
+@click.option(
+    "--turned",
+    is_flag=True,
+    help="With --gate-images: copies turned by 90, 180 and 270 degrees and inverted ones, too.",
+)
+@click.option(
     "-o",
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -105,6 +118,8 @@ def evaluate(
     bootstrap: int,
     seed: int,
     lung_masks: Path | None,
+    gate_images: tuple[Path, ...],
+    turned: bool,
     out: Path | None,
     resume: bool,
     gallery: int,
@@ -116,6 +131,20 @@ def evaluate(
     .keras file. DATA is a folder CLASS/
     or SPLIT/CLASS/, or a manifest CSV or a folder with one.
     """
+    if gate_images:
+        if data or resume:
+            raise click.UsageError("--gate-images takes neither DATA nor --resume")
+        from lungwatch.cli.evaluate_gate import evaluate_gate
+
+        with _Bar() as bar:
+            evaluate_gate(
+                model, gate_images, turned=turned, out=out, as_json=as_json, on_total=bar.start
+            )
+        return
+    if not data or turned:
+        raise click.UsageError(
+            "--turned needs --gate-images" if turned else "give DATA to measure on"
+        )
     from lungwatch.cli.evaluation_files import write_evaluation
     from lungwatch.cli.run_folder import begin_run
     from lungwatch.training.bootstrap import Bootstrap

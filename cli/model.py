@@ -196,5 +196,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict) and value:
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = json.dumps(value) if isinstance(value, dict) else value
+            is_nested = isinstance(value, dict) or (
+                isinstance(value, tuple) and any(isinstance(one, dict) for one in value)
+            )
+            flat[prefix + name] = json.dumps(value) if is_nested else value
     return flat

@@ -10,6 +10,7 @@ import numpy as np
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.errors import MissingExtraError
 from lungwatch.training.assess import Scored
+from lungwatch.training.gate_rates import Rate
 from lungwatch.training.metrics import average_precision, roc_auc, roc_curve
 
 _BINS = 10
@@ -75,6 +76,27 @@ def draw_gallery(strips: Sequence[tuple[str, Sequence[Any]]]) -> bytes:
         line[0].set_ylabel(caption, parse_math=False, fontsize=8)
     for axes, head in zip(grid[0], heads, strict=True):
         axes.set_title(head, fontsize=9)
+    return _png(figure)
+
+
+def draw_gate_rates(found: Sequence[Rate]) -> bytes:
+    """Draw what a content gate kept, what it refused, and what the reader refused before it."""
+    figure = _figure(9, 1.2 + 0.35 * len(found))
+    axes = figure.subplots()
+    names = [f"{rate.folder}, {rate.variant} ({rate.pictures})" for rate in found]
+    parts = (
+        ("kept", _OTHERS, [rate.kept for rate in found]),
+        ("refused by the gate", _COVID, [sum(rate.refused_by_gate.values()) for rate in found]),
+        ("refused on reading", _SECOND, [sum(rate.refused_by_reader.values()) for rate in found]),
+    )
+    left = np.zeros(len(found))
+    for label, colour, counts in parts:
+        shares = np.array(counts) / [rate.pictures for rate in found]
+        axes.barh(range(len(found)), shares, left=left, color=colour, label=label)
+        left += shares
+    axes.set_yticks(range(len(found)), names, fontsize=8, parse_math=False)
+    axes.set(xlim=(0, 1), ylim=(len(found) - 0.4, -0.6), xlabel="share of the pictures")
+    figure.legend(fontsize=8, loc="outside upper center", ncols=3, title="Content gate")
     return _png(figure)
 
 

@@ -181,3 +181,48 @@ def test_the_audit_is_only_added_to(url: str) -> None:
         assert connection.execute(text("SELECT count(*) FROM audit")).scalar() == 4
         assert connection.execute(text("SELECT min(actor) FROM audit")).scalar() != "nobody"
     engine.dispose()
+
+
+def test_the_negative_class_is_renamed_and_old_results_get_their_models_band(url: str) -> None:
+    engine = build(url, "0005")
+    contract = '{"contract": 1, "decision": {"uncertain_low": 0.25, "uncertain_high": 0.75}}'
+    with writing(engine) as connection:
+        for change in (
+            "UPDATE result SET label = 'NORMAL' WHERE id = 1",
+            "UPDATE result SET label = 'COVID' WHERE id = 2",
+            "UPDATE result SET label = NULL, threshold = NULL WHERE id = 3",
+            "UPDATE result SET threshold = 0.5 WHERE id IN (1, 2)",
+            "UPDATE result SET model_id = 1 WHERE id IN (1, 2, 3)",
+        ):
+            connection.execute(text(change))
+        told = text("UPDATE model SET contract = :told WHERE id = 1")
+        connection.execute(told, {"told": contract})
+    engine.dispose()
+
+    engine = open_database(url)
+    columns = "label, threshold, uncertain_from, uncertain_to, gate_score, lung_area, lung_share"
+    query = text(f"SELECT {columns} FROM result WHERE id IN (1, 2, 3) ORDER BY id")
+    with reading(engine) as connection:
+        found = [tuple(row) for row in connection.execute(query)]
+        labels = set(connection.execute(text("SELECT label FROM result")).scalars())
+        others = text("SELECT count(uncertain_from) FROM result WHERE model_id <> 1")
+        assert connection.execute(others).scalar() == 0, "their contracts tell no band"
+    assert found == [
+        ("NEGATIVE", 0.5, 0.25, 0.75, None, None, None),
+        ("COVID", 0.5, 0.25, 0.75, None, None, None),
+        (None, None, None, None, None, None, None),
+    ]
+    assert "NORMAL" not in labels
+
+    with writing(engine) as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.set_main_option("path_separator", "os")
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0005")
+    with reading(engine) as connection:
+        query = text("SELECT label FROM result WHERE id IN (1, 2) ORDER BY id")
+        assert list(connection.execute(query).scalars()) == ["NORMAL", "COVID"]
+        kept = {column["name"] for column in inspect(connection).get_columns("result")}
+    engine.dispose()
+    assert kept.isdisjoint({"uncertain_from", "uncertain_to", "gate_score", "lung_share"})

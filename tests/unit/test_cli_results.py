@@ -19,9 +19,11 @@ from lungwatch.cli.options import parse_since, parse_until
 from lungwatch.cli.output import cell_text, to_csv, to_json
 from lungwatch.db import Store, open_database, open_engine
 from lungwatch.db.engine import writing
+from lungwatch.flags import Flag
 from lungwatch.imaging import RadiographMeta
 from lungwatch.models import SHIPPED_DEFAULT
 from lungwatch.plaintext import visible
+from lungwatch.plausibility import Plausibility
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SHA = "ab" * 32
@@ -29,6 +31,7 @@ FIELDS = {
     *("id", "sha256", "source_name", "status", "reason", "label", "probability", "threshold"),
     *("flags", "model", "model_version", "overlay", "patient_id", "study_uid", "series_uid"),
     *("sop_uid", "accession", "received_at", "finished_at", "duration_ms"),
+    *("uncertain_from", "uncertain_to", "gate_score", "lung_area", "lung_share"),
 }
 
 
@@ -63,6 +66,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 meta=None,
                 duration_ms=1,
                 now=T0,
+                plausibility=Plausibility(gate_score=0.125, lung_area=0.0),
             )
             continue
         store.record(
@@ -84,6 +88,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             overlay="overlays/x.png",
             duration_ms=5,
             now=T0,
+            uncertain=(0.25, 0.75),
+            plausibility=Plausibility(gate_score=0.875, lung_area=0.375, lung_share=0.5),
         )
         store.finish(result_id=claim.result_id, path="done/x.dcm", now=T0)
     engine.dispose()
@@ -141,6 +147,9 @@ class TestList:
         assert datetime.fromisoformat(rows[1]["received_at"]) == T0
         assert datetime.fromisoformat(rows[1]["received_at"]).tzinfo is not None
         assert (rows[0]["reason"], rows[0]["probability"]) == ("truncated", None)
+        trust = ("gate_score", "lung_area", "lung_share", "uncertain_from", "uncertain_to")
+        assert [rows[1][name] for name in trust] == [0.875, 0.375, 0.5, 0.25, 0.75]
+        assert [rows[0][name] for name in trust] == [0.125, 0.0, None, None, None]
 
     def test_the_table_is_whole_and_cannot_steer_the_terminal(self, run: Run, home: Path) -> None:
         result = run("results", "list")
@@ -167,11 +176,15 @@ class TestList:
         assert rows[1]["flags"] == "low_detail;old_model"
         assert rows[1]["probability"] == "0.98765"
         assert rows[0]["label"] == ""
+        assert (rows[1]["lung_share"], rows[0]["gate_score"]) == ("0.5", "0.125")
 
     @pytest.mark.parametrize(
         ("options", "expected"),
         [
             (["--label", "covid"], [1]),
+            (["--label", "negative"], []),
+            (["--flag", "LOW_DETAIL"], [1]),
+            (["--flag", "not_gated"], []),
             (["--status", "rejected"], [2]),
             (["--flag", "low_detail"], [1]),
             (["--min-score", "0.5", "--max-score", "1"], [1]),
@@ -202,6 +215,8 @@ class TestList:
             ["--limit", "0"],
             ["--status", "lost"],
             ["--label", "FLU"],
+            ["--label", "normal"],
+            ["--flag", "low_contrast"],
             ["--json", "--csv"],
         ],
         ids=" ".join,
@@ -211,6 +226,19 @@ class TestList:
         assert result.exit_code == 2
         assert "Error: " in result.stderr
         assert result.stdout == ""
+
+    def test_a_flag_that_is_none_comes_with_the_nearest_and_the_help_lists_all(
+        self, run: Run
+    ) -> None:
+        refused = run("results", "list", "--flag", "low_detial")
+        assert "there is no flag 'low_detial'; did you mean low_detail? `--help`" in refused.stderr
+        for command in ("list", "export", "stats"):
+            told = " ".join(run("results", command, "--help").stdout.split())
+            assert ", ".join(Flag) in told
+
+    def test_the_former_name_of_a_label_leads_to_the_present_one(self, run: Run) -> None:
+        refused = run("results", "list", "--label", "Normal")
+        assert "the label NORMAL is called NEGATIVE: no COVID pattern seen" in refused.stderr
 
     def test_no_match_is_no_error(self, run: Run) -> None:
         assert run("results", "list", "--patient", "x", "--json").stdout == "[]\n"

@@ -18,6 +18,7 @@ from lungwatch.db.schema import Arrival, Image, Model, Result
 from lungwatch.db.states import IllegalTransition
 from lungwatch.errors import NotFoundError
 from lungwatch.imaging import RadiographMeta
+from lungwatch.plausibility import Plausibility
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SHA = "ab" * 32
@@ -379,6 +380,25 @@ class TestRejected:
             now=T0,
         )
         assert desk.row(claim).patient_id == "P1"
+
+    def test_what_the_gate_measured_is_kept_until_somebody_asks_for_another_run(
+        self, desk: Desk
+    ) -> None:
+        claim = desk.claim("a")
+        desk.store.reject(
+            result_id=claim.result_id,
+            reason="rotated",
+            message="",
+            meta=META,
+            duration_ms=3,
+            now=T0,
+            plausibility=Plausibility(gate_score=0.125, lung_area=0.25),
+        )
+        row = desk.row(claim)
+        assert (row.gate_score, row.lung_area, row.lung_share) == (0.125, 0.25, None)
+        desk.store.request_retry(result_id=claim.result_id, now=T0)
+        row = desk.row(claim)
+        assert (row.gate_score, row.lung_area, row.lung_share) == (None, None, None)
 
     def test_before_the_move_to_quarantine_it_is_refiled(self, desk: Desk) -> None:
         claim = desk.claim("a")

@@ -106,6 +106,21 @@ class TestBundle:
         without = replace(files, gate=None).statement().decode().splitlines()
         assert without == ["lungwatch model bundle 1", *lines[1:4]]
 
+    def test_a_signature_over_a_gated_bundle_is_worth_nothing_without_the_gate(self, bundle):
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        from lungwatch.daemon.trust import Trust
+        from lungwatch.signing import fingerprint, sign
+
+        key = Ed25519PrivateKey.generate()
+        trust = Trust(keys={fingerprint(key.public_key()): key.public_key()})
+        signature = sign(read_bundle(bundle).statement(), key).to_bytes()
+        (bundle / "bundle.sig").write_bytes(signature)
+        assert Classifier.load(bundle, trust=trust).gate is not None
+        (bundle / "gate.onnx").unlink()
+        with pytest.raises(ModelError, match="its signature is not of these files"):
+            Classifier.load(bundle, trust=trust)
+
 
 class TestLoading:
     @pytest.mark.parametrize(
