@@ -48,7 +48,7 @@ def spread(samples: Sequence[Sample], count: int = IMAGES) -> list[Sample]:
     return chosen
 
 
-def quantise(proto: OnnxProto, pixels: FloatArray) -> OnnxProto:
+def quantise(proto: OnnxProto, pixels: FloatArray, *, symbolic_shapes: bool = True) -> OnnxProto:
     """Quantise the convolutions to int8.
 
     QDQ format; weights int8, symmetric, one scale an output channel (depthwise convolutions
@@ -60,6 +60,9 @@ def quantise(proto: OnnxProto, pixels: FloatArray) -> OnnxProto:
         The float graph; left as it is.
     pixels
         Preprocessed images, (N, S, S, 1), 0..1, that show the activations' usual range.
+    symbolic_shapes
+        Whether onnxruntime follows the batch dimension through the graph, which it cannot do
+        where feature maps are enlarged.
 
     Returns
     -------
@@ -94,7 +97,7 @@ def quantise(proto: OnnxProto, pixels: FloatArray) -> OnnxProto:
         try:
             # onnxruntime reports its progress on stdout, which is kept for results.
             with contextlib.redirect_stdout(io.StringIO()):
-                quant_pre_process(plain, ready)
+                quant_pre_process(plain, ready, skip_symbolic_shape=not symbolic_shapes)
                 quantize_static(
                     ready,
                     done,

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from lungwatch.preprocess import PreprocessSpec, preprocess
 from lungwatch.training.gate_drawings import DRAWINGS
 from lungwatch.training.pixels import FloatArray
 
+ByteArray = NDArray[np.uint8]
 TURNS = 4
 # Shares of the kinds in what is learnt from: upright, turned, inverted; the rest shows no chest.
 _UPRIGHT, _TURNED, _INVERTED = 0.38, 0.22, 0.10
@@ -26,16 +28,18 @@ _BOTH = 0.15  # of the turned ones, also inverted
 class GateXray:
     """A frontal chest X-ray, upright, at a size that is quick to warp.
 
+    In bytes, so that thousands of them fit into memory.
+
     Attributes
     ----------
     pixels
-        float32, shape (h, w), 0..1, air dark.
+        uint8, shape (h, w), 0..255, air dark.
     lungs
-        float32, shape (h, w), 0..1: the lung field; None where nobody drew it.
+        uint8, shape (h, w), 0..255: the lung field; None where nobody drew it.
     """
 
-    pixels: FloatArray
-    lungs: FloatArray | None = None
+    pixels: ByteArray
+    lungs: ByteArray | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,7 +94,7 @@ def draw_batch(
     for index in range(count):
         kind = rng.random()
         if kind >= _UPRIGHT + _TURNED + _INVERTED:
-            picture = exposed(_no_chest(xrays, rng), rng)
+            picture = exposed(no_chest(xrays, rng), rng)
             batch.pixels[index] = preprocess(picture, spec)
             batch.turn[index, 0] = 1.0
             continue
@@ -116,7 +120,8 @@ def draw_batch(
 
 def moved(xray: GateXray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray | None]:
     """Change position, scale, aspect and a little of the angle, as patients and crops differ."""
-    height, width = xray.pixels.shape
+    whole, field = _floats(xray.pixels), None if xray.lungs is None else _floats(xray.lungs)
+    height, width = whole.shape
     centre = ((width - 1) / 2.0, (height - 1) / 2.0)
     matrix = cv2.getRotationMatrix2D(centre, rng.normal(0.0, 5.0), rng.uniform(0.82, 1.18))
     matrix = np.asarray(matrix, dtype=np.float64)
@@ -125,9 +130,9 @@ def moved(xray: GateXray, rng: np.random.Generator) -> tuple[FloatArray, FloatAr
     matrix[1, 2] += rng.uniform(-0.06, 0.06) * height
     outside = cv2.BORDER_CONSTANT if rng.random() < 0.7 else cv2.BORDER_REPLICATE
     pixels = cv2.warpAffine(
-        xray.pixels, matrix, (width, height), borderMode=outside, flags=cv2.INTER_LINEAR
+        whole, matrix, (width, height), borderMode=outside, flags=cv2.INTER_LINEAR
     )
-    lungs = None if xray.lungs is None else cv2.warpAffine(xray.lungs, matrix, (width, height))
+    lungs = None if field is None else cv2.warpAffine(field, matrix, (width, height))
     # A mirrored X-ray is as frontal as any; who sees it by its heart is not the gate.
     if rng.random() < 0.15:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
@@ -218,7 +223,8 @@ def _framed(grey: FloatArray, rng: np.random.Generator) -> FloatArray:
     )
 
 
-def _no_chest(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
+def no_chest(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
+    """Draw a picture that is none of a chest, or cut X-rays until they show none."""
     if rng.random() < 0.5:
         make = DRAWINGS[int(rng.integers(len(DRAWINGS)))]
         picture = make(rng)
@@ -232,7 +238,11 @@ def _no_chest(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray
 
 
 def _any(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
-    return xrays[int(rng.integers(len(xrays)))].pixels
+    return _floats(xrays[int(rng.integers(len(xrays)))].pixels)
+
+
+def _floats(grey: ByteArray) -> FloatArray:
+    return grey.astype(np.float32) / np.float32(255.0)
 
 
 def _patch(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
