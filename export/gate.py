@@ -139,7 +139,7 @@ def export_gate(
     places = {sample.path: index for index, sample in enumerate(train_samples)}
     ranges = train[[places[sample.path] for sample in shown]]
     shown_pixels = np.concatenate([ranges, _drawn(ranges, spec)])
-    int8 = quantise(plain, shown_pixels, symbolic_shapes=False)
+    int8 = quantise(plain, shown_pixels, symbolic_shapes=False, narrow_weights=True)
     session = onnx_session(int8.SerializeToString(), "the int8 gate")
 
     looked = look_with_onnx(session, train)
@@ -152,7 +152,7 @@ def export_gate(
 
     contract = _contract(data, thresholds, spec)
     quantisation = {
-        **describe_quantisation(shown),
+        **describe_quantisation(shown, narrow_weights=True),
         "drawn": _DRAWN_FOR_RANGES,
         "convolutions": count_quantised(int8.graph.node),
         "bytes_float": len(plain.SerializeToString()),
