@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "--data",
     type=click.Path(path_type=Path),
     help="Data set of the training: proves parity on 50 of its images, measures its validation "
-    "and test splits, and fixes the threshold of a bare .keras file.",
+    "and test splits, fixes the scale of its maps and the threshold of a bare .keras file.",
 )
 @click.option(
     "--evaluate",

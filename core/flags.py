@@ -23,6 +23,7 @@ class Flag(StrEnum):
     WINDOW_IGNORED = "window_ignored"
     FRAME_REMOVED = "frame_removed"
     SHUTTER_APPLIED = "shutter_applied"
+    SHUTTER_IGNORED = "shutter_ignored"
     # What the picture is like.
     LOW_DETAIL = "low_detail"
     TEXT_BURNT_IN = "text_burnt_in"
@@ -41,7 +42,7 @@ class Flag(StrEnum):
 FLAGS: dict[Flag, str] = {
     Flag.VIEW_UNKNOWN: "the file does not say from which side the X-ray was taken",
     Flag.DECUBITUS: "the patient lay on the side (decubitus)",
-    Flag.BODY_PART_UNKNOWN: "the file does not say which part of the body it shows",
+    Flag.BODY_PART_UNKNOWN: "the file does not name the chest, or names more than it",
     Flag.DESCRIPTION_DISAGREES: "a description in the file names another view or body part",
     Flag.ORIENTATION_CORRECTED: "turned or mirrored as Patient Orientation says",
     Flag.DEPTH_CORRECTED: "the stated number of bits was wrong; the pixels' own was used",
@@ -49,6 +50,7 @@ FLAGS: dict[Flag, str] = {
     Flag.WINDOW_IGNORED: "a window that belongs to other values was left out",
     Flag.FRAME_REMOVED: "a uniform frame around the X-ray was cut off",
     Flag.SHUTTER_APPLIED: "what lies outside the display shutter is black",
+    Flag.SHUTTER_IGNORED: "a display shutter without a sensible shape was left out",
     Flag.LOW_DETAIL: "the X-ray has less detail than the model was trained on",
     Flag.TEXT_BURNT_IN: "letters are burnt into the pixels",
     Flag.PARTIAL_LUNGS: "part of the lungs is outside of the picture, or cannot be found",

@@ -42,6 +42,8 @@ class GateCheck:
     reason: Reason
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ModelError(f"gate check {self.name!r}: a name is a text")
         if not 0 < self.threshold < 1:
             raise ModelError(f"gate check {self.name!r}: threshold {self.threshold} not in 0..1")
         if self.reason not in GATE_REASONS:
@@ -108,6 +110,13 @@ class GateContract:
     def __post_init__(self) -> None:
         if not self.checks or len(self.golden_scores) != len(self.checks):
             raise ModelError("gate: as many golden scores as checks, and at least one")
+        if len({check.name for check in self.checks}) != len(self.checks):
+            raise ModelError("gate: two checks have one name")
+        for value in (*self.golden_scores, self.golden_lung_area):
+            if not 0 <= value <= 1:
+                raise ModelError(f"gate: a golden answer is {value}, not within 0..1")
+        if not 0 < self.tolerance < 0.5:
+            raise ModelError(f"gate.tolerance is {self.tolerance}, not within 0..0.5")
         if not 4 <= self.lungs_side_px <= 1024:
             raise ModelError(f"gate.lungs_side_px is {self.lungs_side_px}, not within 4..1024")
         if len(self.lung_area) != 2 or not 0 <= self.lung_area[0] < self.lung_area[1] <= 1:

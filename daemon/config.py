@@ -86,8 +86,11 @@ class Config:
     overlay_side_by_side
         Show the untouched X-ray beside the one under the map. A negative answer has no map, and
         one X-ray, either way.
-    modalities, body_parts, reject_lateral, min_side_px, max_pixels
+    modalities, reject_lateral, min_side_px, max_pixels
         What counts as a chest radiograph; see `lungwatch.imaging.ReadPolicy`.
+    body_parts, view_positions
+        Values of BodyPartExamined and ViewPosition that are taken for the chest and for a frontal
+        view beside those that are known (docs/dicom-reading.md).
     log_format
         "text", "json" (an object a line) or "journald" (fields of systemd's journal); "auto" is
         "journald" where standard error leads to the journal, else "text".
@@ -158,7 +161,8 @@ class Config:
     overlay_side_px: int = 1024
     overlay_side_by_side: bool = True
     modalities: tuple[str, ...] = tuple(sorted(ReadPolicy().modalities))
-    body_parts: tuple[str, ...] = tuple(sorted(ReadPolicy().body_parts))
+    body_parts: tuple[str, ...] = ()
+    view_positions: tuple[str, ...] = ()
     reject_lateral: bool = True
     min_side_px: int = 64
     max_pixels: int = 120_000_000
@@ -197,7 +201,8 @@ class Config:
         """What the reader accepts."""
         return ReadPolicy(
             modalities=frozenset(value.upper() for value in self.modalities),
-            body_parts=frozenset(value.upper() for value in self.body_parts),
+            body_parts=frozenset(value.strip().upper() for value in self.body_parts),
+            view_positions=frozenset(value.strip().upper() for value in self.view_positions),
             reject_lateral=self.reject_lateral,
             min_side_px=self.min_side_px,
             max_pixels=self.max_pixels,

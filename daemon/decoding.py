@@ -32,8 +32,7 @@ class Decoded:
     flags
         What reading noticed or had to mend, and what the pixels are like.
     orientation_known
-        Whether the patient's right is known to lie at the picture's left, as a radiograph is
-        viewed.
+        As in `Radiograph`: whether side marks may be drawn.
     """
 
     meta: RadiographMeta
@@ -89,4 +88,5 @@ def decode(
             else None
         ),
         flags=in_order(flags),
+        orientation_known=radiograph.orientation_known,
     )

@@ -1,21 +1,18 @@
 """From scores to the overlay, the database row and the file's place: the last stage."""
 
 from lungwatch.atomicfile import make_dirs, write_atomic
-from lungwatch.contract import NEGATIVE, ModelContract
+from lungwatch.contract import ModelContract
 from lungwatch.daemon.clock import Clock
 from lungwatch.daemon.crashpoint import crashpoint
+from lungwatch.daemon.drawing import draw_result
 from lungwatch.daemon.filing import Filing
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.judging import Judged, judge
+from lungwatch.daemon.judging import judge
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.overlay import OverlayText, encode_png, on_common_scale, render_overlay
+from lungwatch.daemon.overlay import encode_png
 from lungwatch.daemon.records import Classified, Recorded
 from lungwatch.daemon.writer import Writer
 from lungwatch.db.store import Store
-from lungwatch.preprocess import content_of
-
-# Of the two maps; a contract with other labels is refused.
-_COVID = 1
 
 
 class Finisher:
@@ -53,7 +50,8 @@ class Finisher:
         judged = judge(classified, self._contract)
         overlay = self._home.overlay_path(claim.sha256, claim.received_at, self._contract.id)
         make_dirs(overlay.parent)
-        write_atomic(overlay, self._render(classified, judged))
+        picture = draw_result(classified, judged, self._contract, side_by_side=self._side_by_side)
+        write_atomic(overlay, encode_png(picture))
         crashpoint("overlaid")
 
         duration_ms = round((self._clock.monotonic() - claim.started_s) * 1000)
@@ -104,34 +102,3 @@ class Finisher:
             probability=recorded.probability,
             duration_ms=recorded.duration_ms,
         )
-
-    def _render(self, classified: Classified, judged: Judged) -> bytes:
-        prepared, scores = classified.prepared, classified.scores
-        cam, is_common = scores.cam[_COVID], False
-        if scores.cam_peak is not None and self._contract.map_reference is not None:
-            peak, is_common = float(scores.cam_peak[_COVID]), True
-            cam = on_common_scale(cam, peak, self._contract.map_reference)
-        text = OverlayText(
-            label=scores.label,
-            probability=scores.probability,
-            decision=self._contract.decision,
-            model=self._contract.id,
-            sha256=prepared.claim.sha256,
-            flags=judged.flags,
-            gate_score=judged.plausibility.gate_score,
-            lung_share=judged.plausibility.lung_share,
-            common_scale=is_common,
-            sides_known=prepared.orientation_known,
-        )
-        picture = render_overlay(
-            preview=prepared.preview,
-            # A map under a negative answer would look like a lesion.
-            cam=(
-                None
-                if scores.label == NEGATIVE
-                else content_of(cam, prepared.shape, self._contract.preprocess)
-            ),
-            text=text,
-            side_by_side=self._side_by_side,
-        )
-        return encode_png(picture)

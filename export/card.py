@@ -112,8 +112,17 @@ def _input(contract: ModelContract) -> str:
     return (
         f"{spec.size_px} x {spec.size_px} px, fit '{spec.fit}', intensity '{spec.intensity}' "
         f"({spec.low_percentile:g} to {spec.high_percentile:g} %); standardisation is inside the "
-        f"graph. Maps of {contract.cam_side_px} x {contract.cam_side_px} cells for both classes; "
-        f"embedding of {contract.embedding_size} numbers."
+        f"graph. Maps of {contract.cam_side_px} x {contract.cam_side_px} cells for both classes, "
+        f"drawn {_scale(contract.map_reference)}; embedding of {contract.embedding_size} numbers."
+    )
+
+
+def _scale(reference: float | None) -> str:
+    if reference is None:
+        return "relative to each image's strongest evidence"
+    return (
+        f"on one scale for all images, whose end is {reference:.4g} (95th percentile of the "
+        "largest evidence over validation images called COVID)"
     )
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from lungwatch.errors import DatasetError, FileRejected
-from lungwatch.imaging import read_radiograph
+from lungwatch.imaging import Radiograph, read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
 from lungwatch.training.pixels import FloatArray
 
@@ -96,19 +96,28 @@ def read_pairs(folder: Path) -> Iterator[LungPair]:
     if not images:
         raise DatasetError(f"{folder}: no lung masks; expected images/NAME.* and masks/NAME.png")
     for image in images:
-        try:
-            pixels = read_radiograph(image).pixels
-        except (FileRejected, OSError) as error:
-            raise DatasetError(f"{image}: {error}") from error
-        drawn = _mask(folder / "masks" / f"{image.stem}.png")
-        yield LungPair(name=image.stem, pixels=pixels, drawn=drawn)
+        radiograph = _radiograph(image)
+        drawn = _mask(folder / "masks" / f"{image.stem}.png", radiograph)
+        yield LungPair(name=image.stem, pixels=radiograph.pixels, drawn=drawn)
 
 
-def _mask(path: Path) -> FloatArray:
+def _radiograph(path: Path) -> Radiograph:
+    try:
+        return read_radiograph(path)
+    except (FileRejected, OSError) as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def _mask(path: Path, radiograph: Radiograph) -> FloatArray:
     grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.is_file() else None
     if grey is None:
         raise DatasetError(f"{path}: no such mask, or not an image")
     drawn = np.asarray(grey, dtype=np.float32) / 255.0
     if not _FEWEST <= float(drawn.mean()) <= _MOST:
         raise DatasetError(f"{path}: marks {drawn.mean():.0%} of the image as lung")
+    if radiograph.kept is not None:
+        # The mask was drawn on the image as the file has it, with its frame.
+        whole = (radiograph.meta.columns, radiograph.meta.rows)
+        drawn = np.asarray(cv2.resize(drawn, whole, interpolation=cv2.INTER_NEAREST), np.float32)
+        drawn = np.ascontiguousarray(radiograph.kept.of(drawn))
     return drawn

@@ -4,6 +4,9 @@ from pydicom.dataset import Dataset, FileDataset
 
 from lungwatch.imaging.radiograph import RadiographMeta
 
+# A code that is longer than 16 characters, or a URN, has an attribute of its own.
+_CODE_VALUES = ("CodeValue", "LongCodeValue", "URNCodeValue")
+
 
 def text_of(dataset: Dataset, keyword: str) -> str | None:
     """Return an attribute as stripped text, None where it is absent, empty or unreadable."""
@@ -48,6 +51,26 @@ def float_of(dataset: Dataset, keyword: str, default: float) -> float:
     """Return the first value of a numeric attribute, `default` where there is none."""
     values = numbers_of(dataset, keyword)
     return values[0] if values else default
+
+
+def codes_of(dataset: Dataset, keyword: str) -> tuple[tuple[str, str], ...]:
+    """Return code value and meaning of each item of a code sequence (PS3.3 8.8).
+
+    Either is "" where it is missing; items without both are left out, and so is the whole of a
+    sequence that cannot be read.
+    """
+    try:
+        items = [item for item in dataset.get(keyword) or () if isinstance(item, Dataset)]
+    # As in `text_of`.
+    except Exception:
+        return ()
+    found = []
+    for item in items:
+        value = next(filter(None, (text_of(item, k) for k in _CODE_VALUES)), "")
+        meaning = text_of(item, "CodeMeaning") or ""
+        if value or meaning:
+            found.append((value, meaning))
+    return tuple(found)
 
 
 def short(value: str) -> str:

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 from lungwatch.errors import FileRejected, LungwatchError, Reason
+from lungwatch.flags import Flag
 from lungwatch.imaging.attributes import meta_of
 from lungwatch.imaging.dicomfile import check_complete, is_dicom, parse
 from lungwatch.imaging.geometry import square_pixels
 from lungwatch.imaging.grayscale import to_display
+from lungwatch.imaging.orientation import is_known, turn_upright
 from lungwatch.imaging.pixeldata import check_pixels, decode
 from lungwatch.imaging.radiograph import Radiograph
+from lungwatch.imaging.shutter import shutter_of
 from lungwatch.imaging.subject import check_not_directory, check_subject
 
 __all__ = ["is_dicom", "max_file_bytes", "read"]
@@ -29,6 +32,7 @@ def read(
     *,
     modalities: frozenset[str],
     body_parts: frozenset[str],
+    view_positions: frozenset[str],
     reject_lateral: bool,
     max_pixels: int,
 ) -> Radiograph:
@@ -38,7 +42,7 @@ def read(
     ----------
     path
         A file for which `is_dicom` holds.
-    modalities, body_parts, reject_lateral, max_pixels
+    modalities, body_parts, view_positions, reject_lateral, max_pixels
         As in `lungwatch.imaging.ReadPolicy`.
 
     Raises
@@ -53,12 +57,30 @@ def read(
         check_not_directory(dataset)
         # A file that was cut off comes again whole, whatever it shows: say that first.
         check_complete(dataset)
-        check_subject(
-            dataset, modalities=modalities, body_parts=body_parts, reject_lateral=reject_lateral
+        flags = check_subject(
+            dataset,
+            modalities=modalities,
+            body_parts=body_parts,
+            view_positions=view_positions,
+            reject_lateral=reject_lateral,
         )
         check_pixels(dataset, max_pixels)
-        pixels = square_pixels(to_display(decode(dataset), dataset), dataset)
-        return Radiograph(pixels=pixels, meta=meta_of(dataset))
+        stored = decode(dataset)
+        hidden, is_ignored = shutter_of(dataset, stored.shape[:2])
+        if hidden is not None:
+            flags = (*flags, Flag.SHUTTER_APPLIED)
+        if is_ignored:
+            flags = (*flags, Flag.SHUTTER_IGNORED)
+        pixels = square_pixels(to_display(stored, dataset, hidden), dataset)
+        upright = turn_upright(pixels, dataset)
+        if upright is not pixels:
+            flags = (*flags, Flag.ORIENTATION_CORRECTED)
+        return Radiograph(
+            pixels=upright,
+            meta=meta_of(dataset),
+            flags=flags,
+            orientation_known=is_known(dataset),
+        )
     except FileRejected as refusal:
         refusal.meta = meta_of(dataset)
         raise

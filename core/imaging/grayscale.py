@@ -29,7 +29,9 @@ _TAIL_PERCENT = 0.5
 _SAMPLE_SIZE = 200_000
 
 
-def to_display(stored: NDArray[Any], dataset: Dataset) -> FloatImage:
+def to_display(
+    stored: NDArray[Any], dataset: Dataset, hidden: NDArray[np.bool_] | None = None
+) -> FloatImage:
     """Apply modality LUT, VOI and photometric interpretation.
 
     Of several VOI transformations the first is taken, and a table before a window.
@@ -40,6 +42,9 @@ def to_display(stored: NDArray[Any], dataset: Dataset) -> FloatImage:
         Stored values, shape (rows, columns), or (rows, columns, 3) for RGB.
     dataset
         The attributes that describe them.
+    hidden
+        bool, shape (rows, columns): what the display shutter hides, if there is one. Like
+        padding it takes no part in windowing and is black.
 
     Returns
     -------
@@ -53,8 +58,13 @@ def to_display(stored: NDArray[Any], dataset: Dataset) -> FloatImage:
         If the image is in colours: no radiograph is.
     """
     if stored.ndim == 3:
-        return _luma(stored, dataset)
+        luma = _luma(stored, dataset)
+        if hidden is not None:
+            luma[hidden] = 0.0
+        return luma
     padding = padding_of(stored, dataset)
+    if hidden is not None:
+        padding = hidden if padding is None else padding | hidden
     values = _modality(stored, dataset)
     grey = _voi_lut(values, dataset)
     if grey is None:

@@ -11,6 +11,20 @@ FloatImage = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Box:
+    """Rows `top` to `bottom` and columns `left` to `right`, the latter of each excluded."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def of(self, pixels: FloatImage) -> FloatImage:
+        """Return this part of an image, a view."""
+        return pixels[self.top : self.bottom, self.left : self.right]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RadiographMeta:
     """What the file says about the image; everything optional is None when it is silent.
 
@@ -20,7 +34,7 @@ class RadiographMeta:
         "DICOM", "PNG" or "JPEG".
     rows, columns
         Size of the stored image, in pixels; that of `Radiograph.pixels` differs where the
-        file's pixels are not square.
+        file's pixels are not square, where the image was turned, or where a frame was cut off.
     bits_stored
         Significant bits of a stored sample.
     photometric
@@ -73,8 +87,15 @@ class Radiograph:
         What the file says about it.
     flags
         What reading noticed or had to mend, without repetition.
+    orientation_known
+        Whether the file says which side is the patient's left; then the patient's right is at the
+        left of `pixels`, and the head above.
+    kept
+        Which part of the upright image `pixels` are; None where no frame was cut off.
     """
 
     pixels: FloatImage
     meta: RadiographMeta
     flags: tuple[Flag, ...] = ()
+    orientation_known: bool = False
+    kept: Box | None = None

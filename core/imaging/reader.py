@@ -1,12 +1,14 @@
 """Recognise a file by its content and hand it to the reader of its format."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lungwatch.errors import FileRejected, Reason
+from lungwatch.flags import Flag
 from lungwatch.imaging import dicom, raster
+from lungwatch.imaging.frame import frame_box
 from lungwatch.imaging.radiograph import Radiograph
 
 # The longest signature: the DICOM preamble and its "DICM".
@@ -23,16 +25,21 @@ class ReadPolicy:
     modalities
         Values of Modality (0008,0060) that are projection radiographs.
     body_parts
-        Values of BodyPartExamined (0018,0015) that show the lungs. A file without the
-        attribute passes: it is optional in CR and DX (PS3.3 C.8.1.1, C.8.11.2).
+        Values of BodyPartExamined (0018,0015), in capitals, that are taken for the chest beside
+        those that `vocabulary.toml` knows.
+    view_positions
+        Values of ViewPosition (0018,5101), in capitals, that are taken for a frontal view beside
+        those that `vocabulary.toml` knows.
     reject_lateral
-        Refuse files whose ViewPosition (0018,5101) is lateral or oblique.
+        Refuse files whose ViewPosition, View Code Sequence or Patient Orientation is not that of
+        a frontal view.
     min_side_px, max_pixels
         Smallest side and largest area that are read.
     """
 
     modalities: frozenset[str] = frozenset({"CR", "DX", "RG"})
-    body_parts: frozenset[str] = frozenset({"CHEST", "THORAX", "LUNG", "LUNGS", "CHEST WALL"})
+    body_parts: frozenset[str] = frozenset()
+    view_positions: frozenset[str] = frozenset()
     reject_lateral: bool = True
     min_side_px: int = 64
     max_pixels: int = 120_000_000
@@ -87,6 +94,7 @@ def read_radiograph(path: Path, policy: ReadPolicy | None = None) -> Radiograph:
             path,
             modalities=policy.modalities,
             body_parts=policy.body_parts,
+            view_positions=policy.view_positions,
             reject_lateral=policy.reject_lateral,
             max_pixels=policy.max_pixels,
         )
@@ -99,12 +107,25 @@ def read_radiograph(path: Path, policy: ReadPolicy | None = None) -> Radiograph:
     else:
         raise FileRejected(Reason.NOT_AN_IMAGE, "the content is neither DICOM, PNG nor JPEG")
 
+    if float(np.ptp(radiograph.pixels)) == 0.0:
+        raise FileRejected(Reason.NO_CONTRAST, "every pixel has the same value")
+    radiograph = _without_frame(radiograph)
     if min(radiograph.pixels.shape) < policy.min_side_px:
         rows, columns = radiograph.pixels.shape
         raise FileRejected(
             Reason.TOO_SMALL,
             f"the image is {columns}x{rows} pixels, less than {policy.min_side_px} on a side",
         )
-    if float(np.ptp(radiograph.pixels)) == 0.0:
-        raise FileRejected(Reason.NO_CONTRAST, "every pixel has the same value")
     return radiograph
+
+
+def _without_frame(radiograph: Radiograph) -> Radiograph:
+    kept = frame_box(radiograph.pixels)
+    if kept is None:
+        return radiograph
+    return replace(
+        radiograph,
+        pixels=np.ascontiguousarray(kept.of(radiograph.pixels)),
+        flags=(*radiograph.flags, Flag.FRAME_REMOVED),
+        kept=kept,
+    )

@@ -59,6 +59,7 @@ def send_decoded(connection: Connection, decoded: Decoded) -> None:
         "shape": decoded.shape,
         "preview_shape": decoded.preview.shape,
         "flags": decoded.flags,
+        "orientation_known": decoded.orientation_known,
         "gate_side": None if decoded.gate_tensor is None else decoded.gate_tensor.shape[0],
     }
     connection.send_bytes(json.dumps(header).encode())
@@ -122,6 +123,7 @@ def receive(connection: Connection, setup: Setup) -> Decoded | Exception:
         shape=(rows, columns),
         gate_tensor=gate_tensor,
         flags=tuple(Flag(code) for code in header["flags"]),
+        orientation_known=header["orientation_known"] is True,
     )
 
 

@@ -180,5 +180,5 @@ def _evaluations(facts: ResultFacts) -> Iterator[tuple[Code, Code]]:
     yield PATTERN, PRESENCE[facts.label]
     yield DECISION, Code(facts.label, SCHEME, facts.label)
     for flag in facts.flags:
-        words = FLAGS[Flag(flag)] if flag in set(Flag) else flag[:_MEANING_LENGTH]
-        yield TRUST_FLAG, Code(flag, SCHEME, words)
+        words = FLAGS[Flag(flag)] if flag in set(Flag) else flag
+        yield TRUST_FLAG, Code(flag, SCHEME, words[:_MEANING_LENGTH])

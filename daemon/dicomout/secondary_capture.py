@@ -9,7 +9,6 @@ from pydicom.dataset import Dataset
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.daemon.dicomout.facts import ResultFacts, conclusion
 from lungwatch.daemon.dicomout.uids import stable_uid
-from lungwatch.flags import Flag
 
 if TYPE_CHECKING:
     from highdicom.sc import SCImage
@@ -62,9 +61,7 @@ def secondary_capture(facts: ResultFacts, source: Dataset, names: tuple[str, ...
         study_date=source.StudyDate or None,
         study_time=source.StudyTime or None,
     )
-    # A picture that was turned shows the patient as radiographs are viewed.
-    is_turned = Flag.ORIENTATION_CORRECTED in facts.flags
-    image.PatientOrientation = ["L", "F"] if is_turned else source.PatientOrientation
+    image.PatientOrientation = source.PatientOrientation
     if len(image.PixelData) % 2:
         image.PixelData += b"\0"  # PS3.5 A.4: every value has an even length
     image.Modality = "OT"

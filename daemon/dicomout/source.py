@@ -9,11 +9,11 @@ from pydicom.dataset import Dataset
 
 from lungwatch.errors import LungwatchError
 from lungwatch.imaging.attributes import code_of, text_of
+from lungwatch.imaging.orientation import UPRIGHT, directions_of, is_known
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _DATE = re.compile(r"[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])")
 _TIME = re.compile(r"([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?")
-_ORIENTATION = re.compile(r"[APRLHF]{1,3}")
 _MAX_UID = 64
 
 # Keyword, longest value (PS3.5 6.2), whether it may be cut: not what tells patients apart.
@@ -109,10 +109,14 @@ def _values_of(source: Dataset, keyword: str) -> int:
 
 
 def _orientation(source: Dataset) -> list[str]:
-    """Row's and column's direction, empty where the source doesn't say (PS3.3 C.7.6.1.1.1)."""
-    value = source.get("PatientOrientation") or ()
-    sides = [value] if isinstance(value, str) else [str(side) for side in value]
-    return sides if len(sides) == 2 and all(map(_ORIENTATION.fullmatch, sides)) else []
+    """Row's and column's direction, empty where the source doesn't say (PS3.3 C.7.6.1.1.1).
+
+    The reader turns a frontal image upright, and so is what is sent of it.
+    """
+    directions = directions_of(source)
+    if directions is None:
+        return []
+    return list(UPRIGHT) if is_known(source) else list(directions)
 
 
 def _if(value: str | None, is_valid: Callable[[str], object]) -> str:

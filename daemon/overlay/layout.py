@@ -19,7 +19,7 @@ from lungwatch.daemon.overlay.text import MapState, OverlayText
 # The text's size, in proportion to the picture's longest side.
 _EM_PER_SIDE = 20 / 1024
 _EM_PER_SIDE_OF_PAIR = 26 / 1024
-_EM_RANGE_PX = (14, 96)
+_EM_RANGE_PX = (15, 96)
 _MIN_WIDTH_EM = 25
 _MIN_CELL_EM = 21
 _TITLES = ("X-ray", "Grad-CAM for COVID")
@@ -108,6 +108,7 @@ def lay_out(
     right.write(text.caption(state), 1.0, WHITE)
     bar, ticks = right.place_bar() if state == "drawn" else (None, ())
     right.write(text.lungs(state), 1.0, WHITE)
+    left.top += 0 if is_pair else em // 3
     left.write_remarks(text.remarks)
     left.write(text.origin, 0.9, SOFT)
     left.write(text.note, 1.0, AMBER)

@@ -310,7 +310,7 @@ def newer_bundle(shipped_bundle, tmp_path):
     data = (copy / "model.onnx").read_bytes() + b"\xf8\xff\x01\x01"
     (copy / "model.onnx").write_bytes(data)
     listed = json.loads((copy / "bundle.json").read_text())
-    listed["sha256"] = {"model.onnx": sha256(data)}
+    listed["sha256"]["model.onnx"] = sha256(data)
     (copy / "bundle.json").write_text(json.dumps(listed))
     return copy
 

@@ -10,6 +10,7 @@ import urllib.request
 from abc import ABC, abstractmethod
 from collections import Counter
 
+import cv2
 import pydicom
 import pytest
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
@@ -255,6 +256,15 @@ def test_results_lie_beside_the_original_and_conform(orthanc, home_for, rg1, tmp
     report = tmp_path / f"{found[COMPREHENSIVE_3D_SR].SOPInstanceUID}.dcm"
     tree = subprocess.run([dsrdump, report], capture_output=True, text=True, check=True).stdout
     assert "Imaging Measurement Report" in tree
+    (result,) = home.results()
+    presence = {"COVID": "Present", "NEGATIVE": "Absent", "UNCERTAIN": "Indeterminate"}
+    (line,) = (line for line in tree.splitlines() if '"COVID-19 pattern")' in line)
+    assert f'"{presence[result["label"]]}"' in line
+    assert ('"Finding")' in tree) == (result["label"] == "COVID")
+    assert f'"Conclusion")="{result["label"]}: ' in tree
+    picture = cv2.imread(result["overlay"])
+    captured = found[SecondaryCaptureImageStorage].pixel_array
+    assert (captured == cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)).all()
     shown = json.loads(home.command("results", "show", "1", "--json").stdout)
     assert {(row["kind"], row["state"]) for row in shown["deliveries"]} == {
         ("sc", "sent"),

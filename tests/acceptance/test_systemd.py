@@ -248,7 +248,7 @@ def test_a_stopped_process_is_killed_and_its_successor_goes_on(machine, home, pi
 def test_a_stage_that_hangs_has_the_service_restarted_and_the_file_ends_once(
     machine, home, picture
 ):
-    machine.configure(WatchdogSec="3", HANG_AT="overlaid", STUCK_S="1", RETRIES="0")
+    machine.configure(WatchdogSec="3", HANG_AT="overlaid", STUCK_S="1", RETRIES="0", GATE="flag")
     machine.run("systemctl", "restart", "lungwatch")
     before = int(machine.show("NRestarts"))
     machine.configure()  # for the successor

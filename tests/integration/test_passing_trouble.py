@@ -35,7 +35,9 @@ def run_over_one_picture(root: Path):
     (root / "incoming").mkdir()
     picture = np.rint(golden_pixels() * 255).astype(np.uint8)
     cv2.imwrite(str(root / "incoming" / "x.png"), picture)
-    config = load_config(home=root, environ={"LUNGWATCH_MIN_FREE_MB": "0"})
+    config = load_config(
+        home=root, environ={"LUNGWATCH_MIN_FREE_MB": "0", "LUNGWATCH_GATE": "flag"}
+    )
     status = Service(config).run(once=True)
     engine = open_database(config.database_url)
     try:

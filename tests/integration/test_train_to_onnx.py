@@ -12,12 +12,22 @@ import pytest
 from click.testing import CliRunner
 
 from lungwatch.cli.main import main
-from lungwatch.contract import INPUT, LOGITS, METADATA_KEY, OUTPUTS, PROBABILITY, ModelContract
+from lungwatch.contract import (
+    CAM,
+    CAM_PEAK,
+    INPUT,
+    LOGITS,
+    METADATA_KEY,
+    OUTPUTS,
+    PROBABILITY,
+    ModelContract,
+)
 from lungwatch.errors import ConfigError, DatasetError, MissingExtraError, ModelError
 from lungwatch.golden import golden_digest, golden_input
 from lungwatch.imaging import read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
 from lungwatch.training.baseline import BaselineConfig, build_baseline
+from lungwatch.training.dataset import load_dataset
 from lungwatch.training.evaluate import evaluate
 from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.progress import Progress
@@ -117,6 +127,27 @@ def test_a_run_folder_holds_what_is_needed_to_understand_and_repeat_it(run):
     assert "keras" in json.loads((run / "environment.json").read_text())["packages"]
 
 
+def test_the_exported_graph_tells_the_peaks_that_its_maps_were_scaled_by(bundle, data):
+    """The contract's reference is the 95th percentile over validation images called COVID."""
+    contract = contract_of(bundle)
+    samples = [sample for sample in load_dataset(data) if sample.split == "val"]
+    pixels = np.stack(
+        [preprocess(read_radiograph(s.path).pixels, contract.preprocess) for s in samples]
+    )
+    logits, cam, peak = session(bundle).run([LOGITS, CAM, CAM_PEAK], {INPUT: pixels})
+    assert peak.shape == (len(samples), 2)
+    # One of the two maps is empty where all of the evidence speaks for one class.
+    assert ((cam.max(axis=(2, 3)) > 0) == (peak > 0)).all()
+    labels = [
+        contract.decision.label(contract.calibration.probability(float(pair[1] - pair[0])))
+        for pair in logits
+    ]
+    called = np.array(labels) == "COVID"
+    assert called.any()
+    assert contract.map_reference == pytest.approx(np.percentile(peak[called, 1], 95), rel=1e-5)
+    assert f"whose end is {contract.map_reference:.4g}" in (bundle / "card.md").read_text()
+
+
 def test_the_same_seed_gives_the_same_metrics(data, run, tmp_path):
     again = train_baseline(
         data, tmp_path / "again", network=NETWORK, fitting=FITTING, leaks="allow"
@@ -166,7 +197,7 @@ def test_the_graph_has_the_contracts_names_and_a_free_batch_size(bundle):
     onnx = session(bundle)
     contract = contract_of(bundle)
     assert [item.name for item in onnx.get_inputs()] == [INPUT]
-    assert {item.name for item in onnx.get_outputs()} == set(OUTPUTS)
+    assert {item.name for item in onnx.get_outputs()} == {*OUTPUTS, CAM_PEAK}
     for count in (1, 3):
         batch = np.zeros((count, 32, 32, 1), np.float32)
         found = dict(zip(OUTPUTS, onnx.run(list(OUTPUTS), {INPUT: batch}), strict=True))

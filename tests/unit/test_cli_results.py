@@ -156,12 +156,12 @@ class TestList:
         assert result.exit_code == 0
         heads, _, rejected, done, _, note = result.stdout.splitlines()
         assert heads.split() == [
-            *("id", "file", "status", "label", "probability", "reason", "model", "received"),
-            "pacs",
-            "overlay",
+            *("id", "file", "status", "label", "probability", "reason", "flags", "model"),
+            *("received", "pacs", "overlay"),
         ]
         assert "a\\x1b[31m long name that must be there whole.dcm" in rejected
         assert "truncated" in rejected
+        assert "low_detail old_model" in done
         assert str(home / "overlays/x.png") in done
         assert "0.988" in done
         assert "2026-03-01 19:00:00+07:00" in done

@@ -1,7 +1,9 @@
 """A model says all a runtime must know, and one that speaks otherwise is not run."""
 
 import json
-from typing import Any
+import math
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -12,7 +14,9 @@ from lungwatch.contract import (
     Golden,
     ModelContract,
 )
-from lungwatch.errors import ModelError
+from lungwatch.errors import ModelError, Reason
+from lungwatch.flags import Flag
+from lungwatch.gate import GateContract
 from lungwatch.preprocess import PreprocessSpec
 
 
@@ -87,12 +91,99 @@ class TestJson:
         with pytest.raises(ModelError):
             ModelContract.from_json(_changed(contract, **{part: value}))
 
+    def test_a_contract_of_the_first_version_called_the_negative_class_normal(
+        self, contract: ModelContract
+    ) -> None:
+        labels = ["NORMAL", "COVID"]
+        old = json.loads(_changed(contract, contract=1, labels=labels))
+        del old["gate"], old["map_reference"]
+        assert ModelContract.from_json(json.dumps(old)) == contract
+        with pytest.raises(ModelError, match="labels"):
+            ModelContract.from_json(_changed(contract, labels=labels))
+
     @pytest.mark.parametrize("labels", [["COVID", "NORMAL"], ["NORMAL", "PNEUMONIA"], []])
     def test_other_labels_or_another_order_are_refused(
         self, contract: ModelContract, labels: list[str]
     ) -> None:
         with pytest.raises(ModelError, match="labels"):
             ModelContract.from_json(_changed(contract, labels=labels))
+
+
+class TestGate:
+    GATE: ClassVar[dict[str, Any]] = {
+        "preprocess": {"size_px": 64, "fit": "pad"},
+        "checks": [
+            {"name": "frontal", "threshold": 0.4, "reason": "not_frontal_chest"},
+            {"name": "upright", "threshold": 0.6, "reason": "rotated"},
+        ],
+        "lungs_side_px": 16,
+        "lung_area": [0.1, 0.6],
+        "golden_scores": [0.9, 0.8],
+        "golden_lung_area": 0.3,
+    }
+
+    def read(self, contract: ModelContract, **changes: object) -> GateContract:
+        text = _changed(contract, gate=self.GATE | changes)
+        gate = ModelContract.from_json(text).gate
+        assert gate is not None
+        return gate
+
+    def test_survives_the_way_through_json(self, contract: ModelContract) -> None:
+        gated = replace(contract, gate=self.read(contract))
+        assert ModelContract.from_json(gated.to_json()) == gated
+
+    @pytest.mark.parametrize(
+        ("scores", "verdict"),
+        [
+            ((0.4, 0.6), ("frontal", 0.4, None)),
+            ((0.9, 0.7), ("upright", 0.7, None)),
+            ((0.3999, 0.9), ("frontal", 0.3999, Reason.NOT_FRONTAL_CHEST)),
+            ((0.9, 0.5), ("upright", 0.5, Reason.ROTATED)),
+            ((0.3, 0.1), ("frontal", 0.3, Reason.NOT_FRONTAL_CHEST)),
+        ],
+    )
+    def test_the_first_check_below_its_threshold_decides(
+        self,
+        contract: ModelContract,
+        scores: tuple[float, float],
+        verdict: tuple[str, float, Reason | None],
+    ) -> None:
+        found = self.read(contract).verdict(scores)
+        assert (found.check, found.score, found.reason) == verdict
+        assert found.flag == (verdict[2] and Flag(verdict[2].value))
+
+    @pytest.mark.parametrize("scores", [(0.5,), (0.5, math.nan), (0.5, 0.5, 0.5), (math.inf, 1)])
+    def test_scores_that_are_not_what_it_says_are_no_verdict(
+        self, contract: ModelContract, scores: tuple[float, ...]
+    ) -> None:
+        with pytest.raises(ModelError, match="scores"):
+            self.read(contract).verdict(scores)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"checks": []},
+            {"checks": [GATE["checks"][0]] * 2},
+            {"checks": [GATE["checks"][0], GATE["checks"][1] | {"name": None}]},
+            {"checks": [GATE["checks"][0], GATE["checks"][1] | {"reason": "truncated"}]},
+            {"checks": [GATE["checks"][0], GATE["checks"][1] | {"threshold": 1.0}]},
+            {"golden_scores": [0.9]},
+            {"golden_scores": [0.9, "much"]},
+            {"golden_scores": [0.9, math.nan]},
+            {"golden_lung_area": None},
+            {"lung_area": [0.6, 0.1]},
+            {"lungs_side_px": 2},
+            {"tolerance": math.inf},
+            {"surprise": 1},
+            {"preprocess": {"size_px": 64, "surprise": 1}},
+        ],
+        ids=str,
+    )
+    def test_a_section_that_makes_no_sense_is_refused(
+        self, contract: ModelContract, changes: dict[str, Any]
+    ) -> None:
+        with pytest.raises(ModelError):
+            self.read(contract, **changes)
 
 
 class TestDecision:

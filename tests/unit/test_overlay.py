@@ -553,7 +553,7 @@ class TestRemarks:
         for flag in SIX_FLAGS:
             assert FLAGS[flag] in words
             assert flag.value not in words
-        assert "more" not in words
+        assert "+ " not in words
 
     def test_what_does_not_fit_is_counted(self) -> None:
         words = _words(_plan((1024, 964), _text(flags=tuple(Flag))))

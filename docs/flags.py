@@ -1,0 +1,68 @@
+"""Writes the table in flags.md from `lungwatch.flags`, the rules here and the tests: run it."""
+
+import re
+from pathlib import Path
+
+from lungwatch.flags import FLAGS
+
+PAGE = Path(__file__).with_suffix(".md")
+TESTS = Path(__file__).parents[1] / "tests"
+BEGIN = "<!-- The table is written by flags.py. -->\n"
+END = "<!-- end of the table -->\n"
+
+RULES: dict[str, str] = {
+    "view_unknown": "nothing in the file names a view",
+    "decubitus": "the view, its codes or a description say that the patient lay on the side",
+    "body_part_unknown": "no body part is stated, or one that is neither known as a chest nor as "
+    "anything else",
+    "description_disagrees": "a series, study or procedure description names another body part or "
+    "view than the attributes do",
+    "orientation_corrected": "Patient Orientation is not L\\F: turned or mirrored before scoring, "
+    "in overlay and map too",
+    "depth_corrected": "Bits Stored, or the precision of a codestream, contradicts the pixels, "
+    "which decide",
+    "table_ignored": "a VOI or Modality LUT whose descriptor contradicts its data was left out, a "
+    "window taken instead",
+    "window_ignored": "a window that lies outside the range of the values was left out",
+    "frame_removed": "a uniform frame of letterbox or collimation was cut off, as in training",
+    "shutter_applied": "a display shutter is stated: what it hides is black",
+    "shutter_ignored": "a display shutter was stated that makes no sense, and was left out",
+    "low_detail": "rows or columns fewer than the model's input has, or, at the input's size, "
+    "structures of 1 to 2 pixels weaker than 0.135 of those of 2 to 8 (enlarged or blurred)",
+    "text_burnt_in": "4 or more bright letters in a line, 5 to 40 px high where the longest side "
+    "is 1024 px; a side mark with up to 3 letters is none",
+    "partial_lungs": "lung area out of the bounds in the contract (`gate.lung_area`), less than "
+    "0.15 of it in the left or right half of the picture, or lungs along 0.25 of an edge or more",
+    "not_frontal_chest": "the gate's check of that reason is below its threshold, and `gate` is "
+    "`flag`",
+    "rotated": "as before",
+    "inverted": "as before",
+    "no_lungs": "as before",
+    "not_gated": "the model's bundle has no `gate.onnx`",
+    "attention_outside_lungs": "`lung_share` below 0.5, the map for COVID is not empty, and the "
+    "label is not NEGATIVE",
+    "empty_map": "every cell of the map for the answer's class is 0",
+}
+
+
+def rendered(page: str) -> str:
+    """Return the page with its table as the code has it."""
+    before, _, rest = page.partition(BEGIN)
+    return before + BEGIN + table() + END + rest.partition(END)[2]
+
+
+def table() -> str:
+    """Return a Markdown table, one row for each flag."""
+    sources = {path.name: path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py")}
+    sources.pop("test_flags_docs.py", None)
+    rows = ["| flag | says | rule | tests |", "|---|---|---|---|"]
+    for flag, meaning in FLAGS.items():
+        named = re.compile(rf"Flag\.{flag.name}\b|[\"']{flag.value}[\"']")
+        tests = sorted(name for name, source in sources.items() if named.search(source))
+        cells = (f"`{flag}`", meaning, RULES[flag], ", ".join(f"`{name}`" for name in tests))
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,187 @@
+"""An overlay shows the map that belongs to its answer, as strong as the evidence is."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lungwatch.contract import Calibration, Decision, Golden, ModelContract
+from lungwatch.daemon.drawing import draw_result
+from lungwatch.daemon.judging import Judged
+from lungwatch.daemon.overlay import OverlayText, render_overlay
+from lungwatch.daemon.overlay.colormap import blend
+from lungwatch.daemon.overlay.layout import lay_out
+from lungwatch.daemon.overlay.render import upsample
+from lungwatch.daemon.records import Claimed, Classified, Prepared, Scores
+from lungwatch.flags import Flag
+from lungwatch.imaging import RadiographMeta
+from lungwatch.plausibility import Plausibility
+from lungwatch.preprocess import PreprocessSpec
+
+REFERENCE = 8.0
+CONTRACT = ModelContract(
+    name="toy",
+    version="1.0.0",
+    family="toy",
+    preprocess=PreprocessSpec(size_px=32),
+    cam_side_px=8,
+    embedding_size=1,
+    decision=Decision(threshold=0.5, uncertain_low=0.4, uncertain_high=0.6),
+    calibration=Calibration(),
+    golden=Golden(input_sha256="0" * 64, probability=0.5, cam_mean=0.1),
+    map_reference=REFERENCE,
+)
+JUDGED = Judged(
+    plausibility=Plausibility(gate_score=0.9, lung_area=0.3, lung_share=0.62),
+    flags=(Flag.VIEW_UNKNOWN,),
+)
+PROBABILITIES = {"NEGATIVE": 0.1, "UNCERTAIN": 0.5, "COVID": 0.9}
+
+
+def spot(row, column):
+    cam = np.zeros((8, 8), np.float32)
+    cam[row, column] = 1.0
+    return cam
+
+
+COVID_MAP, NEGATIVE_MAP = spot(2, 2), spot(5, 5)
+
+
+def scored(label, *, peak=None, covid=COVID_MAP, shape=(300, 200), known=False):
+    preview = np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+    prepared = Prepared(
+        claim=Claimed(
+            result_id=1,
+            image_id=1,
+            sha256="ab" * 32,
+            path=Path("x"),
+            attempt=1,
+            received_at=datetime.now(UTC),
+            started_s=0.0,
+        ),
+        meta=RadiographMeta(
+            format="PNG",
+            rows=shape[0],
+            columns=shape[1],
+            bits_stored=8,
+            photometric="MONOCHROME2",
+        ),
+        tensor=np.zeros((32, 32, 1), np.float32),
+        preview=preview,
+        shape=shape,
+        orientation_known=known,
+    )
+    scores = Scores(
+        probability=PROBABILITIES[label],
+        logit=0.0,
+        label=label,
+        cam=np.stack([NEGATIVE_MAP, covid]),
+        embedding=np.zeros(1, np.float32),
+        cam_peak=None if peak is None else np.array([99.0, peak], np.float32),
+    )
+    return Classified(prepared=prepared, scores=scores)
+
+
+def text_of(label, **changes):
+    values = {
+        "label": label,
+        "probability": PROBABILITIES[label],
+        "decision": CONTRACT.decision,
+        "model": "toy-1.0.0",
+        "sha256": "ab" * 32,
+        "flags": JUDGED.flags,
+        "gate_score": 0.9,
+        "lung_share": 0.62,
+        "common_scale": True,
+    }
+    return OverlayText(**(values | changes))
+
+
+def panels_of(picture, classified, state, *, side_by_side):
+    """The X-ray's panels as drawn; where they lie does not depend on the scale's caption."""
+    shape = classified.prepared.preview.shape
+    text = text_of(classified.scores.label, sides_known=classified.prepared.orientation_known)
+    plan = lay_out(shape, text, state=state, side_by_side=side_by_side)
+    assert picture.shape == (plan.height, plan.width, 3)
+    return [picture[box.slices] for box in plan.panels]
+
+
+@pytest.mark.parametrize("side_by_side", [True, False])
+@pytest.mark.parametrize("peak", [None, 1.0, 100.0])
+def test_a_negative_answer_has_no_map_however_strong_one_would_be(side_by_side, peak):
+    case = scored("NEGATIVE", peak=peak)
+    picture = draw_result(case, JUDGED, CONTRACT, side_by_side=side_by_side)
+    (panel,) = panels_of(picture, case, "none", side_by_side=side_by_side)
+    assert (panel == case.prepared.preview[:, :, np.newaxis]).all()
+
+
+@pytest.mark.parametrize("label", ["UNCERTAIN", "COVID"])
+@pytest.mark.parametrize(
+    ("peak", "strength"), [(0.8, 0.1), (2.0, 0.25), (REFERENCE, 1.0), (5 * REFERENCE, 1.0)]
+)
+def test_every_other_answer_shows_covids_map_as_strong_as_its_evidence(label, peak, strength):
+    case = scored(label, peak=peak)
+    picture = draw_result(case, JUDGED, CONTRACT, side_by_side=True)
+    left, right = panels_of(picture, case, "drawn", side_by_side=True)
+    preview = case.prepared.preview
+    assert (left == preview[:, :, np.newaxis]).all()
+    cam = upsample(COVID_MAP * np.float32(strength), *preview.shape)
+    assert (right == blend(preview, cam, 0.4)).all()
+    expected = render_overlay(
+        preview=preview, cam=COVID_MAP * np.float32(strength), text=text_of(label)
+    )
+    assert (picture == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("peak", "contract"),
+    [(None, CONTRACT), (2.0, replace(CONTRACT, map_reference=None))],
+    ids=["older graph", "no reference"],
+)
+def test_without_a_common_scale_the_map_is_relative_and_says_so(peak, contract):
+    case = scored("COVID", peak=peak)
+    picture = draw_result(case, JUDGED, contract, side_by_side=True)
+    text = text_of("COVID", common_scale=False)
+    assert (
+        picture == render_overlay(preview=case.prepared.preview, cam=COVID_MAP, text=text)
+    ).all()
+
+
+def test_an_empty_map_shows_the_x_ray_once():
+    case = scored("COVID", peak=0.0, covid=np.zeros((8, 8), np.float32))
+    picture = draw_result(case, JUDGED, CONTRACT, side_by_side=True)
+    (panel,) = panels_of(picture, case, "empty", side_by_side=True)
+    assert (panel == case.prepared.preview[:, :, np.newaxis]).all()
+
+
+def test_side_marks_stand_where_the_orientation_is_known():
+    known, unknown = (
+        draw_result(scored("COVID", known=known), JUDGED, CONTRACT, side_by_side=True)
+        for known in (True, False)
+    )
+    assert known.shape == unknown.shape
+    rows = np.flatnonzero((known != unknown).any(axis=(1, 2)))
+    case = scored("COVID", known=True)
+    text = text_of("COVID", sides_known=True)
+    plan = lay_out(case.prepared.preview.shape, text, state="drawn", side_by_side=True)
+    assert rows.size > 0
+    assert rows.max() < plan.panels[0].top
+
+
+def test_the_map_over_padding_is_cut_off():
+    """Of a network that pads its input, the map's part over the picture alone is drawn."""
+    contract = replace(CONTRACT, preprocess=PreprocessSpec(size_px=32, fit="pad"))
+    inside, around = spot(4, 4), spot(4, 4)
+    around[:, [0, -1]] = 1.0  # over the padding left and right of a portrait
+    one, other = (
+        draw_result(
+            scored("COVID", peak=REFERENCE, covid=cam, shape=(400, 200)),
+            JUDGED,
+            contract,
+            side_by_side=True,
+        )
+        for cam in (inside, around)
+    )
+    assert (one == other).all()
