@@ -50,8 +50,9 @@ def check_up(config: Config) -> Iterator[Check]:
     yield _try("watching", lambda: _watching(home, config))
     yield _try("database", lambda: _database(config.database_url))
     yield _trusted_keys(config)
-    yield _try("model", lambda: _model(config, home))
-    yield _content_gate(config, home)
+    loaded: list[Classifier] = []
+    yield _try("model", lambda: _model(config, home, loaded))
+    yield from (_content_gate(config, classifier) for classifier in loaded)
     yield _try("clock", lambda: _clock(home))
     yield _try("synthetic X-ray", lambda: _synthetic(config, home))
     yield from check_running(config)
@@ -113,24 +114,20 @@ def _database(url: str) -> str:
         engine.dispose()
 
 
-def _model(config: Config, home: Home) -> str:
+def _model(config: Config, home: Home, loaded: list[Classifier]) -> str:
     files = read_bundle(find_bundle(config.model, home.root))
     trust = Trust.of(config)
     classifier = Classifier.of(files, config.inference_threads, trust)
+    loaded.append(classifier)
     return (
         f"{classifier.contract.id}: digest, contract and golden picture verified; "
         f"{trust.provenance(files).text}"
     )
 
 
-def _content_gate(config: Config, home: Home) -> Check:
+def _content_gate(config: Config, classifier: Classifier) -> Check:
     """Say what looks at the pixels; that the gate answers as it should is the model's check."""
-    name = "content gate"
-    try:
-        bundle = find_bundle(config.model, home.root)
-        gate = Classifier.load(bundle, config.inference_threads, Trust.of(config)).contract.gate
-    except LungwatchError:
-        return Check(name=name, ok=None, detail="not known: see the model")
+    name, gate = "content gate", classifier.contract.gate
     if gate is None:
         return Check(
             name=name,

@@ -29,7 +29,7 @@ RULES: dict[str, str] = {
     "shutter_ignored": "a display shutter was stated that makes no sense, and was left out",
     "low_detail": "rows or columns fewer than the model's input has, or, at the input's size, "
     "structures of 1 to 2 pixels weaker than 0.135 of those of 2 to 8 (enlarged or blurred)",
-    "text_burnt_in": "4 or more bright letters in a line, 5 to 40 px high where the longest side "
+    "text_burnt_in": "4 or more letters in a line, 5 to 40 px high where the longest side "
     "is 1024 px; a side mark with up to 3 letters is none",
     "partial_lungs": "lung area out of the bounds in the contract (`gate.lung_area`), less than "
     "0.15 of it in the left or right half of the picture, or lungs along 0.25 of an edge or more",

@@ -1,7 +1,7 @@
 """Letters burnt into the pixels: words beside the patient, such as a hospital's name.
 
-A heuristic: it finds bright letters that stand in a line, as printers and consoles set them. Dark
-letters, handwriting, turned lines and letters of lead on a strip of their own are missed.
+A heuristic: it finds letters that stand in a line, as printers and consoles set them, bright or
+dark. Handwriting, turned lines, small print and letters of lead on a strip are missed.
 """
 
 import cv2
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 # Fewer make a side mark with the initials of whoever took the X-ray, which nearly every one has.
 BURNT_IN_LETTERS = 4
 _SIDE_PX = 1024
+_HATS = (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT)
 _STROKE_PX = 9  # letters are made of strokes narrower than this
-_STROKE_CONTRAST = 76  # of 255, above what surrounds the stroke
+_STROKE_CONTRAST = 76  # of 255, from what surrounds the stroke
 _HEIGHT_PX = (5, 40)
 _WIDTH_PX = (2, 40)
 _LEAST_AREA_PX = 8
@@ -31,14 +32,20 @@ def letters_in_line(grey: NDArray[np.uint8]) -> int:
     if scale < 1.0:
         size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
         grey = np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    # The gaps between bright letters that touch each other are a line of dark ones.
+    return max(_longest_line(_letter_like(_shapes(grey, hat))) for hat in _HATS)
+
+
+def _shapes(grey: NDArray[np.uint8], hat: int) -> NDArray[np.int64]:
+    """Find what differs from its surroundings; (n, 5): left, top, width, height, area."""
     kernel = np.ones((_STROKE_PX, _STROKE_PX), np.uint8)
-    strokes = cv2.morphologyEx(grey, cv2.MORPH_TOPHAT, kernel) > _STROKE_CONTRAST
+    strokes = cv2.morphologyEx(grey, hat, kernel) > _STROKE_CONTRAST
     _, _, found, _ = cv2.connectedComponentsWithStats(strokes.astype(np.uint8))
-    return _longest_line(_letter_like(np.asarray(found[1:], dtype=np.int64)))
+    return np.asarray(found[1:], dtype=np.int64)
 
 
 def _letter_like(shapes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Keep what has a letter's size, from left to right; (n, 5): left, top, width, height, area."""
+    """Keep what has a letter's size, from left to right."""
     width, height, area = shapes[:, 2], shapes[:, 3], shapes[:, 4]
     keep = (height >= _HEIGHT_PX[0]) & (height <= _HEIGHT_PX[1])
     keep &= (width >= _WIDTH_PX[0]) & (width <= _WIDTH_PX[1]) & (width <= 2 * height)

@@ -45,6 +45,11 @@ class TestText:
     def test_a_word_is_found_wherever_it_stands(self, chest, text, place):
         assert letters_in_line(written(chest // 2, text, place)) >= BURNT_IN_LETTERS
 
+    def test_dark_letters_are_found_too(self, chest):
+        light = 128 + chest // 2
+        assert letters_in_line(light) < BURNT_IN_LETTERS
+        assert letters_in_line(written(light, "Figure 1b", grey=0)) >= BURNT_IN_LETTERS
+
     @pytest.mark.parametrize("text", ["L", "R", "R AB", "PA"])
     def test_a_side_mark_with_initials_is_no_text(self, chest, text):
         assert letters_in_line(written(chest, text, scale=0.8)) < BURNT_IN_LETTERS
