@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lungwatch.bundle import GATE_FILE, read_bundle
 from lungwatch.contract import INPUT
-from lungwatch.errors import ModelError
+from lungwatch.errors import DatasetError, ModelError
 from lungwatch.export.fidelity import check_size
 from lungwatch.export.gate_graph import gate_to_onnx, look_with_onnx, with_scores
 from lungwatch.export.int8 import count_quantised
@@ -40,7 +41,7 @@ from lungwatch.training.gate_rates import (
 from lungwatch.training.pixels import FloatArray, read_pixels
 from lungwatch.training.run import RunFolder
 from lungwatch.training.samples import Sample
-from lungwatch.training.scorers import load_keras, onnx_session
+from lungwatch.training.scorers import OnnxScorer, load_keras, onnx_session
 
 MAX_MB = 3.0
 KEPT, REFUSED = "kept", "refused"
@@ -61,10 +62,11 @@ class GateRequest:
     Attributes
     ----------
     run
-        A run folder of `lungwatch train gate`.
+        A run folder of `lungwatch train gate`; or a bundle, whose gate is taken over as it is.
     data
-        Data set of its training. The training split shows the activations' range and what is
-        familiar, the validation split chooses the thresholds, validation and test split measure.
+        Data set of the training; a bundle's gate needs none. Its training split shows the
+        activations' range and what is familiar, its validation split chooses the thresholds,
+        its validation and test split measure.
     keep
         Further folders of upright frontal chest X-rays to measure on, as they are, turned and
         inverted.
@@ -73,7 +75,7 @@ class GateRequest:
     """
 
     run: Path
-    data: Path
+    data: Path | None = None
     keep: Sequence[Path] = ()
     refuse: Sequence[Path] = ()
 
@@ -121,6 +123,13 @@ def export_gate(
     MissingExtraError
         If TensorFlow or onnx is not installed.
     """
+    if (request.run / GATE_FILE).is_file():
+        return _of_bundle(request.run)
+    if request.data is None:
+        raise DatasetError(
+            "exporting a gate needs the data set of its training (--data): it chooses the "
+            "thresholds and shows what is familiar"
+        )
     run = RunFolder(root=request.run)
     config, measured = run.read("config.json"), run.read("metrics.json")
     spec = PreprocessSpec.from_dict(config["preprocess"])
@@ -168,9 +177,23 @@ def export_gate(
             "parity": parity,
             "quantisation": quantisation,
         },
-        metrics={"rates": _rates(OnnxGate(data, contract), request, kept, progress)},
+        metrics={
+            "rates": [
+                *_rates_of_splits(OnnxGate(data, contract), request.data, kept, progress),
+                *_rates_of_folders(OnnxGate(data, contract), request, progress),
+            ]
+        },
     )
     return ExportedGate(onnx=data, contract=contract)
+
+
+def _of_bundle(folder: Path) -> ExportedGate:
+    files = read_bundle(folder)
+    files.check_digests()
+    contract = OnnxScorer(files.model, str(folder)).contract.gate
+    if contract is None or files.gate is None:
+        raise ModelError(f"{folder}: the model's contract says nothing of a content gate")
+    return ExportedGate(onnx=files.gate, contract=contract)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -246,35 +269,41 @@ def _drawn(pixels: FloatArray, spec: PreprocessSpec) -> FloatArray:
     return draw_batch(xrays, _DRAWN_FOR_RANGES, spec, side, np.random.default_rng(0)).pixels
 
 
-def _rates(
+def _rates_of_splits(
     gate: OnnxGate,
-    request: GateRequest,
+    data: Path,
     samples: Sequence[Sample],
     progress: Callable[[int], None] | None,
 ) -> list[dict[str, Any]]:
-    """Measure on the data set's validation and test split and on the folders named."""
-    name, rows = dataset_name(request.data), []
-    root = request.data if request.data.is_dir() else request.data.parent
-    everything = tuple(VARIANTS)
+    """Measure on a data set's validation and test split: whole, turned, inverted, by source."""
+    name, rows = dataset_name(data), []
+    root = data if data.is_dir() else data.parent
     for split in ("val", "test"):
         chosen = {str(s.path.relative_to(root)): s for s in samples if s.split == split}
-        if chosen:
-            files = [sample.path for sample in chosen.values()]
-            looked = look_at(gate, root, files, variants=everything, progress=progress)
-            whole = f"{name}/{split}"
-            named = [replace(one, folder=whole) for one in looked]
-            rows += _rows(named, as_is=KEPT)
-            sources = [
-                replace(one, folder=f"{whole}, {chosen[one.file].source or 'unknown'}")
-                for one in looked
-                if one.variant == AS_IS
-            ]
-            rows += _rows(sorted(sources, key=lambda one: one.folder), as_is=KEPT)
+        if not chosen:
+            continue
+        files = [sample.path for sample in chosen.values()]
+        looked = look_at(gate, root, files, variants=tuple(VARIANTS), progress=progress)
+        whole = f"{name}/{split}"
+        rows += _rows([replace(one, folder=whole) for one in looked], as_is=KEPT)
+        by_source = [
+            replace(one, folder=f"{whole}, {chosen[one.file].source or 'unknown'}")
+            for one in looked
+            if one.variant == AS_IS
+        ]
+        rows += _rows(sorted(by_source, key=lambda one: one.folder), as_is=KEPT)
+    return rows
+
+
+def _rates_of_folders(
+    gate: OnnxGate, request: GateRequest, progress: Callable[[int], None] | None
+) -> list[dict[str, Any]]:
+    """Measure on the folders that the request names."""
+    rows = []
     for folder in request.keep:
-        files = image_files(folder)
-        looked = look_at(gate, folder, files, variants=everything, progress=progress)
+        files, whole = image_files(folder), folder.resolve().name
+        looked = look_at(gate, folder, files, variants=tuple(VARIANTS), progress=progress)
         rows += _rows([one for one in looked if one.variant == AS_IS], as_is=KEPT)
-        whole = folder.resolve().name
         copies = [replace(one, folder=whole) for one in looked if one.variant != AS_IS]
         rows += _rows(copies, as_is=KEPT)
     for folder in request.refuse:

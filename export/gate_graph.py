@@ -1,5 +1,7 @@
 """The content gate as one ONNX graph: network, distance from the training images, scores."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -98,7 +100,12 @@ def with_scores(
     def number(name: str, value: float) -> str:
         return constant(name, np.array(value, np.float32))
 
-    def node(kind: str, name: str, *inputs: str, **attributes: object) -> str:
+    def node(
+        kind: str,
+        name: str,
+        *inputs: str,
+        **attributes: Any,  # noqa: ANN401 - onnx's own
+    ) -> str:
         output = f"gate_{name}"
         graph.node.append(helper.make_node(kind, list(inputs), [output], output, **attributes))
         return output

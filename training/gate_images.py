@@ -8,6 +8,7 @@ collection of them measures what the gate does with the unknown.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -98,7 +99,7 @@ def draw_batch(
             batch.pixels[index] = preprocess(picture, spec)
             batch.turn[index, 0] = 1.0
             continue
-        xray = xrays[rng.integers(len(xrays))]
+        xray = xrays[int(rng.integers(len(xrays)))]
         pixels, lungs = moved(xray, rng)
         turn = int(rng.integers(1, TURNS)) if _UPRIGHT <= kind < _UPRIGHT + _TURNED else 0
         inverted = kind >= _UPRIGHT + _TURNED or (turn > 0 and rng.random() < _BOTH)
@@ -123,8 +124,8 @@ def moved(xray: GateXray, rng: np.random.Generator) -> tuple[FloatArray, FloatAr
     whole, field = _floats(xray.pixels), None if xray.lungs is None else _floats(xray.lungs)
     height, width = whole.shape
     centre = ((width - 1) / 2.0, (height - 1) / 2.0)
-    matrix = cv2.getRotationMatrix2D(centre, rng.normal(0.0, 5.0), rng.uniform(0.82, 1.18))
-    matrix = np.asarray(matrix, dtype=np.float64)
+    turn, scale = rng.normal(0.0, 5.0), rng.uniform(0.82, 1.18)
+    matrix = np.asarray(cv2.getRotationMatrix2D(centre, turn, scale), dtype=np.float64)
     matrix[0, :2] *= rng.uniform(0.88, 1.12)
     matrix[0, 2] += rng.uniform(-0.06, 0.06) * width
     matrix[1, 2] += rng.uniform(-0.06, 0.06) * height
@@ -142,7 +143,7 @@ def moved(xray: GateXray, rng: np.random.Generator) -> tuple[FloatArray, FloatAr
 
 def exposed(pixels: FloatArray, rng: np.random.Generator) -> FloatArray:
     """Change exposure, window, sharpness, noise and compression; burn marks in now and then."""
-    grey = np.clip(pixels, 0.0, 1.0) ** np.float32(np.exp(rng.normal(0.0, 0.35)))
+    grey: NDArray[Any] = np.clip(pixels, 0.0, 1.0) ** np.float32(np.exp(rng.normal(0.0, 0.35)))
     if rng.random() < 0.5:
         low, high = np.percentile(grey, (rng.uniform(0, 8), rng.uniform(92, 100)))
         grey = np.clip((grey - low) / max(high - low, 1e-3), 0.0, 1.0)
@@ -172,7 +173,7 @@ def exposed(pixels: FloatArray, rng: np.random.Generator) -> FloatArray:
     if rng.random() < 0.3:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(12, 70))]
         _, data = cv2.imencode(".jpg", (grey * 255).astype(np.uint8), quality)
-        grey = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255.0
+        grey = _floats(np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE), np.uint8))
     return np.ascontiguousarray(grey, dtype=np.float32)
 
 
@@ -181,14 +182,14 @@ def _clouded(pixels: FloatArray, lungs: FloatArray | None, rng: np.random.Genera
     if rng.random() > 0.25:
         return pixels
     height, width = pixels.shape
-    cloud = np.zeros((height, width), np.float32)
+    cloud: NDArray[Any] = np.zeros((height, width), np.float32)
     for _ in range(int(rng.integers(1, 5))):
         centre = (int(rng.uniform(0.15, 0.85) * width), int(rng.uniform(0.2, 0.8) * height))
         axes = (int(rng.uniform(0.06, 0.25) * width), int(rng.uniform(0.08, 0.35) * height))
         cv2.ellipse(cloud, centre, axes, rng.uniform(0, 180), 0, 360, 1.0, -1)
     cloud = cv2.GaussianBlur(cloud, (0, 0), 0.05 * width)
     if lungs is not None:
-        cloud *= cv2.GaussianBlur(lungs, (0, 0), 0.02 * width)
+        cloud = cloud * cv2.GaussianBlur(lungs, (0, 0), 0.02 * width)
     body = float(np.percentile(pixels, rng.uniform(55, 85)))
     strength = cloud * np.float32(rng.uniform(0.3, 0.95))
     return np.asarray(pixels * (1 - strength) + body * strength, dtype=np.float32)
