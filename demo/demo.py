@@ -17,6 +17,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pydicom
+from numpy.typing import NDArray
 from pydicom.data import get_testdata_file
 
 from lungwatch import RESEARCH_USE_ONLY
@@ -68,12 +70,9 @@ class Sample:
 
 
 def make_samples() -> list[Sample]:
-    """Collect the files from `pydicom-data`; the PNG and the broken file are made from them."""
+    """Collect the files from `pydicom-data`; PNGs and the broken file are made from them."""
     chest = _testdata("RG1_UNCR.dcm")
     pixels = read_radiograph(chest).pixels
-    is_written, png = cv2.imencode(".png", np.round(pixels * 255).astype(np.uint8))
-    if not is_written:
-        raise DemoError("OpenCV cannot write a PNG")
     whole = chest.read_bytes()
     lossless, lossy = _testdata("RG1_J2KR.dcm"), _testdata("RG1_J2KI.dcm")
     leg, ct = _testdata("RG3_UNCR.dcm"), _testdata("693_UNCR.dcm")
@@ -91,7 +90,25 @@ def make_samples() -> list[Sample]:
             data=lossy.read_bytes(),
             tolerance=0.03,
         ),
-        Sample(name="RG1.png", what="chest, 8-bit PNG", data=png.tobytes(), tolerance=0.03),
+        Sample(name="RG1.png", what="chest, 8-bit PNG", data=_png(pixels), tolerance=0.03),
+        Sample(
+            name="RG1_turned.png",
+            what="chest, on its side",
+            data=_png(np.rot90(pixels)),
+            reason="rotated",
+        ),
+        Sample(
+            name="RG1_negative.png",
+            what="chest, grey values inverted",
+            data=_png(1.0 - pixels),
+            reason="inverted",
+        ),
+        Sample(
+            name="RG3.png",
+            what="lower leg, without a word",
+            data=_png(_leg_pixels(leg)),
+            reason="not_frontal_chest",
+        ),
         Sample(name=leg.name, what="lower leg", data=leg.read_bytes(), reason="wrong_body_part"),
         Sample(name=ct.name, what="CT slice", data=ct.read_bytes(), reason="not_a_radiograph"),
         Sample(
@@ -101,6 +118,25 @@ def make_samples() -> list[Sample]:
             reason="truncated",
         ),
     ]
+
+
+def _png(pixels: NDArray[np.float32]) -> bytes:
+    """Return grey values, float32 (H, W), 0..1, as the bytes of an 8-bit PNG file."""
+    is_written, data = cv2.imencode(".png", np.round(pixels * 255).astype(np.uint8))
+    if not is_written:
+        raise DemoError("OpenCV cannot write a PNG")
+    return data.tobytes()
+
+
+def _leg_pixels(leg: Path) -> NDArray[np.float32]:
+    """Return the leg as a screen shows it: what its tags say would stop the reader."""
+    stored = pydicom.dcmread(leg)
+    values = stored.pixel_array.astype(np.float32)
+    low, high = np.percentile(values, (0.5, 99.5))
+    grey = np.clip((values - low) / (high - low), 0.0, 1.0)
+    if stored.PhotometricInterpretation == "MONOCHROME1":
+        grey = 1.0 - grey
+    return np.asarray(grey, dtype=np.float32)
 
 
 def new_home() -> None:

@@ -55,13 +55,13 @@ def table() -> str:
     """Return a Markdown table, one row for each flag."""
     sources = {path.name: path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py")}
     sources.pop("test_flags_docs.py", None)
-    rows = ["| flag | says | rule | tests |", "|---|---|---|---|"]
+    lines = ["| flag | says | rule | tests |", "|---|---|---|---|"]
     for flag, meaning in FLAGS.items():
         named = re.compile(rf"Flag\.{flag.name}\b|[\"']{flag.value}[\"']")
         tests = sorted(name for name, source in sources.items() if named.search(source))
         cells = (f"`{flag}`", meaning, RULES[flag], ", ".join(f"`{name}`" for name in tests))
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -53,24 +53,38 @@ def float_of(dataset: Dataset, keyword: str, default: float) -> float:
     return values[0] if values else default
 
 
+def items_of(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence, none where it is absent or cannot be read."""
+    try:
+        return [item for item in dataset.get(keyword) or () if isinstance(item, Dataset)]
+    # As in `text_of`.
+    except Exception:
+        return []
+
+
 def codes_of(dataset: Dataset, keyword: str) -> tuple[tuple[str, str], ...]:
     """Return code value and meaning of each item of a code sequence (PS3.3 8.8).
 
-    Either is "" where it is missing; items without both are left out, and so is the whole of a
-    sequence that cannot be read.
+    Either is "" where it is missing; items without both are left out.
     """
-    try:
-        items = [item for item in dataset.get(keyword) or () if isinstance(item, Dataset)]
-    # As in `text_of`.
-    except Exception:
-        return ()
     found = []
-    for item in items:
+    for item in items_of(dataset, keyword):
         value = next(filter(None, (text_of(item, k) for k in _CODE_VALUES)), "")
         meaning = text_of(item, "CodeMeaning") or ""
         if value or meaning:
             found.append((value, meaning))
     return tuple(found)
+
+
+def values_of(dataset: Dataset, keyword: str) -> list[str]:
+    """Return an attribute's values as stripped upper-case texts, however many there are."""
+    try:
+        value = dataset.get(keyword) or ()
+        values = [value] if isinstance(value, str) else [str(part) for part in value]
+    # As in `text_of`.
+    except Exception:
+        return []
+    return [value.strip().upper() for value in values]
 
 
 def short(value: str) -> str:

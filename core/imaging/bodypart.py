@@ -7,7 +7,7 @@ from pydicom.dataset import Dataset
 from lungwatch.errors import FileRejected, Reason
 from lungwatch.flags import Flag
 from lungwatch.imaging.attributes import code_of, codes_of, short
-from lungwatch.imaging.vocabulary import fold, readings, vocabulary
+from lungwatch.imaging.vocabulary import is_listed, readings, vocabulary
 
 CHEST, PARTLY, UNKNOWN = "chest", "partly_chest", ""
 # Kinds of words that name no part of the body.
@@ -37,7 +37,7 @@ def check_body_part(dataset: Dataset, accepted: Collection[str]) -> tuple[Flag, 
         `WRONG_BODY_PART`, with the part's name.
     """
     stated = code_of(dataset, "BodyPartExamined")
-    if stated and (stated in accepted or " ".join(fold(stated)) in accepted):
+    if stated and is_listed(stated, accepted):
         return ()
     by_name = part_of(*readings(dataset, "BodyPartExamined"))
     if by_name not in (CHEST, PARTLY, UNKNOWN):

@@ -13,6 +13,7 @@ from lungwatch.imaging.pixeldata import check_pixels, decode
 from lungwatch.imaging.radiograph import Radiograph
 from lungwatch.imaging.shutter import shutter_of
 from lungwatch.imaging.subject import check_not_directory, check_subject
+from lungwatch.imaging.vocabulary import vocabulary
 
 __all__ = ["is_dicom", "max_file_bytes", "read"]
 
@@ -53,6 +54,7 @@ def read(
         If the file cannot be read at all.
     """
     dataset = parse(path, max_bytes=max_file_bytes(max_pixels))
+    vocabulary()  # read here, since below any trouble is the file's own
     try:
         check_not_directory(dataset)
         # A file that was cut off comes again whole, whatever it shows: say that first.

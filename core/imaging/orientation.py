@@ -3,6 +3,7 @@
 import numpy as np
 from pydicom.dataset import Dataset
 
+from lungwatch.imaging.attributes import values_of
 from lungwatch.imaging.radiograph import FloatImage
 
 # Pairs that a single direction cannot hold both of.
@@ -23,13 +24,7 @@ def directions_of(dataset: Dataset) -> tuple[str, str] | None:
         where the attribute is absent, empty or no statement (a single value, words, opposites,
         one axis twice).
     """
-    try:
-        value = dataset.get("PatientOrientation") or ()
-        sides = [value] if isinstance(value, str) else [str(side) for side in value]
-    # Damaged values may raise anything at all.
-    except Exception:
-        return None
-    sides = [side.strip().upper() for side in sides]
+    sides = values_of(dataset, "PatientOrientation")
     if len(sides) != len(UPRIGHT) or not all(_is_direction(side) for side in sides):
         return None
     row, column = sides[0][0], sides[1][0]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from lungwatch.imaging.attributes import numbers_of
+from lungwatch.imaging.attributes import numbers_of, values_of
 
 Mask = NDArray[np.bool_]
 
@@ -37,7 +37,7 @@ def shutter_of(dataset: Dataset, shape: tuple[int, int]) -> tuple[Mask | None, b
         Whether a shutter was stated that makes no sense: without its geometry, or leaving less
         than a fifth of the image. It is left out.
     """
-    shapes = _shapes(dataset)
+    shapes = [value for value in values_of(dataset, "ShutterShape") if value not in ("", "NONE")]
     masks = [_OPEN[name](dataset, shape) for name in shapes if name in _OPEN]
     if not masks:
         return None, bool(shapes)
@@ -49,16 +49,6 @@ def shutter_of(dataset: Dataset, shape: tuple[int, int]) -> tuple[Mask | None, b
     if float(is_open.mean()) < _MIN_OPEN_SHARE:
         return None, True
     return (None if is_open.all() else ~is_open), is_ignored
-
-
-def _shapes(dataset: Dataset) -> list[str]:
-    try:
-        value = dataset.get("ShutterShape") or ()
-        values = [value] if isinstance(value, str) else [str(part) for part in value]
-    # Damaged values may raise anything at all.
-    except Exception:
-        return []
-    return [value for part in values if (value := part.strip().upper()) not in ("", "NONE")]
 
 
 def _rectangle(dataset: Dataset, shape: tuple[int, int]) -> Mask | None:

@@ -18,10 +18,10 @@ from pydicom.uid import (
 
 from lungwatch.errors import FileRejected, Reason
 from lungwatch.flags import Flag
-from lungwatch.imaging.attributes import code_of, codes_of, short, text_of
+from lungwatch.imaging.attributes import code_of, codes_of, items_of, short, text_of, values_of
 from lungwatch.imaging.bodypart import CHEST, PARTLY, UNKNOWN, check_body_part, part_of
 from lungwatch.imaging.view import FRONTAL, check_view, view_of
-from lungwatch.imaging.vocabulary import readings, vocabulary
+from lungwatch.imaging.vocabulary import readings, says_nothing, vocabulary
 
 _RADIOGRAPH_CLASSES = {
     ComputedRadiographyImageStorage,
@@ -46,13 +46,22 @@ _DESCRIPTIONS = (
     "ProtocolName",
     "PerformedProcedureStepDescription",
     "RequestedProcedureDescription",
+    "PerformedProcedureTypeDescription",
+    "ScheduledProcedureStepDescription",
+    "AcquisitionProtocolName",
     "AcquisitionDeviceProcessingDescription",
+    "ViewName",
+    "ImageComments",
 )
 _DESCRIPTION_CODES = (
     "ProcedureCodeSequence",
     "RequestedProcedureCodeSequence",
     "PerformedProtocolCodeSequence",
+    "ScheduledProtocolCodeSequence",
+    "SeriesDescriptionCodeSequence",
 )
+# What was ordered is said in the request as well (PS3.3 10.6).
+_REQUEST = "RequestAttributesSequence"
 
 
 def check_subject(
@@ -133,13 +142,13 @@ def _check_species(dataset: Dataset) -> None:
     stated = [("", text) for text in readings(dataset, "PatientSpeciesDescription")[:1]]
     for value, meaning in (*codes_of(dataset, "PatientSpeciesCodeSequence"), *stated):
         found = known.species.look_up(meaning)
-        is_unstated = not value and view_of(meaning) == UNKNOWN
+        is_unstated = not value and says_nothing(meaning)
         is_human = value in known.human_codes or "human" in found.kinds
         if not is_unstated and (not is_human or "not_human" in found.kinds):
             raise FileRejected(Reason.NOT_HUMAN, "the file names a species other than human")
     breed = next(iter(readings(dataset, "PatientBreedDescription")), "")
     has_breed = bool(codes_of(dataset, "PatientBreedCodeSequence")) or (
-        view_of(breed) != UNKNOWN and "human" not in known.species.look_up(breed).kinds
+        not says_nothing(breed) and "human" not in known.species.look_up(breed).kinds
     )
     if (
         has_breed
@@ -190,11 +199,11 @@ def _check_image_type(dataset: Dataset, sop_class: str | None) -> None:
     """
     if code_of(dataset, "QualityControlImage") == "YES":
         raise FileRejected(Reason.NOT_A_RADIOGRAPH, "the file is a quality control image")
-    values = _values_of(dataset, "ImageType")
-    kinds = [v for v in values[2:] if "other" in vocabulary().image_types.look_up(v).kinds]
-    if kinds:
+    values = values_of(dataset, "ImageType")
+    other = [value for value in values[2:] if vocabulary().image_types.look_up(value).kinds]
+    if other:
         raise FileRejected(
-            Reason.NOT_A_RADIOGRAPH, f"the image type is {short(kinds[0])}, not a radiograph's"
+            Reason.NOT_A_RADIOGRAPH, f"the image type is {short(other[0])}, not a radiograph's"
         )
     is_capture = sop_class in _CAPTURE_CLASSES or text_of(dataset, "ConversionType") is not None
     if values[:2] == ["DERIVED", "SECONDARY"] and is_capture:
@@ -207,16 +216,6 @@ def _check_image_type(dataset: Dataset, sop_class: str | None) -> None:
         raise FileRejected(
             Reason.NOT_A_RADIOGRAPH, "the image is derived: bones or soft tissue were taken out"
         )
-
-
-def _values_of(dataset: Dataset, keyword: str) -> list[str]:
-    try:
-        value = dataset.get(keyword) or ()
-        values = [value] if isinstance(value, str) else [str(part) for part in value]
-    # As in `attributes.text_of`.
-    except Exception:
-        return []
-    return [value.strip().upper() for value in values]
 
 
 def _check_intent(dataset: Dataset, sop_class: str | None) -> None:
@@ -237,9 +236,12 @@ def _check_intent(dataset: Dataset, sop_class: str | None) -> None:
 
 
 def _descriptions(dataset: Dataset) -> list[str]:
-    texts = [text for keyword in _DESCRIPTIONS for text in readings(dataset, keyword)[:1]]
-    codes = [code for keyword in _DESCRIPTION_CODES for code in codes_of(dataset, keyword)]
-    return [*texts, *(meaning for _, meaning in codes)]
+    found = []
+    for part in (dataset, *items_of(dataset, _REQUEST)):
+        found += [text for keyword in _DESCRIPTIONS for text in readings(part, keyword)[:1]]
+        codes = [code for keyword in _DESCRIPTION_CODES for code in codes_of(part, keyword)]
+        found += [meaning for _, meaning in codes]
+    return found
 
 
 def _describes(dataset: Dataset, kind: str) -> bool:

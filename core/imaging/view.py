@@ -6,16 +6,14 @@ from pydicom.dataset import Dataset
 
 from lungwatch.errors import FileRejected, Reason
 from lungwatch.flags import Flag
-from lungwatch.imaging.attributes import code_of, codes_of, short
+from lungwatch.imaging.attributes import code_of, codes_of, items_of, short
 from lungwatch.imaging.orientation import directions_of
-from lungwatch.imaging.vocabulary import Lexicon, fold, readings, vocabulary
+from lungwatch.imaging.vocabulary import Lexicon, fold, is_listed, readings, vocabulary
 
 FRONTAL, DECUBITUS, NOT_FRONTAL, UNKNOWN = "frontal", "decubitus", "not_frontal", ""
 # Patient Position (0018,5100) of who lies on the side (PS3.3 C.7.3.1.1.2).
 _ON_THE_SIDE = {"HFDL", "HFDR", "FFDL", "FFDR"}
 _CORES = ("PA", "AP")
-# An oblique that a modifier makes of a frontal view: lordotic, crosstable, transthoracic.
-_NESTED = "ViewModifierCodeSequence"
 
 
 def check_view(
@@ -45,14 +43,20 @@ def check_view(
         `NOT_FRONTAL`, with what says so.
     """
     stated = code_of(dataset, "ViewPosition")
-    is_accepted = bool(stated) and (stated in accepted or " ".join(fold(stated)) in accepted)
+    is_accepted = bool(stated) and is_listed(stated, accepted)
     by_name = FRONTAL if is_accepted else view_of(*readings(dataset, "ViewPosition"))
-    by_code = [_of_code(*code) for code in codes_of(dataset, "ViewCodeSequence")]
+    by_code = [
+        FRONTAL if meaning and is_listed(meaning.upper(), accepted) else _of_code(value, meaning)
+        for value, meaning in codes_of(dataset, "ViewCodeSequence")
+    ]
     views = [by_name, *by_code, *_modifiers(dataset)]
     if refuse and by_name == NOT_FRONTAL:
         raise FileRejected(Reason.NOT_FRONTAL, f"view position {short(stated)} is not frontal")
     if refuse and NOT_FRONTAL in views:
         raise FileRejected(Reason.NOT_FRONTAL, "the view's code is not that of a frontal view")
+    if refuse and codes_of(dataset, "ProjectionEponymousNameCodeSequence"):
+        # CID 4012: Lindblom, Twining, Waters and others, none of which is an ordinary PA or AP.
+        raise FileRejected(Reason.NOT_FRONTAL, "the projection has a name of its own")
     directions = directions_of(dataset)
     if refuse and directions is not None and set("AP") & set(directions):
         raise FileRejected(
@@ -131,13 +135,9 @@ def _of_code(value: str, meaning: str) -> str:
 
 
 def _modifiers(dataset: Dataset) -> list[str]:
-    """Return what View Modifiers say, of which only the known ones count."""
-    try:
-        items = [item for item in dataset.get("ViewCodeSequence") or () if _NESTED in item]
-    # Damaged values may raise anything at all.
-    except Exception:
-        return []
-    codes = [code for item in items for code in codes_of(item, _NESTED)]
+    """Return what modifiers make of a view: lordotic, crosstable, decubitus. Others are silent."""
+    items = items_of(dataset, "ViewCodeSequence")
+    codes = [code for item in items for code in codes_of(item, "ViewModifierCodeSequence")]
     codes += codes_of(dataset, "PatientOrientationModifierCodeSequence")
     views = []
     for value, meaning in codes:

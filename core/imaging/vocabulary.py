@@ -6,7 +6,7 @@ The words are in `vocabulary.toml`, in the languages in which files really name 
 import re
 import tomllib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -33,6 +33,12 @@ def fold(text: str) -> tuple[str, ...]:
     upper = text.upper().translate(_PLAIN)
     bare = "".join(c for c in unicodedata.normalize("NFKD", upper) if not _is_mark(c))
     return tuple(_LETTERS.findall(unicodedata.normalize("NFC", bare)))
+
+
+def is_listed(text: str, words: Collection[str]) -> bool:
+    """Whether a text is one of some words, as it stands or folded."""
+    folded = fold(text)
+    return text in words or (bool(folded) and any(folded == fold(word) for word in words))
 
 
 def readings(dataset: Dataset, keyword: str) -> tuple[str, ...]:
@@ -162,6 +168,12 @@ def vocabulary() -> Vocabulary:
         human_codes=frozenset(data["species"]["codes"]["human"]),
         film_conversions=frozenset(data["conversion"]["film"]),
     )
+
+
+def says_nothing(text: str) -> bool:
+    """Whether a text is empty, or a word for that ("UNKNOWN", "N/A")."""
+    found = vocabulary().views.look_up(text)
+    return not found.rest and found.kinds <= {"unstated"}
 
 
 def _lists(table: dict[str, Any]) -> dict[str, list[str]]:

@@ -22,11 +22,14 @@ CLASSES = ("COVID", "NORMAL", "OTHER_PNEUMONIA")
 
 
 def write(path, seed, *, edge=None):
-    """A picture of its own for every seed, with an edge of a given grey."""
-    coarse = np.random.default_rng(seed).uniform(40, 200, (24, 22)).astype(np.float32)
+    """A picture of its own for every seed, with an edge of about a given grey, so not a frame."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(40, 200, (24, 22)).astype(np.float32)
     image = np.clip(cv2.resize(coarse, (110, 120), interpolation=cv2.INTER_CUBIC), 0, 255)
     if edge is not None:
-        image = cv2.copyMakeBorder(image, 14, 14, 14, 14, cv2.BORDER_CONSTANT, value=edge)
+        bordered = rng.uniform(edge - 10, edge + 10, (148, 138)).astype(np.float32)
+        bordered[14:-14, 14:-14] = image
+        image = bordered
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), image.astype(np.uint8))
 

@@ -1,6 +1,7 @@
 """The content gate is loaded as part of its bundle, and refuses by its contract's thresholds."""
 
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from lungwatch.bundle import read_bundle
+from lungwatch.cli.main import main
 from lungwatch.daemon.gate import ContentGate, GateRefused
 from lungwatch.daemon.inference import classify
 from lungwatch.daemon.model import Classifier
@@ -120,6 +123,21 @@ class TestBundle:
         (bundle / "gate.onnx").unlink()
         with pytest.raises(ModelError, match="its signature is not of these files"):
             Classifier.load(bundle, trust=trust)
+
+    def test_the_commands_on_models_tell_of_the_gate(self, bundle):
+        run = CliRunner()
+        said = run.invoke(main, ["model", "verify", str(bundle)]).stdout
+        assert "; content gate: frontal from 0.200, positive from 0.200; not signed" in said
+        told = json.loads(run.invoke(main, ["model", "verify", str(bundle), "--json"]).stdout)
+        assert told["gate"] == ["frontal", "positive"]
+        shown = json.loads(run.invoke(main, ["model", "show", str(bundle), "--json"]).stdout)
+        assert shown["gate"]["checks"][1] == {
+            "name": "positive",
+            "threshold": 0.2,
+            "reason": "inverted",
+        }
+        assert '"reason": "inverted"' in run.invoke(main, ["model", "show", str(bundle)]).stdout
+        assert "no content gate" in run.invoke(main, ["model", "verify", "baseline-1.0.0"]).stdout
 
 
 class TestLoading:

@@ -131,6 +131,7 @@ def test_metrics_are_the_databases_counts(text):
     assert samples["lungwatch_events_total", "retry"] == 1
     assert samples["lungwatch_decoder_replacements_total", "timed_out"] == 1
     assert samples["lungwatch_database_up",] == 1
+    assert samples["lungwatch_content_gate", "refuse"] == 1
     assert samples["lungwatch_disk_free_bytes", "home"] > 0
     assert samples["lungwatch_oldest_waiting_seconds",] > 0
     assert "DOE" not in text
