@@ -43,7 +43,7 @@ class RenewRequest:
     notes
         Markdown for the card, on the data and their confounds.
     figures
-        Tables measured elsewhere; they come before those that only the bundle has.
+        Tables measured elsewhere; they come after those that the bundle has.
     replace
         Whether a bundle of the same version is replaced.
     """
@@ -99,7 +99,7 @@ def renew(
     gate = export_gate(gate_request, progress=progress) if gate_request else None
     scorer = OnnxScorer(model, str(request.bundle))
     measured = measure_sets(scorer, request.data, request.evaluate, progress)
-    figures = {**request.figures, **before.metrics.get(FIGURES, {}), **request.figures}
+    figures = {**before.metrics.get(FIGURES, {}), **request.figures}
     told = {FIGURES: figures} if figures else {}
     reference = before.map_reference
     if request.data:
