@@ -126,7 +126,7 @@ def test_inverted_grey_values_are_refused_as_such(gate, chest):
 
 
 @pytest.mark.parametrize(
-    "name", ["RG3_UNCR.dcm", "693_UNCR.dcm", "CT_small.dcm", "MR_small.dcm", "MR1_UNCR.dcm"]
+    "name", ["RG3_UNCR.dcm", "693_UNCR.dcm", "CT_small.dcm", "MR_small.dcm", "MR2_UNCR.dcm"]
 )
 def test_a_leg_ct_and_mr_are_no_frontal_chest(gate, find_testdata, name):
     shown = as_shown(find_testdata(name))
