@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from lungwatch.cli.options import json_option
+from lungwatch.cli.options import gate_source_options, json_option
 
 if TYPE_CHECKING:
     from lungwatch.training.calibrate import Rule
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     help="Fix the threshold anew on the validation split of --data: sensitivity + specificity, or "
     "the smaller of both, as large as it can be. A run's own is Youden's.",
 )
+@gate_source_options
 @json_option
 def export(
     *,
@@ -80,6 +81,9 @@ def export(
     max_mb: float,
     figures: Path | None,
     threshold_rule: str | None,
+    gate: Path | None,
+    gate_keep: tuple[Path, ...],
+    gate_refuse: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Export MODEL, a run folder or a .keras file, as a bundle.
@@ -90,6 +94,7 @@ def export(
     from lungwatch.export.exporter import ExportRequest
     from lungwatch.export.exporter import export as export_bundle
     from lungwatch.export.figures import of_data_sets, read_figures
+    from lungwatch.export.gate import GateRequest
 
     bundle, contract = export_bundle(
         ExportRequest(
@@ -105,6 +110,9 @@ def export(
             max_mb=max_mb,
             figures=read_figures(figures) if figures else {},
             threshold_rule=cast("Rule | None", threshold_rule),
+            gate=GateRequest(run=gate, data=data, keep=gate_keep, refuse=gate_refuse)
+            if gate
+            else None,
         )
     )
     parity = contract.provenance["parity"]

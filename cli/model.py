@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.cli.model_renew import renew
 from lungwatch.cli.model_signing import keygen, sign
 from lungwatch.cli.options import home_options, json_option
 from lungwatch.cli.output import cell_text, print_fields, print_json, print_table
@@ -23,11 +24,12 @@ _MIB = 1 << 20
 
 @click.group()
 def model() -> None:
-    """List, show, verify and sign model bundles. Research use only; not a medical device."""
+    """List, show, verify, sign and renew model bundles. Research use only; not a medical device."""
 
 
 model.add_command(keygen)
 model.add_command(sign)
+model.add_command(renew)
 
 
 @model.command(name="list")

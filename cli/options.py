@@ -135,3 +135,34 @@ def filter_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def gate_source_options(command: Command) -> Command:
+    """Add `--gate`, `--gate-keep` and `--gate-refuse`, of the content gate that a bundle gets."""
+    folder = click.Path(exists=True, file_okay=False, path_type=Path)
+    options = [
+        click.option(
+            "--gate",
+            type=folder,
+            metavar="RUN",
+            help="Content gate: a run folder of `train gate`, or a bundle that lends its gate.",
+        ),
+        click.option(
+            "--gate-keep",
+            type=folder,
+            multiple=True,
+            metavar="DIR",
+            help="Upright frontal chest X-rays to measure the gate on, as they are, turned and "
+            "inverted; repeatable.",
+        ),
+        click.option(
+            "--gate-refuse",
+            type=folder,
+            multiple=True,
+            metavar="DIR",
+            help="Pictures of something else to measure the gate on; repeatable.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -21,6 +21,10 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "Pretrain a backbone on labelled X-rays.",
     ),
     "lungs": ("lungwatch.cli.train_lungs:lungs", "Train a network that finds the lungs."),
+    "gate": (
+        "lungwatch.cli.train_gate:gate",
+        "Train a network that says whether a picture can be judged.",
+    ),
     "guided": (
         "lungwatch.cli.train_guided:guided",
         "Train a network that is guided to the lungs.",

@@ -44,7 +44,7 @@ class Config:
         Path of a file with the password that the URL leaves out, such as one of systemd's
         credentials; empty for none.
     model
-        Name of a bundle ("baseline-1.0.0") or path of a bundle's folder.
+        Name of a bundle ("baseline-1.1.0") or path of a bundle's folder.
     trusted_keys
         Path of a PEM file of Ed25519 public keys, or of a folder of such files (.pem, .pub). If
         set, only bundles that one of these keys signed are run, and the shipped ones.

@@ -44,7 +44,7 @@ def list_bundles(home: Path | None = None) -> list[Path]:
 
 
 def find_bundle(name_or_path: str, home: Path | None = None) -> Path:
-    """Return the folder of a bundle, by its name ("baseline-1.0.0") or its path.
+    """Return the folder of a bundle, by its name ("baseline-1.1.0") or its path.
 
     Raises
     ------

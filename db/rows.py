@@ -161,7 +161,7 @@ class ResultFilter:
     patient, accession, study
         Whole values of patient ID, accession number and study UID.
     model
-        A name ("baseline") or a name and version ("baseline-1.0.0").
+        A name ("baseline") or a name and version ("baseline-1.1.0").
     limit
         At most so many, the newest.
     """

@@ -6,6 +6,7 @@ from typing import Any
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.contract import ModelContract
 from lungwatch.export.figures import FIGURES, figures_markdown, of_data_sets
+from lungwatch.export.gate_card import gate_markdown
 from lungwatch.export.quantisation_card import quantisation_markdown
 
 _USE = """\
@@ -14,7 +15,8 @@ chest X-rays, and studying what such networks look at.
 
 **Not intended.** Diagnosis, triage, treatment, exclusion of disease, or any decision about a
 person. COVID-19 is diagnosed by laboratory tests; many infected people have a normal chest
-X-ray. Not for lateral views, CT, or parts of the body other than the chest.
+X-ray. Not for lateral views, CT, or parts of the body other than the chest: a content gate refuses
+most of such pictures, not all.
 
 **The answer** is COVID, NEGATIVE (no COVID pattern; nothing is said of other disease, and other
 pneumonias belong here) or UNCERTAIN, a calibrated probability, and a coarse map of what spoke for
@@ -85,6 +87,8 @@ def write_card(contract: ModelContract, notes: str = "") -> str:
     ]
     if notes:
         parts.append(notes.strip())
+    if contract.gate:
+        parts += ["## Content gate", gate_markdown(contract.gate)]
     parts += [
         "## Decision",
         _decision(contract),
@@ -163,6 +167,11 @@ def _training_data(provenance: Mapping[str, Any]) -> str:
 
 def _making(provenance: Mapping[str, Any]) -> str:
     lines = []
+    if before := provenance.get("network_of"):
+        lines.append(
+            f"- The network, its calibration and its thresholds are those of {before}; the scale "
+            "of the maps and the content gate are new."
+        )
     if members := provenance.get("members"):
         families = ", ".join(str(member.get("family")) for member in members)
         lines.append(f"- The mean of the calibrated logits of {len(members)} networks: {families}.")

@@ -14,6 +14,7 @@ from lungwatch.export.bundle import write_bundle
 from lungwatch.export.card import write_card
 from lungwatch.export.fidelity import check_size
 from lungwatch.export.figures import FIGURES, Figures, check_figures
+from lungwatch.export.gate import GateRequest, export_gate
 from lungwatch.export.int8 import make_int8, recalibrate
 from lungwatch.export.parity import compare, run_onnx, synthetic_images
 from lungwatch.export.peaks import reference_of_data
@@ -77,6 +78,8 @@ class ExportRequest:
     threshold_rule
         Fix the threshold anew on the validation split of `data`, by this rule; None keeps a
         run's own, which is Youden's.
+    gate
+        The content gate that goes with the model; None for none.
     """
 
     model: Path
@@ -91,19 +94,31 @@ class ExportRequest:
     max_mb: float = 20.0
     figures: Figures = field(default_factory=dict)
     threshold_rule: Rule | None = None
+    gate: GateRequest | None = None
 
     def __post_init__(self) -> None:
         if self.threshold_rule and self.data is None:
             raise DatasetError("a new threshold needs the data set of the training (--data)")
         if not re.fullmatch(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*", self.name):
             raise ConfigError(f"model name {self.name!r}: lower-case letters, digits, - and _ only")
-        if not re.fullmatch(r"\d+\.\d+\.\d+", self.version):
-            raise ConfigError(f"model version {self.version!r} is not of the form 1.0.0")
+        check_version(self.version)
         if self.int8 and self.data is None:
             raise DatasetError(
                 "quantising needs the data set of the training (--data): its training images "
                 "show the range of the activations, its validation images what was lost"
             )
+
+
+def check_version(version: str) -> None:
+    """Refuse what is no version of a bundle.
+
+    Raises
+    ------
+    ConfigError
+        If it is not of the form 1.0.0.
+    """
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        raise ConfigError(f"model version {version!r} is not of the form 1.0.0")
 
 
 def export(
@@ -151,7 +166,7 @@ def export(
         provenance["quantisation"] = int8.about
     contract = _contract(request, scorer, judgement, proto.SerializeToString(), provenance)
     exported = OnnxScorer(with_contract(proto, contract))
-    metrics = _measure_all(request, exported, progress)
+    metrics = measure_sets(exported, request.data, request.evaluate, progress)
     if figures := _figures(request, scorer):
         metrics[FIGURES] = figures
     contract = replace(
@@ -159,6 +174,9 @@ def export(
         metrics=metrics,
         map_reference=reference_of_data(exported, request.data) if request.data else None,
     )
+    gate = export_gate(request.gate, progress=progress) if request.gate else None
+    if gate:
+        contract = replace(contract, gate=gate.contract)
     model = with_contract(proto, contract)
     if request.int8:
         check_size(len(model), request.max_mb)
@@ -167,6 +185,7 @@ def export(
         model=model,
         contract=contract,
         card=write_card(contract, request.notes),
+        gate=gate.onnx if gate else None,
         replace=request.replace,
     )
     return bundle, contract
@@ -239,14 +258,30 @@ def _parity_images(data: Path | None, spec: PreprocessSpec) -> tuple[FloatArray,
     return read_pixels([samples[i] for i in chosen], spec), f"evenly from {dataset_name(data)}"
 
 
-def _measure_all(
-    request: ExportRequest, scorer: OnnxScorer, progress: Callable[[int], None] | None
+def measure_sets(
+    scorer: OnnxScorer,
+    data: Path | None,
+    evaluate: Sequence[Path],
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
+    """Measure an exported graph for its contract.
+
+    Parameters
+    ----------
+    scorer
+        The graph.
+    data
+        Data set of the training: its validation and test splits, as far as there are any.
+    evaluate
+        Further data sets: their test splits.
+    progress
+        Called with 1 for every image read.
+    """
     wanted: list[tuple[Path, Split]] = []
-    if request.data:
-        there = {s.split for s in load_dataset(request.data)}
-        wanted += [(request.data, split) for split in _OWN_SPLITS if split in there]
-    wanted += [(path, "test") for path in request.evaluate]
+    if data:
+        there = {s.split for s in load_dataset(data)}
+        wanted += [(data, split) for split in _OWN_SPLITS if split in there]
+    wanted += [(path, "test") for path in evaluate]
     found = {}
     for path, split in wanted:
         chosen = select(load_dataset(path), split, dataset_name(path))

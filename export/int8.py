@@ -98,7 +98,7 @@ def make_int8(
     check_loss(fidelity, f"{name}/val")
     about = {
         **describe_quantisation(shown),
-        "convolutions": _count_quantised(made.graph.node),
+        "convolutions": count_quantised(made.graph.node),
         "bytes_float": len(plain),
         "bytes_int8": len(quantised),
         "fidelity": {key: found.to_dict() for key, found in fidelity.items()},
@@ -128,7 +128,8 @@ def _named(found: tuple[FloatArray, FloatArray]) -> dict[str, FloatArray]:
     return {"logits": found[0], "maps": found[1]}
 
 
-def _count_quantised(nodes: Iterable[Any]) -> int:
+def count_quantised(nodes: Iterable[Any]) -> int:
+    """Count the convolutions of a graph whose input is int8."""
     given = {name: node.op_type for node in nodes for name in node.output}
     return sum(
         node.op_type == "Conv" and given.get(node.input[0]) == "DequantizeLinear" for node in nodes

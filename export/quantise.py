@@ -48,7 +48,13 @@ def spread(samples: Sequence[Sample], count: int = IMAGES) -> list[Sample]:
     return chosen
 
 
-def quantise(proto: OnnxProto, pixels: FloatArray) -> OnnxProto:
+def quantise(
+    proto: OnnxProto,
+    pixels: FloatArray,
+    *,
+    symbolic_shapes: bool = True,
+    narrow_weights: bool = False,
+) -> OnnxProto:
     """Quantise the convolutions to int8.
 
     QDQ format; weights int8, symmetric, one scale an output channel (depthwise convolutions
@@ -60,6 +66,12 @@ def quantise(proto: OnnxProto, pixels: FloatArray) -> OnnxProto:
         The float graph; left as it is.
     pixels
         Preprocessed images, (N, S, S, 1), 0..1, that show the activations' usual range.
+    symbolic_shapes
+        Whether onnxruntime follows the batch dimension through the graph, which it cannot do
+        where feature maps are enlarged.
+    narrow_weights
+        Weights of 7 bits: processors without VNNI, whose 16-bit sums overflow with 8, then answer
+        as the others do.
 
     Returns
     -------
@@ -94,7 +106,7 @@ def quantise(proto: OnnxProto, pixels: FloatArray) -> OnnxProto:
         try:
             # onnxruntime reports its progress on stdout, which is kept for results.
             with contextlib.redirect_stdout(io.StringIO()):
-                quant_pre_process(plain, ready)
+                quant_pre_process(plain, ready, skip_symbolic_shape=not symbolic_shapes)
                 quantize_static(
                     ready,
                     done,
@@ -103,6 +115,7 @@ def quantise(proto: OnnxProto, pixels: FloatArray) -> OnnxProto:
                     op_types_to_quantize=list(_QUANTISED),
                     nodes_to_exclude=_in_float(onnx.load(ready)),
                     per_channel=True,
+                    reduce_range=narrow_weights,
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
                     calibrate_method=CalibrationMethod.Percentile,
@@ -117,7 +130,9 @@ def quantise(proto: OnnxProto, pixels: FloatArray) -> OnnxProto:
         return onnx.load(done)
 
 
-def describe_quantisation(images: Sequence[Sample]) -> dict[str, Any]:
+def describe_quantisation(
+    images: Sequence[Sample], *, narrow_weights: bool = False
+) -> dict[str, Any]:
     """Say how `quantise` does it, and on what, for the contract's provenance."""
     import onnxruntime
 
@@ -128,7 +143,7 @@ def describe_quantisation(images: Sequence[Sample]) -> dict[str, Any]:
     return {
         "format": "QDQ",
         "operators": list(_QUANTISED),
-        "weights": "int8, symmetric, per channel",
+        "weights": f"int{7 if narrow_weights else 8}, symmetric, per channel",
         "activations": "uint8",
         "calibration": f"percentile {_PERCENTILE:g}",
         "images": dict(sorted(counts.items())),

@@ -100,12 +100,25 @@ def gated_bundle(plain: Path, folder: Path) -> Path:
     return target
 
 
-def write(bundle: Path, files: dict[str, bytes]) -> None:
+def gateless_bundle(plain: Path, folder: Path) -> Path:
+    """Copy a bundle to `folder/gateless-1.0.0`, without its gate."""
+    target = Path(shutil.copytree(plain, folder / "gateless-1.0.0"))
+    model = onnx.load_model_from_string((target / "model.onnx").read_bytes())
+    (told,) = [entry for entry in model.metadata_props if entry.key == METADATA_KEY]
+    contract = ModelContract.from_json(told.value)
+    told.value = replace(contract, name="gateless", version="1.0.0", gate=None).to_json()
+    for name in ("card.md", "gate.onnx"):
+        (target / name).unlink(missing_ok=True)
+    write(target, {"model.onnx": model.SerializeToString()}, name="gateless")
+    return target
+
+
+def write(bundle: Path, files: dict[str, bytes], *, name: str = "gated") -> None:
     """Put files into a bundle, and their digests into its list."""
-    for name, data in files.items():
-        (bundle / name).write_bytes(data)
+    for file, data in files.items():
+        (bundle / file).write_bytes(data)
     listed = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in bundle.glob("*.onnx")
     }
-    about = {"name": "gated", "version": "1.0.0", "sha256": listed}
+    about = {"name": name, "version": "1.0.0", "sha256": listed}
     (bundle / "bundle.json").write_text(json.dumps(about))

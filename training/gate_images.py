@@ -8,14 +8,17 @@ collection of them measures what the gate does with the unknown.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from lungwatch.preprocess import PreprocessSpec, preprocess
 from lungwatch.training.gate_drawings import DRAWINGS
 from lungwatch.training.pixels import FloatArray
 
+ByteArray = NDArray[np.uint8]
 TURNS = 4
 # Shares of the kinds in what is learnt from: upright, turned, inverted; the rest shows no chest.
 _UPRIGHT, _TURNED, _INVERTED = 0.38, 0.22, 0.10
@@ -26,16 +29,18 @@ _BOTH = 0.15  # of the turned ones, also inverted
 class GateXray:
     """A frontal chest X-ray, upright, at a size that is quick to warp.
 
+    In bytes, so that thousands of them fit into memory.
+
     Attributes
     ----------
     pixels
-        float32, shape (h, w), 0..1, air dark.
+        uint8, shape (h, w), 0..255, air dark.
     lungs
-        float32, shape (h, w), 0..1: the lung field; None where nobody drew it.
+        uint8, shape (h, w), 0..255: the lung field; None where nobody drew it.
     """
 
-    pixels: FloatArray
-    lungs: FloatArray | None = None
+    pixels: ByteArray
+    lungs: ByteArray | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,11 +95,11 @@ def draw_batch(
     for index in range(count):
         kind = rng.random()
         if kind >= _UPRIGHT + _TURNED + _INVERTED:
-            picture = exposed(_no_chest(xrays, rng), rng)
+            picture = exposed(no_chest(xrays, rng), rng)
             batch.pixels[index] = preprocess(picture, spec)
             batch.turn[index, 0] = 1.0
             continue
-        xray = xrays[rng.integers(len(xrays))]
+        xray = xrays[int(rng.integers(len(xrays)))]
         pixels, lungs = moved(xray, rng)
         turn = int(rng.integers(1, TURNS)) if _UPRIGHT <= kind < _UPRIGHT + _TURNED else 0
         inverted = kind >= _UPRIGHT + _TURNED or (turn > 0 and rng.random() < _BOTH)
@@ -116,18 +121,19 @@ def draw_batch(
 
 def moved(xray: GateXray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray | None]:
     """Change position, scale, aspect and a little of the angle, as patients and crops differ."""
-    height, width = xray.pixels.shape
+    whole, field = _floats(xray.pixels), None if xray.lungs is None else _floats(xray.lungs)
+    height, width = whole.shape
     centre = ((width - 1) / 2.0, (height - 1) / 2.0)
-    matrix = cv2.getRotationMatrix2D(centre, rng.normal(0.0, 5.0), rng.uniform(0.82, 1.18))
-    matrix = np.asarray(matrix, dtype=np.float64)
+    turn, scale = rng.normal(0.0, 5.0), rng.uniform(0.82, 1.18)
+    matrix = np.asarray(cv2.getRotationMatrix2D(centre, turn, scale), dtype=np.float64)
     matrix[0, :2] *= rng.uniform(0.88, 1.12)
     matrix[0, 2] += rng.uniform(-0.06, 0.06) * width
     matrix[1, 2] += rng.uniform(-0.06, 0.06) * height
     outside = cv2.BORDER_CONSTANT if rng.random() < 0.7 else cv2.BORDER_REPLICATE
     pixels = cv2.warpAffine(
-        xray.pixels, matrix, (width, height), borderMode=outside, flags=cv2.INTER_LINEAR
+        whole, matrix, (width, height), borderMode=outside, flags=cv2.INTER_LINEAR
     )
-    lungs = None if xray.lungs is None else cv2.warpAffine(xray.lungs, matrix, (width, height))
+    lungs = None if field is None else cv2.warpAffine(field, matrix, (width, height))
     # A mirrored X-ray is as frontal as any; who sees it by its heart is not the gate.
     if rng.random() < 0.15:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
@@ -137,7 +143,7 @@ def moved(xray: GateXray, rng: np.random.Generator) -> tuple[FloatArray, FloatAr
 
 def exposed(pixels: FloatArray, rng: np.random.Generator) -> FloatArray:
     """Change exposure, window, sharpness, noise and compression; burn marks in now and then."""
-    grey = np.clip(pixels, 0.0, 1.0) ** np.float32(np.exp(rng.normal(0.0, 0.35)))
+    grey: NDArray[Any] = np.clip(pixels, 0.0, 1.0) ** np.float32(np.exp(rng.normal(0.0, 0.35)))
     if rng.random() < 0.5:
         low, high = np.percentile(grey, (rng.uniform(0, 8), rng.uniform(92, 100)))
         grey = np.clip((grey - low) / max(high - low, 1e-3), 0.0, 1.0)
@@ -167,7 +173,7 @@ def exposed(pixels: FloatArray, rng: np.random.Generator) -> FloatArray:
     if rng.random() < 0.3:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(12, 70))]
         _, data = cv2.imencode(".jpg", (grey * 255).astype(np.uint8), quality)
-        grey = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255.0
+        grey = _floats(np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE), np.uint8))
     return np.ascontiguousarray(grey, dtype=np.float32)
 
 
@@ -176,14 +182,14 @@ def _clouded(pixels: FloatArray, lungs: FloatArray | None, rng: np.random.Genera
     if rng.random() > 0.25:
         return pixels
     height, width = pixels.shape
-    cloud = np.zeros((height, width), np.float32)
+    cloud: NDArray[Any] = np.zeros((height, width), np.float32)
     for _ in range(int(rng.integers(1, 5))):
         centre = (int(rng.uniform(0.15, 0.85) * width), int(rng.uniform(0.2, 0.8) * height))
         axes = (int(rng.uniform(0.06, 0.25) * width), int(rng.uniform(0.08, 0.35) * height))
         cv2.ellipse(cloud, centre, axes, rng.uniform(0, 180), 0, 360, 1.0, -1)
     cloud = cv2.GaussianBlur(cloud, (0, 0), 0.05 * width)
     if lungs is not None:
-        cloud *= cv2.GaussianBlur(lungs, (0, 0), 0.02 * width)
+        cloud = cloud * cv2.GaussianBlur(lungs, (0, 0), 0.02 * width)
     body = float(np.percentile(pixels, rng.uniform(55, 85)))
     strength = cloud * np.float32(rng.uniform(0.3, 0.95))
     return np.asarray(pixels * (1 - strength) + body * strength, dtype=np.float32)
@@ -218,7 +224,8 @@ def _framed(grey: FloatArray, rng: np.random.Generator) -> FloatArray:
     )
 
 
-def _no_chest(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
+def no_chest(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
+    """Draw a picture that is none of a chest, or cut X-rays until they show none."""
     if rng.random() < 0.5:
         make = DRAWINGS[int(rng.integers(len(DRAWINGS)))]
         picture = make(rng)
@@ -232,7 +239,11 @@ def _no_chest(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray
 
 
 def _any(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:
-    return xrays[int(rng.integers(len(xrays)))].pixels
+    return _floats(xrays[int(rng.integers(len(xrays)))].pixels)
+
+
+def _floats(grey: ByteArray) -> FloatArray:
+    return grey.astype(np.float32) / np.float32(255.0)
 
 
 def _patch(xrays: Sequence[GateXray], rng: np.random.Generator) -> FloatArray:

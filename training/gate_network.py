@@ -5,22 +5,25 @@ EfficientNet-Lite0 is cut in its middle, where features are still fine and the n
 other pictures. No part of it depends on a backend of Keras.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from lungwatch.training.foreign import KerasModel, Tensor
+from lungwatch.training.gate_checks import GateLook
 from lungwatch.training.gate_images import TURNS, GateBatch
 from lungwatch.training.lite0 import build_lite0
+from lungwatch.training.pixels import FloatArray
 
 FRONTAL, TURN, INVERTED, LUNGS = "frontal", "turn", "inverted", "lungs"
-EMBEDDING = "embedding"
+CHANCES, EMBEDDING = "chances", "embedding"
 LUNGS_CELL_PX = 4
 
 _TRUNK_END = "b11_exp_relu"  # 672 channels, 16 pixels a cell
 _DEEP, _MIDDLE, _FINE = "b10_add", "b4_add", "b2_add"  # 16, 8 and 4 pixels a cell
-_DROPOUT = 0.2
+_DROPOUT, _DROPPED = 0.2, "dropout"
+_AT_ONCE = 64
 
 
 def build_gate_network(size_px: int, *, imagenet: bool) -> KerasModel:
@@ -58,7 +61,7 @@ def build_gate_network(size_px: int, *, imagenet: bool) -> KerasModel:
     x = layers.Rescaling(255.0 / 128.0, offset=-127.0 / 128.0)(x)
     top, deep, middle, fine = trunk(x)
     pooled = layers.GlobalAveragePooling2D(name=EMBEDDING)(top)
-    hidden = layers.Dropout(_DROPOUT)(pooled)
+    hidden = layers.Dropout(_DROPOUT, name=_DROPPED)(pooled)
     hidden = layers.Dense(96, activation="relu", name="hidden")(hidden)
 
     field = _conv(deep, 32, 1)
@@ -78,7 +81,46 @@ def build_gate_network(size_px: int, *, imagenet: bool) -> KerasModel:
     )
 
 
-def compile_gate(model: KerasModel, learning_rate: Any, weight_decay: float) -> None:
+def answering_network(model: KerasModel) -> KerasModel:
+    """Give the network the answers that a gate gives.
+
+    Returns
+    -------
+    keras.Model
+        From the same `pixels` to a dict: `chances` (N, 3), 0..1, of being frontal, upright and
+        not inverted; `embedding` (N, C); `lungs` (N, S/4, S/4), 0..1.
+    """
+    from keras import Model, layers, ops
+
+    found = model.output
+    chances = [
+        ops.sigmoid(found[FRONTAL]),
+        ops.softmax(found[TURN])[:, :1],
+        1.0 - ops.sigmoid(found[INVERTED]),
+    ]
+    return Model(
+        model.input,
+        {
+            # As a layer, which can be named: a loaded network has its own "concatenate".
+            CHANCES: layers.Concatenate(axis=1, name=CHANCES)(chances),
+            EMBEDDING: model.get_layer(EMBEDDING).output,
+            LUNGS: ops.sigmoid(found[LUNGS])[..., 0],
+        },
+    )
+
+
+def look_with(answering: KerasModel, pixels: FloatArray) -> GateLook:
+    """Ask such a network about preprocessed pictures, (N, S, S, 1), 0..1."""
+    parts = np.array_split(pixels, max(1, math.ceil(len(pixels) / _AT_ONCE)))
+    found = [answering(part, training=False) for part in parts]
+
+    def joined(name: str) -> FloatArray:
+        return np.concatenate([np.asarray(one[name], np.float32) for one in found])
+
+    return GateLook(chances=joined(CHANCES), embedding=joined(EMBEDDING), lungs=joined(LUNGS))
+
+
+def compile_gate(model: KerasModel, learning_rate: float, weight_decay: float) -> None:
     """Give the network its losses and AdamW with averaged weights."""
     import keras
 
@@ -93,11 +135,29 @@ def compile_gate(model: KerasModel, learning_rate: Any, weight_decay: float) -> 
             LUNGS: keras.losses.BinaryCrossentropy(from_logits=True),
         },
         loss_weights={FRONTAL: 1.0, TURN: 0.5, INVERTED: 0.5, LUNGS: 1.0},
+        # On a processor XLA takes half a minute to compile what TensorFlow runs as fast without.
+        jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
     )
 
 
-def train_on(model: KerasModel, batch: GateBatch) -> float:
-    """Take one step; what is not known of a picture has no part in it. Returns the loss."""
+def train_on(model: KerasModel, batch: GateBatch, seed: tuple[int, int]) -> float:
+    """Take one step; what is not known of a picture has no part in it.
+
+    Parameters
+    ----------
+    model
+        The compiled network.
+    batch
+        What is learnt from.
+    seed
+        Of the features that are left out: a checkpoint does not hold that state.
+
+    Returns
+    -------
+    float
+        The loss.
+    """
+    model.get_layer(_DROPPED).seed_generator.state.assign(seed)
     found = model.train_on_batch(
         batch.pixels,
         {

@@ -1,6 +1,6 @@
 """X-rays with the lungs drawn by hand: pairs of `images/NAME.*` and `masks/NAME.png`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,23 @@ class LungMasks:
     masks: FloatArray
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LungPair:
+    """An X-ray and its drawing, each at its own size.
+
+    Attributes
+    ----------
+    name
+        File name without its suffix.
+    pixels, drawn
+        float32, shape (h, w), 0..1, not necessarily of one shape; in `drawn` 1 is lung.
+    """
+
+    name: str
+    pixels: FloatArray
+    drawn: FloatArray
+
+
 def read_lung_masks(
     folder: Path, spec: PreprocessSpec, *, progress: Callable[[int], None] | None = None
 ) -> LungMasks:
@@ -54,21 +71,34 @@ def read_lung_masks(
     DatasetError
         If there are no pairs, a mask is missing or unreadable, or it marks no lungs.
     """
-    images = sorted(p for p in (folder / "images").glob("*") if not p.name.startswith("."))
-    if not images:
-        raise DatasetError(f"{folder}: no lung masks; expected images/NAME.* and masks/NAME.png")
-    pixels, masks = [], []
-    for image in images:
-        radiograph = _radiograph(image)
-        pixels.append(preprocess(radiograph.pixels, spec))
-        masks.append(_mask(folder / "masks" / f"{image.stem}.png", radiograph, spec.size_px))
+    side = (spec.size_px, spec.size_px)
+    names, pixels, masks = [], [], []
+    for pair in read_pairs(folder):
+        names.append(pair.name)
+        pixels.append(preprocess(pair.pixels, spec))
+        masks.append(cv2.resize(pair.drawn, side, interpolation=cv2.INTER_AREA))
         if progress:
             progress(1)
     return LungMasks(
-        names=tuple(image.stem for image in images),
-        pixels=np.stack(pixels),
-        masks=np.stack(masks),
+        names=tuple(names), pixels=np.stack(pixels), masks=np.stack(masks).astype(np.float32)
     )
+
+
+def read_pairs(folder: Path) -> Iterator[LungPair]:
+    """Read the pairs below a folder one by one, as they lie, in the order of their names.
+
+    Raises
+    ------
+    DatasetError
+        As `read_lung_masks`.
+    """
+    images = sorted(p for p in (folder / "images").glob("*") if not p.name.startswith("."))
+    if not images:
+        raise DatasetError(f"{folder}: no lung masks; expected images/NAME.* and masks/NAME.png")
+    for image in images:
+        radiograph = _radiograph(image)
+        drawn = _mask(folder / "masks" / f"{image.stem}.png", radiograph)
+        yield LungPair(name=image.stem, pixels=radiograph.pixels, drawn=drawn)
 
 
 def _radiograph(path: Path) -> Radiograph:
@@ -78,7 +108,7 @@ def _radiograph(path: Path) -> Radiograph:
         raise DatasetError(f"{path}: {error}") from error
 
 
-def _mask(path: Path, radiograph: Radiograph, side: int) -> FloatArray:
+def _mask(path: Path, radiograph: Radiograph) -> FloatArray:
     grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.is_file() else None
     if grey is None:
         raise DatasetError(f"{path}: no such mask, or not an image")
@@ -90,4 +120,4 @@ def _mask(path: Path, radiograph: Radiograph, side: int) -> FloatArray:
         whole = (radiograph.meta.columns, radiograph.meta.rows)
         drawn = np.asarray(cv2.resize(drawn, whole, interpolation=cv2.INTER_NEAREST), np.float32)
         drawn = np.ascontiguousarray(radiograph.kept.of(drawn))
-    return np.asarray(cv2.resize(drawn, (side, side), interpolation=cv2.INTER_AREA), np.float32)
+    return drawn

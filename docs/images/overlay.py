@@ -22,7 +22,7 @@ from lungwatch.errors import FileRejected, ProcessingFailed
 
 # It abstains on this radiograph, so that all of an overlay is seen; the default model has a
 # negative answer, and so no map.
-_MODEL = "baseline-1.0.0"
+_MODEL = "baseline-1.1.0"
 _PLACE = Path(__file__).with_suffix(".png")
 
 

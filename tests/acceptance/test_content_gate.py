@@ -98,8 +98,11 @@ def test_what_was_refused_is_scored_and_flagged_once_the_gate_is_told_to(
     assert "not_frontal_chest" not in json.loads(sql(home)["chest.png"]["flags"])
 
 
-def test_without_a_gate_the_result_the_log_and_doctor_say_so(make_home, chest):
-    home = make_home(MODEL="baseline-1.0.0", GATE="refuse")
+def test_without_a_gate_the_result_the_log_and_doctor_say_so(
+    make_home, chest, shipped_bundle, tmp_path
+):
+    bundle = gated.gateless_bundle(shipped_bundle, tmp_path)
+    home = make_home(MODEL=str(bundle), GATE="refuse")
     home.drop("chest.png", chest, old=True)
     ran = home.run_once()
     assert ran.stderr.count("action=not_gated") == 1

@@ -9,7 +9,7 @@ import pytest
 def signed(make_home, newer_bundle):
     """A home with a key pair and a bundle, not signed yet."""
     home = make_home()
-    bundle = newer_bundle.rename(newer_bundle.parent / "guided-1.0.0")
+    bundle = newer_bundle.rename(newer_bundle.parent / "guided-1.1.0")
     assert home.command("model", "keygen", "key", with_home=False).returncode == 0
     home.env |= {"TRUSTED_KEYS": "key.pub", "MODEL": str(bundle)}
     return home, bundle

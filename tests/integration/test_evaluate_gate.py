@@ -127,10 +127,10 @@ def test_a_model_without_a_gate_and_a_folder_without_pictures_are_refused(bundle
         f"lungwatch: error: {plain}: no DICOM, PNG or JPEG file in it\n",
     )
     draw(plain / "x.png", 100)
-    without = invoke("baseline-1.0.0", "--gate-images", plain)
+    without = invoke(gated.gateless_bundle(SHIPPED, tmp_path), "--gate-images", plain)
     assert (without.exit_code, without.stderr) == (
         1,
-        "lungwatch: error: baseline-1.0.0 has no content gate\n",
+        "lungwatch: error: gateless-1.0.0 has no content gate\n",
     )
 
 

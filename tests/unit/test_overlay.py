@@ -51,7 +51,7 @@ def _text(**changes: object) -> OverlayText:
         "label": "COVID",
         "probability": 0.973,
         "decision": BAND,
-        "model": "baseline-1.0.0",
+        "model": "baseline-1.1.0",
         "sha256": SHA256,
     }
     return OverlayText(**(values | changes))  # type: ignore[arg-type]
@@ -431,7 +431,7 @@ class TestMargins:
         words = _words(_plan((1024, 964), _text(gate_score=0.98765)))
         assert "P(COVID) = 0.973" in words
         assert "threshold 0.500" in words
-        assert "Model baseline-1.0.0, content gate 0.988, image 0123456789ab" in words
+        assert "Model baseline-1.1.0, content gate 0.988, image 0123456789ab" in words
         assert SHA256[:13] not in words
         assert RESEARCH_USE_ONLY in words
         assert "content gate" not in _words(_plan((1024, 964)))

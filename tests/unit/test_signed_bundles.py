@@ -25,7 +25,7 @@ from lungwatch.errors import ConfigError, ModelError
 from lungwatch.models import SHIPPED_STATEMENTS
 
 SHIPPED = Path(str(resources.files("lungwatch.models")))
-NAME = "baseline-1.0.0"
+NAME = "baseline-1.1.0"
 # A field that no reader of the format knows, and that every reader has to skip.
 UNKNOWN_FIELD = b"\xf8\xff\x01\x01"
 
@@ -274,7 +274,7 @@ class TestRefusal:
 
     def test_one_signed_bundle_does_not_pass_under_the_name_of_another(self, bundle, trust):
         """Else who may write to the folder could put an older version in a newer one's place."""
-        renamed = bundle.rename(bundle.parent / "guided-1.0.0")
+        renamed = bundle.rename(bundle.parent / "guided-1.1.0")
         with pytest.raises(ModelError, match=r"signed as 'baseline.*', not as 'guided"):
             Classifier.load(renamed, trust=trust)
 
