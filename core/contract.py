@@ -8,16 +8,19 @@ onnxruntime shows the metadata of a session.
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 from lungwatch.errors import ModelError
 from lungwatch.gate import GateContract
 from lungwatch.preprocess import PreprocessSpec
 
-CONTRACT_VERSION = 2
-# Version 1 called the negative class NORMAL, and knew neither gate nor map_reference.
-_READ_VERSIONS = (1, CONTRACT_VERSION)
+CONTRACT_VERSION = 3
+# Version 1 called the negative class NORMAL, and knew neither gate nor map_reference; version 2
+# had COVID as its only finding.
+_READ_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "lungwatch.contract"
 
 INPUT = "pixels"
@@ -28,6 +31,11 @@ EMBEDDING = "embedding"
 OUTPUTS = (PROBABILITY, LOGITS, CAM, EMBEDDING)
 # The largest value of each map before it was scaled to 0..1; a graph of contract 1 has none.
 CAM_PEAK = "cam_peak"
+# Of the findings beside COVID, (N, F), in the contract's order; a graph without any has none.
+FINDINGS = "findings"
+# Their maps, (N, F, side, side), each 0..1, and what each was divided by, (N, F): optional.
+FINDING_CAMS = "finding_cams"
+FINDING_PEAKS = "finding_peaks"
 
 NEGATIVE: Literal["NEGATIVE"] = "NEGATIVE"
 COVID: Literal["COVID"] = "COVID"
@@ -40,6 +48,10 @@ MEANINGS: dict[Label, str] = {
     UNCERTAIN: "the model abstains; COVID-19 pattern indeterminate",
 }
 """What each label says to a reader, in one clause."""
+
+COVID_FINDING = "covid"
+OPACITY = "opacity"
+_FINDING_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +109,48 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A finding that the model scores beside COVID; no label comes of it.
+
+    Attributes
+    ----------
+    name
+        Lower case, digits and underscores, at most 32 characters; never "covid".
+    calibration
+        From the finding's logit to its probability.
+    threshold
+        Calibrated probability, 0..1, from which the finding is said to be present.
+    map_reference
+        As the contract's, in the units of the graph's `finding_peaks`; None where the graph has
+        none.
+    """
+
+    name: str
+    calibration: Calibration
+    threshold: float
+    map_reference: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _FINDING_NAME.fullmatch(self.name):
+            raise ModelError(f"finding {self.name!r}: a name is lower case, digits, underscores")
+        if self.name == COVID_FINDING:
+            raise ModelError("finding 'covid' is the model's main answer, and not listed again")
+        if not 0 < self.threshold < 1:
+            raise ModelError(f"finding {self.name!r}: threshold {self.threshold} not in 0..1")
+        if self.map_reference is not None and not self.map_reference > 0:
+            raise ModelError(f"finding {self.name!r}: map_reference is not above 0")
+
+    def is_present(self, probability: float) -> bool:
+        """Whether a calibrated probability, 0..1, is at or above the threshold."""
+        return probability >= self.threshold
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read one entry of the contract's `findings`; unknown keys are a TypeError."""
+        return cls(**{**values, "calibration": Calibration(**values["calibration"])})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Golden:
     """What the model answers on `lungwatch.golden.golden_input`: a self-test anyone can run.
 
@@ -110,12 +164,15 @@ class Golden:
         Mean over the pixels of both maps, 0..1; one of them may be empty.
     tolerance
         Largest absolute difference that another processor's arithmetic may make.
+    findings
+        Uncalibrated probability, 0..1, of each of the contract's findings, in its order.
     """
 
     input_sha256: str
     probability: float
     cam_mean: float
     tolerance: float = 1e-3
+    findings: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +200,8 @@ class ModelContract:
     map_reference
         Evidence, in the units of the graph's `cam_peak`, that is drawn with the full colour, the
         same for all images of the model; None where the graph has no `cam_peak`.
+    findings
+        What the model scores beside COVID, in the order of the graph's output `findings`.
     provenance
         Training data, seed, versions, git revision: plain JSON values.
     metrics
@@ -161,6 +220,7 @@ class ModelContract:
     labels: tuple[str, str] = (NEGATIVE, COVID)
     gate: GateContract | None = None
     map_reference: float | None = None
+    findings: tuple[Finding, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -168,6 +228,33 @@ class ModelContract:
     def id(self) -> str:
         """The model's identity, "name-version"."""
         return f"{self.name}-{self.version}"
+
+    def finding(self, name: str) -> Finding | None:
+        """Return a finding beside COVID by its name, or None where the model has no such."""
+        return next((one for one in self.findings if one.name == name), None)
+
+    def probabilities(self, probability: float, logits: Sequence[float]) -> dict[str, float]:
+        """Return every finding's calibrated probability, COVID's first.
+
+        Parameters
+        ----------
+        probability
+            Calibrated, of COVID, 0..1.
+        logits
+            Of `findings`, in their order.
+
+        Raises
+        ------
+        ModelError
+            If there are not as many as findings, or one is no number.
+        """
+        if len(logits) != len(self.findings) or not all(math.isfinite(z) for z in logits):
+            raise ModelError("the model's findings are not what its contract says")
+        pairs = zip(self.findings, logits, strict=True)
+        return {
+            COVID_FINDING: probability,
+            **{one.name: one.calibration.probability(z) for one, z in pairs},
+        }
 
     def to_json(self) -> str:
         """Return the contract as JSON with sorted keys, for the ONNX metadata."""
@@ -199,7 +286,9 @@ class ModelContract:
             values["preprocess"] = PreprocessSpec.from_dict(values["preprocess"])
             values["decision"] = Decision(**values["decision"])
             values["calibration"] = Calibration(**values["calibration"])
-            values["golden"] = Golden(**values["golden"])
+            golden = Golden(**values["golden"])
+            values["golden"] = replace(golden, findings=tuple(golden.findings))
+            values["findings"] = tuple(map(Finding.from_dict, values.get("findings", ())))
             values["labels"] = tuple(values["labels"])
             if found == 1 and values["labels"] == ("NORMAL", COVID):
                 values["labels"] = (NEGATIVE, COVID)
@@ -212,4 +301,8 @@ class ModelContract:
             raise ModelError(f"the model's labels are {contract.labels}, not NEGATIVE and COVID")
         if contract.map_reference is not None and not contract.map_reference > 0:
             raise ModelError(f"map_reference is {contract.map_reference}, not above 0")
+        if len({one.name for one in contract.findings}) != len(contract.findings):
+            raise ModelError("two of the model's findings have one name")
+        if len(contract.golden.findings) != len(contract.findings):
+            raise ModelError("as many golden findings as findings are needed")
         return contract

@@ -11,6 +11,7 @@ from lungwatch.contract import (
     CONTRACT_VERSION,
     Calibration,
     Decision,
+    Finding,
     Golden,
     ModelContract,
 )
@@ -96,10 +97,19 @@ class TestJson:
     ) -> None:
         labels = ["NORMAL", "COVID"]
         old = json.loads(_changed(contract, contract=1, labels=labels))
-        del old["gate"], old["map_reference"]
+        del old["gate"], old["map_reference"], old["findings"], old["golden"]["findings"]
         assert ModelContract.from_json(json.dumps(old)) == contract
         with pytest.raises(ModelError, match="labels"):
             ModelContract.from_json(_changed(contract, labels=labels))
+
+    def test_a_contract_of_the_second_version_has_covid_as_its_only_finding(
+        self, contract: ModelContract
+    ) -> None:
+        old = json.loads(_changed(contract, contract=2))
+        del old["findings"], old["golden"]["findings"]
+        read = ModelContract.from_json(json.dumps(old))
+        assert read == contract
+        assert read.probabilities(0.7, []) == {"covid": 0.7}
 
     @pytest.mark.parametrize("labels", [["COVID", "NORMAL"], ["NORMAL", "PNEUMONIA"], []])
     def test_other_labels_or_another_order_are_refused(
@@ -248,3 +258,66 @@ class TestCalibration:
     def test_a_curve_that_falls_or_is_none_is_refused(self, slope: float, intercept: float) -> None:
         with pytest.raises(ModelError, match="calibration"):
             Calibration(slope=slope, intercept=intercept)
+
+
+class TestFindings:
+    OPACITY = Finding(
+        name="opacity", calibration=Calibration(slope=2.0, intercept=1.0), threshold=0.4
+    )
+
+    def _contract(self, contract: ModelContract, *findings: Finding) -> ModelContract:
+        golden = replace(contract.golden, findings=tuple(0.5 for _ in findings))
+        return replace(contract, findings=findings, golden=golden)
+
+    def test_findings_survive_the_way_through_json(self, contract: ModelContract) -> None:
+        made = self._contract(contract, self.OPACITY)
+        assert ModelContract.from_json(made.to_json()) == made
+        assert made.finding("opacity") == self.OPACITY
+        assert made.finding("nodule") is None
+
+    def test_every_finding_has_its_own_calibration_and_covid_comes_first(
+        self, contract: ModelContract
+    ) -> None:
+        made = self._contract(contract, self.OPACITY)
+        found = made.probabilities(0.25, [0.5])
+        assert list(found) == ["covid", "opacity"]
+        assert found["covid"] == 0.25
+        assert found["opacity"] == pytest.approx(1 / (1 + math.exp(-2.0)))
+
+    @pytest.mark.parametrize("logits", [[], [0.0, 1.0], [math.nan], [math.inf]])
+    def test_other_answers_than_the_contract_promises_are_refused(
+        self, contract: ModelContract, logits: list[float]
+    ) -> None:
+        with pytest.raises(ModelError, match="findings"):
+            self._contract(contract, self.OPACITY).probabilities(0.5, logits)
+
+    def test_the_threshold_itself_is_present(self) -> None:
+        assert self.OPACITY.is_present(0.4)
+        assert not self.OPACITY.is_present(math.nextafter(0.4, 0))
+
+    @pytest.mark.parametrize("name", ["covid", "", "Opacity", "two words", "1st", "a" * 33, None])
+    def test_names_that_no_report_could_hold_are_refused(self, name: Any) -> None:
+        with pytest.raises(ModelError, match="finding"):
+            Finding(name=name, calibration=Calibration(), threshold=0.5)
+
+    @pytest.mark.parametrize("values", [{"threshold": 0.0}, {"threshold": 1.0}])
+    def test_a_threshold_that_decides_nothing_is_refused(self, values: dict[str, float]) -> None:
+        with pytest.raises(ModelError, match="threshold"):
+            replace(self.OPACITY, **values)
+
+    def test_two_findings_of_one_name_are_refused(self, contract: ModelContract) -> None:
+        made = self._contract(contract, self.OPACITY, self.OPACITY)
+        with pytest.raises(ModelError, match="one name"):
+            ModelContract.from_json(made.to_json())
+
+    def test_a_finding_without_its_golden_answer_is_refused(self, contract: ModelContract) -> None:
+        made = replace(contract, findings=(self.OPACITY,))
+        with pytest.raises(ModelError, match="golden"):
+            ModelContract.from_json(made.to_json())
+
+    @pytest.mark.parametrize("findings", [None, 1, "text", [1], [{"name": "opacity"}]])
+    def test_a_list_that_is_not_understood_is_refused(
+        self, contract: ModelContract, findings: object
+    ) -> None:
+        with pytest.raises(ModelError):
+            ModelContract.from_json(_changed(contract, findings=findings))
