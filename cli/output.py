@@ -45,11 +45,17 @@ def cell_text(value: object, precision: str = ".3f") -> str:
             return format(value, precision)
         case datetime():
             return value.astimezone().isoformat(sep=" ", timespec="seconds")
-        case list() | tuple():
-            return ", ".join(cell_text(item, precision) for item in value)
+        case list() | tuple() | Mapping():
+            items = value.items() if isinstance(value, Mapping) else ((None, v) for v in value)
+            return ", ".join(_item_text(key, item, precision) for key, item in items)
         case _:
             # A file name must not steer the terminal.
             return visible(str(value))
+
+
+def _item_text(key: str | None, value: object, precision: str) -> str:
+    text = cell_text(value, precision)
+    return text if key is None else f"{visible(key)} {text}"
 
 
 def print_json(value: object) -> None:
@@ -91,6 +97,8 @@ def _csv_cell(value: object) -> object:
             return value.astimezone(UTC).isoformat()
         case list() | tuple():
             return _csv_cell(";".join(map(str, value)))
+        case Mapping():
+            return _csv_cell(json.dumps(dict(value), allow_nan=False))
         case str() | Path():
             text = str(value)
             return ("'" if text.startswith(_FORMULA_STARTS) else "") + visible(text)

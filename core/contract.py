@@ -9,11 +9,12 @@ onnxruntime shows the metadata of a session.
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 from lungwatch.errors import ModelError
+from lungwatch.flags import Flag
 from lungwatch.gate import GateContract
 from lungwatch.preprocess import PreprocessSpec
 
@@ -48,10 +49,16 @@ MEANINGS: dict[Label, str] = {
     UNCERTAIN: "the model abstains; COVID-19 pattern indeterminate",
 }
 """What each label says to a reader, in one clause."""
+_OTHER_OPACITY = "no COVID-19 pattern found, but an opacity: this is no finding of a normal chest"
 
 COVID_FINDING = "covid"
 OPACITY = "opacity"
-_FINDING_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_FINDING_NAME = re.compile(r"[a-z][a-z0-9_]{0,13}")
+
+
+def meaning(label: Label, flags: Collection[str] = ()) -> str:
+    """Return what an answer says to a reader, in one clause."""
+    return _OTHER_OPACITY if Flag.OTHER_OPACITY in flags else MEANINGS[label]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +122,8 @@ class Finding:
     Attributes
     ----------
     name
-        Lower case, digits and underscores, at most 32 characters; never "covid".
+        Lower case, digits and underscores, at most 14 characters (of a DICOM code there are 16);
+        never "covid".
     calibration
         From the finding's logit to its probability.
     threshold
@@ -233,13 +241,11 @@ class ModelContract:
         """Return a finding beside COVID by its name, or None where the model has no such."""
         return next((one for one in self.findings if one.name == name), None)
 
-    def probabilities(self, probability: float, logits: Sequence[float]) -> dict[str, float]:
-        """Return every finding's calibrated probability, COVID's first.
+    def probabilities(self, logits: Sequence[float]) -> dict[str, float]:
+        """Return the calibrated probability, 0..1, of each finding beside COVID, by its name.
 
         Parameters
         ----------
-        probability
-            Calibrated, of COVID, 0..1.
         logits
             Of `findings`, in their order.
 
@@ -251,10 +257,7 @@ class ModelContract:
         if len(logits) != len(self.findings) or not all(math.isfinite(z) for z in logits):
             raise ModelError("the model's findings are not what its contract says")
         pairs = zip(self.findings, logits, strict=True)
-        return {
-            COVID_FINDING: probability,
-            **{one.name: one.calibration.probability(z) for one, z in pairs},
-        }
+        return {one.name: one.calibration.probability(z) for one, z in pairs}
 
     def to_json(self) -> str:
         """Return the contract as JSON with sorted keys, for the ONNX metadata."""

@@ -34,6 +34,8 @@ class Flag(StrEnum):
     INVERTED = "inverted"
     NO_LUNGS = "no_lungs"
     NOT_GATED = "not_gated"
+    # What the model found beside its answer.
+    OTHER_OPACITY = "other_opacity"
     # What the map is like.
     ATTENTION_OUTSIDE_LUNGS = "attention_outside_lungs"
     EMPTY_MAP = "empty_map"
@@ -59,6 +61,7 @@ FLAGS: dict[Flag, str] = {
     Flag.INVERTED: "the content gate sees inverted grey values",
     Flag.NO_LUNGS: "the content gate does not find the lungs",
     Flag.NOT_GATED: "the model has no content gate: what is shown was not checked",
+    Flag.OTHER_OPACITY: "the lungs show an opacity, though no COVID-19 pattern",
     Flag.ATTENTION_OUTSIDE_LUNGS: "most of the map for COVID lies outside the lungs",
     Flag.EMPTY_MAP: "the map is empty: Grad-CAM shows nothing for the answer",
 }

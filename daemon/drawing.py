@@ -1,12 +1,15 @@
 """The overlay of a scored file: which map is drawn, on which scale, with which words."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.contract import COVID, NEGATIVE, ModelContract
+from lungwatch.contract import COVID, NEGATIVE, OPACITY, ModelContract
 from lungwatch.daemon.judging import Judged
-from lungwatch.daemon.overlay import OverlayText, on_common_scale, render_overlay
+from lungwatch.daemon.overlay import FindingText, OverlayText, on_common_scale, render_overlay
 from lungwatch.daemon.records import Classified, Scores
+from lungwatch.flags import Flag
 from lungwatch.preprocess import content_of
 
 
@@ -28,10 +31,11 @@ def draw_result(
     -------
     numpy.ndarray
         uint8 RGB, shape (H, W, 3). The map is COVID's, on the scale of all images of the model
-        where the graph and the contract tell it; a negative answer has none.
+        where the graph and the contract tell it. A negative answer has none, but for that of
+        its opacity where the graph gives one.
     """
     prepared, scores = classified.prepared, classified.scores
-    cam, is_common = _map(scores, contract)
+    shown = _map(scores, judged, contract)
     text = OverlayText(
         label=scores.label,
         probability=scores.probability,
@@ -41,20 +45,47 @@ def draw_result(
         flags=judged.flags,
         gate_score=judged.plausibility.gate_score,
         lung_share=judged.plausibility.lung_share,
-        common_scale=is_common,
+        common_scale=shown is not None and shown.is_common,
         sides_known=prepared.orientation_known,
+        findings=tuple(
+            FindingText(
+                name=one.name, probability=scores.further[one.name], threshold=one.threshold
+            )
+            for one in contract.findings
+        ),
+        opacity_map=scores.label == NEGATIVE and shown is not None,
     )
-    # A map under a negative answer would look like a lesion.
-    drawn = (
-        None if scores.label == NEGATIVE else content_of(cam, prepared.shape, contract.preprocess)
-    )
+    drawn = None if shown is None else content_of(shown.cam, prepared.shape, contract.preprocess)
     return render_overlay(preview=prepared.preview, cam=drawn, text=text, side_by_side=side_by_side)
 
 
-def _map(scores: Scores, contract: ModelContract) -> tuple[NDArray[np.float32], bool]:
-    """Return the map for COVID, and whether it is on the model's common scale."""
-    index = contract.labels.index(COVID)
-    cam, reference = scores.cam[index], contract.map_reference
-    if scores.cam_peak is None or reference is None:
-        return cam, False
-    return on_common_scale(cam, float(scores.cam_peak[index]), reference), True
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Map:
+    """A map, float32 (side, side), 0..1, and whether it is on the model's common scale."""
+
+    cam: NDArray[np.float32]
+    is_common: bool
+
+
+def _map(scores: Scores, judged: Judged, contract: ModelContract) -> _Map | None:
+    """Return the map that belongs to the answer."""
+    if scores.label != NEGATIVE:
+        index = contract.labels.index(COVID)
+        return _scaled(scores.cam[index], scores.cam_peak, index, contract.map_reference)
+    # COVID's map under a negative answer would look like a lesion.
+    opacity = contract.finding(OPACITY)
+    if Flag.OTHER_OPACITY not in judged.flags or opacity is None or scores.further_cams is None:
+        return None
+    index = contract.findings.index(opacity)
+    return _scaled(scores.further_cams[index], scores.further_peaks, index, opacity.map_reference)
+
+
+def _scaled(
+    cam: NDArray[np.float32],
+    peaks: NDArray[np.float32] | None,
+    index: int,
+    reference: float | None,
+) -> _Map:
+    if peaks is None or reference is None:
+        return _Map(cam=cam, is_common=False)
+    return _Map(cam=on_common_scale(cam, float(peaks[index]), reference), is_common=True)

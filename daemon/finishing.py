@@ -65,6 +65,7 @@ class Finisher:
                 logit=scores.logit,
                 threshold=decision.threshold,
                 uncertain=(decision.uncertain_low, decision.uncertain_high),
+                findings=scores.findings,
                 plausibility=judged.plausibility,
                 flags=judged.flags,
                 overlay=self._home.relative(overlay),

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from lungwatch.contract import COVID, NEGATIVE, ModelContract
-from lungwatch.daemon.records import Classified
+from lungwatch.contract import COVID, NEGATIVE, OPACITY, ModelContract
+from lungwatch.daemon.records import Classified, Scores
 from lungwatch.flags import Flag, in_order
 from lungwatch.lungfield import LEAST_SHARE_INSIDE, area_of, is_partial, lung_mask, share_inside
 from lungwatch.plausibility import Plausibility
@@ -32,6 +32,8 @@ def judge(classified: Classified, contract: ModelContract) -> Judged:
     flags = set(classified.prepared.flags)
     if not scores.cam[contract.labels.index(NEGATIVE if scores.label == NEGATIVE else COVID)].any():
         flags.add(Flag.EMPTY_MAP)
+    if scores.label == NEGATIVE and _is_opaque(scores, contract):
+        flags.add(Flag.OTHER_OPACITY)
     gate, answer = contract.gate, classified.gate
     if gate is None or answer is None:
         return Judged(plausibility=Plausibility(), flags=in_order({*flags, Flag.NOT_GATED}))
@@ -47,3 +49,9 @@ def judge(classified: Classified, contract: ModelContract) -> Judged:
         flags.add(Flag.ATTENTION_OUTSIDE_LUNGS)
     found = Plausibility(gate_score=answer.verdict.score, lung_area=area_of(mask), lung_share=share)
     return Judged(plausibility=found, flags=in_order(flags))
+
+
+def _is_opaque(scores: Scores, contract: ModelContract) -> bool:
+    """Whether the model finds an opacity; False for a model that does not look for one."""
+    opacity = contract.finding(OPACITY)
+    return opacity is not None and opacity.is_present(scores.further[OPACITY])

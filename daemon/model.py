@@ -13,11 +13,15 @@ from lungwatch.contract import (
     CAM,
     CAM_PEAK,
     EMBEDDING,
+    FINDING_CAMS,
+    FINDING_PEAKS,
+    FINDINGS,
     INPUT,
     LOGITS,
     METADATA_KEY,
     OUTPUTS,
     PROBABILITY,
+    Calibration,
     ModelContract,
 )
 from lungwatch.daemon.gate import ContentGate
@@ -26,6 +30,8 @@ from lungwatch.daemon.session import check_signature, open_session
 from lungwatch.daemon.trust import Trust
 from lungwatch.errors import ModelError, NotFoundError
 from lungwatch.golden import golden_digest, golden_input
+
+_OPTIONAL = (CAM_PEAK, FINDINGS, FINDING_CAMS, FINDING_PEAKS)
 
 
 def list_bundles(home: Path | None = None) -> list[Path]:
@@ -82,8 +88,9 @@ class Classifier:
         self.sha256 = sha256
         self.gate = gate
         names = {item.name for item in session.get_outputs()}
-        # A graph of contract 1 does not tell the peaks of its maps.
-        self._outputs = [LOGITS, CAM, EMBEDDING, *([CAM_PEAK] if CAM_PEAK in names else [])]
+        # A graph of contract 1 does not tell the peaks of its maps, one of contract 2 has no
+        # findings beside COVID, and theirs may come without maps.
+        self._optional = [name for name in _OPTIONAL if name in names]
 
     @classmethod
     def load(cls, bundle: Path, threads: int = 0, trust: Trust | None = None) -> Self:
@@ -118,7 +125,7 @@ class Classifier:
         if text is None:
             raise ModelError(f"{path} carries no contract; export it with `lungwatch export`")
         contract = ModelContract.from_json(text)
-        check_signature(session, path, OUTPUTS)
+        check_signature(session, path, (*OUTPUTS, *((FINDINGS,) if contract.findings else ())))
         gate = _load_gate(files, contract, threads)
         classifier = cls(session, contract, files.model_sha256, gate)
         classifier.check_golden()
@@ -137,11 +144,13 @@ class Classifier:
         list of Scores
             One an image, in order.
         """
-        logits, cams, embeddings, *peaks = self._session.run(self._outputs, {INPUT: batch})
+        names = [LOGITS, CAM, EMBEDDING, *self._optional]
+        answers = dict(zip(names, self._session.run(names, {INPUT: batch}), strict=True))
         scores = []
         for index, (logit_pair, cam, embedding) in enumerate(
-            zip(logits, cams, embeddings, strict=True)
+            zip(answers[LOGITS], answers[CAM], answers[EMBEDDING], strict=True)
         ):
+            rest = {name: answers[name][index] for name in self._optional}
             # Two logits (-z/2, z/2) under softmax are one logit z under the sigmoid.
             logit = float(logit_pair[1] - logit_pair[0])
             probability = self.contract.calibration.probability(logit)
@@ -152,10 +161,20 @@ class Classifier:
                     label=self.contract.decision.label(probability),
                     cam=cam,
                     embedding=embedding,
-                    cam_peak=peaks[0][index] if peaks else None,
+                    cam_peak=rest.get(CAM_PEAK),
+                    further=self._further(rest),
+                    further_cams=rest.get(FINDING_CAMS),
+                    further_peaks=rest.get(FINDING_PEAKS),
                 )
             )
         return scores
+
+    def _further(self, answers: dict[str, NDArray[np.float32]]) -> dict[str, float]:
+        """Probabilities of the findings beside COVID, from one image's optional outputs."""
+        # A graph may score more than its contract speaks of; nobody knows what that is.
+        if not self.contract.findings:
+            return {}
+        return self.contract.probabilities([float(z) for z in answers[FINDINGS]])
 
     def check_golden(self) -> None:
         """Compare this machine's answer on the golden picture with the contract's.
@@ -169,11 +188,21 @@ class Classifier:
         if golden.input_sha256 != golden_digest():
             raise ModelError("the model was made with another golden picture; export it again")
         batch = golden_input(self.contract.preprocess)[np.newaxis]
-        probability, cam = self._session.run([PROBABILITY, CAM], {INPUT: batch})
-        answers = (
+        findings = self.contract.findings
+        names = [PROBABILITY, CAM, *([FINDINGS] if findings else [])]
+        probability, cam, *logits = self._session.run(names, {INPUT: batch})
+        further = [Calibration().probability(float(z)) for z in np.ravel(logits)]
+        if len(further) != len(findings):
+            raise ModelError(
+                f"the model {self.contract.id} scores {len(further)} findings, its contract names "
+                f"{len(findings)}"
+            )
+        answers = [
             ("probability", float(np.ravel(probability)[0]), golden.probability),
             ("mean of the maps", float(np.mean(cam[0])), golden.cam_mean),
-        )
+        ]
+        for finding, found, expected in zip(findings, further, golden.findings, strict=True):
+            answers.append((f"probability of '{finding.name}'", found, expected))
         for what, found, expected in answers:
             if not abs(found - expected) <= golden.tolerance:  # a NaN must not pass
                 raise ModelError(

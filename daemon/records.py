@@ -1,13 +1,14 @@
 """What passes between the stages: frozen, so that no stage can change another's work."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.contract import Label
+from lungwatch.contract import COVID_FINDING, Label
 from lungwatch.daemon.decoding import Decoded
 from lungwatch.gate import Verdict
 
@@ -67,6 +68,12 @@ class Scores:
     cam_peak
         float32, shape (2,): the largest value of each map before it was scaled to 0..1, in the
         units of the contract's `map_reference`; None for a graph without that output.
+    further
+        Calibrated probability, 0..1, of each of the contract's findings beside COVID, by name.
+    further_cams
+        float32, 0..1, shape (findings, side, side): their maps; None for a graph without them.
+    further_peaks
+        float32, shape (findings,): what each of those was divided by; None as before.
     """
 
     probability: float
@@ -75,6 +82,14 @@ class Scores:
     cam: NDArray[np.float32]
     embedding: NDArray[np.float32]
     cam_peak: NDArray[np.float32] | None = None
+    further: Mapping[str, float] = field(default_factory=dict)
+    further_cams: NDArray[np.float32] | None = None
+    further_peaks: NDArray[np.float32] | None = None
+
+    @property
+    def findings(self) -> dict[str, float]:
+        """Every finding's calibrated probability, 0..1, COVID's first."""
+        return {COVID_FINDING: self.probability, **self.further}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,6 +1,6 @@
 """What becomes of a claimed result, as it is written. Each method is one transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -56,6 +56,7 @@ class ResultWriter:
         now: datetime,
         uncertain: tuple[float, float] | None = None,
         plausibility: Plausibility = _NOT_GATED,
+        findings: Mapping[str, float] | None = None,
     ) -> None:
         """Write a result; the file is to be filed next.
 
@@ -73,12 +74,17 @@ class ResultWriter:
             Bounds of the probabilities that are UNCERTAIN; None if the model tells none.
         plausibility
             What the content gate found.
+        findings
+            Calibrated probability, 0..1, of each finding by name; None for COVID alone.
 
         Raises
         ------
         IllegalTransition
             If the result is not claimed.
         """
+        # Costs OpenCV, which commands that only read can do without.
+        from lungwatch.contract import COVID_FINDING  # noqa: PLC0415
+
         uncertain_from, uncertain_to = uncertain or (None, None)
         with writing(self._engine) as connection:
             is_new = change_state(
@@ -92,6 +98,7 @@ class ResultWriter:
                 threshold=threshold,
                 uncertain_from=uncertain_from,
                 uncertain_to=uncertain_to,
+                findings=dict(findings or {COVID_FINDING: probability}),
                 **asdict(plausibility),
                 flags=list(flags),
                 overlay=overlay,

@@ -1,5 +1,6 @@
 """What the queries return."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -27,6 +28,9 @@ class ResultRow:
         Calibrated, 0..1.
     uncertain_from, uncertain_to
         Probabilities within [from, to) are ``UNCERTAIN``; equal where the model never abstains.
+    findings
+        Calibrated probability, 0..1, of each finding by name (``covid``, ``opacity``); None
+        where there is no score.
     flags
         Codes of what is remarkable about the case (`lungwatch.flags`).
     gate_score, lung_area, lung_share
@@ -60,6 +64,7 @@ class ResultRow:
     threshold: float | None
     uncertain_from: float | None
     uncertain_to: float | None
+    findings: Mapping[str, float] | None
     flags: tuple[str, ...]
     gate_score: float | None
     lung_area: float | None

@@ -51,6 +51,8 @@ class Base(DeclarativeBase):
         ),
         list[str]: JSON(),
         dict[str, object]: JSON(),
+        # Rows without findings hold NULL, not JSON's null.
+        dict[str, float]: JSON(none_as_null=True),
     }
 
 
@@ -136,6 +138,8 @@ class Result(Base):
     uncertain_from: Mapped[float | None]
     uncertain_to: Mapped[float | None]
     """Probabilities within [from, to) are UNCERTAIN; equal where the model never abstains."""
+    findings: Mapped[dict[str, float] | None]
+    """Calibrated probability, 0..1, of each finding by name, that of COVID as `covid`."""
     gate_score: Mapped[float | None]
     lung_area: Mapped[float | None]
     lung_share: Mapped[float | None]

@@ -104,6 +104,7 @@ def _result_columns() -> tuple[ColumnElement[Any], ...]:
         Result.threshold,
         Result.uncertain_from,
         Result.uncertain_to,
+        Result.findings,
         Result.flags,
         Result.gate_score,
         Result.lung_area,

@@ -41,6 +41,8 @@ RULES: dict[str, str] = {
     "inverted": "as before",
     "no_lungs": "as before",
     "not_gated": "the model's bundle has no `gate.onnx`",
+    "other_opacity": "the label is NEGATIVE, and the probability of the finding `opacity` is at or "
+    "above that finding's threshold in the model's contract",
     "attention_outside_lungs": "`lung_share` below 0.5, the map for COVID is not empty, and the "
     "label is not NEGATIVE",
     "empty_map": "every cell of the map for the answer's class is 0",

@@ -200,7 +200,7 @@ def _contract(
 ) -> ModelContract:
     spec = judgement.preprocess
     answer = run_onnx(graph, golden_input(spec)[np.newaxis])
-    tolerance = {"tolerance": _INT8_TOLERANCE} if request.int8 else {}
+    tolerance = _INT8_TOLERANCE if request.int8 else Golden.tolerance
     return ModelContract(
         name=request.name,
         version=request.version,
@@ -214,7 +214,7 @@ def _contract(
             input_sha256=golden_digest(),
             probability=float(answer[PROBABILITY][0]),
             cam_mean=float(answer[CAM][0].mean()),
-            **tolerance,
+            tolerance=tolerance,
         ),
         provenance=provenance,
     )

@@ -1,12 +1,14 @@
 """Everything that the objects state of a result."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from lungwatch.contract import MEANINGS, Label
+from lungwatch.contract import COVID_FINDING, OPACITY, Label, meaning
 from lungwatch.daemon.scoretext import decimal_score
+from lungwatch.flags import Flag
 
 Kind = Literal["sc", "sr"]
 ReportClass = Literal["comprehensive-3d", "comprehensive"]
@@ -29,6 +31,8 @@ class ResultFacts:
         where the record is older than this is kept.
     flags
         Codes of what is remarkable about the case (`lungwatch.flags`).
+    findings
+        Calibrated probability, 0..1, of each finding by name, COVID's included.
     gate_score, lung_area, lung_share
         Of the content gate, 0..1 (`lungwatch.plausibility`); None where they are not known.
     model_name, model_version, model_sha256
@@ -46,6 +50,7 @@ class ResultFacts:
     uncertain_from: float | None = None
     uncertain_to: float | None = None
     flags: tuple[str, ...]
+    findings: Mapping[str, float] = field(default_factory=dict)
     gate_score: float | None = None
     lung_area: float | None = None
     lung_share: float | None = None
@@ -65,7 +70,21 @@ class ResultFacts:
         probability, printed = decimal_score(self.probability, bounds)
         return {"probability": probability, **dict(zip(names, printed, strict=True))}
 
+    @property
+    def further(self) -> dict[str, str]:
+        """Probability of each finding beside COVID, as the report writes it, by name."""
+        return {
+            name: decimal_score(probability, ())[0]
+            for name, probability in self.findings.items()
+            if name != COVID_FINDING
+        }
 
-def conclusion(label: Label) -> str:
-    """Return the sentence that the objects say for a label."""
-    return f"{label}: {MEANINGS[label]}."
+    @property
+    def other_opacity(self) -> str | None:
+        """The probability, as written, of an opacity under a negative answer; None without."""
+        return self.further.get(OPACITY) if Flag.OTHER_OPACITY in self.flags else None
+
+
+def conclusion(label: Label, flags: Collection[str] = ()) -> str:
+    """Return the sentence that the objects say for a label and what is remarkable about it."""
+    return f"{label}: {meaning(label, flags)}."

@@ -8,7 +8,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.contract import COVID, NEGATIVE, UNCERTAIN, Label
+from lungwatch.contract import COVID, NEGATIVE, OPACITY, UNCERTAIN, Label
 from lungwatch.daemon.dicomout.facts import ReportClass, ResultFacts, conclusion
 from lungwatch.daemon.dicomout.uids import stable_uid
 from lungwatch.flags import FLAGS, Flag
@@ -24,6 +24,8 @@ CHEST_X_RAY = Code("399208008", "SCT", "Plain chest X-ray")
 # The model sees a pattern, or none; the disease is another matter, so its code heads a finding
 # alone, and an absent pattern is not written as an absent disease.
 PATTERN = Code("COVIDPATTERN", SCHEME, "COVID-19 pattern")
+# RadLex, whose term is not of the lungs alone: the finding's site says it.
+OPACITY_FOUND = Code("RID28530", "RADLEX", "opacity")
 DECISION = Code("DECISION", SCHEME, "Decision of the algorithm")
 TRUST_FLAG = Code("TRUSTFLAG", SCHEME, "Trust flag")
 PRESENCE: dict[Label, Code] = {
@@ -93,6 +95,45 @@ def _content(facts: ResultFacts, source: Dataset, names: tuple[str, ...]) -> Dat
     )
     # A negative or open answer has no finding, and nothing may be headed as one.
     found = facts.label == COVID
+    groups = [
+        sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=sr.TrackingIdentifier(
+                uid=stable_uid("tracking", *names), identifier=f"lungwatch {facts.sha256[:12]}"
+            ),
+            finding_type=COVID_19 if found else None,
+            algorithm_id=algorithm,
+            finding_sites=[sr.FindingSite(codes.SCT.Chest)] if found else None,
+            measurements=list(_measurements(facts)),
+            qualitative_evaluations=[
+                sr.QualitativeEvaluation(name=name, value=value)
+                for name, value in _evaluations(facts)
+            ],
+            source_images=[
+                sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)
+            ],
+        )
+    ]
+    if facts.other_opacity is not None:
+        groups.append(
+            sr.MeasurementsAndQualitativeEvaluations(
+                tracking_identifier=sr.TrackingIdentifier(
+                    uid=stable_uid("tracking", "opacity", *names),
+                    identifier=f"lungwatch {facts.sha256[:12]} opacity",
+                ),
+                finding_type=OPACITY_FOUND,
+                algorithm_id=algorithm,
+                finding_sites=[sr.FindingSite(codes.SCT.Lung)],
+                measurements=[
+                    _number(SCORES["probability"], facts.other_opacity, codes.UCUM.NoUnits)
+                ],
+                qualitative_evaluations=[
+                    sr.QualitativeEvaluation(name=OPACITY_FOUND, value=codes.SCT.Present)
+                ],
+                source_images=[
+                    sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)
+                ],
+            )
+        )
     report = sr.MeasurementReport(
         observation_context=sr.ObservationContext(
             observer_device_context=sr.ObserverContext(
@@ -107,28 +148,11 @@ def _content(facts: ResultFacts, source: Dataset, names: tuple[str, ...]) -> Dat
         ),
         procedure_reported=CHEST_X_RAY,
         title=codes.DCM.ImagingMeasurementReport,
-        imaging_measurements=[
-            sr.MeasurementsAndQualitativeEvaluations(
-                tracking_identifier=sr.TrackingIdentifier(
-                    uid=stable_uid("tracking", *names), identifier=f"lungwatch {facts.sha256[:12]}"
-                ),
-                finding_type=COVID_19 if found else None,
-                algorithm_id=algorithm,
-                finding_sites=[sr.FindingSite(codes.SCT.Chest)] if found else None,
-                measurements=list(_measurements(facts)),
-                qualitative_evaluations=[
-                    sr.QualitativeEvaluation(name=name, value=value)
-                    for name, value in _evaluations(facts)
-                ],
-                source_images=[
-                    sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)
-                ],
-            )
-        ],
+        imaging_measurements=groups,
     )
     root: Dataset = report[0]
     for name, text in (
-        (codes.DCM.Conclusion, conclusion(facts.label)),
+        (codes.DCM.Conclusion, conclusion(facts.label, facts.flags)),
         (codes.DCM.Comment, RESEARCH_USE_ONLY),
     ):
         root.ContentSequence.append(
@@ -155,6 +179,10 @@ def _separate(item: Dataset) -> None:
 def _measurements(facts: ResultFacts) -> Iterator["Measurement"]:
     for field, text in facts.numbers.items():
         yield _number(SCORES[field], text, codes.UCUM.NoUnits)
+    for name, text in facts.further.items():
+        # What is headed as a finding has its probability there.
+        if name != OPACITY or facts.other_opacity is None:
+            yield _number(finding_probability(name), text, codes.UCUM.NoUnits)
     if facts.gate_score is not None:
         yield _number(GATE_SCORE, f"{facts.gate_score:.3f}", codes.UCUM.NoUnits)
     if facts.lung_area is not None:
@@ -162,6 +190,11 @@ def _measurements(facts: ResultFacts) -> Iterator["Measurement"]:
     # A negative answer shows no map.
     if facts.lung_share is not None and facts.label != NEGATIVE:
         yield _number(LUNG_SHARE, f"{100 * facts.lung_share:.1f}", codes.UCUM.Percent)
+
+
+def finding_probability(name: str) -> Code:
+    """Return the concept of the probability of a finding beside COVID."""
+    return Code(f"P_{name.upper()}", SCHEME, f"Probability of {name}")
 
 
 def _number(name: Code, text: str, unit: Code) -> "Measurement":

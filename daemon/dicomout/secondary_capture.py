@@ -69,7 +69,7 @@ def secondary_capture(facts: ResultFacts, source: Dataset, names: tuple[str, ...
     image.ImageType = ["DERIVED", "SECONDARY"]
     image.DerivationDescription = (
         f"X-ray with the answer of {facts.model_name} {facts.model_version}. "
-        f"{conclusion(facts.label)} {RESEARCH_USE_ONLY}"
+        f"{conclusion(facts.label, facts.flags)} {RESEARCH_USE_ONLY}"
     )
     image.ImageComments = RESEARCH_USE_ONLY
     reference = Dataset()

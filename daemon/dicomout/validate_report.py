@@ -6,14 +6,16 @@ from collections.abc import Iterator, Sequence
 from pydicom.dataset import Dataset
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.contract import COVID
+from lungwatch.contract import COVID, OPACITY
 from lungwatch.daemon.dicomout.facts import ResultFacts, conclusion
 from lungwatch.daemon.dicomout.report import (
     COVID_19,
     DECISION,
+    OPACITY_FOUND,
     PATTERN,
     PRESENCE,
     SCORES,
+    finding_probability,
 )
 
 _REPORT, _TEMPLATE = "126000", "1500"
@@ -64,7 +66,10 @@ def report_problems(dataset: Dataset, facts: ResultFacts, source: Dataset) -> It
 def _answer_problems(items: Sequence[tuple[str, Dataset]], facts: ResultFacts) -> Iterator[str]:
     # A receiver takes what is headed as a finding for one, whatever stands below.
     found = [_value_of(item) for code, item in items if code == _FINDING]
-    if found != ([COVID_19.value] if facts.label == COVID else []):
+    headed = [COVID_19.value] if facts.label == COVID else []
+    if facts.other_opacity is not None:
+        headed.append(OPACITY_FOUND.value)
+    if found != headed:
         yield "there is a finding that was not made, or none that was"
     presence = [_value_of(item) for code, item in items if code == PATTERN.value]
     if presence != [PRESENCE[facts.label].value]:
@@ -74,7 +79,8 @@ def _answer_problems(items: Sequence[tuple[str, Dataset]], facts: ResultFacts) -
 
 
 def _number_problems(items: Sequence[tuple[str, Dataset]], facts: ResultFacts) -> Iterator[str]:
-    numbers = {code: item for code, item in items if item.get("ValueType") == "NUM"}
+    # The first group's: that of an opacity has a probability too.
+    numbers = {code: item for code, item in reversed(items) if item.get("ValueType") == "NUM"}
     for field, text in facts.numbers.items():
         code = SCORES[field].value
         measured = numbers.get(code, Dataset()).get("MeasuredValueSequence") or [Dataset()]
@@ -82,20 +88,33 @@ def _number_problems(items: Sequence[tuple[str, Dataset]], facts: ResultFacts) -
         off = math.inf if said is None else abs(float(said) - float(getattr(facts, field)))
         if not (off <= _ROUNDING and 0.0 <= float(said or 0) <= 1.0 and str(said) == text):
             yield f"measurement {code} is missing or another"
+    told = [(code, _written(item)) for code, item in items if item.get("ValueType") == "NUM"]
+    for name, text in facts.further.items():
+        code = finding_probability(name).value
+        if name == OPACITY and facts.other_opacity is not None:
+            code = SCORES["probability"].value
+        if (code, text) not in told:
+            yield f"the probability of {name} is missing or another"
 
 
 def _text_problems(items: Sequence[tuple[str, Dataset]], facts: ResultFacts) -> Iterator[str]:
     texts = {(code, str(item.get("TextValue"))) for code, item in items if "TextValue" in item}
     for wanted in (
         (_COMMENT, RESEARCH_USE_ONLY),
-        (_CONCLUSION, conclusion(facts.label)),
+        (_CONCLUSION, conclusion(facts.label, facts.flags)),
         (_ALGORITHM_NAME, facts.model_name),
         (_ALGORITHM_VERSION, facts.model_version),
     ):
         if wanted not in texts:
             yield f"text {wanted[0]} is missing or another"
-    if sum(code == _ALGORITHM_NAME for code, _ in items) != 1:
-        yield "the algorithm is not named once"
+    groups = 1 + (facts.other_opacity is not None)
+    if sum(code == _ALGORITHM_NAME for code, _ in items) != groups:
+        yield "the algorithm is not named once a group"
+
+
+def _written(item: Dataset) -> str:
+    measured = item.get("MeasuredValueSequence") or [Dataset()]
+    return str(measured[0].get("NumericValue"))
 
 
 def _value_of(item: Dataset) -> str:

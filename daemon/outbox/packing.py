@@ -138,6 +138,7 @@ def _facts(result: ResultDetail, home: Home) -> "ResultFacts":
         uncertain_from=result.uncertain_from,
         uncertain_to=result.uncertain_to,
         flags=result.flags,
+        findings=result.findings or {},
         gate_score=result.gate_score,
         lung_area=result.lung_area,
         lung_share=result.lung_share,

@@ -22,7 +22,6 @@ _EM_PER_SIDE_OF_PAIR = 26 / 1024
 _EM_RANGE_PX = (15, 96)
 _MIN_WIDTH_EM = 25
 _MIN_CELL_EM = 21
-_TITLES = ("X-ray", "Grad-CAM for COVID")
 
 # Two panels of three quarters of the side have about as many pixels as one, so that the second
 # costs hardly any time; below this side they stay as they are.
@@ -88,14 +87,17 @@ def lay_out(
     lines = Lines(em)
     left = Column(lines, left=lefts[0], width=cell, top=pad)
     right = Column(lines, left=lefts[1], width=cell, top=pad) if is_pair else left
-    left.write(text.label, 1.7, WHITE)
+    left.write(text.title, 1.7, WHITE)
     left.write(text.meaning, 1.1, WHITE)
     gauge = right.place_gauge(text)
+    for finding in text.findings:
+        is_present = finding.probability >= finding.threshold
+        right.write(finding.line, 1.0, WHITE if is_present else SOFT)
 
     top = max(left.top, right.top) + pad // 2
     cells = [Box(top=top, left=one, height=rows, width=cell) for one in lefts]
     if is_pair or text.sides_known:
-        titles = _TITLES if is_pair else ("",)
+        titles = ("X-ray", f"Grad-CAM for {text.mapped}") if is_pair else ("",)
         for box, title in zip(cells, titles, strict=True):
             lines.head(box, columns, title, sides=text.sides_known)
         top += round(LINE_EM * em)

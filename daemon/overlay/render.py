@@ -5,7 +5,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lungwatch.contract import NEGATIVE
 from lungwatch.daemon.overlay.colormap import blend
 from lungwatch.daemon.overlay.column import Box, Gauge, font
 from lungwatch.daemon.overlay.layout import Layout, lay_out
@@ -36,9 +35,9 @@ def render_overlay(
     preview
         uint8, shape (h, w): the X-ray, air dark.
     cam
-        float32, shape (ch, cw), 0..1: the map for COVID over the whole X-ray and nothing else.
-        Its pixels are areas: the first one's centre lies half a map pixel from the edge. None
-        for a negative answer, and for no other.
+        float32, shape (ch, cw), 0..1: the map for `text.mapped` over the whole X-ray and nothing
+        else. Its pixels are areas: the first one's centre lies half a map pixel from the edge.
+        None where that is None, and nowhere else.
     text
         What the margins say.
     alpha
@@ -56,13 +55,13 @@ def render_overlay(
     ------
     ValueError
         If the preview or the map has another shape, the map holds values that are not finite or
-        not within 0..1, or a negative answer has a map or another one has none.
+        not within 0..1, or there is one where the text speaks of none or the reverse.
     """
     if preview.ndim != 2 or preview.size == 0 or preview.dtype != np.uint8:
         raise ValueError(f"preview is {preview.dtype} {preview.shape}, not uint8 (h, w)")
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha is {alpha}, not within 0..1")
-    if (cam is None) != (text.label == NEGATIVE):
+    if (cam is None) != (text.mapped is None):
         raise ValueError("the map for COVID is drawn for every answer but NEGATIVE")
     state = _state(cam)
     shape = preview.shape[0], preview.shape[1]

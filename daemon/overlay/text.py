@@ -4,12 +4,35 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.contract import COVID, MEANINGS, NEGATIVE, UNCERTAIN, Decision, Label
+from lungwatch.contract import COVID, NEGATIVE, OPACITY, UNCERTAIN, Decision, Label, meaning
 from lungwatch.daemon.scoretext import format_score
 from lungwatch.flags import FLAGS, Flag
 
 MapState = Literal["drawn", "empty", "none"]
 _SHORT_HASH = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindingText:
+    """A finding beside COVID.
+
+    Attributes
+    ----------
+    name
+        As the model's contract has it.
+    probability, threshold
+        Calibrated, 0..1.
+    """
+
+    name: str
+    probability: float
+    threshold: float
+
+    @property
+    def line(self) -> str:
+        """The probability and what it is held against."""
+        probability, (threshold,) = format_score(self.probability, (self.threshold,))
+        return f"{_scored(self.name, probability)}, threshold {threshold}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +61,10 @@ class OverlayText:
         Whether the map is on the scale that is the same for all images of the model.
     sides_known
         Whether the patient's right is known to lie at the picture's left.
+    findings
+        What the model scores beside COVID.
+    opacity_map
+        Whether a negative answer has the map for its opacity; other answers have COVID's.
     note
         What the picture must not be taken for.
     """
@@ -52,6 +79,8 @@ class OverlayText:
     lung_share: float | None = None
     common_scale: bool = False
     sides_known: bool = False
+    findings: tuple[FindingText, ...] = ()
+    opacity_map: bool = False
     note: str = RESEARCH_USE_ONLY
 
     def __post_init__(self) -> None:
@@ -61,16 +90,28 @@ class OverlayText:
                 raise ValueError(f"{name} is {value}, not within 0..1")
 
     @property
+    def title(self) -> str:
+        """The label, with the opacity that keeps a negative one from meaning a normal chest."""
+        return f"{self.label}, OTHER OPACITY" if Flag.OTHER_OPACITY in self.flags else self.label
+
+    @property
+    def mapped(self) -> str | None:
+        """The finding whose map is drawn; None for a negative answer without any."""
+        if self.label == NEGATIVE:
+            return OPACITY if self.opacity_map else None
+        return COVID
+
+    @property
     def meaning(self) -> str:
-        """What the label says, as a sentence."""
-        text = MEANINGS[self.label]
+        """What the answer says, as a sentence."""
+        text = meaning(self.label, self.flags)
         return f"{text[0].upper()}{text[1:]}."
 
     @property
     def score(self) -> str:
         """The probability."""
         probability, _ = self._printed()
-        return f"P(COVID) {probability if probability[0] in '<>' else f'= {probability}'}"
+        return _scored(COVID, probability)
 
     @property
     def threshold(self) -> str:
@@ -110,14 +151,14 @@ class OverlayText:
         if state == "none":
             return "No map is drawn for a negative answer."
         if state == "empty":
-            return "Grad-CAM for COVID: no positive evidence in this image"
+            return f"Grad-CAM for {self.mapped}: no positive evidence in this image"
         if self.common_scale:
-            return "Grad-CAM for COVID, same scale for all images of this model"
-        return "Grad-CAM for COVID, relative to the strongest evidence in this image"
+            return f"Grad-CAM for {self.mapped}, same scale for all images of this model"
+        return f"Grad-CAM for {self.mapped}, relative to the strongest evidence in this image"
 
     def lungs(self, state: MapState) -> str:
-        """Which share of the map lies in the lungs; empty where nobody knows."""
-        if state != "drawn" or self.lung_share is None:
+        """Which share of the map for COVID lies in the lungs; empty where nobody knows."""
+        if state != "drawn" or self.lung_share is None or self.mapped != COVID:
             return ""
         return f"{100 * self.lung_share:.0f} % of the map lies in the lungs"
 
@@ -127,3 +168,7 @@ class OverlayText:
             self.probability,
             (decision.threshold, decision.uncertain_low, decision.uncertain_high),
         )
+
+
+def _scored(name: str, probability: str) -> str:
+    return f"P({name}) {probability if probability[0] in '<>' else f'= {probability}'}"
