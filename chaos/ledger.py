@@ -12,7 +12,7 @@ from typing import Any
 _ENDS = ("done", "rejected", "failed")
 _PNG_END = b"IEND\xaeB`\x82"
 _ROWS = """
-    SELECT image.sha256, result.state, image.path, result.overlay,
+    SELECT image.sha256, result.state, result.reason, image.path, result.overlay,
         (SELECT count(*) FROM arrival WHERE arrival.result_id = result.id)
     FROM result JOIN image ON image.id = result.image_id
 """
@@ -55,6 +55,7 @@ class Row:
 
     sha256: str
     state: str
+    reason: str | None
     path: str | None
     overlay: str | None
     arrivals: int
@@ -90,8 +91,8 @@ def read_rows(database: Path | str, *, timeout_s: float = 30) -> list[Row]:
     except sqlite3.Error as error:
         raise LedgerError(str(error)) from error
     return [
-        Row(sha256=sha, state=state, path=path, overlay=overlay, arrivals=arrivals)
-        for sha, state, path, overlay, arrivals in found
+        Row(sha256=sha, state=state, reason=reason, path=path, overlay=overlay, arrivals=arrivals)
+        for sha, state, reason, path, overlay, arrivals in found
     ]
 
 
@@ -159,8 +160,9 @@ def _is_settled(home: Path, row: Row) -> bool:
         return False
     if row.state != "done":
         return row.path.startswith("quarantine/")
+    # Of an archive there is nothing to show.
     has_overlay = row.overlay is not None and (home / row.overlay).is_file()
-    return row.path.startswith("done/") and has_overlay
+    return row.path.startswith("done/") and (has_overlay or row.reason == "unpacked")
 
 
 def _files(folder: Path) -> list[Path]:

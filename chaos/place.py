@@ -129,6 +129,20 @@ class Place:
                 self.process.kill()
             self.process.wait(PATIENCE_S)
 
+    def suspend(self) -> None:
+        """Stop every thread of the daemon, until it is sent SIGCONT."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self.process.pid}/task")
+        # On a busy machine some of them run on for a while.
+        self.wait_for(
+            lambda: all(
+                stat.read_text().rpartition(")")[2].split()[0] == "T"
+                for stat in threads.glob("*/stat")
+            ),
+            "it does not stop",
+        )
+
     def stop(self) -> int:
         """Ask the daemon to end; return its exit status."""
         assert self.process is not None
@@ -140,6 +154,11 @@ class Place:
         if not self.log_file.exists():
             return ""
         return self.log_file.read_text(errors="surrogateescape")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a daemon that has not ended."""
+        return self.process is not None and self.process.poll() is None
 
     def rows(self) -> list[Row] | None:
         """Every result; None while the database cannot be read."""
@@ -158,10 +177,10 @@ class Place:
 
     def revive(self) -> bool:
         """Start the daemon if it has died, as a service manager does."""
-        if self.process is None or self.process.poll() is not None:
-            self.start()
-            return True
-        return False
+        if self.is_running:
+            return False
+        self.start()
+        return True
 
     def settle(self, timeout_s: float = PATIENCE_S) -> None:
         """See everything to its end, reviving the daemon where it dies, and stop it."""
@@ -173,7 +192,7 @@ class Place:
                 return  # the audit names what is missing
             deaths += self.revive()
             time.sleep(0.1)
-        if self.process is not None and self.process.poll() is None:
+        if self.is_running:
             self.stop()
 
     def next_end_s(self, since_s: float) -> float:

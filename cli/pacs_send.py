@@ -119,6 +119,7 @@ def _plan(config: "Config", destination: str | None) -> "OutboxPlan":
 def _queue(engine: "Engine", ids: tuple[str, ...], plan: "OutboxPlan") -> None:
     """Add what the named results owe and was never queued."""
     from lungwatch.db.deliveries import Deliveries
+    from lungwatch.db.delivery_queries import deliveries_of
     from lungwatch.db.queries import get_result
     from lungwatch.errors import LungwatchError
 
@@ -130,7 +131,12 @@ def _queue(engine: "Engine", ids: tuple[str, ...], plan: "OutboxPlan") -> None:
             raise LungwatchError(
                 f"result {row.id} is of an image in no DICOM study: there is none to send it to"
             )
-        Deliveries(engine).queue(row.id, plan, datetime.now(UTC))
+        is_new = Deliveries(engine).queue(row.id, plan, datetime.now(UTC))
+        if not is_new and not deliveries_of(engine, row.id):
+            raise LungwatchError(
+                f"result {row.id} is of a copy of an image that another result answers already; "
+                "one image has one answer in a PACS"
+            )
 
 
 def _chosen(

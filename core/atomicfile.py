@@ -7,8 +7,11 @@ within one file system is atomic, and nothing about when it reaches the disk.
 
 import contextlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
+
+_CHUNK_BYTES = 1 << 20
 
 
 def fsync_dir(folder: Path) -> None:
@@ -83,6 +86,42 @@ def create_private(target: Path, data: bytes) -> None:
     finally:
         Path(name).unlink()
     fsync_dir(target.parent)
+
+
+def part_from_links(target: Path) -> bool:
+    """Put a copy in the place of a file that has other names, whole or not at all.
+
+    Whoever writes to the file under one of those does not write to this one any more.
+
+    Returns
+    -------
+    bool
+        False if the file changed while it was copied; it is what it was then.
+
+    Raises
+    ------
+    OSError
+        If it cannot be copied (a full disk); nothing is left behind then.
+    """
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
+    temporary = Path(name)
+    try:
+        with target.open("rb") as source, os.fdopen(descriptor, "wb") as file:
+            before = os.fstat(source.fileno())
+            shutil.copyfileobj(source, file, _CHUNK_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+            after = os.fstat(source.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            temporary.unlink()
+            return False
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_dir(target.parent)
+    return True
 
 
 def move_atomic(source: Path, target: Path) -> None:

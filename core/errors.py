@@ -30,7 +30,6 @@ class Reason(StrEnum):
     NOT_HUMAN = "not_human"
     FOR_PROCESSING = "for_processing"
     MEDIA_DIRECTORY = "media_directory"
-    UNPACKED = "unpacked"
     BAD_ARCHIVE = "bad_archive"
     MULTI_FRAME = "multi_frame"
     TOO_SMALL = "too_small"
@@ -50,6 +49,8 @@ class Reason(StrEnum):
     FILE_VANISHED = "file_vanished"
     MODEL_CHANGED = "model_changed"
     INTERNAL_ERROR = "internal_error"
+    # Done without an answer: there was no image to ask about.
+    UNPACKED = "unpacked"
 
 
 class LungwatchError(Exception):

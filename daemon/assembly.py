@@ -27,7 +27,7 @@ from lungwatch.daemon.trust import Trust
 from lungwatch.daemon.vitals import Vitals
 from lungwatch.daemon.watcher import Watcher
 from lungwatch.daemon.writer import Writer
-from lungwatch.db.queries import queued
+from lungwatch.db.queries import is_known, queued
 from lungwatch.db.store import Store
 
 _LOCAL_STABILITY_S = 1.0
@@ -168,6 +168,7 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
         home=home,
         watcher=watcher,
         stability=_stability(config, watcher),
+        names=config.name_rules,
         claimer=Claimer(
             home=home,
             store=store,
@@ -177,12 +178,14 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
             clock=clock,
             model_id=model.row,
             max_attempts=config.max_attempts,
+            is_known=lambda sha256: is_known(engine, sha256),
         ),
         in_flight=in_flight,
         outages=common.outages,
         vitals=common.vitals,
         clock=clock,
         rescan_s=config.rescan_s,
+        open_timeout_s=config.open_timeout_s,
         min_free_mb=config.min_free_mb,
         stopped=common.stopped,
         queued=lambda: _queued(engine, home, model.row),

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from lungwatch.atomicfile import fsync_dir
+from lungwatch.atomicfile import fsync_dir, part_from_links
 from lungwatch.daemon.beneath import opened_beneath
 from lungwatch.daemon.clock import Clock
 from lungwatch.daemon.crashpoint import crashpoint
@@ -17,6 +17,7 @@ from lungwatch.daemon.filing import Filing
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.outage import Outages
+from lungwatch.daemon.ownobject import is_own_object
 from lungwatch.daemon.records import Claimed
 from lungwatch.daemon.stability import Writer as FileWriter
 from lungwatch.daemon.unpacking import leave_folder
@@ -45,7 +46,13 @@ class CutOff(LungwatchError):  # noqa: N818 - a state of affairs, which the call
 
 
 class Claimer:
-    """Claims files; every step can be cut off by a crash and is taken up by `resume`."""
+    """Claims files; every step can be cut off by a crash and is taken up by `resume`.
+
+    Parameters
+    ----------
+    is_known
+        Says whether the record has a content, by its SHA-256.
+    """
 
     def __init__(
         self,
@@ -58,6 +65,7 @@ class Claimer:
         clock: Clock,
         model_id: int,
         max_attempts: int,
+        is_known: Callable[[str], bool],
     ) -> None:
         self._home = home
         self._store = store
@@ -67,6 +75,7 @@ class Claimer:
         self._clock = clock
         self._model_id = model_id
         self._max_attempts = max_attempts
+        self._is_known = is_known
 
     def take(self, path: Path) -> Claimed | None:
         """Claim a complete file of the drop folder.
@@ -153,6 +162,11 @@ class Claimer:
             self._give_back(path, source_name)
             return None
         sha256, size_bytes = hashed
+        # What is in the record, of an earlier version or of a claim that was cut off, stays there.
+        if is_own_object(path) and not self._is_known(sha256):
+            self._filing.set_aside(sha256, path)
+            event("own_object", sha256)
+            return None
         relative = self._home.relative(path)
         now = self._clock.now()
         claim = self._writer.call(
@@ -259,6 +273,11 @@ def _settled_digest(path: Path) -> tuple[str, int] | None:
     before = path.lstat()
     if not stat.S_ISREG(before.st_mode):
         return None
+    if before.st_nlink > 1:
+        # Whoever has it under another name could change what is filed.
+        if writer_of(path) is FileWriter.SOMEBODY or not part_from_links(path):
+            return None
+        before = path.lstat()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
         try:

@@ -63,6 +63,7 @@ def _make_monitor(common: Common, model: ModelInUse, assembly: Assembly) -> Comp
             waiting=lambda: intake.waiting,
             oldest_waiting=lambda: intake.waiting_files.oldest_at,
             left_alone=lambda: intake.left_alone,
+            skipped=lambda: intake.skipped.by_pattern,
             in_hand=lambda: assembly.in_flight.count,
             queues=lambda: {n: stage.waiting for n, stage in common.vitals.snapshot().items()},
             outages=lambda: common.outages.current,

@@ -10,10 +10,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from lungwatch.daemon.configchecks import OBJECT_KINDS, check_receiving, check_sending
+from lungwatch.daemon.configchecks import (
+    OBJECT_KINDS,
+    check_names,
+    check_receiving,
+    check_sending,
+)
 from lungwatch.daemon.configkey import Key
 from lungwatch.daemon.configsources import PREFIX, values_from_environment, values_from_file
 from lungwatch.daemon.databasepassword import url_with_password
+from lungwatch.daemon.namerules import IGNORED_NAMES, UNFINISHED_NAMES, NameRules
 from lungwatch.errors import ConfigError
 from lungwatch.imaging import ReadPolicy
 from lungwatch.models import SHIPPED_DEFAULT
@@ -56,6 +62,14 @@ class Config:
         closed, is taken all the same. Only where the kernel can't tell whether it is open.
     rescan_s
         Seconds between two looks at the whole drop folder.
+    ignored_names
+        Names of files and folders in the drop folder that other programs put there for themselves:
+        never taken, folders with all that is in them, each logged once and counted. Patterns with
+        `*`, `?` and `[...]`, without regard to case.
+    unfinished_names
+        Names under which other programs build a file up: not taken until it is renamed, and logged
+        once if it lies unchanged for `open_timeout_s`. Patterns as in `ignored_names`; names that
+        begin with a dot are always among them.
     decode_workers, overlay_workers
         Threads of the two stages that can run beside each other.
     decode_timeout_s
@@ -146,6 +160,8 @@ class Config:
     stability_s: float = 0.0
     open_timeout_s: float = 30.0
     rescan_s: float = 0.5
+    ignored_names: tuple[str, ...] = IGNORED_NAMES
+    unfinished_names: tuple[str, ...] = UNFINISHED_NAMES
     decode_workers: int = 2
     overlay_workers: int = 2
     decode_timeout_s: float = 60.0
@@ -195,6 +211,11 @@ class Config:
     pacs_deidentify_key: str = ""
     pacs_retry_s: float = 5.0
     pacs_retry_max_s: float = 900.0
+
+    @property
+    def name_rules(self) -> NameRules:
+        """Which names in the drop folder are not taken."""
+        return NameRules(self.ignored_names, self.unfinished_names)
 
     @property
     def read_policy(self) -> ReadPolicy:
@@ -290,6 +311,7 @@ def load_config(
     if config.database_password_file:
         values["database_url"] = url_with_password(config)
         config = Config(**values)
+    check_names(config)
     check_sending(config)
     check_receiving(config)
     return config

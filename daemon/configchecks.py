@@ -11,6 +11,20 @@ if TYPE_CHECKING:
 OBJECT_KINDS = ("sc", "sr")
 
 
+def check_names(config: "Config") -> None:
+    """Refuse a pattern with which nothing would ever be taken.
+
+    Raises
+    ------
+    ConfigError
+        If there is one.
+    """
+    for key in ("ignored_names", "unfinished_names"):
+        for pattern in getattr(config, key):
+            if not pattern.strip("*"):
+                raise ConfigError(f"bad value for '{key}': {pattern!r} matches every name, or none")
+
+
 def check_receiving(config: "Config") -> None:
     """Refuse a port that is open to a network from which nobody may send.
 

@@ -21,6 +21,7 @@ CrashPoint = Literal[
     "filed",
     "rejected",
     "quarantined",
+    "own_object",
     "packed",
     "stored",
 ]

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lungwatch.daemon.clock import Clock
-from lungwatch.daemon.leftalone import LeftAlone
+from lungwatch.daemon.leftalone import LeftAlone, Skipped
+from lungwatch.daemon.namerules import NameRule, NameRules
 from lungwatch.daemon.stability import Snapshot
 
-# Names under which browsers, rsync, scp, Samba and editors build a file up.
-_PARTIAL = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".download", "~")
 # To hash a sparse file of many terabytes, which costs its dropper nothing, would keep every other
 # file waiting for hours, and starve the watchdog.
 _MAX_BYTES = 8 << 30
@@ -23,17 +22,30 @@ class DropScan:
     ----------
     root
         The drop folder.
+    names
+        Which names are skipped; of a folder, with all that is in it.
     left_alone
         Gets what can never be taken: what is no regular file, is too large or cannot be seen.
+    skipped
+        Gets what is skipped for its name, anew at each look.
     beat
         Called at each folder: a look at many files takes its time.
     """
 
     def __init__(
-        self, root: Path, left_alone: LeftAlone, clock: Clock, beat: Callable[[], None]
+        self,
+        root: Path,
+        *,
+        names: NameRules,
+        left_alone: LeftAlone,
+        skipped: Skipped,
+        clock: Clock,
+        beat: Callable[[], None],
     ) -> None:
         self._root = root
+        self._names = names
         self._left_alone = left_alone
+        self._skipped = skipped
         self._clock = clock
         self._beat = beat
 
@@ -46,6 +58,7 @@ class DropScan:
             If the drop folder itself cannot be listed.
         """
         now = self._clock.now().timestamp()
+        skipped: dict[Path, NameRule] = {}
         pending = [self._root]
         while pending:
             folder = pending.pop()
@@ -61,18 +74,18 @@ class DropScan:
                 continue
             for entry in entries:
                 path = Path(entry.path)
+                if (rule := self._names.rule_for(entry.name)) is not None:
+                    skipped[path] = rule
+                    continue
                 try:
                     if entry.is_dir(follow_symlinks=False):
-                        if not entry.name.startswith("."):
-                            pending.append(path)
+                        pending.append(path)
                         continue
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
                 except OSError as error:
                     self._left_alone.add(path, error.strerror or "cannot be looked at")
-                    continue
-                if entry.name.startswith(".") or entry.name.lower().endswith(_PARTIAL):
                     continue
                 if not stat.S_ISREG(status.st_mode):
                     self._left_alone.add(path, "not a regular file")
@@ -91,3 +104,4 @@ class DropScan:
                         changed_at_s=status.st_ctime,
                     ),
                 )
+        self._skipped.replace(skipped, now)

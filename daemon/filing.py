@@ -65,6 +65,11 @@ class Filing:
 
         self._writer.call(move_and_tell)
 
+    def set_aside(self, sha256: str, path: Path) -> None:
+        """Move an object that lungwatch made itself to quarantine; no row tells of it."""
+        self._move(path, self._home.own_object_path(sha256))
+        crashpoint("own_object")
+
     def discard(self, path: Path) -> None:
         """Remove a file whose very bytes are kept elsewhere in this home."""
         path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """How the running daemon is: what /health answers, without anything of a patient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -79,6 +79,10 @@ class Health:
         Queue depth of each stage.
     in_hand
         Files between claim and end.
+    left_alone
+        Files in the drop folder that cannot be taken.
+    skipped
+        Files and folders there that are skipped for their names, by pattern.
     outbox_waiting, outbox_oldest_s
         Objects to be sent, and the age of the oldest; None if not known or none waits.
     outages
@@ -100,6 +104,7 @@ class Health:
     queues: dict[str, int]
     in_hand: int
     left_alone: int
+    skipped: dict[str, int]
     outbox_waiting: int | None
     outbox_oldest_s: float | None
     outages: tuple[str, ...]
@@ -126,6 +131,7 @@ class Probes:
     waiting: Callable[[], int]
     oldest_waiting: Callable[[], float | None]
     left_alone: Callable[[], int]
+    skipped: Callable[[], Mapping[str, int]]
     in_hand: Callable[[], int]
     queues: Callable[[], dict[str, int]]
     outages: Callable[[], frozenset[OutageKind]]
@@ -192,6 +198,7 @@ class HealthCheck:
             queues=probes.queues(),
             in_hand=probes.in_hand(),
             left_alone=left_alone,
+            skipped=dict(probes.skipped()),
             outbox_waiting=signs.outbox_waiting if signs else None,
             outbox_oldest_s=unsent_s,
             outages=tuple(sorted(outages)),

@@ -13,6 +13,7 @@ from lungwatch.atomicfile import make_dirs
 from lungwatch.errors import HomeError, Reason
 from lungwatch.imaging.dicom import is_dicom
 from lungwatch.imaging.raster import is_raster
+from lungwatch.imaging.reader import ZIP_SIGNATURE
 
 _MIB = 1024 * 1024
 _HEAD_BYTES = 132
@@ -137,13 +138,22 @@ class Home:
         folder = reason if reason in set(Reason) else Reason.INTERNAL_ERROR.value
         return self.quarantine / folder / f"{sha256}{suffix}"
 
+    @property
+    def own_objects(self) -> Path:
+        """Where objects lie that lungwatch made itself, and somebody sent back."""
+        return self.quarantine / "own_objects"
+
+    def own_object_path(self, sha256: str) -> Path:
+        """Where an object is kept that lungwatch made itself."""
+        return self.own_objects / f"{sha256}.dcm"
+
     def overlay_path(self, sha256: str, received_at: datetime, model_id: str) -> Path:
         """Where the overlay of a content and a model is written."""
         return self.overlays / received_at.strftime("%Y/%m/%d") / f"{sha256}.{model_id}.png"
 
 
 # All that `suffix_of` returns.
-SUFFIXES = (".png", ".jpg", ".dcm", ".bin")
+SUFFIXES = (".png", ".jpg", ".dcm", ".zip", ".bin")
 
 
 def suffix_of(path: Path) -> str:
@@ -152,4 +162,6 @@ def suffix_of(path: Path) -> str:
         head = file.read(_HEAD_BYTES)
     if is_raster(head):
         return ".jpg" if head.startswith(b"\xff") else ".png"
-    return ".dcm" if is_dicom(head) else ".bin"
+    if is_dicom(head):
+        return ".dcm"
+    return ".zip" if head.startswith(ZIP_SIGNATURE) else ".bin"

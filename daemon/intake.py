@@ -16,8 +16,9 @@ from lungwatch.daemon.dropscan import DropScan
 from lungwatch.daemon.errortext import describe
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.inflight import InFlight
-from lungwatch.daemon.leftalone import LeftAlone
+from lungwatch.daemon.leftalone import LeftAlone, Skipped
 from lungwatch.daemon.logs import event
+from lungwatch.daemon.namerules import NameRules
 from lungwatch.daemon.outage import Outages
 from lungwatch.daemon.records import Claimed
 from lungwatch.daemon.stability import Stability
@@ -70,12 +71,14 @@ class Intake:
         home: Home,
         watcher: Watcher,
         stability: Stability,
+        names: NameRules,
         claimer: Claimer,
         in_flight: InFlight,
         outages: Outages,
         vitals: Vitals,
         clock: Clock,
         rescan_s: float,
+        open_timeout_s: float,
         min_free_mb: int,
         stopped: threading.Event,
         queued: Callable[[], list[tuple[Path, str]]],
@@ -94,9 +97,15 @@ class Intake:
         self._submit = submit
         self._stopped = stopped
         self._left_alone = LeftAlone()
+        self.skipped = Skipped(open_timeout_s)
         self._watermark = Watermark(home, min_free_mb)
         self._scan = DropScan(
-            home.incoming, self._left_alone, clock, partial(vitals.beat, "intake")
+            home.incoming,
+            names=names,
+            left_alone=self._left_alone,
+            skipped=self.skipped,
+            clock=clock,
+            beat=partial(vitals.beat, "intake"),
         )
         self._postponed: dict[Path, _Postponed] = {}
         self._folder = DropFolder(home, watcher, outages)

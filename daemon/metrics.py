@@ -149,6 +149,12 @@ class Metrics:
             health.oldest_waiting_s or 0.0,
         )
         yield _gauge("left_alone_files", "Seen, and not to be taken.", health.left_alone)
+        yield _labelled(
+            "skipped_files",
+            "Skipped for their names, folders too.",
+            ("pattern",),
+            {(pattern,): count for pattern, count in health.skipped.items()},
+        )
         yield _gauge("disk_watermark_bytes", "No claims below.", health.min_free_mb * 1024 * 1024)
         yield _labelled(
             "outage",

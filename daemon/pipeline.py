@@ -25,8 +25,8 @@ from lungwatch.daemon.inflight import InFlight
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.model import Classifier
 from lungwatch.daemon.outage import Outages
-from lungwatch.daemon.records import Claimed, Classified, Prepared, Recorded
-from lungwatch.daemon.unpacking import Unpacker
+from lungwatch.daemon.records import Claimed, Classified, Prepared
+from lungwatch.daemon.unpacking import Unpacked, Unpacker
 from lungwatch.daemon.vitals import Vitals
 from lungwatch.daemon.worker import Worker
 from lungwatch.daemon.writer import Writer
@@ -86,7 +86,7 @@ class Pipeline:
         self._vitals = vitals
         self._clock = clock
         self._work = home.work
-        self._unpacker = Unpacker(home, config.read_policy)
+        self._unpacker = Unpacker(home, config.read_policy, config.name_rules)
         self._abandoned = threading.Event()
         self._to_decode: queue.Queue[Claimed | None] = queue.Queue()
         self._to_classify: queue.Queue[Prepared | None] = queue.Queue()
@@ -193,15 +193,16 @@ class Pipeline:
             # the second must not repeat the first.
             recorded = self._guarded(claim, partial(self._finisher.record, classified))
             if recorded is not None:
-                self._file(recorded)
+                self._file(claim, partial(self._finisher.file, recorded))
 
-    def _file(self, recorded: Recorded) -> None:
+    def _file(self, claim: Claimed, step: Callable[[], None]) -> None:
+        """Move a recorded file to its place."""
         try:
-            self._retried(recorded.claim, partial(self._finisher.file, recorded))
+            self._retried(claim, step)
         except FileNotFoundError as error:
-            if not self._is_gone(recorded.claim):
+            if not self._is_gone(claim):
                 raise
-            self._lose(recorded.claim, error)
+            self._lose(claim, error)
         else:
             self._in_flight.release()
 
@@ -211,6 +212,9 @@ class Pipeline:
             return self._retried(claim, step)
         except (FileRejected, ProcessingFailed) as error:
             self._end_badly(claim, error)
+            return None
+        except Unpacked as unpacked:
+            self._end_unpacked(claim, unpacked.count)
             return None
         except FileNotFoundError as error:
             if not self._is_gone(claim):
@@ -281,8 +285,6 @@ class Pipeline:
             )
         )
         crashpoint("rejected")
-        if error.reason is Reason.UNPACKED:
-            self._unpacker.publish(claim.sha256)
         self._retried(claim, partial(self._quarantine, claim, error.reason))
         event(
             "rejected" if rejected else "failed",
@@ -292,6 +294,29 @@ class Pipeline:
             detail=str(error),
         )
         self._in_flight.release()
+
+    def _end_unpacked(self, claim: Claimed, count: int) -> None:
+        """Record an archive as unpacked, let its files be taken, then file it: the row decides."""
+        duration_ms = round((self._clock.monotonic() - claim.started_s) * 1000)
+        now = self._clock.now()
+        self._writer.call(
+            lambda: self._store.record_unpacked(
+                result_id=claim.result_id, count=count, duration_ms=duration_ms, now=now
+            )
+        )
+        crashpoint("recorded")
+        self._unpacker.publish(claim.sha256)
+
+        def file() -> None:
+            self._filing.file(
+                result_id=claim.result_id,
+                sha256=claim.sha256,
+                received_at=claim.received_at,
+                path=claim.path,
+            )
+            event("unpacked", claim.sha256, files=count)
+
+        self._file(claim, file)
 
     def _quarantine(self, claim: Claimed, reason: Reason) -> None:
         try:

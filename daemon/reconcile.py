@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from lungwatch.atomicfile import move_atomic
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.outbox.packing import stray_files
+from lungwatch.daemon.ownobject import is_own_object
 from lungwatch.db.queries import TrackedFile, iter_all
 from lungwatch.db.states import State
 from lungwatch.db.store import Store
@@ -175,6 +176,8 @@ class Reconciler:
         removed = {row.sha256 for row in rows if row.path is None and row.removed_at is not None}
         for path, digest in digests.items():
             relative = self._home.relative(path)
+            if self._is_own_object(path, digest):
+                continue
             if relative in places or (self._is_running and digest in {r.sha256 for r in rows}):
                 continue
             is_over = digest in removed and path.name.startswith(str(digest))
@@ -203,6 +206,14 @@ class Reconciler:
                 mended=self._mend,
                 remedy="no row names it; put back into incoming/" if self._mend else _HOW,
             )
+
+    def _is_own_object(self, path: Path, digest: str | None) -> bool:
+        """Whether a file is one that is kept without a row, and is what it is kept as."""
+        return (
+            digest is not None
+            and path == self._home.own_object_path(digest)
+            and is_own_object(path)
+        )
 
     def _check_overlays(self, rows: list[TrackedFile], overlays: set[Path]) -> Iterator[Difference]:
         named = {self._home.absolute(row.overlay) for row in rows if row.overlay}

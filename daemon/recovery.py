@@ -64,6 +64,7 @@ def _find(stem: Path) -> Path | None:
 
 
 def _remove_temporaries(home: Home) -> None:
-    """Remove half-written overlays; nothing else is ever written in place."""
-    for path in home.overlays.rglob(".tmp-*"):
-        path.unlink(missing_ok=True)
+    """Remove half-written overlays, and half-made copies of files that had other names."""
+    for folder in (home.overlays, home.work):
+        for path in folder.rglob(".tmp-*"):
+            path.unlink(missing_ok=True)

@@ -49,9 +49,10 @@ class Candidate:
     path
         Relative to the home; names a digest, a model or a time, and no patient.
     since
-        When its last result came to its end; of a backup, when it was made.
+        When its last result came to its end; of a backup, when it was made; of an object that
+        lungwatch made itself, when it came.
     row
-        The row that names it, None for a backup.
+        The row that names it; None for a backup, and for an object that lungwatch made itself.
     """
 
     folder: Folder
@@ -174,6 +175,16 @@ class Retention:
             if (size := self._size(row.path)) is not None:
                 yield Candidate(
                     folder=folder, path=row.path, since=row.finished_at, size_bytes=size, row=row
+                )
+        # Of these there is no row.
+        own = self._home.own_objects
+        for path in sorted(own.iterdir()) if own.is_dir() else ():
+            relative = self._home.relative(path)
+            if (size := self._size(relative)) is not None:
+                # Since it was moved there, whatever a copy has kept of another time.
+                moved_at = datetime.fromtimestamp(path.stat().st_ctime, UTC)
+                yield Candidate(
+                    folder="quarantine", path=relative, since=moved_at, size_bytes=size, row=None
                 )
         # The newest is the way back after a damage: it stays, however old or large.
         for path in backups(self._home.backups)[:-1]:

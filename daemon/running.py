@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from lungwatch.daemon.bounded import Bounded
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.namerules import NameRules
 from lungwatch.db.migrate import open_existing
 from lungwatch.db.monitoring import Signs, signs
 from lungwatch.errors import NotFoundError
@@ -45,13 +47,16 @@ class Backlog:
     Attributes
     ----------
     files
-        Regular files, hidden ones excepted.
+        Those that are not skipped for their names.
+    skipped
+        Files and folders that are, by pattern.
     oldest_s
         Seconds since the oldest came or was last written to; None without a file.
     """
 
     files: int
     oldest_s: float | None
+    skipped: dict[str, int]
 
 
 def holder_of(home: Home) -> Holder | None:
@@ -120,8 +125,13 @@ def read_signs(config: Config) -> Signs | None:
     return Bounded(read, limit_s=_LIMIT_S)()
 
 
-def backlog_of(home: Home, now: datetime) -> Backlog:
+def backlog_of(home: Home, names: NameRules, now: datetime) -> Backlog:
     """Count what lies in the drop folder.
+
+    Parameters
+    ----------
+    names
+        Which names are skipped.
 
     Raises
     ------
@@ -132,14 +142,21 @@ def backlog_of(home: Home, now: datetime) -> Backlog:
     def count() -> Backlog:
         home.incoming.stat()
         files, oldest = 0, now.timestamp()
-        for folder, folders, names in os.walk(home.incoming):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in names:
-                if not name.startswith(".") and files < _MOST_COUNTED:
+        skipped: Counter[str] = Counter()
+        for folder, folders, found in os.walk(home.incoming):
+            rules = {name: names.rule_for(name) for name in (*folders, *found)}
+            skipped.update(rule.pattern for rule in rules.values() if rule is not None)
+            folders[:] = [name for name in folders if rules[name] is None]
+            for name in found:
+                if rules[name] is None and files < _MOST_COUNTED:
                     with contextlib.suppress(FileNotFoundError):
                         oldest = min(oldest, (Path(folder) / name).lstat().st_ctime)
                         files += 1
-        return Backlog(files=files, oldest_s=now.timestamp() - oldest if files else None)
+        return Backlog(
+            files=files,
+            oldest_s=now.timestamp() - oldest if files else None,
+            skipped=dict(skipped),
+        )
 
     return Bounded(count, limit_s=_LIMIT_S)()
 

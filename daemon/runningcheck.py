@@ -9,6 +9,7 @@ from lungwatch.daemon.check import Check
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.errortext import describe
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.namerules import NameRules
 from lungwatch.daemon.running import Holder, age_s, ask_health, backlog_of, holder_of, read_signs
 from lungwatch.errors import LungwatchError
 
@@ -20,7 +21,7 @@ def check_running(config: Config) -> Iterator[Check]:
     yield _daemon(holder)
     if holder is not None and config.metrics_port:
         yield _health(config.metrics_port)
-    yield _drop_folder(home)
+    yield _drop_folder(home, config.name_rules)
     yield from _record(config)
 
 
@@ -50,14 +51,17 @@ def _health(port: int) -> Check:
     )
 
 
-def _drop_folder(home: Home) -> Check:
+def _drop_folder(home: Home, names: NameRules) -> Check:
     try:
-        backlog = backlog_of(home, datetime.now(UTC))
+        backlog = backlog_of(home, names, datetime.now(UTC))
     except OSError as error:
         return Check(name="waiting", ok=False, detail=error.strerror or "no answer in time")
     detail = f"{backlog.files} files in incoming/"
     if backlog.oldest_s is not None:
         detail += f", the oldest for {backlog.oldest_s:.0f} s"
+    if backlog.skipped:
+        parts = ", ".join(f"{count} {name}" for name, count in sorted(backlog.skipped.items()))
+        detail += f"; {sum(backlog.skipped.values())} skipped for their names: {parts}"
     return Check(name="waiting", ok=None, detail=detail, data=asdict(backlog))
 
 

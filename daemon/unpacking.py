@@ -1,9 +1,9 @@
 """Zip archives in the drop folder: each file in them becomes a drop of its own.
 
 The files are unpacked into a folder that only the daemon may write to, durably. Then the
-archive's row is written (rejected, as `unpacked`), and only then is the folder moved to where
-the intake finds it. A crash before the row unpacks anew, one after it is made up for by
-`resume_unpacked`: nothing comes twice.
+archive's row is written (recorded, as `unpacked`, without a label), and only then is the folder
+moved to where the intake finds it. A crash before the row unpacks anew, one after it is made up
+for by `resume_unpacked`: nothing comes twice.
 """
 
 import contextlib
@@ -13,11 +13,12 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lungwatch.atomicfile import fsync_dir, move_atomic
 from lungwatch.daemon.crashpoint import crashpoint
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.namerules import NameKind, NameRules
 from lungwatch.errors import FileRejected, LungwatchError, Reason, TransientError
 from lungwatch.imaging import ReadPolicy
 from lungwatch.imaging.reader import is_zip, max_file_bytes
@@ -31,8 +32,20 @@ _MIB = 1024 * 1024
 _UNFINISHED = ".part"
 _PUBLISHED = "unzipped-"
 _FOLDER = re.compile(rf"{_PUBLISHED}[0-9a-f]{{16}}(-[0-9]+)?")
+# What is left of a member's name; letters and digits of every script besides.
+_KEPT = "._-() "
+_STEM_BYTES = 150
+_ENDING_CHARACTERS = 12
 # Archives by their format that are something else to people: office files, programs, books.
 _OTHER_KINDS = {"[Content_Types].xml", "META-INF/MANIFEST.MF", "mimetype"}
+
+
+class Unpacked(Exception):  # noqa: N818 - an event, which the caller goes on from
+    """A file was an archive, and is unpacked; `count` files came out of it."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
 
 
 class Unpacker:
@@ -42,10 +55,14 @@ class Unpacker:
     ----------
     policy
         Bounds the size of a single file.
+    names
+        Which names the intake does not take: litter is left in the archive, and what an archive
+        holds is complete, whatever it is called.
     """
 
-    def __init__(self, home: Home, policy: ReadPolicy) -> None:
+    def __init__(self, home: Home, policy: ReadPolicy, names: NameRules) -> None:
         self._home = home
+        self._names = names
         self._max_file_bytes = max_file_bytes(policy)
 
     def unpack(self, path: Path, sha256: str) -> None:
@@ -53,8 +70,10 @@ class Unpacker:
 
         Raises
         ------
+        Unpacked
+            If it is an archive, and that went well.
         FileRejected
-            For every archive: UNPACKED if that went well, else why it is not unpacked.
+            If it is an archive that is not unpacked, with the reason.
         TransientError
             If there is not enough room.
         OSError
@@ -70,8 +89,9 @@ class Unpacker:
             with zipfile.ZipFile(path) as archive:
                 members = self._members(archive, path.stat().st_size)
                 target.mkdir()
-                for number, member in enumerate(members, start=1):
-                    self._extract(archive, member, target / _safe_name(number, member.filename))
+                name_of = MemberNames(self._names)
+                for member in members:
+                    self._extract(archive, member, target / name_of(member.filename))
         except (LungwatchError, MemoryError):
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -87,9 +107,7 @@ class Unpacker:
         fsync_dir(target)
         move_atomic(target, finished)
         crashpoint("unpacked")
-        raise FileRejected(
-            Reason.UNPACKED, f"the zip archive's {len(members)} files were unpacked and go on alone"
-        )
+        raise Unpacked(len(members))
 
     def publish(self, sha256: str) -> None:
         """Let the intake see what was unpacked from an archive whose row is written."""
@@ -101,7 +119,7 @@ class Unpacker:
             raise FileRejected(
                 Reason.NOT_AN_IMAGE, "the zip archive is a document or a program, no set of images"
             )
-        members = [member for member in archive.infolist() if _is_wanted(member)]
+        members = [member for member in archive.infolist() if self._is_wanted(member)]
         total = sum(member.file_size for member in members)
         problem = None
         if not members:
@@ -119,6 +137,19 @@ class Unpacker:
         if total > self._home.free_mb() * _MIB:
             raise TransientError(f"no room for the {total // _MIB} MiB of a zip archive")
         return members
+
+    def _is_wanted(self, member: zipfile.ZipInfo) -> bool:
+        """Whether a member is a file that somebody put there, not another program."""
+        parts = member.filename.replace("\\", "/").split("/")
+        # Not `is_dir()`, which stumbles over a name of no letters.
+        return bool(parts[-1]) and not any(
+            part not in (".", "..") and (part.startswith(".") or self._is_litter(part))
+            for part in parts
+        )
+
+    def _is_litter(self, name: str) -> bool:
+        rule = self._names.rule_for(name)
+        return rule is not None and rule.kind is NameKind.LITTER
 
     @staticmethod
     def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
@@ -175,17 +206,41 @@ def _publish(home: Home, folder: Path) -> None:
     move_atomic(folder, target)
 
 
-def _is_wanted(member: zipfile.ZipInfo) -> bool:
-    """Whether a member is a file that somebody put there, not an operating system."""
-    parts = member.filename.replace("\\", "/").split("/")
-    # Not `is_dir()`, which stumbles over a name of no letters.
-    return bool(parts[-1]) and not any(
-        part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts
-    )
+class MemberNames:
+    """Derives file names from those of an archive's members: readable, and each another one.
+
+    None is a path, hidden, longer than a file system takes, or one that the intake skips.
+
+    Parameters
+    ----------
+    names
+        Which names the intake skips.
+    """
+
+    def __init__(self, names: NameRules) -> None:
+        self._names = names
+        self._used: set[str] = set()
+
+    def __call__(self, member: str) -> str:
+        """Return the file name of a member."""
+        last = member.replace("\\", "/").rsplit("/", 1)[-1]
+        kept = "".join(c if c.isalnum() or c in _KEPT else "_" for c in last)
+        # Not hidden, no option to some program, no name that Windows cannot have.
+        path = PurePosixPath(kept.strip(" .").lstrip("-") or "file")
+        ending = path.suffix if len(path.suffix) <= _ENDING_CHARACTERS else ""
+        stem = _cut(path.name.removesuffix(ending))
+        for begin, end in (("", ending), ("", f"{ending}_"), ("file-", ending)):
+            if self._names.rule_for(f"{begin}{stem}{end}") is None:
+                stem, ending = f"{begin}{stem}", end
+                break
+        # Else a pattern takes whatever is like it: it is skipped, and that is logged.
+        name, number = f"{stem}{ending}", 1
+        while name.casefold() in self._used:
+            number += 1
+            name = f"{stem}-{number}{ending}"
+        self._used.add(name.casefold())
+        return name
 
 
-def _safe_name(number: int, name: str) -> str:
-    """Derive a file name that is no path, not hidden, and not one the intake leaves alone."""
-    last = name.replace("\\", "/").rsplit("/", 1)[-1][-80:]
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in last)
-    return f"{number:05d}-{kept}_"
+def _cut(stem: str) -> str:
+    return stem.encode("utf-8", "replace")[:_STEM_BYTES].decode("utf-8", "ignore")

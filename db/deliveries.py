@@ -16,6 +16,9 @@ from lungwatch.db.engine import writing
 from lungwatch.db.schema import Delivery, Image, Result
 from lungwatch.errors import NotFoundError
 
+# What was refused or invalid is no answer.
+_ANSWERS = (DeliveryState.QUEUED, DeliveryState.SENDING, DeliveryState.SENT)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutboxPlan:
@@ -39,19 +42,37 @@ def queue_deliveries(
     """Queue what a result owes, within the caller's transaction, and what is there only once.
 
     Nothing is owed of an image that is in no study: there is nothing to lay the result beside.
+    Nor is a second answer owed of one SOP instance (PS3.4 annex B), where it came in another
+    encoding, as a lossless copy: whatever an earlier result of the same model answers, or has
+    answered, to the same destination, is not answered again.
 
     Returns
     -------
     int
         How many deliveries are new.
     """
-    in_a_study = connection.scalar(
-        select(Image.id)
+    instance = connection.execute(
+        select(Image.study_uid, Image.sop_uid, Result.model_id)
         .join(Result)
         .where(Result.id == result_id, Image.study_uid.is_not(None), Image.sop_uid.is_not(None))
-    )
-    if in_a_study is None:
+    ).first()
+    if instance is None:
         return 0
+    answered = {
+        (destination, kind)
+        for destination, kind in connection.execute(
+            select(Delivery.destination, Delivery.kind)
+            .join(Result, Result.id == Delivery.result_id)
+            .join(Image, Image.id == Result.image_id)
+            .where(
+                Image.study_uid == instance.study_uid,
+                Image.sop_uid == instance.sop_uid,
+                Result.model_id == instance.model_id,
+                Result.id != result_id,
+                Delivery.state.in_(_ANSWERS),
+            )
+        )
+    }
     return sum(
         insert_if_new(
             connection,
@@ -70,6 +91,7 @@ def queue_deliveries(
         )
         for destination in plan.destinations
         for kind in plan.kinds
+        if (destination, kind) not in answered
     )
 
 

@@ -115,6 +115,13 @@ def has_result(engine: Engine, sha256: str, reason: str) -> bool:
         return found.first() is not None
 
 
+def is_known(engine: Engine, sha256: str) -> bool:
+    """Whether a content has ever been claimed."""
+    with reading(engine) as connection:
+        found = connection.execute(select(Image.id).where(Image.sha256 == sha256))
+        return found.first() is not None
+
+
 def rows_in_work(engine: Engine) -> list[TrackedFile]:
     """Return the results, finished or not, whose file should be in ``work/``.
 

@@ -102,6 +102,33 @@ class ResultWriter:
             if is_new:
                 update_image_of(connection, result_id, **meta_columns(meta))
 
+    def record_unpacked(
+        self, *, result_id: int, count: int, duration_ms: int, now: datetime
+    ) -> None:
+        """Note that an archive's files go on alone; it has no label, and is to be filed next.
+
+        Parameters
+        ----------
+        count
+            Files that came out of it.
+
+        Raises
+        ------
+        IllegalTransition
+            If the result is not claimed.
+        """
+        with writing(self._engine) as connection:
+            change_state(
+                connection,
+                result_id,
+                current=State.CLAIMED,
+                target=State.RECORDED,
+                reason=Reason.UNPACKED,
+                message=f"the zip archive's {count} files were unpacked and go on alone",
+                duration_ms=duration_ms,
+                finished_at=now,
+            )
+
     def finish(self, *, result_id: int, path: str, now: datetime) -> None:
         """Note that the file of a recorded result is filed at `path`, and queue what is sent.
 

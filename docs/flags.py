@@ -13,20 +13,22 @@ END = "<!-- end of the table -->\n"
 RULES: dict[str, str] = {
     "view_unknown": "nothing in the file names a view",
     "decubitus": "the view, its codes or a description say that the patient lay on the side",
-    "body_part_unknown": "no body part is stated, or one that is neither known as a chest nor as "
-    "anything else",
-    "description_disagrees": "a series, study or procedure description names another body part or "
-    "view than the attributes do",
+    "body_part_unknown": "neither Body Part Examined nor a region's code names the chest, or they "
+    "name it as one part among others",
+    "description_disagrees": "a series, study or procedure description names another part of the "
+    "body, a lateral view, an animal or a derived image",
     "orientation_corrected": "Patient Orientation is not L\\F: turned or mirrored before scoring, "
     "in overlay and map too",
-    "depth_corrected": "Bits Stored, or the precision of a codestream, contradicts the pixels, "
-    "which decide",
-    "table_ignored": "a VOI or Modality LUT whose descriptor contradicts its data was left out, a "
-    "window taken instead",
-    "window_ignored": "a window that lies outside the range of the values was left out",
-    "frame_removed": "a uniform frame of letterbox or collimation was cut off, as in training",
+    "depth_corrected": "Bits Stored, High Bit, a codestream's precision or a table's depth "
+    "contradicts the pixels, which decide",
+    "table_ignored": "a Modality or VOI LUT that is broken, or shows nothing of the picture, was "
+    "left out; what stands beside it is used",
+    "window_ignored": "a stated window that shows nothing of the picture was left out",
+    "frame_removed": "a uniform frame (letterbox, collimation, a viewer's panels) was cut off, as "
+    "in training",
     "shutter_applied": "a display shutter is stated: what it hides is black",
-    "shutter_ignored": "a display shutter was stated that makes no sense, and was left out",
+    "shutter_ignored": "a display shutter without its geometry, or one that leaves less than a "
+    "fifth of the image, was left out",
     "low_detail": "rows or columns fewer than the model's input has, or, at the input's size, "
     "structures of 1 to 2 pixels weaker than 0.135 of those of 2 to 8 (enlarged or blurred)",
     "text_burnt_in": "4 or more letters in a line, 5 to 40 px high where the longest side "

@@ -20,9 +20,10 @@ from lungwatch.bundle import BundleFiles
 from lungwatch.contract import ModelContract
 from lungwatch.daemon.config import Config, load_config
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.namerules import NameRules
 from lungwatch.daemon.trust import Trust
-from lungwatch.daemon.unpacking import Unpacker
-from lungwatch.errors import ConfigError, FileRejected, ModelError, Reason, TransientError
+from lungwatch.daemon.unpacking import Unpacked, Unpacker
+from lungwatch.errors import ConfigError, FileRejected, ModelError, TransientError
 from lungwatch.imaging import ReadPolicy, read_radiograph
 from lungwatch.signing import fingerprint
 
@@ -73,9 +74,11 @@ def unpack(data: bytes) -> None:
         archive = Path(place) / "archive"
         archive.write_bytes(b"PK\x03\x04" + data)
         try:
-            Unpacker(home, POLICY).unpack(archive, "0" * 64)
-        except (FileRejected, TransientError) as refusal:
-            is_unpacked = getattr(refusal, "reason", None) is Reason.UNPACKED
+            Unpacker(home, POLICY, NameRules()).unpack(archive, "0" * 64)
+        except (FileRejected, TransientError):
+            is_unpacked = False
+        except Unpacked:
+            is_unpacked = True
         else:
             raise Wrong("an archive passed for an image")
         found = {path for path in Path(place).rglob("*") if not path.is_dir()} - {archive}

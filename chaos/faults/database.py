@@ -19,6 +19,7 @@ class DatabaseLocked(PassingFault):
     how: ClassVar[str] = "another process holds a write transaction for 12 s (busy timeout: 10 s)"
     hold_s: ClassVar[float] = 12.0
     sign: ClassVar[str] = "action=database_away"
+    is_met_while_held: ClassVar[bool] = True
 
     def inject(self, place: Place) -> None:
         """Take the lock."""

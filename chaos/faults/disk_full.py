@@ -23,6 +23,7 @@ class DiskFull(PassingFault):
     hold_s: ClassVar[float] = 3.0
     runs: ClassVar[tuple[int, int]] = (3, 20)
     sign: ClassVar[str] = "action=short_of_space"
+    is_met_while_held: ClassVar[bool] = True
 
     def obstacle(self) -> str | None:
         """Mounting is root's."""

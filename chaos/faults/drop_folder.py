@@ -15,6 +15,7 @@ class DropFolderGone(PassingFault):
     name: ClassVar[str] = "drop folder vanished"
     how: ClassVar[str] = "incoming/ is renamed away under load for 2 s, then put back"
     sign: ClassVar[str] = "action=drop_folder_lost"
+    is_met_while_held: ClassVar[bool] = True
 
     def inject(self, place: Place) -> None:
         """Rename it away."""
@@ -39,6 +40,7 @@ class DropFolderCovered(PassingFault):
     name: ClassVar[str] = "drop folder under a mount"
     how: ClassVar[str] = "an empty tmpfs is mounted over incoming/ for 2 s, files come before it"
     sign: ClassVar[str] = "action=drop_folder_lost"
+    is_met_while_held: ClassVar[bool] = True
 
     def obstacle(self) -> str | None:
         """Mounting is root's."""

@@ -12,8 +12,8 @@ from chaos.pictures import archive, picture, png
 from chaos.place import ChaosError, Place
 from lungwatch.daemon.crashpoint import CRASH_POINTS
 
-# In sending to a PACS, see `chaos.faults.sending`.
-_ELSEWHERE = ("packed", "stored")
+# In sending to a PACS, see `chaos.faults.sending`; with what was sent, in the tests.
+_ELSEWHERE = ("own_object", "packed", "stored")
 _BACKLOG = 300
 _SAY_EVERY_S = 15.0
 

@@ -67,20 +67,21 @@ def read(
             reject_lateral=reject_lateral,
         )
         check_pixels(dataset, max_pixels)
-        stored = decode(dataset)
-        hidden, is_ignored = shutter_of(dataset, stored.shape[:2])
+        samples = decode(dataset)
+        hidden, is_ignored = shutter_of(dataset, samples.values.shape[:2])
         if hidden is not None:
             flags = (*flags, Flag.SHUTTER_APPLIED)
         if is_ignored:
             flags = (*flags, Flag.SHUTTER_IGNORED)
-        pixels = square_pixels(to_display(stored, dataset, hidden), dataset)
+        displayed = to_display(samples, dataset, hidden)
+        pixels = square_pixels(displayed.pixels, dataset)
         upright = turn_upright(pixels, dataset)
         if upright is not pixels:
             flags = (*flags, Flag.ORIENTATION_CORRECTED)
         return Radiograph(
             pixels=upright,
             meta=meta_of(dataset),
-            flags=flags,
+            flags=(*flags, *displayed.flags),
             orientation_known=is_known(dataset),
         )
     except FileRejected as refusal:

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import pydicom
 from pydicom.dataelem import RawDataElement
-from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.tag import BaseTag
 from pydicom.uid import (
@@ -19,10 +19,12 @@ from pydicom.uid import (
 )
 
 from lungwatch.errors import FileRejected, Reason
+from lungwatch.imaging import encapsulation
 from lungwatch.imaging.attributes import number_of, text_of
 
 _UNDEFINED = 0xFFFFFFFF
 _MIB = 1024 * 1024
+_SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _CUT_OFF = "the DICOM file ends in mid-element"
 
 
@@ -67,6 +69,9 @@ def parse(path: Path, max_bytes: int) -> FileDataset:
         )
     try:
         dataset = _read(path, max_bytes)
+        # pydicom drops all it has read when an element of undefined length has no end.
+        if len(dataset) == 0 and _states_compression(dataset):
+            dataset = _delimited(path) or dataset
         if "TransferSyntaxUID" not in dataset.file_meta:
             # PS3.5 10.1: the default transfer syntax. Bare files are uncompressed all the same,
             # and what pydicom found out of their byte order goes for the pixels too.
@@ -91,7 +96,6 @@ def parse(path: Path, max_bytes: int) -> FileDataset:
     # A parser may raise anything at all on damaged bytes, and it is the bytes' fault.
     except Exception as error:
         raise FileRejected(Reason.UNREADABLE, "the DICOM file cannot be parsed") from error
-    # pydicom drops all it has read when an element of undefined length has no end.
     if is_cut_off or len(dataset) == 0:
         raise FileRejected(Reason.TRUNCATED, _CUT_OFF)
     return dataset
@@ -111,17 +115,30 @@ def check_complete(dataset: FileDataset) -> None:
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     if not syntax.is_transfer_syntax:
         return  # said by whoever looks for a decoder
-    if syntax.is_encapsulated:
-        complete = _fragments_complete(value)
+    if syntax.is_encapsulated or encapsulation.is_encapsulated(value):
+        complete = encapsulation.is_complete(value)
     else:
-        samples = number_of(dataset, "Rows") * number_of(dataset, "Columns")
-        if text_of(dataset, "PhotometricInterpretation") == "YBR_FULL_422":
-            samples *= 2  # two of three are shared by a pair of pixels: PS3.3 C.7.6.3.1.2
-        else:
-            samples *= number_of(dataset, "SamplesPerPixel", 1)
-        complete = len(value) >= samples * number_of(dataset, "BitsAllocated") // 8
+        complete = len(value) >= frame_bytes(dataset) or holds_bytes(dataset)
     if not complete:
         raise FileRejected(Reason.TRUNCATED, "the DICOM file ends before its pixel data does")
+
+
+def holds_bytes(dataset: Dataset) -> bool:
+    """Whether pixel data that are said to be words of 8 bits in 16 are bytes, by their size."""
+    value = dataset["PixelData"].value
+    bits = number_of(dataset, "BitsAllocated"), number_of(dataset, "BitsStored")
+    size = frame_bytes(dataset) // 2
+    return bits[0] == 16 and 0 < bits[1] <= 8 and size > 0 and len(value) in (size, size + size % 2)
+
+
+def frame_bytes(dataset: Dataset) -> int:
+    """Return the size of an uncompressed frame in bytes, as the attributes make it."""
+    samples = number_of(dataset, "Rows") * number_of(dataset, "Columns")
+    if text_of(dataset, "PhotometricInterpretation") == "YBR_FULL_422":
+        samples *= 2  # two of three are shared by a pair of pixels: PS3.3 C.7.6.3.1.2
+    else:
+        samples *= number_of(dataset, "SamplesPerPixel", 1)
+    return samples * number_of(dataset, "BitsAllocated") // 8
 
 
 def _read(path: Path, max_bytes: int) -> FileDataset:
@@ -145,6 +162,29 @@ def _read(path: Path, max_bytes: int) -> FileDataset:
     return pydicom.dcmread(path, force=True)
 
 
+def _states_compression(dataset: FileDataset) -> bool:
+    syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
+    return syntax.is_transfer_syntax and syntax.is_encapsulated
+
+
+def _delimited(path: Path) -> FileDataset | None:
+    """Parse a file of which nothing but the end of its pixel data's sequence is missing.
+
+    Returns
+    -------
+    FileDataset or None
+        None if more is missing: the last fragment is cut off, or others may have followed it.
+    """
+    dataset = pydicom.dcmread(io.BytesIO(path.read_bytes() + _SEQUENCE_DELIMITER), force=True)
+    value = dataset.get("PixelData")
+    is_whole = (
+        isinstance(value, bytes)
+        and encapsulation.is_complete(value)
+        and encapsulation.has_ended(value)
+    )
+    return dataset if is_whole else None
+
+
 def _is_past_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
     del vr, length
     return tag.group != 0x0002
@@ -154,7 +194,12 @@ def _inflate(file: BinaryIO, max_bytes: int) -> bytes:
     """Inflate the rest of a file, as far as `max_bytes`: a few bytes can hold gigabytes."""
     # PS3.5 A.5: the bare deflate stream of RFC 1951.
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    data = inflater.decompress(file.read(), max_bytes)
+    try:
+        data = inflater.decompress(file.read(), max_bytes)
+    except zlib.error as error:
+        raise FileRejected(
+            Reason.DAMAGED, "the DICOM file's content is not deflated as it says, or is damaged"
+        ) from error
     if inflater.eof:
         return data
     if len(data) >= max_bytes:
@@ -178,16 +223,3 @@ def _is_cut_off(dataset: FileDataset, size_bytes: int) -> bool:
     is_deflated = dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian
     has_rest = not is_deflated and last.value_tell + last.length < size_bytes
     return len(last.value) < last.length or has_rest
-
-
-def _fragments_complete(value: bytes) -> bool:
-    """Whether every item of encapsulated pixel data is as long as it says (PS3.5 A.4)."""
-    position = 0
-    while position + 8 <= len(value):
-        group, element, length = struct.unpack_from("<HHL", value, position)
-        if (group, element) == (0xFFFE, 0xE0DD):
-            return True
-        if (group, element) != (0xFFFE, 0xE000):
-            return True  # not for this check to judge; the codec will
-        position += 8 + length
-    return position == len(value) and position > 0

@@ -7,7 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from lungwatch.imaging.attributes import numbers_of
+from lungwatch.imaging.attributes import number_of, numbers_of
+
+# Of an image, what padding leaves: less is no image.
+_MAX_SHARE = 0.9
 
 
 def padding_of(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_] | None:
@@ -28,10 +31,12 @@ def padding_of(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_] | No
     numpy.ndarray or None
         bool, shape (rows, columns), true for padding; None if there is none.
     """
-    values = (
-        *numbers_of(dataset, "PixelPaddingValue")[:1],
-        *numbers_of(dataset, "PixelPaddingRangeLimit")[:1],
-    )
+    values = [
+        _as_stored(int(value), stored, number_of(dataset, "BitsStored", 16))
+        for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")
+        for value in numbers_of(dataset, keyword)[:1]
+        if abs(value) < 2**16
+    ]
     if not values or "PixelPaddingValue" not in dataset:
         return None
     stated = (stored >= min(values)) & (stored <= max(values))
@@ -43,4 +48,22 @@ def padding_of(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_] | No
     is_outside = np.zeros(int(labels.max()) + 1, dtype=np.bool_)
     is_outside[touching] = True
     is_outside[0] = False  # the background of `connectedComponents` is the image
-    return np.asarray(is_outside[labels])
+    padding = np.asarray(is_outside[labels])
+    # A range of all values there are is none of padding.
+    return None if float(padding.mean()) > _MAX_SHARE else padding
+
+
+def _as_stored(value: int, stored: NDArray[Any], bits: int) -> int:
+    """Return a value as the image's samples hold it.
+
+    The same 16 bits are -2000 or 63536, by a representation (SS or US) that files get wrong, and
+    in samples of fewer bits the lowest of them are left.
+    """
+    limits = np.iinfo(stored.dtype)
+    if limits.min <= value <= limits.max:
+        return value
+    bits = min(bits, 8 * stored.dtype.itemsize)
+    if bits < 16 and value & (2**bits - 1) == 0:
+        return value  # nothing of it is left to know it by
+    value &= 2**bits - 1
+    return value - 2**bits if limits.min < 0 and value >= 2 ** (bits - 1) else value

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import (
@@ -20,20 +19,44 @@ from pydicom.uid import (
 )
 
 from lungwatch.errors import FileRejected, Reason
-from lungwatch.imaging import jpegplugin
-from lungwatch.imaging.attributes import code_of, number_of, short
+from lungwatch.imaging import codecplugin
+from lungwatch.imaging.attributes import code_of, number_of, short, text_of
 from lungwatch.imaging.codestream import FrameHeader, frame_header
+from lungwatch.imaging.depth import Layout, Samples, extract
+from lungwatch.imaging.dicomfile import frame_bytes, holds_bytes
+from lungwatch.imaging.encapsulation import is_encapsulated, single_frame
+from lungwatch.imaging.entropy import check_rle
+from lungwatch.imaging.wordorder import check_shape, in_order
 
 _MONOCHROME = {"MONOCHROME1", "MONOCHROME2"}
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
 _PALETTE = "PALETTE COLOR"
 _LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K}
-# pydicom masks the unused bits without a look at where the used ones are.
-_OPTIONS: Any = {"view_only": True, "correct_unused_bits": False}
+_FAMILIES = {
+    "JPEG": codecplugin.JPEG_SYNTAXES,
+    "JPEG 2000": codecplugin.JPEG2000_SYNTAXES,
+    "JPEG-LS": tuple(JPEGLSTransferSyntaxes),
+}
+# pydicom masks unused bits and extends signs without a look at the pixels.
+_OPTIONS: Any = {
+    "view_only": True,
+    "correct_unused_bits": False,
+    "apply_j2k_sign_correction": False,
+    "apply_jls_sign_correction": False,
+}
+# PS3.3 C.7.6.3.1 has them as type 1, and no image can be read for certain without one of them.
+_NEEDED = (
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+)
 # A palette's image is decoded like a grey one, and coloured afterwards.
 _SAMPLES_PER_PIXEL = {**dict.fromkeys(_MONOCHROME | {_PALETTE}, 1), **dict.fromkeys(_COLOUR, 3)}
 
-jpegplugin.register()
+codecplugin.register()
 
 
 def check_pixels(dataset: FileDataset, max_pixels: int) -> None:
@@ -55,15 +78,28 @@ def check_pixels(dataset: FileDataset, max_pixels: int) -> None:
             Reason.TOO_LARGE, f"the image is {columns}x{rows} pixels, more than {max_pixels} in all"
         )
     if (frames := number_of(dataset, "NumberOfFrames", 1)) > 1:
-        raise FileRejected(Reason.MULTI_FRAME, f"the file holds {frames} frames, not one")
+        raise FileRejected(Reason.MULTI_FRAME, f"the file states {frames} frames, not one")
+    syntax = UID(dataset.file_meta.TransferSyntaxUID)
+    is_native = syntax.is_transfer_syntax and not syntax.is_encapsulated
+    is_colour = number_of(dataset, "SamplesPerPixel") > 1
+    for keyword in (*_NEEDED, *(("PlanarConfiguration",) if is_native and is_colour else ())):
+        if text_of(dataset, keyword) is None:
+            raise FileRejected(
+                Reason.UNSUPPORTED_PIXEL_FORMAT,
+                f"{keyword} is missing, without which the pixel data cannot be understood",
+            )
     photometric = code_of(dataset, "PhotometricInterpretation")
     samples = number_of(dataset, "SamplesPerPixel", 1)
     if _SAMPLES_PER_PIXEL.get(photometric) != samples:
         raise FileRejected(
             Reason.UNSUPPORTED_PIXEL_FORMAT,
-            f"photometric interpretation {short(photometric) or 'missing'} "
+            f"photometric interpretation {short(photometric)} "
             + (f"with {samples} samples a pixel " if photometric in _SAMPLES_PER_PIXEL else "")
             + "is not supported",
+        )
+    if (sign := number_of(dataset, "PixelRepresentation")) not in (0, 1):
+        raise FileRejected(
+            Reason.UNSUPPORTED_PIXEL_FORMAT, f"PixelRepresentation is {sign}, neither 0 nor 1"
         )
     allocated, stored = number_of(dataset, "BitsAllocated"), number_of(dataset, "BitsStored")
     # PS3.3 C.8.11.3 allows DX no other, and no modality writes them for radiographs.
@@ -74,24 +110,68 @@ def check_pixels(dataset: FileDataset, max_pixels: int) -> None:
         )
 
 
-def decode(dataset: FileDataset) -> NDArray[Any]:
+def decode(dataset: FileDataset) -> Samples:
     """Decode the one frame of a data set for which `check_pixels` holds.
 
     Returns
     -------
-    numpy.ndarray
+    Samples
         Stored values in 8 or 16 bits, shape (rows, columns), or (rows, columns, 3) as RGB.
-        Signed where PixelRepresentation says so; bits outside those stored (overlays, PS3.5
-        8.1.2) are gone.
+        Bits outside those stored (overlays, PS3.5 8.1.2) are gone. Depth and sign are those
+        that the file states, unless the stream or the pixels say otherwise.
 
     Raises
     ------
     FileRejected
-        If no decoder is there, or the pixel data is damaged.
+        If no decoder is there, the pixel data is damaged, or nothing tells how deep it is.
     """
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     decoder = _decoder(syntax)
-    header = _frame_header(dataset, syntax) if syntax.is_encapsulated else None
+    if syntax.is_encapsulated:
+        frame = single_frame(dataset.PixelData, syntax)
+        header = _frame_header(frame, dataset, syntax)
+        if header is not None and header.precision > number_of(dataset, "BitsAllocated"):
+            dataset.BitsAllocated = 16
+        if "PlanarConfiguration" not in dataset:
+            dataset.PlanarConfiguration = 0  # the stream's own business
+        # Offsets say nothing of a single frame, and may be wrong.
+        dataset.PixelData = encapsulate([frame], has_bot=False)
+        for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+            dataset.pop(keyword, None)
+    else:
+        _check_native(dataset, syntax)
+        header = None
+    if is_narrower := not syntax.is_encapsulated and holds_bytes(dataset):
+        dataset.BitsAllocated = 8
+    values = _decoded(decoder, dataset, syntax, has_header=header is not None)
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    if values.ndim == 3:
+        return Samples(values=values)
+    words, is_swapped = values.view(f"u{values.dtype.itemsize}"), False
+    if not syntax.is_encapsulated:
+        words, is_swapped = in_order(words)
+        check_shape(words)
+    samples = extract(
+        words,
+        Layout(
+            stored=number_of(dataset, "BitsStored"),
+            high_bit=number_of(dataset, "HighBit"),
+            is_signed=bool(number_of(dataset, "PixelRepresentation")),
+            precision=header.precision if header else 8 * values.dtype.itemsize,
+            stream_is_signed=header.is_signed if header else None,
+            is_lossy=syntax in _LOSSY,
+        ),
+    )
+    if code_of(dataset, "PhotometricInterpretation") == _PALETTE:
+        return Samples(values=apply_color_lut(samples.values, dataset))
+    is_corrected = samples.is_corrected or is_swapped or is_narrower
+    return Samples(values=samples.values, is_corrected=is_corrected)
+
+
+def _decoded(
+    decoder: Decoder, dataset: FileDataset, syntax: UID, *, has_header: bool
+) -> NDArray[Any]:
     try:
         values, _ = decoder.as_array(
             dataset,
@@ -99,21 +179,44 @@ def decode(dataset: FileDataset) -> NDArray[Any]:
             decoding_plugin=_plugin(decoder, dataset),
             **_OPTIONS,
         )
+    except FileRejected:
+        raise
     # A codec may raise anything at all on a damaged stream, and it is the stream's fault. One
     # written in Rust panics, which pyo3 makes a BaseException of.
     except BaseException as error:
+        if (refusal := _refusal_within(error)) is not None:
+            raise refusal from None
         is_panic = type(error).__name__ == "PanicException"
         if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_panic):
             raise
         raise FileRejected(
-            Reason.UNREADABLE, f"the pixel data cannot be decoded ('{syntax.name}')"
+            # What had a right header and fails behind it is damaged.
+            Reason.DAMAGED if has_header else Reason.UNREADABLE,
+            f"the pixel data cannot be decoded ('{syntax.name}')",
         ) from error
-    if values.ndim == 3:
-        return values
-    values = _stored_bits(values, dataset, header)
-    if code_of(dataset, "PhotometricInterpretation") == _PALETTE:
-        return apply_color_lut(values, dataset)
     return values
+
+
+def _refusal_within(error: BaseException | None) -> FileRejected | None:
+    """Find the refusal that pydicom has wrapped into an error of its own."""
+    while error is not None and not isinstance(error, FileRejected):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _check_native(dataset: FileDataset, syntax: UID) -> None:
+    """Refuse native pixel data that are compressed, or more than the one frame stated."""
+    value = dataset.PixelData
+    if is_encapsulated(value):
+        raise FileRejected(
+            Reason.UNREADABLE,
+            f"the pixel data is compressed, though the transfer syntax is '{syntax.name}'",
+        )
+    if (frames := len(value) // frame_bytes(dataset)) > 1:
+        raise FileRejected(
+            Reason.MULTI_FRAME,
+            f"the pixel data has {frames} times the size of the one frame that the file states",
+        )
 
 
 def _decoder(syntax: UID) -> Decoder:
@@ -127,10 +230,10 @@ def _decoder(syntax: UID) -> Decoder:
         ) from error
     if not decoder.is_available:
         packages = {
-            **dict.fromkeys(jpegplugin.SYNTAXES, "imagecodecs"),
+            **dict.fromkeys(codecplugin.SYNTAXES, "imagecodecs"),
             **dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls"),
         }
-        package = packages.get(syntax, "pylibjpeg pylibjpeg-openjpeg")
+        package = packages[syntax]
         raise FileRejected(
             Reason.UNSUPPORTED_TRANSFER_SYNTAX,
             f"transfer syntax {_named(syntax)} needs a decoder that is not installed: "
@@ -153,33 +256,50 @@ def _plugin(decoder: Decoder, dataset: FileDataset) -> str:
         JPEGExtended12Bit,
     )
     # Pillow knows the markers by which a JPEG file tells its colour space.
-    preferred = ("pillow",) if is_lossy_colour else (jpegplugin.PLUGIN, "pyjpegls", "pylibjpeg")
+    preferred = ("pillow",) if is_lossy_colour else (codecplugin.PLUGIN, "pyjpegls")
     return next((name for name in (*preferred, *available) if name in available), "")
 
 
-def _frame_header(dataset: FileDataset, syntax: UID) -> FrameHeader | None:
+def _frame_header(frame: bytes, dataset: FileDataset, syntax: UID) -> FrameHeader | None:
     """Compare what the compressed frame says of itself with what the file says of it."""
-    try:
-        frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
-    # As with the codecs: the encapsulation is as damaged as the file.
-    except Exception as error:
-        raise FileRejected(
-            Reason.UNREADABLE, "the compressed pixel data's frame cannot be found"
-        ) from error
     rows, columns, samples = (
         number_of(dataset, keyword, 1) for keyword in ("Rows", "Columns", "SamplesPerPixel")
     )
     if syntax == RLELossless:
-        size_bytes = rows * columns * samples * number_of(dataset, "BitsAllocated") // 8
+        if frame.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51")):
+            raise FileRejected(
+                Reason.UNREADABLE, "the pixel data is JPEG, though the transfer syntax is RLE"
+            )
+        sample_bytes = samples * number_of(dataset, "BitsAllocated") // 8
+        # A segment for each byte of a pixel (PS3.5 G.2): how many there are, the frame tells.
+        segments = int.from_bytes(frame[:4], "little")
+        if segments != sample_bytes and segments in (samples, 2 * samples):
+            allocated = 8 * segments // samples
+            dataset.BitsAllocated = allocated
+            if number_of(dataset, "BitsStored") > allocated:
+                dataset.BitsStored, dataset.HighBit = allocated, allocated - 1
+            sample_bytes = segments
+        size_bytes = rows * columns * sample_bytes
         # Run lengths expand 64-fold at most and cost a byte in 128 at worst: what is longer
         # than that was not made from this image, and might fill the memory.
         if len(frame) > size_bytes + size_bytes // 64 + 16 * rows + 128:
             raise FileRejected(
                 Reason.UNREADABLE, "the compressed image is larger than an uncompressed one"
             )
+        check_rle(frame, segments=sample_bytes, size=rows * columns)
         return None
     header = frame_header(frame)
-    if header is not None and (rows, columns, samples) != (
+    if header is None:
+        raise FileRejected(
+            Reason.UNREADABLE,
+            f"the pixel data is no stream of the transfer syntax '{syntax.name}'",
+        )
+    if syntax not in _FAMILIES[header.family]:
+        raise FileRejected(
+            Reason.UNREADABLE,
+            f"the pixel data is {header.family}, though the transfer syntax is '{syntax.name}'",
+        )
+    if (rows, columns, samples) != (
         header.rows,
         header.columns,
         header.components,
@@ -188,28 +308,3 @@ def _frame_header(dataset: FileDataset, syntax: UID) -> FrameHeader | None:
             Reason.UNREADABLE, "the compressed image's size is not the one that the file states"
         )
     return header
-
-
-def _stored_bits(
-    values: NDArray[Any], dataset: FileDataset, header: FrameHeader | None
-) -> NDArray[Any]:
-    """Cut a sample's bits out of its word, and extend its sign (PS3.5 8.1.1)."""
-    word = 8 * values.dtype.itemsize
-    stored = min(number_of(dataset, "BitsStored"), word)
-    above_lowest = number_of(dataset, "HighBit", stored - 1) + 1 - stored
-    if stored == word:
-        return values
-    is_signed = values.dtype.kind == "i"
-    # A codec that was given words of 16 bits gives them back, else right-aligned samples.
-    is_word = header is None or header.precision > stored
-    if is_word and dataset.file_meta.TransferSyntaxUID in _LOSSY:
-        # What swings out beyond the stated bits is the codec's error: cutting the bits off
-        # would turn white into black.
-        low = -(2 ** (stored - 1)) if is_signed else 0
-        return np.asarray(np.clip(values, low, low + 2**stored - 1))
-    shift = above_lowest if is_word and 0 <= above_lowest <= word - stored else 0
-    if is_signed:
-        aligned = np.left_shift(values, word - stored - shift)
-        return np.asarray(np.right_shift(aligned, word - stored))
-    moved = np.right_shift(values, shift) if shift else values
-    return np.asarray(np.bitwise_and(moved, values.dtype.type(2**stored - 1)))

@@ -8,7 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import FileRejected, Reason
-from lungwatch.imaging.radiograph import Radiograph, RadiographMeta
+from lungwatch.flags import Flag
+from lungwatch.imaging.codestream import frame_header
+from lungwatch.imaging.colour import grey_of
+from lungwatch.imaging.entropy import check_jpeg
+from lungwatch.imaging.radiograph import FloatImage, Radiograph, RadiographMeta
+from lungwatch.imaging.tone import is_visible, own_range
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -20,7 +25,7 @@ def is_raster(head: bytes) -> bool:
 
 
 def read(path: Path, max_pixels: int) -> Radiograph:
-    """Read a PNG or JPEG file as it looks on a screen: colours to grey, black to 0.
+    """Read a PNG or JPEG file as it looks on a screen: black to 0, and 12 bits in 16 to white.
 
     Parameters
     ----------
@@ -32,7 +37,7 @@ def read(path: Path, max_pixels: int) -> Radiograph:
     Raises
     ------
     FileRejected
-        If the file is truncated, damaged or too large.
+        If the file is truncated, damaged or too large, or the picture is in colours.
     OSError
         If the file cannot be read at all.
     """
@@ -45,10 +50,21 @@ def read(path: Path, max_pixels: int) -> Radiograph:
         raise FileRejected(
             Reason.TOO_LARGE, f"the image is {columns}x{rows} pixels, more than {max_pixels} in all"
         )
+    header = frame_header(data) if kind == "JPEG" else None
+    if header is not None and header.precision != 8:
+        raise FileRejected(
+            Reason.UNSUPPORTED_PIXEL_FORMAT,
+            f"JPEG files of {header.precision} bits are not supported, only in DICOM",
+        )
     image = _decode(data)
     if image is None:
-        raise FileRejected(Reason.UNREADABLE, f"the {kind} data cannot be decoded")
-    pixels, bits = _to_grey(image)
+        # A JPEG's headers are sound by now, and the rest has no checksum that could tell.
+        reason = Reason.UNREADABLE if header is None else Reason.DAMAGED
+        raise FileRejected(reason, f"the {kind} data cannot be decoded")
+    if header is not None:
+        # OpenCV mends what it can, and says nothing.
+        check_jpeg(data, header, image)
+    pixels, bits, flags = _to_grey(image)
     return Radiograph(
         pixels=pixels,
         meta=RadiographMeta(
@@ -58,6 +74,7 @@ def read(path: Path, max_pixels: int) -> Radiograph:
             bits_stored=bits,
             photometric="MONOCHROME2" if image.ndim == 2 else "RGB",
         ),
+        flags=flags,
     )
 
 
@@ -73,14 +90,22 @@ def _decode(data: bytes) -> NDArray[np.uint8] | NDArray[np.uint16] | None:
     return image  # type: ignore[return-value]  # OpenCV's stub knows no element types
 
 
-def _to_grey(image: NDArray[np.uint8] | NDArray[np.uint16]) -> tuple[NDArray[np.float32], int]:
-    if image.ndim == 3 and image.shape[2] == 4:
-        image = image[:, :, :3]
-    grey: NDArray[np.uint8] | NDArray[np.uint16] = (
-        cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image  # type: ignore[assignment]
-    )
-    bits = 16 if grey.dtype == np.uint16 else 8
-    return grey.astype(np.float32) / np.float32(2**bits - 1), bits
+def _to_grey(
+    image: NDArray[np.uint8] | NDArray[np.uint16],
+) -> tuple[FloatImage, int, tuple[Flag, ...]]:
+    """Return grey values, their depth in bits, and a flag if that is not the file's own."""
+    word = 8 * image.dtype.itemsize
+    # Twelve bits in sixteen are common. What leaves the highest bit unused is no 16 bits.
+    bits = max(8, min(word, int(image.max()).bit_length()))
+    white = 2**bits - 1
+    if image.ndim == 3:
+        grey = grey_of(image[:, :, 2::-1], white)
+    else:
+        grey = image.astype(np.float32) / np.float32(white)
+    is_corrected = bits != word
+    if not is_visible(grey):
+        grey, is_corrected = own_range(grey), True
+    return grey, bits, (Flag.DEPTH_CORRECTED,) if is_corrected else ()
 
 
 def _png_size(data: bytes) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from lungwatch.imaging.radiograph import Radiograph
 
 # The longest signature: the DICOM preamble and its "DICM".
 _HEAD_BYTES = 132
-_ZIP = b"PK\x03\x04"
+ZIP_SIGNATURE = b"PK\x03\x04"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def is_zip(path: Path) -> bool:
         If the file cannot be read.
     """
     with path.open("rb") as file:
-        return file.read(len(_ZIP)) == _ZIP
+        return file.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE
 
 
 def max_file_bytes(policy: ReadPolicy) -> int:
@@ -100,7 +100,7 @@ def read_radiograph(path: Path, policy: ReadPolicy | None = None) -> Radiograph:
         )
     elif not head:
         raise FileRejected(Reason.TRUNCATED, "the file is empty")
-    elif head.startswith(_ZIP):
+    elif head.startswith(ZIP_SIGNATURE):
         raise FileRejected(
             Reason.NOT_AN_IMAGE, "a zip archive is not unpacked here; drop the files in it"
         )

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
+import pydicom
 from pydicom.dataset import Dataset
 
 from lungwatch.daemon.dicomout.deidentify import DUMMY_DATE, deidentified
 from lungwatch.daemon.dicomout.facts import Kind, ReportClass, ResultFacts
 from lungwatch.daemon.dicomout.report import structured_report
 from lungwatch.daemon.dicomout.secondary_capture import secondary_capture
-from lungwatch.daemon.dicomout.source import SourceUnusable, read_source
+from lungwatch.daemon.dicomout.source import SourceUnusable, read_source, restore
 from lungwatch.daemon.dicomout.uids import stable_uid
 from lungwatch.daemon.dicomout.validate import validate
 from lungwatch.errors import MissingExtraError
@@ -27,20 +29,23 @@ class BuiltObject:
 
     Attributes
     ----------
-    dataset
-        With file meta information: explicit VR little endian.
+    data
+        A DICOM file (PS3.10) in explicit VR little endian; equal facts and sources give equal ones.
     """
 
     kind: Kind
     sop_class_uid: str
     sop_instance_uid: str
-    dataset: Dataset
+    data: bytes
 
     def encode(self) -> bytes:
-        """Return the bytes of a DICOM file (PS3.10); equal facts and sources give equal ones."""
-        target = io.BytesIO()
-        self.dataset.save_as(target, enforce_file_format=True)
-        return target.getvalue()
+        """Return the bytes of the file."""
+        return self.data
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """What a receiver reads."""
+        return pydicom.dcmread(io.BytesIO(self.data))
 
 
 def build_objects(
@@ -81,11 +86,12 @@ def build_objects(
         import highdicom as _  # noqa: F401, PLC0415
     except ImportError as error:
         raise MissingExtraError("sending results to a PACS", "pacs") from error
-    study = read_source(source)
+    whole = read_source(source)
     secret = ""
     if deidentify_key is not None:
-        study = deidentified(study, deidentify_key)
+        whole = deidentified(whole, deidentify_key)
         secret = stable_uid("deidentified", key=deidentify_key)
+    study = whole.attributes
     # highdicom warns of unusual names, quoting them; they are put in afterwards.
     nameless = deepcopy(study)
     nameless.PatientName = nameless.ReferringPhysicianName = ""
@@ -103,12 +109,15 @@ def build_objects(
             raise SourceUnusable(f"no {kind.upper()} can be made of this result") from error
         _complete(dataset, facts, study, kind)
         validate(dataset, kind, facts, study)
+        restore(dataset, whole)
+        target = io.BytesIO()
+        dataset.save_as(target, enforce_file_format=True)
         built.append(
             BuiltObject(
                 kind=kind,
                 sop_class_uid=str(dataset.SOPClassUID),
                 sop_instance_uid=str(dataset.SOPInstanceUID),
-                dataset=dataset,
+                data=target.getvalue(),
             )
         )
     return built
@@ -140,6 +149,8 @@ def _complete(dataset: Dataset, facts: ResultFacts, study: Dataset, kind: Kind) 
             setattr(dataset, keyword, study.get(keyword))
     # highdicom leaves out what is empty, of which some must be there (type 2).
     for keyword in (
+        "PatientID",
+        "AccessionNumber",
         "PatientName",
         "PatientBirthDate",
         "PatientSex",

@@ -7,10 +7,10 @@ picture is not cleaned: letters burnt into the X-ray stay, which is why it says 
 import hashlib
 import hmac
 from copy import deepcopy
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from pydicom.dataset import Dataset
-
+from lungwatch.daemon.dicomout.source import SourceStudy
 from lungwatch.daemon.dicomout.uids import stable_uid
 
 METHOD = (
@@ -35,28 +35,28 @@ _HASHED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _ID_DIGITS = 16
 
 
-def deidentified(source: Dataset, key: bytes) -> Dataset:
+def deidentified(study: SourceStudy, key: bytes) -> SourceStudy:
     """Return the source's attributes without the patient.
 
     Parameters
     ----------
-    source
+    study
         As `read_source` returns it.
     key
         A secret. Equal keys give one patient and one study the same pseudonyms, so that what
         belongs together stays together; without it nobody finds them by trying.
     """
-    copy = deepcopy(source)
+    copy = deepcopy(study.attributes)
     for keyword in _EMPTIED:
         setattr(copy, keyword, "")
     for keyword in _REMOVED:
         if keyword in copy:
             delattr(copy, keyword)
     for keyword in _HASHED:
-        setattr(copy, keyword, stable_uid("pseudonym", str(source.get(keyword)), key=key))
-    digest = hmac.new(key, f"patient:{source.PatientID}".encode(), hashlib.sha256)
+        setattr(copy, keyword, stable_uid("pseudonym", str(copy.get(keyword)), key=key))
+    digest = hmac.new(key, f"patient:{study.patient}".encode(), hashlib.sha256)
     copy.PatientID = digest.hexdigest()[:_ID_DIGITS]
     copy.PatientIdentityRemoved = "YES"
     copy.DeidentificationMethod = list(METHOD)
     copy.LongitudinalTemporalInformationModified = "REMOVED"
-    return copy
+    return replace(study, attributes=copy, verbatim={})

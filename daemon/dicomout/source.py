@@ -1,59 +1,99 @@
-"""The patient, study and image that a result belongs to, fit to be copied into new objects."""
+"""The patient, study and image that a result belongs to, fit to be copied into new objects.
+
+What decides where a PACS files an answer, Patient ID and UIDs, is copied as it is, valid or not:
+the PACS has it so. Everything else that is not valid is left empty. Text in other letters than
+ASCII's keeps its bytes and its character set: what a receiver makes of the original, right or
+wrong, it makes of the answer.
+"""
 
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
+from pydicom.charset import python_encoding
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.filewriter import correct_ambiguous_vr
+from pydicom.tag import Tag
 
+from lungwatch.daemon.dicomout.uids import stable_uid
 from lungwatch.errors import LungwatchError
 from lungwatch.imaging.attributes import code_of, text_of
 from lungwatch.imaging.orientation import UPRIGHT, directions_of, is_known
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
+# As files have them: a component with a leading zero, or an empty one (PS3.5 9.1 allows neither).
+_COPIED_UID = re.compile(r"[0-9][0-9.]*")
 _DATE = re.compile(r"[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])")
 _TIME = re.compile(r"([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?")
 _MAX_UID = 64
+_MOST_BYTES = 1024
 
-# Keyword, longest value (PS3.5 6.2), whether it may be cut: not what tells patients apart.
+# Keyword and longest value (PS3.5 6.2).
 _TEXTS = (
-    ("PatientID", 64, False),
-    ("IssuerOfPatientID", 64, False),
-    ("PatientName", 64, True),
-    ("AccessionNumber", 16, False),
-    ("StudyID", 16, True),
-    ("StudyDescription", 64, True),
-    ("ReferringPhysicianName", 64, True),
+    ("PatientID", 64),
+    ("IssuerOfPatientID", 64),
+    ("PatientName", 64),
+    ("AccessionNumber", 16),
+    ("StudyID", 16),
+    ("StudyDescription", 64),
+    ("ReferringPhysicianName", 64),
 )
-_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+# To cut one of these is to make another one: too long, they are left empty.
+_IDENTIFIERS = {"IssuerOfPatientID", "AccessionNumber"}
+_COPIED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _DATES = ("PatientBirthDate", "StudyDate")
 _NAMES = {"PatientName", "ReferringPhysicianName"}
 _ALWAYS = {"PatientID", "PatientName", "AccessionNumber", "StudyID", "ReferringPhysicianName"}
+# The default repertoire (PS3.3 C.12.1.1.2): ASCII, until an escape sequence says otherwise.
+_DEFAULT_SETS = {"", "ISO_IR 6", "ISO 2022 IR 6"}
+_FILLS_G1 = re.compile(rb"\x1b(?:[-)]|\$\))")
 
 
 class SourceUnusable(LungwatchError):  # noqa: N818 - a verdict on the file
     """The source cannot be answered in DICOM."""
 
 
-def read_source(path: Path) -> Dataset:
-    """Read what new objects copy from their source: no pixels, valid values alone.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SourceStudy:
+    """What new objects copy from their source.
+
+    Attributes
+    ----------
+    attributes
+        Patient and study modules (PS3.3 C.7.1.1, C.7.2.1), the image's UIDs, modality, laterality
+        and orientation: valid values alone, in ASCII. What `verbatim` holds is empty here; a UID of
+        it is another one that stands in for it.
+    verbatim
+        Keyword to value, as its bytes are in the source.
+    character_sets
+        The source's Specific Character Set; none where it has none.
+    patient
+        Patient ID as text, for a pseudonym.
+    """
+
+    attributes: Dataset
+    verbatim: Mapping[str, bytes]
+    character_sets: tuple[str, ...]
+    patient: str
+
+
+def read_source(path: Path) -> SourceStudy:
+    """Read what new objects copy from their source, without pixels.
 
     Parameters
     ----------
     path
         The original.
 
-    Returns
-    -------
-    Dataset
-        Patient and study modules (PS3.3 C.7.1.1, C.7.2.1) in UTF-8, the image's UIDs, modality,
-        laterality and orientation. What is damaged and may be empty is empty.
-
     Raises
     ------
     SourceUnusable
-        If it is no DICOM file, has no valid UIDs, or an identifier that does not fit.
+        If it is no DICOM file, or has no UIDs of digits and dots.
     OSError
         If the file cannot be read.
     """
@@ -65,47 +105,162 @@ def read_source(path: Path) -> Dataset:
     except Exception as error:
         raise SourceUnusable("the source is no DICOM file") from error
     copy = Dataset()
-    copy.SpecificCharacterSet = "ISO_IR 192"
-    for keyword in _UIDS:
+    verbatim: dict[str, bytes] = {}
+    for keyword in (*_COPIED_UIDS, "SOPClassUID"):
         uid = text_of(source, keyword) or ""
-        if len(uid) > _MAX_UID or not _UID.fullmatch(uid):
-            raise SourceUnusable(f"the source has no valid {keyword}")
+        pattern = _COPIED_UID if keyword in _COPIED_UIDS else _UID
+        if len(uid) > _MAX_UID or not pattern.fullmatch(uid):
+            raise SourceUnusable(f"the source has no usable {keyword}")
+        if not _UID.fullmatch(uid):
+            verbatim[keyword] = uid.encode()
+            uid = stable_uid("stand-in", uid)
         setattr(copy, keyword, uid)
-    for keyword, longest, may_be_cut in _TEXTS:
-        text = _single_line(source, keyword)
-        if not may_be_cut and len(text) > longest:
-            raise SourceUnusable(f"the source's {keyword} has more than {longest} characters")
-        if not may_be_cut and _values_of(source, keyword) > 1:
-            raise SourceUnusable(f"the source's {keyword} has several values")
+    sets = _character_sets(source)
+    for keyword, longest in _TEXTS:
+        # Before it is looked at, which decodes it.
+        raw = _bytes_of(source, keyword)
+        text = _valid_text(keyword, raw, longest)
+        if text is None:
+            is_valid = _is_valid(raw, sets, text_of(source, keyword) or "", keyword, longest)
+            if (is_valid or keyword == "PatientID") and len(raw) <= _MOST_BYTES:
+                verbatim[keyword] = raw
         if text or keyword in _ALWAYS:
-            # The limit of a name is that of each of its groups (PS3.5 6.2.1).
-            groups = text.split("=")[:3] if keyword in _NAMES else [text]
-            setattr(copy, keyword, "=".join(_cut(group, longest) for group in groups))
+            setattr(copy, keyword, text or "")
     for keyword in _DATES:
-        setattr(copy, keyword, _if(text_of(source, keyword), _DATE.fullmatch))
-    copy.StudyTime = _if(text_of(source, "StudyTime"), _TIME.fullmatch)
+        # ACR-NEMA wrote dots and colons (PS3.5 6.2, notes on DA and TM).
+        setattr(copy, keyword, _if(_without(source, keyword, "."), _DATE.fullmatch))
+    copy.StudyTime = _if(_without(source, "StudyTime", ":"), _TIME.fullmatch)
     copy.PatientSex = _if(code_of(source, "PatientSex"), {"M", "F", "O"}.__contains__)
     copy.Modality = code_of(source, "Modality") or "OT"
     laterality = code_of(source, "ImageLaterality") or code_of(source, "Laterality")
     copy.Laterality = _if(laterality, {"R", "L", "B"}.__contains__)
     copy.PatientOrientation = _orientation(source)
-    return copy
+    return SourceStudy(
+        attributes=copy,
+        verbatim=verbatim,
+        character_sets=sets,
+        patient=text_of(source, "PatientID") or "",
+    )
 
 
-def _single_line(source: Dataset, keyword: str) -> str:
-    text = "".join(c for c in text_of(source, keyword) or "" if c.isprintable())
-    return text.replace("\\", " ").strip()
+def restore(dataset: Dataset, study: SourceStudy) -> None:
+    """Put what is copied verbatim into an object, to be encoded next and not to be looked at.
+
+    Parameters
+    ----------
+    dataset
+        In explicit VR little endian, its own text in ASCII.
+    """
+    stand_ins = {
+        str(study.attributes.get(keyword)): value.decode()
+        for keyword, value in study.verbatim.items()
+        if keyword in _COPIED_UIDS
+    }
+    _replace_uids(dataset, stand_ins)
+    texts = {key: raw for key, raw in study.verbatim.items() if key not in _COPIED_UIDS}
+    if not texts:
+        return
+    correct_ambiguous_vr(dataset, is_little_endian=True)
+    if any(not raw.isascii() or b"\x1b" in raw for raw in texts.values()):
+        if study.character_sets:
+            dataset.SpecificCharacterSet = list(study.character_sets)
+        else:
+            del dataset.SpecificCharacterSet
+    for keyword, raw in texts.items():
+        tag = Tag(keyword)
+        value = raw + b" " * (len(raw) % 2)
+        dataset[tag] = RawDataElement(
+            tag=tag,
+            VR=dictionary_VR(tag),
+            length=len(value),
+            value=value,
+            value_tell=0,
+            is_implicit_VR=False,
+            is_little_endian=True,
+        )
+    # Else pydicom decodes what is raw to encode it again.
+    dataset.set_original_encoding(
+        is_implicit_vr=False,
+        is_little_endian=True,
+        character_encoding=dataset._character_set,  # noqa: SLF001 - what it compares with
+    )
 
 
-def _cut(text: str, longest: int) -> str:
-    if len(text) <= longest:
-        return text.strip()
-    # The limit is of characters; a receiver that counts bytes is obliged as well.
-    return text.encode()[:longest].decode(errors="ignore").strip()
+def _replace_uids(dataset: Dataset, stand_ins: Mapping[str, str]) -> None:
+    for element in dataset if stand_ins else ():
+        if element.VR == "SQ":
+            for item in element.value:
+                _replace_uids(item, stand_ins)
+        elif element.VR == "UI" and str(element.value) in stand_ins:
+            uid = stand_ins[str(element.value)]
+            dataset[element.tag] = DataElement(
+                element.tag, "UI", uid, validation_mode=pydicom.config.IGNORE
+            )
 
 
-def _values_of(source: Dataset, keyword: str) -> int:
-    return source[keyword].VM if keyword in source else 0
+def _character_sets(source: Dataset) -> tuple[str, ...]:
+    try:
+        value = source.get("SpecificCharacterSet")
+    # As in `text_of`.
+    except Exception:
+        return ()
+    values = [value] if isinstance(value, str) else list(value or ())
+    sets = tuple(str(one).strip() for one in values)
+    return sets if any(sets) else ()
+
+
+def _bytes_of(source: Dataset, keyword: str) -> bytes:
+    """Return a value as it is in the file, without its padding."""
+    element = source.get_item(Tag(keyword)) if keyword in source else None
+    value = element.value if isinstance(element, RawDataElement) else None
+    return value.strip(b" \0") if isinstance(value, bytes) else b""
+
+
+def _valid_text(keyword: str, raw: bytes, longest: int) -> str | None:
+    """Return a text of ASCII alone that fits, or is cut to fit; None for another one."""
+    if not raw.isascii() or b"\x1b" in raw:
+        return None
+    text = "".join(c for c in raw.decode() if c.isprintable())
+    if keyword == "PatientID" or keyword in _IDENTIFIERS:
+        return text if len(text) <= longest and "\\" not in text else None
+    text = text.replace("\\", " ").strip()
+    # The limit of a name is that of each of its groups (PS3.5 6.2.1).
+    groups = text.split("=")[:3] if keyword in _NAMES else [text]
+    return "=".join(group[:longest].strip() for group in groups)
+
+
+def _is_valid(raw: bytes, sets: tuple[str, ...], text: str, keyword: str, longest: int) -> bool:
+    """Whether bytes that are not ASCII can be a value in these character sets.
+
+    Parameters
+    ----------
+    text
+        What pydicom decodes, with U+FFFD for what it cannot.
+    """
+    first = sets[0] if sets else ""
+    groups = text.split("=") if keyword in _NAMES else [text]
+    if (
+        not set(sets) <= python_encoding.keys()
+        or any(unicodedata.category(c) == "Cc" for c in text)
+        or (b"\x1b" in raw and not any(one.startswith("ISO 2022") for one in sets))
+        or "\ufffd" in text
+        or max(map(len, groups)) > longest
+        or len(groups) > 3
+    ):
+        return False
+    if first in _DEFAULT_SETS:
+        return _FILLS_G1.split(raw, maxsplit=1)[0].isascii()
+    if b"\x1b" in raw:
+        return True
+    try:
+        raw.decode(python_encoding[first])
+    except (UnicodeDecodeError, LookupError):
+        return False
+    return True
+
+
+def _without(source: Dataset, keyword: str, separator: str) -> str:
+    return (text_of(source, keyword) or "").replace(separator, "", 2)
 
 
 def _orientation(source: Dataset) -> list[str]:

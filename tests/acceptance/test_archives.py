@@ -1,6 +1,7 @@
 """A zip archive's files each have an end of their own, once, through crashes too."""
 
 import io
+import json
 import signal
 import zipfile
 
@@ -24,12 +25,17 @@ def study(sample, picture):
         "../../outside.png": picture(1),
         "/etc/passwd.png": picture(2),
         "study2/DICOMDIR": sample("DICOMDIR"),
+        "study2/chest": picture(3),
+        "Brustkorb/Röntgen vom 1.3.png": picture(4),
     }
 
 
 def assert_unpacked(home, archive, study):
     home.assert_settled([archive, *study.values()])
-    assert (home.row(archive).state, home.row(archive).reason) == ("rejected", "unpacked")
+    row = home.row(archive)
+    assert (row.state, row.reason, row.probability) == ("done", "unpacked", None)
+    assert row.path.startswith("done/")
+    assert row.path.endswith(".zip")
     states = {name: home.row(content).state for name, content in study.items()}
     assert states == {
         "study1/chest": "done",
@@ -37,6 +43,8 @@ def assert_unpacked(home, archive, study):
         "../../outside.png": "done",
         "/etc/passwd.png": "done",
         "study2/DICOMDIR": "rejected",
+        "study2/chest": "done",
+        "Brustkorb/Röntgen vom 1.3.png": "done",
     }
     assert home.row(study["study2/DICOMDIR"]).reason == "media_directory"
     assert home.files("incoming") == home.files(".unpacking") == []
@@ -45,15 +53,45 @@ def assert_unpacked(home, archive, study):
 
 def test_each_file_of_an_archive_has_its_own_end(make_home, study):
     home = make_home()
-    archive = zipped({**study, "__MACOSX/._chest": b"junk", "study1/.DS_Store": b"junk"})
+    litter = ("__MACOSX/._chest", "study1/.DS_Store", "study1/Thumbs.db", "@eaDir/x/THUMB.jpg")
+    archive = zipped({**study, **dict.fromkeys(litter, b"junk")})
     home.drop("studies.zip", archive, old=True)
     done = home.run_once()
     assert done.returncode == 0, done.stderr
     assert_unpacked(home, archive, study)
     assert "outside" not in done.stderr  # a file's name may be a patient's
+    assert done.stderr.count("action=unpacked") == 1
+    listed = home.results()
+    names = {row["source_name"].rpartition("/")[2] for row in listed}
+    assert names == {
+        "studies.zip",
+        "chest",
+        "chest-2",
+        "leg.dcm.part_",
+        "outside.png",
+        "passwd.png",
+        "DICOMDIR",
+        "Röntgen vom 1.3.png",
+    }
+    (packed,) = [row for row in listed if row["reason"] == "unpacked"]
+    assert (packed["status"], packed["label"], packed["delivery"]) == ("done", None, None)
+    assert "rejected" not in packed["message"]
+    counted = json.loads(home.command("results", "stats", "--json").stdout)
+    assert counted["by_status"] == {"done": 6, "rejected": 2}
 
 
-@pytest.mark.parametrize("point", ["unpacked", "rejected", "quarantined"])
+def test_an_archive_dropped_again_is_known_and_its_files_do_not_come_twice(make_home, study):
+    home = make_home()
+    archive = zipped(study)
+    for name in ("first.zip", "second.zip"):
+        home.drop(name, archive, old=True)
+        assert home.run_once().returncode == 0
+    assert home.row(archive).arrivals == 2
+    assert {home.row(content).arrivals for content in study.values()} == {1}
+    assert home.reconcile()[0] == 0
+
+
+@pytest.mark.parametrize("point", ["unpacked", "recorded", "filed"])
 def test_killed_around_the_unpacking_no_file_is_lost_or_comes_twice(make_home, study, point):
     home = make_home()
     archive = zipped(study)

@@ -11,7 +11,7 @@ import pytest
 
 from lungwatch.daemon.decoder.faults import poison
 
-from .conftest import wait_for
+from .conftest import END_S, START_S, wait_for
 
 FAULTS = {
     "segfault": "decoder_crashed",
@@ -92,40 +92,47 @@ def test_a_large_image_beyond_the_limit_is_no_fault_of_the_file(make_home):
     home.assert_settled([content])
 
 
-def test_decoders_hold_nothing_of_the_daemons_and_end_with_it(make_home, picture):
-    """No lock, database, socket of others, secret; no model's library; killed with the daemon."""
-    home = make_home(DECODE_MEMORY_MB="2048")
+def test_a_decoder_holds_nothing_of_the_daemons(make_home, picture):
+    """No lock, database, socket of others, secret; no model's library; within its limits."""
+    home = make_home(DECODE_MEMORY_MB="2048", DECODE_WORKERS="1")
     with home.daemon() as daemon:
         home.drop("x.png", picture(1))
+        # The only decoder has answered then: it has set its limits and imported all that it needs.
         home.wait_until_ended([picture(1)])
+        (pid,) = decoders_of(daemon)
+        proc = Path(f"/proc/{pid}")
+        mapped = (proc / "maps").read_text()
+        assert "cv2" in mapped
+        assert not re.search("tensorflow|onnxruntime|sqlite", mapped)
+        opened = [str(entry.readlink()) for entry in (proc / "fd").iterdir()]
+        assert sum(name.startswith("socket:") for name in opened) == 1
+        assert not [name for name in opened if str(home.root) in name or "inotify" in name]
+        assert b"LUNGWATCH_" not in (proc / "environ").read_bytes()
+        limits = (proc / "limits").read_text()
+        assert re.search(rf"^Max address space +{2048 << 20} ", limits, re.MULTILINE)
+        assert re.search(r"^Max core file size +0 ", limits, re.MULTILINE)
+        assert re.search(r"^Max file size +0 ", limits, re.MULTILINE)
+
+
+def test_decoders_end_with_a_daemon_that_is_killed(make_home):
+    home = make_home()
+    with home.daemon() as daemon:
+        # Each is started by its own thread, of which "ready" says nothing.
+        wait_for(lambda: len(decoders_of(daemon)) == 2, START_S, daemon.stderr)
         decoders = decoders_of(daemon)
-        assert len(decoders) == 2
-        for pid in decoders:
-            proc = Path(f"/proc/{pid}")
-            # The other one may be starting still.
-            wait_for(lambda maps=proc / "maps": "cv2" in maps.read_text(), 30, daemon.stderr)
-            mapped = (proc / "maps").read_text()
-            assert not re.search("tensorflow|onnxruntime|sqlite", mapped)
-            opened = [str(entry.readlink()) for entry in (proc / "fd").iterdir()]
-            assert sum(name.startswith("socket:") for name in opened) == 1
-            assert not [name for name in opened if str(home.root) in name or "inotify" in name]
-            assert b"LUNGWATCH_" not in (proc / "environ").read_bytes()
-            limits = (proc / "limits").read_text()
-            assert re.search(rf"^Max address space +{2048 << 20} ", limits, re.MULTILINE)
-            assert re.search(r"^Max core file size +0 ", limits, re.MULTILINE)
-            assert re.search(r"^Max file size +0 ", limits, re.MULTILINE)
         daemon.kill()
-        while any(is_alive(pid) for pid in decoders):
-            signal.sigtimedwait([], 0.02)
+        wait_for(lambda: not any(is_alive(pid) for pid in decoders), END_S, daemon.stderr)
 
 
 def test_a_stop_meant_for_the_group_leaves_the_decoders_to_the_drain(make_home, picture):
     """Ctrl-C and systemd reach every process: a decoder goes on until its parent is done."""
-    home = make_home()
+    home = make_home(DECODE_WORKERS="1")
     with home.daemon() as daemon:
         home.drop("x.png", picture(1))
         home.wait_until_ended([picture(1)])
+        # It has answered: by then it has put the signals out of its way.
         decoders = decoders_of(daemon)
+        assert len(decoders) == 1
         for pid in decoders:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 os.kill(pid, number)

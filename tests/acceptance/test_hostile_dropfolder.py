@@ -217,12 +217,13 @@ def attacked(make_home, picture):
             (home.incoming / os.fsdecode(name)).write_bytes(content)
         for name, (content, _) in bad.items():
             home.drop(f"{PATIENT} {name}", content)
-        sparse = home.drop("sparse.png", b"x")
+        # Hidden until they are what they are to be: the daemon is quick.
+        sparse = home.drop(".sparse.png", b"x")
         os.truncate(sparse, SPARSE_BYTES)
-        locked = home.incoming / "locked"
-        locked.mkdir()
-        (locked / "x.png").write_bytes(picture(902))
-        locked.chmod(0)
+        sparse.rename(home.incoming / "sparse.png")
+        home.drop(".locked/x.png", picture(902))
+        (home.incoming / ".locked").chmod(0)
+        locked = (home.incoming / ".locked").rename(home.incoming / "locked")
         thread = threading.Thread(target=exchange, args=(home.incoming / "swap.png", swapped, 3.0))
         thread.start()
         thread.join()

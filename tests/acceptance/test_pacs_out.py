@@ -102,12 +102,14 @@ class StoreScp(Peer):
     def name(self):
         return f"STORESCP@127.0.0.1:{self.port}"
 
+    def receipts(self):
+        """How many objects came, the one included that is being written at the moment."""
+        return len(list(self.folder.iterdir()))
+
     def received(self):
-        """The SOP Instance UIDs of what came, each as often as it came."""
+        """The SOP Instance UIDs of what came, each as often as it came; when all is written."""
         return Counter(
-            str(pydicom.dcmread(path, force=True).SOPInstanceUID)
-            for path in self.folder.iterdir()
-            if path.suffix != ".cfg"
+            str(pydicom.dcmread(path, force=True).SOPInstanceUID) for path in self.folder.iterdir()
         )
 
 
@@ -320,9 +322,7 @@ def test_killed_at_any_moment_of_a_batch_all_arrive(home_for, radiograph, tmp_pa
             home.drop(f"{number}.dcm", content, old=True)
         for receipts in (1, 4):
             with home.daemon():
-                wait_for(
-                    lambda least=receipts: sum(peer.received().values()) >= least, END_S, home.log
-                )
+                wait_for(lambda least=receipts: peer.receipts() >= least, END_S, home.log)
         with home.daemon() as daemon:
             home.wait_until_ended(contents)
             wait_until_sent(home, 2 * BATCH)
@@ -332,7 +332,7 @@ def test_killed_at_any_moment_of_a_batch_all_arrive(home_for, radiograph, tmp_pa
 
 
 def test_an_invalid_object_is_never_sent_and_is_seen(home_for, radiograph, tmp_path):
-    content = radiograph(0, AccessionNumber="LONGER-THAN-SIXTEEN-CHARACTERS")
+    content = radiograph(0, SeriesInstanceUID="1.2.NOT-A-UID")
     with StoreScp(tmp_path / "received") as peer:
         home = home_for(peer)
         home.drop("chest.dcm", content, old=True)
@@ -341,11 +341,61 @@ def test_an_invalid_object_is_never_sent_and_is_seen(home_for, radiograph, tmp_p
         checked = json.loads(home.command("doctor", "--json").stdout)
     (result,) = home.results()
     assert (result["status"], result["delivery"]) == ("done", "invalid")
-    assert all("AccessionNumber" in row["error"] for row in deliveries(home))
-    assert "LONGER" not in home.log()
+    assert all("SeriesInstanceUID" in row["error"] for row in deliveries(home))
+    assert "NOT-A-UID" not in home.log()
     (check,) = [check for check in checked if check["name"] == f"PACS {peer.name}"]
     assert check["ok"] is False
     assert "2 were invalid" in check["detail"]
+
+
+def test_a_lossless_copy_of_an_instance_gets_no_second_answer(
+    home_for, radiograph, find_testdata, tmp_path
+):
+    """One SOP instance in two encodings: two results, one Secondary Capture."""
+    native = radiograph(0)
+    identity = pydicom.dcmread(io.BytesIO(native), stop_before_pixels=True)
+    copy = pydicom.dcmread(find_testdata("RG1_J2KR.dcm"))
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        setattr(copy, keyword, identity.get(keyword))
+    copy.file_meta.MediaStorageSOPInstanceUID = identity.SOPInstanceUID
+    copy.save_as(tmp_path / "copy.dcm")
+    with StoreScp(tmp_path / "received") as peer:
+        home = home_for(peer, PACS_SEND="sc")
+        for name, content in (
+            ("native.dcm", native),
+            ("copy.dcm", (tmp_path / "copy.dcm").read_bytes()),
+        ):
+            home.drop(name, content, old=True)
+            assert home.run_once().returncode == 0
+        assert sorted(peer.received().values()) == [1]
+        said = home.command("pacs", "send", "2")
+    assert [row.state for row in home.rows()] == ["done", "done"]
+    assert [(row["result_id"], row["state"]) for row in deliveries(home)] == [(1, "sent")]
+    assert said.returncode == 1
+    assert "answers already" in said.stderr
+
+
+def test_an_answer_arrives_whatever_is_wrong_with_the_identifiers(orthanc, home_for, radiograph):
+    """In the study as the PACS has it: a UID with a leading zero, an accession number too long."""
+    study = "1.2.276.0.7230010.3.1.2.20250102.091500.0123"
+    contents = [
+        radiograph(1, StudyInstanceUID=study),
+        radiograph(2, AccessionNumber="HOSP2025010212345678"),
+        radiograph(3, PatientName="M\u00fcller^Zo\u00eb", SpecificCharacterSet=None),
+        radiograph(4, StudyDate="00000000"),
+    ]
+    with orthanc:
+        home = home_for(orthanc, PACS_SEND="sc")
+        for number, content in enumerate(contents):
+            home.drop(f"{number}.dcm", content, old=True)
+        assert home.run_once().returncode == 0
+        assert states(home) == {"sent": len(contents)}
+        answers = orthanc.datasets()
+    assert len(answers) == len(contents)
+    assert study in {answer.StudyInstanceUID for answer in answers}
+    assert {str(answer.PatientName) for answer in answers if answer.PatientName} == {
+        str(pydicom.dcmread(io.BytesIO(contents[0])).PatientName)
+    }
 
 
 def test_what_is_refused_for_good_fails_is_seen_and_can_be_sent_later(

@@ -115,6 +115,24 @@ def test_a_rename_from_part(running, content, assert_taken):
     assert_taken(content)
 
 
+def test_a_hard_link_is_taken_and_its_other_name_changes_nothing_of_it(
+    running, outside, content, picture, assert_taken
+):
+    """As `ln FILE incoming/` leaves it: what is filed is this home's alone."""
+    original = outside / "elsewhere.png"
+    original.write_bytes(content)
+    os.link(original, running.incoming / "linked.png")
+    assert_taken(content)
+    other = picture(next(_numbers))
+    with original.open("r+b") as file:
+        file.write(other)
+    row = running.row(content)
+    assert (running.root / row.path).read_bytes() == content
+    assert (running.root / row.path).stat().st_nlink == 1
+    assert original.read_bytes()[: len(other)] == other
+    assert list((running.root / "work").iterdir()) == []
+
+
 def test_a_file_in_a_new_nested_folder(running, content, assert_taken):
     running.drop("new/nested/folder/x.png", content)
     assert_taken(content)

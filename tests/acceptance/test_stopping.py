@@ -1,34 +1,39 @@
 """A stop finishes what is in hand and leaves the rest where the next start finds it."""
 
 import signal
-import time
 
 import pytest
 
-COUNT = 40
+from .conftest import END_S, sha256, wait_for
+
+BEFORE, COUNT = 10, 60
 
 
-def drop_many(home, picture):
-    contents = [picture(number) for number in range(COUNT)]
-    for number, content in enumerate(contents):
-        home.drop(f"{number:02}.png", content, old=True)
-    return contents
+@pytest.fixture
+def contents(picture):
+    return [picture(number) for number in range(COUNT)]
 
 
-def wait_for_first_end(home):
-    deadline = time.monotonic() + 30
-    while not any(row.has_ended for row in home.rows()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def drop(home, contents):
+    for content in contents:
+        home.drop(f"{sha256(content)}.png", content, old=True)
+
+
+def signal_in_the_middle(home, run, contents, number):
+    """Send a signal when some files have their ends and most wait, however slow this process is."""
+    wait_for(lambda: any(row.has_ended for row in home.rows()), END_S, run.stderr)
+    run.suspend()
+    drop(home, contents[BEFORE:])
+    run.process.send_signal(number)
+    run.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_drains_and_exits_0_and_the_next_start_takes_the_rest(make_home, picture, number):
+def test_a_stop_drains_and_exits_0_and_the_next_start_takes_the_rest(make_home, contents, number):
     home = make_home(MAX_IN_FLIGHT="4")
-    contents = drop_many(home, picture)
+    drop(home, contents[:BEFORE])
     with home.daemon() as daemon:
-        wait_for_first_end(home)
-        daemon.process.send_signal(number)
+        signal_in_the_middle(home, daemon, contents, number)
         assert daemon.process.wait(60) == 0, daemon.stderr()
     left = home.files("incoming")
     assert 0 < len(left) < COUNT
@@ -39,27 +44,27 @@ def test_a_stop_drains_and_exits_0_and_the_next_start_takes_the_rest(make_home, 
     home.assert_settled(contents)
 
 
-def test_a_stop_that_may_not_wait_leaves_work_that_the_next_start_finishes(make_home, picture):
+def test_a_stop_that_may_not_wait_leaves_work_that_the_next_start_finishes(make_home, contents):
     home = make_home(DRAIN_S="0", MAX_IN_FLIGHT="30")
-    contents = drop_many(home, picture)
+    drop(home, contents[:BEFORE])
     with home.daemon() as daemon:
-        wait_for_first_end(home)
-        assert daemon.stop() == 0, daemon.stderr()
+        signal_in_the_middle(home, daemon, contents, signal.SIGTERM)
+        assert daemon.process.wait(END_S) == 0, daemon.stderr()
         assert "Traceback" not in daemon.stderr()
     assert len(home.files("incoming", "work")) > 0
     assert home.run_once().returncode == 0
     home.assert_settled(contents)
 
 
-def test_a_stop_ends_run_once_early_too(make_home, picture):
+def test_a_stop_ends_run_once_early_too(make_home, contents):
     """Interrupted, it does not say that every file has an end."""
     home = make_home(MAX_IN_FLIGHT="1")
-    contents = drop_many(home, picture)
     with home.daemon() as daemon:
-        daemon.kill()
+        daemon.kill()  # the database is made, and can be asked
+    drop(home, contents[:BEFORE])
     run = home.daemon("--once").launch()
-    wait_for_first_end(home)
-    status = run.stop()
+    signal_in_the_middle(home, run, contents, signal.SIGTERM)
+    status = run.process.wait(END_S)
     assert home.files("incoming"), run.stderr()
     assert status == 1
     assert home.run_once().returncode == 0

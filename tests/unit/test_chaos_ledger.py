@@ -12,7 +12,8 @@ CONTENTS = [b"first", b"second", b"third"]
 OVERLAY = b"\x89PNG...IEND\xaeB`\x82"
 SCHEMA = """
     CREATE TABLE image (id INTEGER PRIMARY KEY, sha256 TEXT, path TEXT);
-    CREATE TABLE result (id INTEGER PRIMARY KEY, image_id INTEGER, state TEXT, overlay TEXT);
+    CREATE TABLE result (id INTEGER PRIMARY KEY, image_id INTEGER, state TEXT, reason TEXT,
+        overlay TEXT);
     CREATE TABLE arrival (id INTEGER PRIMARY KEY, result_id INTEGER);
 """
 
@@ -38,7 +39,7 @@ def home(tmp_path):
                 "INSERT INTO image VALUES (?, ?, ?)", (number, sha256(content), f"done/{number}")
             )
             connection.execute(
-                "INSERT INTO result VALUES (?, ?, 'done', ?)",
+                "INSERT INTO result VALUES (?, ?, 'done', NULL, ?)",
                 (number, number, f"overlays/{number}.png"),
             )
             connection.execute("INSERT INTO arrival (result_id) VALUES (?)", (number,))
@@ -56,6 +57,13 @@ def examine(home, *statements):
 
 def test_a_sound_home_is_clean(home):
     assert examine(home).is_clean
+
+
+def test_an_archive_that_is_unpacked_owes_no_overlay(home):
+    (home / "overlays/1.png").unlink()
+    without = "UPDATE result SET overlay = NULL WHERE id = 1"
+    assert not examine(home, without).is_clean
+    assert examine(home, "UPDATE result SET reason = 'unpacked' WHERE id = 1").is_clean
 
 
 @pytest.mark.parametrize(
@@ -98,7 +106,7 @@ def test_a_second_copy_is_a_duplicate(home, folder):
 @pytest.mark.parametrize(
     "statement",
     [
-        "INSERT INTO result VALUES (9, 2, 'done', 'overlays/2.png')",
+        "INSERT INTO result VALUES (9, 2, 'done', NULL, 'overlays/2.png')",
         "INSERT INTO arrival (result_id) VALUES (2)",
     ],
 )

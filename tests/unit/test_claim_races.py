@@ -10,6 +10,7 @@ from lungwatch.daemon.beneath import opened_beneath
 from lungwatch.daemon.claiming import Claimer
 from lungwatch.daemon.dropscan import DropScan
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.namerules import NameRules
 
 
 @pytest.fixture
@@ -29,6 +30,7 @@ def place(tmp_path):
         clock=SimpleNamespace(now=lambda: None),
         model_id=1,
         max_attempts=1,
+        is_known=lambda _: pytest.fail("nothing is known"),
     )
     return SimpleNamespace(home=home, outside=outside, claimer=claimer)
 
@@ -66,6 +68,16 @@ def test_a_file_is_not_given_back_through_a_link_in_its_folder_s_place(place):
     assert (place.home.incoming / "lungwatch.toml").is_symlink()
 
 
+def test_a_file_whose_other_name_is_open_for_writing_is_given_back(place):
+    """It would be filed in a state that nobody meant it to have."""
+    os.link(place.outside / "x.png", place.home.incoming / "x.png")
+    with (place.outside / "x.png").open("r+b") as file:
+        assert place.claimer.take(place.home.incoming / "x.png") is None
+        file.write(b"changed ")
+    assert (place.home.incoming / "x.png").read_bytes() == b"changed "
+    assert list(place.home.work.iterdir()) == []
+
+
 def test_no_way_out_of_a_folder_is_gone(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
@@ -80,7 +92,15 @@ def test_a_file_too_large_to_read_keeps_no_other_waiting(place, monkeypatch):
     monkeypatch.setattr(leftalone, "event", lambda *_, **fields: said.append(fields["reason"]))
     clock = SimpleNamespace(now=lambda: SimpleNamespace(timestamp=lambda: 0.0))
     left = leftalone.LeftAlone()
-    scan = DropScan(place.home.incoming, left, clock, lambda: None)
+    skipped = leftalone.Skipped(30.0)
+    scan = DropScan(
+        place.home.incoming,
+        names=NameRules(),
+        left_alone=left,
+        skipped=skipped,
+        clock=clock,
+        beat=lambda: None,
+    )
     (place.home.incoming / "normal").write_bytes(b"x")
     (place.home.incoming / "sparse").write_bytes(b"x")
     os.truncate(place.home.incoming / "sparse", 9 << 30)

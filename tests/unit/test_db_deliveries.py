@@ -46,7 +46,7 @@ class Desk:
     deliveries: Deliveries
     model_id: int
 
-    def record(self, number: int = 0, meta: RadiographMeta = DICOM) -> int:
+    def record(self, number: int = 0, meta: RadiographMeta | None = None) -> int:
         claim = self.store.claim(
             token=f"t{number}",
             sha256=f"{number:064x}",
@@ -60,7 +60,7 @@ class Desk:
         )
         self.store.record(
             result_id=claim.result_id,
-            meta=meta,
+            meta=meta or replace(DICOM, sop_uid=f"1.2.3.4.{number}"),
             label="COVID",
             probability=0.9,
             logit=2.0,
@@ -72,7 +72,7 @@ class Desk:
         )
         return claim.result_id
 
-    def finish(self, number: int = 0, meta: RadiographMeta = DICOM) -> int:
+    def finish(self, number: int = 0, meta: RadiographMeta | None = None) -> int:
         result_id = self.record(number, meta)
         self.store.finish(result_id=result_id, path="done/x.dcm", now=T0)
         return result_id
@@ -113,6 +113,37 @@ class TestOwing:
         }
         assert desk.deliveries.queue(result_id, PLAN, T0) == 0
         assert len(deliveries_of(desk.engine, result_id)) == 4
+
+    def test_a_copy_of_the_same_instance_owes_no_second_answer(self, desk: Desk) -> None:
+        """Another encoding of one SOP instance: a result of its own, one answer in the PACS."""
+        desk.finish(1, DICOM)
+        copy = desk.finish(2, DICOM)
+        assert deliveries_of(desk.engine, copy) == []
+        assert desk.deliveries.queue(copy, PLAN, T0) == 0
+        other = replace(PLAN, destinations=("NEW@localhost:106",), kinds=("sc",))
+        assert desk.deliveries.queue(copy, other, T0) == 1
+
+    @pytest.mark.parametrize("field", ["study_uid", "sop_uid"])
+    def test_another_instance_or_study_has_its_answer(self, desk: Desk, field: str) -> None:
+        desk.finish(1, DICOM)
+        assert len(deliveries_of(desk.engine, desk.finish(2, replace(DICOM, **{field: "9"})))) == 4
+
+    def test_another_model_answers_the_same_instance_once_more(self, desk: Desk) -> None:
+        desk.finish(1, DICOM)
+        desk.model_id = desk.store.register_model(
+            name="m", version="2", sha256="2" * 64, contract_json="{}", now=T0
+        )
+        assert len(deliveries_of(desk.engine, desk.finish(2, DICOM))) == 4
+
+    def test_what_was_refused_or_invalid_is_no_answer(self, desk: Desk) -> None:
+        first = desk.finish(1, DICOM)
+        ids = [row.id for row in deliveries_of(desk.engine, first)]
+        desk.deliveries.start(ids)
+        desk.deliveries.invalid(ids[0], "x")
+        desk.deliveries.refused(ids[1], error="x", next_attempt_at=T0, most=1)
+        for delivery_id in ids[2:]:
+            desk.deliveries.sent(delivery_id, T0)
+        assert len(deliveries_of(desk.engine, desk.finish(2, DICOM))) == 2
 
     def test_before_it_is_done_nothing_is_owed(self, desk: Desk) -> None:
         assert deliveries_of(desk.engine, desk.record()) == []

@@ -1,6 +1,7 @@
 """Whatever is sent, refused, killed, asked for and removed in whatever order: nothing is lost."""
 
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -68,8 +69,9 @@ class Outbox(RuleBasedStateMachine):
                 exists=lambda _: True,
             )  # fmt: skip
             store.record(
-                result_id=claim.result_id, meta=META, label="COVID", probability=0.9, logit=2.0,
-                threshold=0.5, flags=[], overlay="overlays/x.png", duration_ms=1, now=self.now,
+                result_id=claim.result_id, meta=replace(META, sop_uid=f"1.2.3.{number}"),
+                label="COVID", probability=0.9, logit=2.0, threshold=0.5, flags=[],
+                overlay="overlays/x.png", duration_ms=1, now=self.now,
             )  # fmt: skip
             store.finish(result_id=claim.result_id, path=f"done/{number}", now=self.now)
         self.deliveries = Deliveries(self.engine)

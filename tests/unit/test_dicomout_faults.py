@@ -127,9 +127,8 @@ def test_names_of_another_script_arrive_unharmed(facts, tmp_path):
     [
         ("StudyInstanceUID", "1.2.x"),
         ("SeriesInstanceUID", "1." + "2" * 70),
-        ("PatientID", ["4711", "4712"]),
-        ("IssuerOfPatientID", "I" * 65),
-        ("AccessionNumber", "A" * 17),
+        ("SOPInstanceUID", "../1.2.3"),
+        ("SOPClassUID", "1.02.3"),
     ],
 )
 def test_a_source_that_cannot_be_answered_is_refused_by_attribute_not_value(
@@ -137,14 +136,13 @@ def test_a_source_that_cannot_be_answered_is_refused_by_attribute_not_value(
 ):
     with pytest.raises(SourceUnusable, match=keyword) as refusal:
         build_objects(facts, minimal(tmp_path, **{keyword: value}))
-    for part in [value] if isinstance(value, str) else value:
-        assert part not in str(refusal.value)
+    assert value not in str(refusal.value)
 
 
 def plain(facts, path, kind):
     """An object as a receiver reads it, and the source that it is validated against."""
     (built,) = build_objects(facts, path, (kind,))
-    dataset, study = pydicom.dcmread(io.BytesIO(built.encode())), read_source(path)
+    dataset, study = pydicom.dcmread(io.BytesIO(built.encode())), read_source(path).attributes
     validate(dataset, kind, facts, study)
     return dataset, study
 

@@ -651,7 +651,7 @@ class TestEveryFile:
                 verdicts[path.name] = "read"
             except FileRejected as refusal:
                 verdicts[path.name] = refusal.reason
-        assert verdicts["966.dcm"] is Reason.UNREADABLE
+        assert verdicts["966.dcm"] is Reason.DAMAGED
         assert verdicts["test16signed.dcm"] is Reason.NOT_A_RADIOGRAPH
         # Nothing in these two says what is wrong: that is for looking at the image.
         assert verdicts["dx_image.dcm"] == verdicts["Fake_MONOHR1.dcm"] == "read"

@@ -1,5 +1,7 @@
 """From stored values to grey: what DICOM defines, checked against pydicom's own arithmetic."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -7,9 +9,19 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
 from lungwatch.errors import FileRejected, Reason
-from lungwatch.imaging.grayscale import to_display
+from lungwatch.flags import Flag
+from lungwatch.imaging import grayscale
+from lungwatch.imaging.depth import Samples
 
 RAMP = np.linspace(0, 4095, 64 * 64).round().astype(np.uint16).reshape(64, 64)
+
+
+def to_display(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.float32]:
+    return grayscale.to_display(Samples(values=stored), dataset).pixels
+
+
+def _flags(stored: NDArray[Any], dataset: Dataset) -> tuple[Flag, ...]:
+    return grayscale.to_display(Samples(values=stored), dataset).flags
 
 
 def _dataset(**attributes: object) -> Dataset:
@@ -172,8 +184,9 @@ class TestTables:
         table = np.arange(2**16, dtype=np.uint16)
         lut = _lut(0, 16, table)
         lut.LUTDescriptor = [0, 0, 16]
-        grey = to_display(RAMP, _dataset(VOILUTSequence=[lut]))
-        assert np.abs(grey - RAMP / 65535).max() < 1e-6
+        deep = RAMP * np.uint16(12)
+        grey = to_display(deep, _dataset(VOILUTSequence=[lut], BitsStored=16))
+        assert np.abs(grey - deep / 65535).max() < 1e-6
 
     def test_the_first_of_several_tables_is_used(self) -> None:
         up = _lut(0, 8, np.linspace(0, 255, 4096).astype(np.uint16))
@@ -189,9 +202,9 @@ class TestFullRange:
         assert np.abs(to_display(stored, _dataset()) - expected).max() < 1e-5
 
     def test_eight_bits_are_shown_as_they_are(self) -> None:
-        stored = np.full((8, 8), 51, dtype=np.uint8)
-        stored[0, 0] = 102
-        assert to_display(stored, _dataset(BitsAllocated=8, BitsStored=8))[0, 0] == np.float32(0.4)
+        stored = (RAMP // 32 + 51).astype(np.uint8)
+        grey = to_display(stored, _dataset(BitsAllocated=8, BitsStored=8))
+        assert (grey == stored / np.float32(255)).all()
 
     def test_padding_does_not_take_part(self) -> None:
         stored = RAMP // 4 + 1000

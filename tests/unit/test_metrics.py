@@ -108,6 +108,7 @@ def check_of(read_signs, home):
         waiting=lambda: 3,
         oldest_waiting=T0.timestamp,
         left_alone=lambda: 0,
+        skipped=lambda: {"@eaDir": 2},
         in_hand=lambda: 2,
         queues=dict,
         outages=frozenset,
@@ -134,6 +135,7 @@ def test_metrics_are_the_databases_counts(text):
     assert samples["lungwatch_content_gate", "refuse"] == 1
     assert samples["lungwatch_disk_free_bytes", "home"] > 0
     assert samples["lungwatch_oldest_waiting_seconds",] > 0
+    assert samples["lungwatch_skipped_files", "@eaDir"] == 2
     assert "DOE" not in text
 
 

@@ -131,7 +131,7 @@ def test_what_is_sent_back_says_how_it_lies(tmp_path: Path) -> None:
         )
         with pydicom.config.disable_value_validation():
             pydicom.dcmwrite(path, dataset, enforce_file_format=True)
-        assert list(read_source(path).PatientOrientation) == sent
+        assert list(read_source(path).attributes.PatientOrientation) == sent
 
 
 def test_what_is_known_of_it_reaches_the_daemon(tmp_path: Path) -> None:

@@ -139,16 +139,16 @@ class Bench:
         model_id = store.register_model(
             name="m", version="1", sha256="1" * 64, contract_json="{}", now=T0
         )
-        meta = RadiographMeta(
-            format="DICOM",
-            rows=1,
-            columns=1,
-            bits_stored=8,
-            photometric="MONOCHROME2",
-            study_uid="1.2",
-            sop_uid="1.3",
-        )
         for number in range(RESULTS):
+            meta = RadiographMeta(
+                format="DICOM",
+                rows=1,
+                columns=1,
+                bits_stored=8,
+                photometric="MONOCHROME2",
+                study_uid="1.2",
+                sop_uid=f"1.3.{number}",
+            )
             claim = store.claim(
                 token=f"t{number}",
                 sha256=f"{number:064x}",

@@ -49,6 +49,7 @@ WELL = Probes(
     waiting=lambda: 0,
     oldest_waiting=lambda: None,
     left_alone=lambda: 0,
+    skipped=dict,
     in_hand=lambda: 0,
     queues=dict,
     outages=frozenset,

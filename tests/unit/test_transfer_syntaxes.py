@@ -275,6 +275,7 @@ class TestColour:
     ) -> None:
         dataset = pydicom.dcmread(find_testdata("examples_rgb_color.dcm"))
         dataset.Modality, dataset.BodyPartExamined = "CR", "CHEST"
+        dataset.SOPClassUID = ComputedRadiographyImageStorage
         with pytest.raises(FileRejected, match="in colours") as caught:
             shown(dataset, tmp_path)
         assert caught.value.reason is Reason.UNSUPPORTED_PIXEL_FORMAT
@@ -334,8 +335,8 @@ class TestMissing:
         [
             (JPEGLosslessSV1, "imagecodecs"),
             (JPEGLSLossless, "pyjpegls"),
-            (JPEG2000Lossless, "pylibjpeg-openjpeg"),
-            (HTJ2KLossless, "pylibjpeg-openjpeg"),
+            (JPEG2000Lossless, "imagecodecs"),
+            (HTJ2KLossless, "imagecodecs"),
         ],
     )
     def test_a_missing_decoder_is_named_with_what_to_install(
@@ -354,7 +355,7 @@ class TestMissing:
         assert caught.value.reason is Reason.UNSUPPORTED_TRANSFER_SYNTAX
         assert syntax in str(caught.value)
         assert syntax.name in str(caught.value)
-        assert f"pip install {package}" in str(caught.value).replace("pylibjpeg pylib", "pylib")
+        assert f"pip install {package}" in str(caught.value)
 
     def test_a_film_codec_is_refused_by_name(
         self, reference: NDArray[np.float64], tmp_path: Path

@@ -1,0 +1,115 @@
+"""What lungwatch sent itself is known again, whatever a PACS did to it; nothing else is."""
+
+import io
+from datetime import UTC, datetime
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from lungwatch.daemon.dicomout import ResultFacts, build_objects
+from lungwatch.daemon.ownobject import is_own_object
+
+pytest.importorskip("highdicom", reason="needs the extra 'pacs'")
+COMPUTED_RADIOGRAPHY = "1.2.840.10008.5.1.4.1.1.1"
+
+
+@pytest.fixture(params=[None, b"sixteen bytes or more"], ids=["as it is", "de-identified"])
+def sent(request, tmp_path, find_testdata):
+    """A Secondary Capture and a Structured Report of a result, as bytes."""
+    overlay = tmp_path / "overlay.png"
+    cv2.imwrite(str(overlay), np.full((64, 64, 3), 90, dtype=np.uint8))
+    facts = ResultFacts(
+        sha256="ab" * 32,
+        label="COVID",
+        probability=0.9,
+        threshold=0.5,
+        flags=(),
+        model_name="guided",
+        model_version="0.1.0",
+        model_sha256="cd" * 32,
+        finished_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        overlay=overlay,
+    )
+    source = find_testdata("RG1_UNCR.dcm")
+    return [item.encode() for item in build_objects(facts, source, deidentify_key=request.param)]
+
+
+@pytest.fixture
+def is_own(tmp_path):
+    """Ask of a data set, or of bytes."""
+
+    def ask(content):
+        path = tmp_path / "asked"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            content.save_as(path, enforce_file_format=True)
+        return is_own_object(path)
+
+    return ask
+
+
+def changed(data, syntax=None, **values):
+    """A data set as a PACS may have rewritten it; None removes an attribute."""
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    for keyword, value in values.items():
+        if value is None:
+            dataset.pop(keyword, None)
+        else:
+            setattr(dataset, keyword, value)
+    if syntax is not None:
+        dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+CHANGES = {
+    "untouched": {},
+    "implicit": {"syntax": ImplicitVRLittleEndian},
+    "deflated": {"syntax": DeflatedExplicitVRLittleEndian},
+    "other UIDs and patient": {
+        "StudyInstanceUID": "1.2.3",
+        "PatientID": "other",
+        "PatientName": "Other^Name",
+        "SpecificCharacterSet": "ISO_IR 100",
+    },
+    "cleaned by a gateway": {
+        "SeriesDescription": None,
+        "ImageComments": None,
+        "DerivationDescription": None,
+    },
+    "manufacturer removed": {"Manufacturer": ""},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_own_objects_are_known_again(sent, is_own, change):
+    assert [is_own(changed(data, **change)) for data in sent] == [True, True]
+
+
+def test_one_without_preamble_and_meta_information_is_known_too(sent, is_own):
+    for data in sent:
+        start = 144 + int.from_bytes(data[140:144], "little")
+        assert is_own(data[start:])
+
+
+def test_no_other_object_is_taken_for_one(sent, is_own, find_testdata):
+    """By its class, by its maker; and damaged bytes are no reason to stop."""
+    strange = {
+        "Manufacturer": "Somebody Else",
+        "SeriesDescription": "captures of lungwatch",
+        "ImageComments": "for research",
+        "DerivationDescription": "lungwatch",
+    }
+    for data in sent:
+        assert not is_own(changed(data, SOPClassUID=COMPUTED_RADIOGRAPHY))
+        assert not is_own(changed(data, **strange))
+        assert not is_own(data[:300])
+        assert not is_own(b"\0" * 128 + b"DICM" + b"lungwatch" * 1000)
+    x_ray = pydicom.dcmread(find_testdata("RG1_UNCR.dcm"))
+    x_ray.Manufacturer = "lungwatch"
+    assert not is_own(x_ray)
+    assert not is_own(b"\x89PNG\r\n\x1a\n lungwatch")
+    assert not is_own(b"")
