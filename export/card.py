@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.contract import ModelContract
+from lungwatch.contract import OPACITY, Finding, ModelContract
 from lungwatch.export.figures import FIGURES, figures_markdown, of_data_sets
 from lungwatch.export.gate_card import gate_markdown
 from lungwatch.export.quantisation_card import quantisation_markdown
@@ -77,6 +77,8 @@ def write_card(contract: ModelContract, notes: str = "") -> str:
         "ROC-AUC of the COVID score for one finding against another (images in brackets):",
         _probes_table(measured),
     ]
+    if table := _findings_table(measured):
+        parts += ["The findings beside COVID, where the labels tell them:", table]
     if figures := contract.metrics.get(FIGURES):
         parts.append(figures_markdown(figures))
     parts += [
@@ -108,6 +110,21 @@ def _decision(contract: ModelContract) -> str:
         f"Threshold {decision.threshold:.4f} ({rule} on validation); UNCERTAIN within "
         f"[{decision.uncertain_low:.4f}, {decision.uncertain_high:.4f}). Platt calibration: slope "
         f"{calibration.slope:.4f}, intercept {calibration.intercept:.4f}."
+        + "".join(map(_finding, contract.findings))
+    )
+
+
+def _finding(finding: Finding) -> str:
+    calibration = finding.calibration
+    return (
+        f"\n\nBeside COVID the model scores the finding `{finding.name}`, with a probability of "
+        f"its own: present from {finding.threshold:.4f}; Platt calibration: slope "
+        f"{calibration.slope:.4f}, intercept {calibration.intercept:.4f}. It changes no label"
+        + (
+            "; a NEGATIVE answer with it carries the flag `other_opacity`."
+            if finding.name == OPACITY
+            else "."
+        )
     )
 
 
@@ -150,6 +167,25 @@ def _probes_table(metrics: Mapping[str, Any]) -> str:
         for probe, found in figures["probes"].items()
     ]
     return "\n".join(["| set | comparison | ROC-AUC |", "|---|---|---|", *rows])
+
+
+def _findings_table(metrics: Mapping[str, Any]) -> str:
+    columns = [(name, form) for name, form in _FIGURES if name not in ("COVID", "uncertain")]
+    rows = [
+        f"| {name} | {finding} | {found['positives']} | "
+        + " | ".join(
+            form.format(**found, images=found["positives"] + found["negatives"])
+            for _, form in columns
+        )
+        + " |"
+        for name, measured in metrics.items()
+        for finding, found in measured.get("findings", {}).items()
+    ]
+    if not rows:
+        return ""
+    names = " | ".join(name for name, _ in columns)
+    head = [f"| set | finding | with it | {names} |", "|---" * (len(columns) + 3) + "|"]
+    return "\n".join(head + rows)
 
 
 def _training_data(provenance: Mapping[str, Any]) -> str:

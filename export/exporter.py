@@ -8,12 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from lungwatch.contract import CAM, EMBEDDING, PROBABILITY, Golden, ModelContract
-from lungwatch.errors import ConfigError, DatasetError
+from lungwatch.contract import (
+    CAM,
+    EMBEDDING,
+    FINDINGS,
+    PROBABILITY,
+    Finding,
+    Golden,
+    ModelContract,
+)
+from lungwatch.errors import ConfigError, DatasetError, ModelError
 from lungwatch.export.bundle import write_bundle
 from lungwatch.export.card import write_card
 from lungwatch.export.fidelity import check_size
 from lungwatch.export.figures import FIGURES, Figures, check_figures
+from lungwatch.export.findings import findings_of_graph, with_references
 from lungwatch.export.gate import GateRequest, export_gate
 from lungwatch.export.int8 import make_int8, recalibrate
 from lungwatch.export.parity import compare, run_onnx, synthetic_images
@@ -24,6 +33,7 @@ from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.calibrate import Rule
 from lungwatch.training.dataset import dataset_name, load_dataset, select
 from lungwatch.training.evaluate import measure
+from lungwatch.training.metrics import sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.samples import Split
 from lungwatch.training.scorers import Judgement, KerasScorer, OnnxScorer
@@ -147,7 +157,7 @@ def export(
     """
     scorer = KerasScorer(request.model)
     spec = scorer.judgement.preprocess
-    proto = to_onnx(scorer.model)
+    proto = to_onnx(scorer.network)
     plain = proto.SerializeToString()
     rule = request.threshold_rule
     judgement = scorer.judgement
@@ -155,7 +165,7 @@ def export(
         judgement = _calibrate(scorer, request.data, rule or "youden")
 
     images, kind = _parity_images(request.data, spec)
-    parity = compare(scorer.model, plain, images, kind)
+    parity = compare(scorer.network, plain, images, kind)
     parity.check()
     provenance = {**_provenance(scorer), "parity": parity.to_dict()}
     if rule:
@@ -164,6 +174,7 @@ def export(
         int8 = make_int8(proto, judgement, request.data, rule=rule or "youden", progress=progress)
         proto, judgement = int8.proto, int8.judgement
         provenance["quantisation"] = int8.about
+    judgement = replace(judgement, findings=_findings(request, scorer, proto.SerializeToString()))
     contract = _contract(request, scorer, judgement, proto.SerializeToString(), provenance)
     exported = OnnxScorer(with_contract(proto, contract))
     metrics = measure_sets(exported, request.data, request.evaluate, progress)
@@ -173,6 +184,9 @@ def export(
         contract,
         metrics=metrics,
         map_reference=reference_of_data(exported, request.data) if request.data else None,
+        findings=with_references(contract.findings, exported, request.data)
+        if request.data
+        else contract.findings,
     )
     gate = export_gate(request.gate, progress=progress) if request.gate else None
     if gate:
@@ -215,7 +229,11 @@ def _contract(
             probability=float(answer[PROBABILITY][0]),
             cam_mean=float(answer[CAM][0].mean()),
             tolerance=tolerance,
+            findings=tuple(float(p) for p in sigmoid(answer[FINDINGS][0]))
+            if judgement.findings
+            else (),
         ),
+        findings=judgement.findings,
         provenance=provenance,
     )
 
@@ -242,6 +260,24 @@ def _calibrate(scorer: KerasScorer, data: Path | None, rule: Rule) -> Judgement:
     samples = select(load_dataset(data), "val", dataset_name(data))
     logits = scorer.logits(read_pixels(samples, scorer.judgement.preprocess))
     return recalibrate(scorer.judgement, targets(samples), logits, rule)
+
+
+def _findings(request: ExportRequest, scorer: KerasScorer, graph: bytes) -> tuple[Finding, ...]:
+    """Return the findings beside COVID, in the order of the graph's output."""
+    names, own = scorer.further, {one.name: one for one in scorer.judgement.findings}
+    if set(own) - set(names):
+        raise ModelError(f"metrics.json names findings that the network lacks: {', '.join(own)}")
+    if not names:
+        return ()
+    if set(own) == set(names) and not request.int8 and not request.threshold_rule:
+        return tuple(own[name] for name in names)
+    if request.data is None:
+        raise DatasetError(
+            f"nothing tells how the scores for {', '.join(names)} are read: give the data set "
+            "whose validation split fixes it (--data)"
+        )
+    rule = request.threshold_rule or "youden"
+    return findings_of_graph(graph, names, request.data, scorer.judgement.preprocess, rule)
 
 
 def _figures(request: ExportRequest, scorer: KerasScorer) -> Figures:

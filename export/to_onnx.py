@@ -1,9 +1,18 @@
 """Convert the graph to ONNX and give it its contract."""
 
-from lungwatch.contract import CAM_PEAK, METADATA_KEY, OUTPUTS, ModelContract
+from lungwatch.contract import (
+    CAM_PEAK,
+    FINDING_CAMS,
+    FINDING_PEAKS,
+    FINDINGS,
+    METADATA_KEY,
+    OUTPUTS,
+    ModelContract,
+)
 from lungwatch.errors import MissingExtraError, ModelError
 from lungwatch.export.graph import build_graph
 from lungwatch.training.foreign import KerasModel, OnnxProto
+from lungwatch.training.head import further_findings
 from lungwatch.training.runtime import prepare_tensorflow
 
 # Old enough for every onnxruntime that the package allows.
@@ -36,6 +45,8 @@ def to_onnx(model: KerasModel) -> OnnxProto:
     proto, _ = tf2onnx.convert.from_function(graph, input_signature=signature, opset=OPSET)
     names = {output.name for output in proto.graph.output}
     wanted = {*OUTPUTS, CAM_PEAK}
+    if further_findings(model):
+        wanted |= {FINDINGS, FINDING_CAMS, FINDING_PEAKS}
     if names != wanted:
         raise ModelError(f"the conversion gave the outputs {sorted(names)}, not {sorted(wanted)}")
     for value in (*proto.graph.input, *proto.graph.output):

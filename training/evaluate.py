@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lungwatch.contract import OPACITY
 from lungwatch.training.dataset import dataset_name, load_dataset, select
 from lungwatch.training.metrics import figures, roc_auc, sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
@@ -49,8 +50,40 @@ def evaluate(
 
 
 def measure(scorer: Scorer, samples: Sequence[Sample], pixels: FloatArray) -> dict[str, Any]:
-    """Measure a network on samples already read; see `evaluate`."""
-    return summarise(scorer.judgement, samples, scorer.logits(pixels))
+    """Measure a network on samples already read; see `evaluate`.
+
+    Each finding beside COVID that the labels tell is measured too, under `findings`.
+    """
+    found = summarise(scorer.judgement, samples, scorer.logits(pixels))
+    if scorer.judgement.findings:
+        found["findings"] = _measure_findings(scorer, samples, pixels)
+    return found
+
+
+def _measure_findings(
+    scorer: Scorer, samples: Sequence[Sample], pixels: FloatArray
+) -> dict[str, Any]:
+    logits, found = scorer.finding_logits(pixels), {}
+    for index, one in enumerate(scorer.judgement.findings):
+        truth = finding_truth(one.name, samples)
+        if truth is None:
+            continue
+        calibration = one.calibration
+        probabilities = sigmoid(calibration.slope * logits[:, index] + calibration.intercept)
+        found[one.name] = figures(truth, probabilities, one.threshold).to_dict()
+    return found
+
+
+def finding_truth(name: str, samples: Sequence[Sample]) -> FloatArray | None:
+    """Return which images show a finding beside COVID, 0 and 1, (N,).
+
+    An opacity is what is labelled COVID, OTHER_PNEUMONIA or OPACITY. None where the labels do
+    not tell a finding, or say the same of all images.
+    """
+    if name != OPACITY:
+        return None
+    truth = np.array([sample.opaque for sample in samples], dtype=np.float32)
+    return truth if 0 < truth.sum() < len(truth) else None
 
 
 def summarise(

@@ -9,6 +9,7 @@ Split = Literal["train", "val", "test"]
 
 FINDINGS: tuple[Finding, ...] = get_args(Finding)
 SPLITS: tuple[Split, ...] = get_args(Split)
+_OPAQUE = frozenset({"COVID", "OTHER_PNEUMONIA", "OPACITY"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,3 +44,8 @@ class Sample:
     def positive(self) -> bool:
         """Whether the X-ray is labelled COVID."""
         return self.finding == "COVID"
+
+    @property
+    def opaque(self) -> bool:
+        """Whether the label says that the lungs show an opacity, of COVID or another."""
+        return self.finding in _OPAQUE

@@ -11,11 +11,15 @@ import numpy as np
 from lungwatch.contract import (
     CAM,
     CAM_PEAK,
+    FINDING_CAMS,
+    FINDING_PEAKS,
+    FINDINGS,
     INPUT,
     LOGITS,
     METADATA_KEY,
     Calibration,
     Decision,
+    Finding,
     ModelContract,
 )
 from lungwatch.errors import ModelError, NotFoundError
@@ -23,7 +27,7 @@ from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.fit import predict_logits
 from lungwatch.training.foreign import KerasModel, OnnxSession
 from lungwatch.training.gradcam import gradcam
-from lungwatch.training.head import FEATURES
+from lungwatch.training.head import FEATURES, answer_of, further_findings
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
@@ -39,6 +43,7 @@ class Judgement:
     preprocess: PreprocessSpec
     calibration: Calibration
     decision: Decision
+    findings: tuple[Finding, ...] = ()
 
 
 class Scorer(Protocol):
@@ -50,6 +55,9 @@ class Scorer(Protocol):
 
     def logits(self, pixels: FloatArray) -> FloatArray:
         """Return binary logits, (N,), for preprocessed images, (N, S, S, 1), 0..1."""
+
+    def finding_logits(self, pixels: FloatArray) -> FloatArray:
+        """Return the logits of the findings beside COVID, (N, F), in the judgement's order."""
 
     def maps(self, pixels: FloatArray) -> FloatArray:
         """Return Grad-CAM of NEGATIVE and COVID, (N, 2, h, w), 0..1, for such images.
@@ -67,7 +75,9 @@ class KerasScorer:
     def __init__(self, path: Path) -> None:
         folder = RunFolder(root=path if path.is_dir() else path.parent)
         file = folder.model if path.is_dir() else path
-        self.model = load_keras(file)
+        self.network = load_keras(file)
+        self.model = answer_of(self.network)
+        self.further = further_findings(self.network)
         judged = file == folder.model and (folder.root / "metrics.json").is_file()
         metrics = folder.read("metrics.json") if judged else {}
         config = folder.read("config.json") if judged else {}
@@ -82,11 +92,20 @@ class KerasScorer:
             preprocess=PreprocessSpec.from_dict(spec),
             calibration=Calibration(**metrics.get("calibration", {})),
             decision=Decision(**metrics.get("decision", even)),
+            findings=tuple(map(Finding.from_dict, metrics.get("findings", ()))),
         )
 
     def logits(self, pixels: FloatArray) -> FloatArray:
         """See `Scorer`."""
         return predict_logits(self.model, pixels)
+
+    def finding_logits(self, pixels: FloatArray) -> FloatArray:
+        """See `Scorer`; in the network's own order where no judgement tells one."""
+        names = [one.name for one in self.judgement.findings] or self.further
+        if unknown := set(names) - set(self.further):
+            raise ModelError(f"{self.judgement.name} has no head for {', '.join(sorted(unknown))}")
+        columns = [predict_logits(answer_of(self.network, name), pixels) for name in names]
+        return np.stack(columns, axis=1) if columns else np.empty((len(pixels), 0), np.float32)
 
     def maps(self, pixels: FloatArray) -> FloatArray:
         """See `Scorer`."""
@@ -109,6 +128,7 @@ class OnnxScorer:
             preprocess=self.contract.preprocess,
             calibration=self.contract.calibration,
             decision=self.contract.decision,
+            findings=self.contract.findings,
         )
 
     def logits(self, pixels: FloatArray) -> FloatArray:
@@ -117,6 +137,12 @@ class OnnxScorer:
         pairs = [self.session.run([LOGITS], {INPUT: batch})[0] for batch in batches]
         pair = np.concatenate(pairs)
         return np.asarray(pair[:, 1] - pair[:, 0], dtype=np.float32)
+
+    def finding_logits(self, pixels: FloatArray) -> FloatArray:
+        """See `Scorer`."""
+        if not self.judgement.findings:
+            return np.empty((len(pixels), 0), np.float32)
+        return self._batched(FINDINGS, pixels)
 
     def maps(self, pixels: FloatArray) -> FloatArray:
         """See `Scorer`."""
@@ -130,10 +156,27 @@ class OnnxScorer:
         ModelError
             If the graph has no output `cam_peak`.
         """
-        if CAM_PEAK not in {output.name for output in self.session.get_outputs()}:
-            raise ModelError(f"{self.judgement.name} has no output {CAM_PEAK!r}: export it again")
+        return self._batched(CAM_PEAK, pixels)
+
+    def finding_maps(self, pixels: FloatArray) -> FloatArray:
+        """Return the maps of the findings beside COVID, (N, F, h, w), 0..1, for such images.
+
+        Raises
+        ------
+        ModelError
+            If the graph has no output `finding_cams`.
+        """
+        return self._batched(FINDING_CAMS, pixels)
+
+    def finding_peaks(self, pixels: FloatArray) -> FloatArray:
+        """Return what each of those maps was divided by, (N, F); raises as `finding_maps`."""
+        return self._batched(FINDING_PEAKS, pixels)
+
+    def _batched(self, name: str, pixels: FloatArray) -> FloatArray:
+        if name not in {output.name for output in self.session.get_outputs()}:
+            raise ModelError(f"{self.judgement.name} has no output {name!r}: export it again")
         batches = np.array_split(pixels, max(1, math.ceil(len(pixels) / 64)))
-        found = [self.session.run([CAM_PEAK], {INPUT: batch})[0] for batch in batches]
+        found = [self.session.run([name], {INPUT: batch})[0] for batch in batches]
         return np.concatenate(found).astype(np.float32)
 
 
