@@ -71,6 +71,15 @@ class _FlagChoice(click.Choice[str]):
         return super().convert(value, param, ctx)
 
 
+def _finding_name(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> str | None:
+    """Take what a model may call a finding; which ones there are, only results tell."""
+    if value is not None and not re.fullmatch(r"[a-z][a-z0-9_]*", value.lower()):
+        raise click.BadParameter(f"{value!r} is no name of a finding; 'opacity' is one.")
+    return value and value.lower()
+
+
 def home_options(command: Command) -> Command:
     """Add `--home` and `--config`, passed as `home` and `config_path`."""
     command = click.option(
@@ -123,6 +132,12 @@ def filter_options(command: Command) -> Command:
             type=flags,
             metavar="FLAG",
             help=f"With this flag: {', '.join(Flag)} (docs/flags.md).",
+        ),
+        click.option(
+            "--finding",
+            callback=_finding_name,
+            metavar="NAME",
+            help="Scored for this finding; --min-score and --max-score then mean its probability.",
         ),
         click.option("--min-score", type=score, help="Probability at least."),
         click.option("--max-score", type=score, help="Probability at most."),

@@ -33,6 +33,7 @@ class Chosen(TypedDict):
     label: str | None
     status: str | None
     flag: str | None
+    finding: str | None
     min_score: float | None
     max_score: float | None
     patient: str | None

@@ -49,7 +49,9 @@ MEANINGS: dict[Label, str] = {
     UNCERTAIN: "the model abstains; COVID-19 pattern indeterminate",
 }
 """What each label says to a reader, in one clause."""
-_OTHER_OPACITY = "no COVID-19 pattern found, but an opacity: this is no finding of a normal chest"
+_OTHER_OPACITY = (
+    "no COVID-19 pattern found, but an opacity; this does not mean a normal chest X-ray"
+)
 
 COVID_FINDING = "covid"
 OPACITY = "opacity"

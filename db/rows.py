@@ -161,6 +161,8 @@ class ResultFilter:
         ``since <= received_at < until``, with a zone.
     min_score, max_score
         ``min_score <= probability <= max_score``; results without one never match.
+    finding
+        Whose probability that is; results that were not scored for it never match. None: COVID.
     flag
         One that the result carries.
     patient, accession, study
@@ -176,6 +178,7 @@ class ResultFilter:
     label: str | None = None
     status: str | None = None
     flag: str | None = None
+    finding: str | None = None
     min_score: float | None = None
     max_score: float | None = None
     patient: str | None = None

@@ -171,10 +171,14 @@ def _conditions(chosen: ResultFilter) -> Iterator[ColumnElement[bool]]:
     if chosen.flag is not None:
         # Both databases keep JSON as the text that was written, codes within quotes.
         yield cast(Result.flags, String).contains(json.dumps(chosen.flag), autoescape=True)
+    score: ColumnElement[float | None] = Result.probability.expression
+    if chosen.finding is not None:
+        score = Result.findings[chosen.finding].as_float()
+        yield score.is_not(None)
     if chosen.min_score is not None:
-        yield Result.probability >= chosen.min_score
+        yield score >= chosen.min_score
     if chosen.max_score is not None:
-        yield Result.probability <= chosen.max_score
+        yield score <= chosen.max_score
     if chosen.patient is not None:
         yield Image.patient_id == chosen.patient
     if chosen.accession is not None:

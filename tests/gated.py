@@ -15,7 +15,16 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from lungwatch.contract import METADATA_KEY, ModelContract
+from lungwatch.contract import (
+    FINDING_CAMS,
+    FINDING_PEAKS,
+    FINDINGS,
+    METADATA_KEY,
+    Calibration,
+    Decision,
+    Finding,
+    ModelContract,
+)
 from lungwatch.errors import Reason
 from lungwatch.gate import GateCheck, GateContract
 from lungwatch.golden import golden_input
@@ -110,6 +119,64 @@ def gateless_bundle(plain: Path, folder: Path) -> Path:
     for name in ("card.md", "gate.onnx"):
         (target / name).unlink(missing_ok=True)
     write(target, {"model.onnx": model.SerializeToString()}, name="gateless")
+    return target
+
+
+def opacity_bundle(plain: Path, folder: Path, *, logit: float, maps: bool = True) -> Path:
+    """Copy a bundle to `folder/two-1.0.0`, with an opacity that has one logit for all images.
+
+    COVID is as good as never found, so that the answer is NEGATIVE.
+
+    Parameters
+    ----------
+    logit
+        Of the opacity, before its calibration (slope 2, intercept 1; threshold 0.5).
+    maps
+        Whether the graph has the opacity's map, which is that for COVID, and its peak.
+    """
+    target = Path(shutil.copytree(plain, folder / "two-1.0.0"))
+    model = onnx.load_model_from_string((target / "model.onnx").read_bytes())
+    graph, make = model.graph, helper.make_node
+    side = next(o for o in graph.output if o.name == "cam").type.tensor_type.shape.dim[-1].dim_value
+    constants = {
+        "opacity_none": np.float32([[0, 0]]),
+        "opacity_sum": np.float32([[1], [1]]),
+        "opacity_logit": np.float32([[logit]]),
+        "opacity_second": np.array([1], np.int64),
+    }
+    nodes = [
+        make("Mul", ["logits", "opacity_none"], ["opacity_zeros"]),
+        make("MatMul", ["opacity_zeros", "opacity_sum"], ["opacity_zero"]),
+        make("Add", ["opacity_zero", "opacity_logit"], [FINDINGS]),
+    ]
+    shapes = {FINDINGS: ["batch", 1]}
+    if maps:
+        nodes.append(make("Gather", ["cam", "opacity_second"], [FINDING_CAMS], axis=1))
+        nodes.append(make("Gather", ["cam_peak", "opacity_second"], [FINDING_PEAKS], axis=1))
+        shapes |= {FINDING_CAMS: ["batch", 1, side, side], FINDING_PEAKS: ["batch", 1]}
+    graph.node.extend(nodes)
+    for name, value in constants.items():
+        graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    for name, shape in shapes.items():
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    (told,) = [entry for entry in model.metadata_props if entry.key == METADATA_KEY]
+    contract = ModelContract.from_json(told.value)
+    opacity = Finding(
+        name="opacity",
+        calibration=Calibration(slope=2.0, intercept=1.0),
+        threshold=0.5,
+        map_reference=1e-6 if maps else None,
+    )
+    told.value = replace(
+        contract,
+        name="two",
+        version="1.0.0",
+        decision=Decision(threshold=0.999999, uncertain_low=0.999999, uncertain_high=0.999999),
+        findings=(opacity,),
+        golden=replace(contract.golden, findings=(Calibration().probability(logit),)),
+    ).to_json()
+    (target / "card.md").unlink()
+    write(target, {"model.onnx": model.SerializeToString()}, name="two")
     return target
 
 

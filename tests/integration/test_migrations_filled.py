@@ -16,6 +16,7 @@ from lungwatch.db import upgrade as upgrade_schema
 from lungwatch.db.delivery_states import DeliveryState
 from lungwatch.db.engine import reading, writing
 from lungwatch.db.migrate import REVISIONS
+from lungwatch.db.queries import ResultFilter, list_results
 from lungwatch.db.states import State
 from lungwatch.errors import DatabaseError
 
@@ -225,4 +226,72 @@ def test_the_negative_class_is_renamed_and_old_results_get_their_models_band(url
         assert list(connection.execute(query).scalars()) == ["NORMAL", "COVID"]
         kept = {column["name"] for column in inspect(connection).get_columns("result")}
     engine.dispose()
+    assert kept.isdisjoint({"findings"})
     assert kept.isdisjoint({"uncertain_from", "uncertain_to", "gate_score", "lung_share"})
+
+
+def test_old_results_get_covid_as_their_only_finding_and_unscored_ones_none(url: str) -> None:
+    """To the last bit, and past the number of rows that are changed at once."""
+    engine = build(url, "0006")
+    with writing(engine) as connection:
+        connection.execute(text("UPDATE result SET probability = NULL WHERE id = 2"))
+        connection.execute(text("UPDATE result SET probability = 0.1234567890123456 WHERE id = 1"))
+        before = dict(tuple(row) for row in connection.execute(_PROBABILITIES))
+    engine.dispose()
+
+    engine = open_database(url)
+    with reading(engine) as connection:
+        table = Table("result", MetaData(), autoload_with=connection)
+        found = dict(tuple(row) for row in connection.execute(select(table.c.id, table.c.findings)))
+        nulls = text("SELECT id FROM result WHERE findings IS NULL AND probability IS NOT NULL")
+        assert connection.execute(nulls).all() == []
+        assert dict(tuple(row) for row in connection.execute(_PROBABILITIES)) == before
+    assert found == {row: p if p is None else {"covid": p} for row, p in before.items()}
+    assert found[1] == {"covid": 0.1234567890123456}
+    assert found[2] is None
+    chosen = ResultFilter(finding="covid", max_score=0.124)
+    assert [row.id for row in list_results(engine, chosen)] == [1]
+    assert list_results(engine, ResultFilter(finding="opacity")) == []
+
+    with writing(engine) as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.set_main_option("path_separator", "os")
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0006")
+    with reading(engine) as connection:
+        kept = {column["name"] for column in inspect(connection).get_columns("result")}
+        assert dict(tuple(row) for row in connection.execute(_PROBABILITIES)) == before
+    engine.dispose()
+    assert "findings" not in kept
+
+
+_PROBABILITIES = text("SELECT id, probability FROM result")
+
+
+def test_more_rows_than_are_changed_at_once_all_get_their_finding(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'lungwatch.db'}"
+    engine = build(url, "0006")
+    more = text(
+        "WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 20200) "
+        "INSERT INTO result (id, image_id, model_id, state, attempts, probability, flags) "
+        "SELECT i, i, 1, 'done', 1, i / 20200.0, '[]' FROM n"
+    )
+    with writing(engine) as connection:
+        connection.execute(
+            text(
+                "WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 20200) "
+                "INSERT INTO image (id, sha256, size_bytes, source_name, received_at) "
+                "SELECT i, 'h' || i, 1, 'x', '2024-01-02 03:04:05.000000' FROM n"
+            )
+        )
+        connection.execute(more)
+    engine.dispose()
+    engine = open_database(url)
+    with reading(engine) as connection:
+        table = Table("result", MetaData(), autoload_with=connection)
+        chosen = select(table.c.probability, table.c.findings).where(table.c.id >= 100)
+        found = connection.execute(chosen).all()
+    engine.dispose()
+    assert len(found) == 20101
+    assert all(row.findings == {"covid": row.probability} for row in found)

@@ -90,6 +90,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             now=T0,
             uncertain=(0.25, 0.75),
             plausibility=Plausibility(gate_score=0.875, lung_area=0.375, lung_share=0.5),
+            findings={"covid": 0.98765, "opacity": 0.625},
         )
         store.finish(result_id=claim.result_id, path="done/x.dcm", now=T0)
     engine.dispose()
@@ -147,6 +148,8 @@ class TestList:
         assert datetime.fromisoformat(rows[1]["received_at"]) == T0
         assert datetime.fromisoformat(rows[1]["received_at"]).tzinfo is not None
         assert (rows[0]["reason"], rows[0]["probability"]) == ("truncated", None)
+        assert rows[1]["findings"] == {"covid": 0.98765, "opacity": 0.625}
+        assert rows[0]["findings"] is None
         trust = ("gate_score", "lung_area", "lung_share", "uncertain_from", "uncertain_to")
         assert [rows[1][name] for name in trust] == [0.875, 0.375, 0.5, 0.25, 0.75]
         assert [rows[0][name] for name in trust] == [0.125, 0.0, None, None, None]
@@ -176,6 +179,8 @@ class TestList:
         assert rows[1]["flags"] == "low_detail;old_model"
         assert rows[1]["probability"] == "0.98765"
         assert rows[0]["label"] == ""
+        assert json.loads(rows[1]["findings"]) == {"covid": 0.98765, "opacity": 0.625}
+        assert rows[0]["findings"] == ""
         assert (rows[1]["lung_share"], rows[0]["gate_score"]) == ("0.5", "0.125")
 
     @pytest.mark.parametrize(
@@ -189,6 +194,9 @@ class TestList:
             (["--flag", "low_detail"], [1]),
             (["--min-score", "0.5", "--max-score", "1"], [1]),
             (["--max-score", "0.5"], []),
+            (["--finding", "opacity", "--max-score", "0.7"], [1]),
+            (["--finding", "Opacity", "--min-score", "0.7"], []),
+            (["--finding", "nodule"], []),
             (["--patient", "+P1"], [1]),
             (["--accession", "none"], []),
             (["--study", "1.2.3"], [1]),
@@ -217,6 +225,7 @@ class TestList:
             ["--label", "FLU"],
             ["--label", "normal"],
             ["--flag", "low_contrast"],
+            ["--finding", 'x"; --'],
             ["--json", "--csv"],
         ],
         ids=" ".join,
@@ -251,6 +260,11 @@ class TestShow:
         shown = json.loads(run("results", "show", SHA[:8], "--json").stdout)
         assert (shown["id"], shown["logit"], shown["model_sha256"]) == (1, -2.5, "1" * 64)
         assert (shown["columns"], shown["overlay"]) == (2, str(home / "overlays/x.png"))
+
+    def test_findings_are_told_by_name(self, run: Run) -> None:
+        shown = run("results", "show", "1").stdout.splitlines()
+        (line,) = [line for line in shown if line.startswith("findings")]
+        assert line.split(maxsplit=1)[1] == "covid 0.98765, opacity 0.625"
 
     def test_for_people(self, run: Run) -> None:
         lines = run("results", "show", "2").stdout.splitlines()

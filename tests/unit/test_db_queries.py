@@ -35,6 +35,9 @@ def engine(template: Path, tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
+TWO = {"covid": 0.05, "opacity": 0.625}
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six results: two scored, one rejected, one failed, one claimed, one by another model.
@@ -65,7 +68,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             exists=lambda _: True,
         ).result_id
 
-    def score(result_id: int, label: str, probability: float, flags: list[str]) -> None:
+    def score(
+        result_id: int,
+        label: str,
+        probability: float,
+        flags: list[str],
+        findings: dict[str, float] | None = None,
+    ) -> None:
         store.record(
             result_id=result_id,
             meta=RadiographMeta(
@@ -83,6 +92,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             logit=0.0,
             threshold=0.5,
             flags=flags,
+            findings=findings,
             overlay=f"overlays/{result_id}.png",
             duration_ms=5,
             now=T0,
@@ -102,7 +112,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     day = timedelta(days=1)
     score(claim(0, "a", first, T0), "COVID", 0.95, ["low_contrast", "old_model"])
-    score(claim(1, "b", first, T0 + day), "NEGATIVE", 0.05, [])
+    score(claim(1, "b", first, T0 + day), "NEGATIVE", 0.05, [], TWO)
     end(claim(2, "c", first, T0 + 2 * day), rejected=True)
     end(claim(3, "d", first, T0 + 3 * day), rejected=False)
     claim(0, "e", first, T0 + 4 * day)
@@ -135,6 +145,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (ResultFilter(min_score=0.5), [5, 1]),
         (ResultFilter(max_score=0.5), [2, 5]),
         (ResultFilter(min_score=0.1, max_score=0.9), [5]),
+        (ResultFilter(finding="opacity"), [2]),
+        (ResultFilter(finding="opacity", min_score=0.625), [2]),
+        (ResultFilter(finding="opacity", min_score=0.626), []),
+        (ResultFilter(finding="opacity", max_score=0.1), []),
+        (ResultFilter(finding="covid", max_score=0.1), [2]),
+        (ResultFilter(finding="covid"), [2, 5, 1]),
+        (ResultFilter(finding="nodule"), []),
         (ResultFilter(patient="P2"), [2]),
         (ResultFilter(accession="A2"), [2]),
         (ResultFilter(study="1.2.2"), [2]),

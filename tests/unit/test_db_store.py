@@ -246,6 +246,19 @@ class TestClaimed:
         assert desk.row(claim).status is State.CLAIMED
 
 
+class TestFindings:
+    def test_each_is_kept_by_its_name(self, desk: Desk) -> None:
+        claim = desk.claim("a")
+        assert desk.row(claim).findings is None, "there is no score yet"
+        desk.record(claim, findings={"covid": 0.9, "opacity": 0.1234567890123456})
+        assert desk.row(claim).findings == {"covid": 0.9, "opacity": 0.1234567890123456}
+
+    def test_a_model_that_tells_none_has_covid(self, desk: Desk) -> None:
+        claim = desk.claim("a")
+        desk.record(claim)
+        assert desk.row(claim).findings == {"covid": 0.9}
+
+
 class TestRecorded:
     @pytest.fixture
     def recorded(self, desk: Desk) -> Claim:

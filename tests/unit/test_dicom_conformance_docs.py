@@ -42,6 +42,7 @@ def test_every_code_of_the_report_is_named():
     own = (
         *(report.COVID_19, report.CHEST_X_RAY, report.PATTERN, report.DECISION),
         *(report.TRUST_FLAG, report.GATE_SCORE, report.LUNG_AREA, report.LUNG_SHARE),
+        *(report.OPACITY_FOUND, report.finding_probability("opacity")),
     )
     for code in (*own, *report.PRESENCE.values(), *report.SCORES.values()):
         assert f"{code.value} {code.scheme_designator}" in TEXT, code
@@ -49,6 +50,8 @@ def test_every_code_of_the_report_is_named():
         found = report.COVID_19.meaning if label == "COVID" else "none"
         row = f"| {label} | {found} | {presence.meaning} | {conclusion(label)} |"
         assert row in TEXT
+    opaque = conclusion("NEGATIVE", ("other_opacity",))
+    assert f"| NEGATIVE with `other_opacity` | opacity | Absent | {opaque} |" in TEXT
 
 
 def test_series_numbers_and_the_research_text_are_those_of_the_code():

@@ -192,6 +192,81 @@ def test_a_reader_of_the_page_sees_the_answer_and_a_finding_only_if_there_is_one
     assert "NORMAL" not in page
 
 
+OPAQUE = {
+    "label": "NEGATIVE",
+    "probability": 0.0312,
+    "findings": {"covid": 0.0312, "opacity": 0.6249, "nodule": 0.04},
+}
+
+
+@pytest.mark.skipif(not shutil.which("dsr2html"), reason="needs Debian's package 'dcmtk'")
+def test_a_negative_answer_with_an_opacity_heads_it_as_its_finding(facts, source, tmp_path):
+    """With its probability, present, in the lungs; and the conclusion is of no normal chest."""
+    lines = as_page(replace(facts, flags=("other_opacity",), **OPAQUE), source, tmp_path)
+    page = "\n".join(lines)
+    assert lines.count("Finding:") == 1
+    assert lines[lines.index("Finding:") + 1].startswith("opacity")
+    assert "Finding Site = Lung (39607008, SCT)" in page
+    assert lines[lines.index("opacity:") + 1].startswith("Present")
+    assert lines[lines.index("COVID-19 pattern:") + 1].startswith("Absent")
+    assert "(RID28530, RADLEX)" in page
+    assert "(840539006, SCT)" not in page
+    found = [lines[i + 1] for i, line in enumerate(lines) if line == "Probability:"]
+    assert [line.split()[0] for line in found] == ["0.031", "0.625"]
+    assert "Probability of nodule:\n0.040" in page
+    assert "Probability of opacity:" not in lines
+    sentence = "no COVID-19 pattern found, but an opacity; this does not mean a normal chest X-ray."
+    assert f"Conclusion:\nNEGATIVE: {sentence}" in page
+
+
+@pytest.mark.skipif(not shutil.which("dsr2html"), reason="needs Debian's package 'dcmtk'")
+@pytest.mark.parametrize("label", ANSWERS)
+def test_without_the_flag_an_opacity_has_a_probability_and_is_no_finding(
+    facts, source, tmp_path, label
+):
+    lines = as_page(replace(facts, **{**OPAQUE, "label": label}), source, tmp_path)
+    page = "\n".join(lines)
+    assert "Probability of opacity:\n0.625" in page
+    assert "Probability of nodule:\n0.040" in page
+    assert "RID28530" not in page
+    assert lines.count("Probability:") == 1
+    assert lines.count("Finding:") == (label == "COVID")
+    assert f"Conclusion:\n{label}: {ANSWERS[label][2]}" in page
+
+
+@pytest.mark.skipif(not shutil.which("dciodvfy"), reason="needs Debian's package 'dicom3tools'")
+@pytest.mark.parametrize("report_class", ["comprehensive-3d", "comprehensive"])
+@pytest.mark.parametrize("flags", [(), ("other_opacity",)])
+def test_dicom3tools_finds_no_error_in_objects_with_an_opacity(
+    facts, source, tmp_path, report_class, flags
+):
+    opaque = replace(facts, flags=flags, **OPAQUE)
+    for item in build_objects(opaque, source, sr=report_class):
+        assert problems(item.encode(), tmp_path) == [], item.kind
+
+
+def test_the_capture_says_that_the_chest_is_not_normal(facts, source):
+    opaque = replace(facts, flags=("other_opacity",), **OPAQUE)
+    (capture,) = build_objects(opaque, source, kinds=("sc",))
+    image = pydicom.dcmread(io.BytesIO(capture.encode()))
+    assert "does not mean a normal chest X-ray" in image.DerivationDescription
+
+
+@pytest.mark.parametrize("flags", [(), ("other_opacity",)])
+def test_a_report_with_another_opacity_than_the_record_is_invalid(facts, find_testdata, flags):
+    """Another probability, one that is not headed, and one that is headed without the flag."""
+    path = find_testdata("RG1_UNCR.dcm")
+    source = read_source(path).attributes
+    opaque = replace(facts, flags=flags, **OPAQUE)
+    (report,) = build_objects(opaque, path, kinds=("sr",))
+    validate(report.dataset, "sr", opaque, source)
+    other = replace(opaque, findings={**opaque.findings, "opacity": 0.5})
+    turned = replace(opaque, flags=() if flags else ("other_opacity",))
+    for wrong in (other, turned):
+        with pytest.raises(InvalidObject):
+            validate(report.dataset, "sr", wrong, source)
+
+
 def numbers_in(item):
     """Name and value of every number of a report, as written in the file."""
     found = {}

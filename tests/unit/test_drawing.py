@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lungwatch.contract import Calibration, Decision, Golden, ModelContract
+from lungwatch.contract import Calibration, Decision, Finding, Golden, ModelContract
 from lungwatch.daemon.drawing import draw_result
 from lungwatch.daemon.judging import Judged
-from lungwatch.daemon.overlay import OverlayText, render_overlay
+from lungwatch.daemon.overlay import FindingText, OverlayText, render_overlay
 from lungwatch.daemon.overlay.colormap import blend
 from lungwatch.daemon.overlay.layout import lay_out
 from lungwatch.daemon.overlay.render import upsample
@@ -18,7 +18,7 @@ from lungwatch.daemon.records import Claimed, Classified, Prepared, Scores
 from lungwatch.flags import Flag
 from lungwatch.imaging import RadiographMeta
 from lungwatch.plausibility import Plausibility
-from lungwatch.preprocess import PreprocessSpec
+from lungwatch.preprocess import PreprocessSpec, content_of
 
 REFERENCE = 8.0
 CONTRACT = ModelContract(
@@ -185,3 +185,87 @@ def test_the_map_over_padding_is_cut_off():
         for cam in (inside, around)
     )
     assert (one == other).all()
+
+
+class TestOpacity:
+    """A negative answer with an opacity is not to be read as a normal chest."""
+
+    CONTRACT = replace(
+        CONTRACT,
+        findings=(
+            Finding(name="nodule", calibration=Calibration(), threshold=0.5),
+            Finding(name="opacity", calibration=Calibration(), threshold=0.5, map_reference=4.0),
+        ),
+    )
+    FLAGGED = replace(JUDGED, flags=(Flag.OTHER_OPACITY,))
+
+    def case(self, *, label="NEGATIVE", maps=True, peak=4.0):
+        case = scored(label)
+        scores = replace(
+            case.scores,
+            further={"nodule": 0.25, "opacity": 0.625},
+            further_cams=np.stack([NEGATIVE_MAP, spot(6, 1)]) if maps else None,
+            further_peaks=np.array([99.0, peak], np.float32) if maps else None,
+        )
+        return replace(case, scores=scores)
+
+    def words(self, label, flags, **changes):
+        text = text_of(label, flags=flags, **changes)
+        plan = lay_out((300, 200), text, state="none", side_by_side=True)
+        return [line.text for line in plan.texts]
+
+    def test_title_and_sentence_say_it_and_the_list_of_findings_has_its_number(self):
+        findings = (FindingText(name="opacity", probability=0.625, threshold=0.5),)
+        lines = self.words("NEGATIVE", (Flag.OTHER_OPACITY,), findings=findings)
+        assert lines[0] == "NEGATIVE, OTHER OPACITY"
+        page = " ".join(lines)
+        assert "No COVID-19 pattern found, but an opacity" in page
+        assert "does not mean a normal chest X-ray" in page
+        assert "P(opacity) = 0.625, threshold 0.500" in lines
+        assert "other disease is not assessed" not in page
+        plain = self.words("NEGATIVE", (), findings=findings)
+        assert plain[0] == "NEGATIVE"
+        assert "P(opacity) = 0.625, threshold 0.500" in plain
+
+    @pytest.mark.parametrize("side_by_side", [True, False])
+    @pytest.mark.parametrize("peak", [1.0, 100.0])
+    def test_the_map_that_is_drawn_is_that_of_the_opacity(self, side_by_side, peak):
+        """On its own scale, and captioned as what it is."""
+        case = self.case(peak=peak)
+        picture = draw_result(case, self.FLAGGED, self.CONTRACT, side_by_side=side_by_side)
+        findings = tuple(
+            FindingText(name=name, probability=value, threshold=0.5)
+            for name, value in case.scores.further.items()
+        )
+        text = text_of("NEGATIVE", flags=self.FLAGGED.flags, findings=findings, opacity_map=True)
+        wanted = render_overlay(
+            preview=case.prepared.preview,
+            cam=content_of(
+                spot(6, 1) * np.float32(min(1.0, peak / 4.0)), (300, 200), CONTRACT.preprocess
+            ),
+            text=text,
+            side_by_side=side_by_side,
+        )
+        np.testing.assert_array_equal(picture, wanted)
+        assert text.caption("drawn").startswith("Grad-CAM for opacity, same scale")
+        assert text.lungs("drawn") == "", "the share that is known is that of COVID's map"
+
+    @pytest.mark.parametrize("judged", [JUDGED, FLAGGED])
+    def test_there_is_no_map_without_the_flag_or_without_one_in_the_graph(self, judged):
+        case = self.case(maps=judged is JUDGED)
+        picture = draw_result(case, judged, self.CONTRACT, side_by_side=True)
+        grey = case.prepared.preview[:, :, np.newaxis]
+        rows, columns = grey.shape[:2]
+        assert any(
+            (picture[top : top + rows, left : left + columns] == grey).all()
+            for top in range(picture.shape[0] - rows + 1)
+            for left in [(picture.shape[1] - columns) // 2]
+        )
+
+    def test_an_answer_with_covid_keeps_its_map(self):
+        case = self.case(label="COVID")
+        without = replace(case, scores=replace(case.scores, further_cams=None))
+        pictures = [
+            draw_result(one, JUDGED, self.CONTRACT, side_by_side=True) for one in (case, without)
+        ]
+        np.testing.assert_array_equal(*pictures)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lungwatch.contract import Calibration, Decision, Golden, ModelContract
+from lungwatch.contract import Calibration, Decision, Finding, Golden, ModelContract
 from lungwatch.daemon.judging import judge
 from lungwatch.daemon.records import Claimed, Classified, GateAnswer, Prepared, Scores
 from lungwatch.errors import Reason
@@ -50,7 +50,15 @@ def lungs(*boxes):
 
 
 def classified(
-    *, label="COVID", covid=None, negative=None, field=None, verdict=PASSED, flags=(), gated=True
+    *,
+    label="COVID",
+    covid=None,
+    negative=None,
+    field=None,
+    verdict=PASSED,
+    flags=(),
+    gated=True,
+    further=None,
 ):
     empty = np.zeros((20, 20), np.float32)
     inside = lungs((6, 10, 4, 7))
@@ -81,6 +89,7 @@ def classified(
             label=label,
             cam=np.stack([empty if one is None else one for one in maps]),
             embedding=np.zeros(1, np.float32),
+            further=further or {},
         ),
         gate=GateAnswer(verdict=verdict, lungs=lungs() if field is None else field)
         if gated
@@ -112,6 +121,37 @@ def test_what_a_gate_would_have_refused_carries_its_reason():
     found = judge(classified(verdict=verdict), CONTRACT)
     assert found.flags == (Flag.ROTATED,)
     assert found.plausibility.gate_score == 0.1
+
+
+OPACITY = Finding(name="opacity", calibration=Calibration(), threshold=0.4)
+NODULE = Finding(name="nodule", calibration=Calibration(), threshold=0.4)
+
+
+@pytest.mark.parametrize(
+    ("label", "probability", "is_flagged"),
+    [
+        ("NEGATIVE", 0.3999, False),
+        ("NEGATIVE", 0.4, True),
+        ("NEGATIVE", 0.99, True),
+        ("UNCERTAIN", 0.99, False),
+        ("COVID", 0.99, False),
+    ],
+)
+@pytest.mark.parametrize("gated", [True, False])
+def test_an_opacity_under_a_negative_answer_is_flagged_from_its_threshold(
+    label, probability, is_flagged, gated
+):
+    """Whatever other finding there is, and with or without a gate."""
+    contract = replace(CONTRACT, findings=(NODULE, OPACITY))
+    further = {"nodule": 0.0, "opacity": probability}
+    found = judge(classified(label=label, further=further, gated=gated), contract)
+    assert (Flag.OTHER_OPACITY in found.flags) is is_flagged
+
+
+def test_another_finding_is_no_opacity():
+    contract = replace(CONTRACT, findings=(NODULE,))
+    found = judge(classified(label="NEGATIVE", further={"nodule": 0.99}), contract)
+    assert found.flags == ()
 
 
 class TestAttention:
