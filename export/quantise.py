@@ -1,4 +1,4 @@
-"""From a float graph to an int8 one: calibrated statically, convolutions only."""
+"""Static int8 quantisation of the convolutions of a float graph."""
 
 import contextlib
 import io
