@@ -1,4 +1,4 @@
-"""What passes between the stages: frozen, so that no stage can change another's work."""
+"""Frozen records that pass between the pipeline stages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What the queries return."""
+"""Row types that the queries return."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -193,7 +193,7 @@ def test_the_real_network_learns_and_ignores_what_is_unknown(real_network):
 
     pixels = rng.random((4, 64, 64, 1), dtype=np.float32)
     start = real_network.get_weights()
-    compile_gate(real_network, 1e-3, 0.0)
+    compile_gate(real_network, 1e-3, 0.0, steps=3)
     real_network.run_eagerly = True  # tracing the step would take longer than the three
     first, second = (train_on(real_network, batch(0, 0.0), (1, step)) for step in range(2))
     assert second < first
