@@ -29,6 +29,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "backup": ("lungwatch.cli.backup:backup", "Back the database up, and restore it."),
     "audit": ("lungwatch.cli.audit:audit", "List who changed, removed or exported what."),
     "model": ("lungwatch.cli.model:model", "List, show, verify and sign model bundles."),
+    "calibrate": (
+        "lungwatch.cli.calibrate:calibrate",
+        "Fit threshold and uncertain band to the site's own cases.",
+    ),
     "dataset": (
         "lungwatch.cli.dataset:dataset",
         "Explore, check and split a data set (extra 'train').",

@@ -29,6 +29,7 @@ from lungwatch.daemon.watcher import Watcher
 from lungwatch.daemon.writer import Writer
 from lungwatch.db.queries import is_known, queued
 from lungwatch.db.store import Store
+from lungwatch.sitecalibration import SiteCalibration, other_builds, read_calibration
 
 _LOCAL_STABILITY_S = 1.0
 _REMOTE_STABILITY_S = 5.0
@@ -67,10 +68,13 @@ class ModelInUse:
     ----------
     row
         Its row's number in the database.
+    calibration
+        The site's, which the classifier decides by; None if the bundle's own is in force.
     """
 
     classifier: Classifier
     row: int
+    calibration: SiteCalibration | None = None
 
     @property
     def id(self) -> str:
@@ -102,7 +106,8 @@ def load_model(config: Config, home: Home, store: Store, clock: Clock) -> ModelI
     Raises
     ------
     LungwatchError
-        If it cannot be found, is not trusted, or is not what it says.
+        If it cannot be found, is not trusted, or is not what it says, or the site's calibration
+        of it is damaged or belongs to another file.
     """
     classifier = Classifier.load(
         find_bundle(config.model, home.root),
@@ -124,7 +129,19 @@ def load_model(config: Config, home: Home, store: Store, clock: Clock) -> ModelI
         contract_json=contract.to_json(),
         now=clock.now(),
     )
-    return ModelInUse(classifier=classifier, row=row)
+    site = read_calibration(home.calibrations, contract.id, classifier.sha256)
+    if site is None:
+        for path in other_builds(home.calibrations, contract.id, classifier.sha256):
+            event(
+                "calibration_not_used",
+                level=logging.WARNING,
+                model=contract.id,
+                file=path.name,
+                detail="it belongs to another file of this name and version",
+            )
+        return ModelInUse(classifier=classifier, row=row)
+    event("calibrated", model=contract.id, calibration=site.id)
+    return ModelInUse(classifier=classifier.calibrated(site), row=row, calibration=site)
 
 
 def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) -> Assembly:
@@ -154,6 +171,7 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
             filing=filing,
             clock=clock,
             contract=model.classifier.contract,
+            calibration=model.calibration and model.calibration.id,
             side_by_side=config.overlay_side_by_side,
         ),
         in_flight=in_flight,

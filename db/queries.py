@@ -122,6 +122,14 @@ def is_known(engine: Engine, sha256: str) -> bool:
         return found.first() is not None
 
 
+def is_in_hand(engine: Engine, sha256: str) -> bool:
+    """Whether some result of a content has no end yet."""
+    statement = select(Result.id).join(Image).where(Image.sha256 == sha256)
+    with reading(engine) as connection:
+        found = connection.execute(statement.where(Result.state.in_(UNFINISHED)).limit(1))
+        return found.first() is not None
+
+
 def rows_in_work(engine: Engine) -> list[TrackedFile]:
     """Return the results, finished or not, whose file should be in ``work/``.
 

@@ -56,6 +56,7 @@ class ResultWriter:
         now: datetime,
         uncertain: tuple[float, float] | None = None,
         plausibility: Plausibility = _NOT_GATED,
+        calibration: str | None = None,
     ) -> None:
         """Write a result; the file is to be filed next.
 
@@ -73,6 +74,8 @@ class ResultWriter:
             Bounds of the probabilities that are UNCERTAIN; None if the model tells none.
         plausibility
             What the content gate found.
+        calibration
+            The site calibration that decided; None if the bundle's own did.
 
         Raises
         ------
@@ -92,6 +95,7 @@ class ResultWriter:
                 threshold=threshold,
                 uncertain_from=uncertain_from,
                 uncertain_to=uncertain_to,
+                calibration=calibration,
                 **asdict(plausibility),
                 flags=list(flags),
                 overlay=overlay,

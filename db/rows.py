@@ -27,6 +27,8 @@ class ResultRow:
         Calibrated, 0..1.
     uncertain_from, uncertain_to
         Probabilities within [from, to) are ``UNCERTAIN``; equal where the model never abstains.
+    calibration
+        The site calibration whose probability, threshold and band these are; None: the bundle's.
     flags
         Codes of what is remarkable about the case (`lungwatch.flags`).
     gate_score, lung_area, lung_share
@@ -60,6 +62,7 @@ class ResultRow:
     threshold: float | None
     uncertain_from: float | None
     uncertain_to: float | None
+    calibration: str | None
     flags: tuple[str, ...]
     gate_score: float | None
     lung_area: float | None
@@ -154,6 +157,8 @@ class ResultFilter:
     ----------
     since, until
         ``since <= received_at < until``, with a zone.
+    made_since
+        ``made_since <= finished_at``; the results then come in the order of that time.
     min_score, max_score
         ``min_score <= probability <= max_score``; results without one never match.
     flag
@@ -168,6 +173,7 @@ class ResultFilter:
 
     since: datetime | None = None
     until: datetime | None = None
+    made_since: datetime | None = None
     label: str | None = None
     status: str | None = None
     flag: str | None = None
