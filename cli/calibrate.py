@@ -48,6 +48,7 @@ _ACTION = "calibrate"
 @click.option("--dry-run", is_flag=True, help="Show what would come of it, write nothing.")
 @json_option
 def calibrate(
+    *,
     home: Path | None,
     config_path: Path | None,
     labels: Path | None,
@@ -143,11 +144,21 @@ def _fit(
     return record, counts
 
 
-def _match(
-    truths: "Truths", cases: "Sequence[ScoredCase]", model: str
-) -> tuple[list[tuple[bool, float]], dict[str, int]]:
-    """Return truth and logit of each case that has both, one a patient, and what was counted."""
-    from lungwatch.training.truth_file import named, nearest
+def truth_by_image(engine: "Engine", labels: Path) -> dict[str, bool]:
+    """Return which images of the record a truth file knows, by SHA-256: True for COVID."""
+    from lungwatch.db.scored import scored_cases
+    from lungwatch.training.truth_file import read_truths
+
+    cases = scored_cases(engine, "")
+    chosen, _ = _identify(read_truths(labels), cases)
+    return {case.sha256: chosen[case.image_id] for case in cases if case.image_id in chosen}
+
+
+def _identify(
+    truths: "Truths", cases: "Sequence[ScoredCase]"
+) -> tuple[dict[int, bool], dict[str, bool]]:
+    """Return the truth of each image that is known, and the identifiers that are not."""
+    from lungwatch.training.truth_file import nearest
 
     by_name: dict[str, list[ScoredCase]] = {}
     for case in cases:
@@ -164,6 +175,16 @@ def _match(
         for name, covid in truths.covid.items()
         for case in by_name.get(name, ())
     }
+    return chosen, unknown
+
+
+def _match(
+    truths: "Truths", cases: "Sequence[ScoredCase]", model: str
+) -> tuple[list[tuple[bool, float]], dict[str, int]]:
+    """Return truth and logit of each case that has both, one a patient, and what was counted."""
+    from lungwatch.training.truth_file import named
+
+    chosen, unknown = _identify(truths, cases)
     matched: list[tuple[bool, float]] = []
     unscored, repeated, patients = 0, 0, set()
     for case in cases:
@@ -189,8 +210,8 @@ def _match(
         (counts["unknown"], f"identifiers are not in the record: {named(unknown)}"),
         (
             counts["unknown_labels"],
-            f"lines have a truth that is not understood: {named(truths.unknown_labels)}; "
-            "write COVID or other",
+            "lines have a truth other than COVID or other, which is not understood: "
+            + named(truths.unknown_labels),
         ),
         (
             counts["contradictory"],

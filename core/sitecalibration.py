@@ -1,6 +1,6 @@
 """Site calibration: one hospital's own probability, threshold and uncertain band for one model.
 
-The record lies beside the bundles, `<home>/calibrations/<model>-<first digits of its SHA-256>.json`,
+The record lies beside the bundles, `<home>/calibrations/<model>-<12 digits of its SHA-256>.json`,
 and holds no patient data. A new one moves the former one to `calibrations/former/`, where every
 record that a result names can be found again.
 """

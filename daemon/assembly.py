@@ -48,6 +48,8 @@ class Common:
         Called with the name of a thread that died, and with what killed it.
     phase
         Returns where the service is in its life.
+    rescores
+        Whether only what this model was asked to score anew is done, and no drop taken.
     """
 
     config: Config
@@ -58,6 +60,7 @@ class Common:
     stopped: threading.Event
     on_crash: Callable[[str, BaseException], None]
     phase: Callable[[], Phase]
+    rescores: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +174,7 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
             filing=filing,
             clock=clock,
             contract=model.classifier.contract,
-            calibration=model.calibration and model.calibration.id,
+            calibration=None if model.calibration is None else model.calibration.id,
             side_by_side=config.overlay_side_by_side,
         ),
         in_flight=in_flight,
@@ -206,8 +209,9 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
         open_timeout_s=config.open_timeout_s,
         min_free_mb=config.min_free_mb,
         stopped=common.stopped,
-        queued=lambda: _queued(engine, home, model.row),
+        queued=lambda: _queued(engine, home, model.row, own_only=common.rescores),
         submit=pipeline.submit,
+        takes_drops=not common.rescores,
     )
     return Assembly(
         watcher=watcher,
@@ -242,7 +246,7 @@ def _stability(config: Config, watcher: Watcher) -> Stability:
     )
 
 
-def _queued(engine: Engine, home: Home, model_id: int) -> list[tuple[Path, str]]:
-    rows = queued(engine, _QUEUED_AT_ONCE, model_id)
+def _queued(engine: Engine, home: Home, model_id: int, *, own_only: bool) -> list[tuple[Path, str]]:
+    rows = queued(engine, _QUEUED_AT_ONCE, model_id, own_only=own_only)
     found = ((home.absolute(row.path), row.source_name) for row in rows if row.path)
     return [(path, name) for path, name in found if path.is_file()]

@@ -153,7 +153,7 @@ def _joined(statement: "AnySelect") -> "AnySelect":
 def _chosen(statement: "AnySelect", chosen: ResultFilter) -> "AnySelect":
     return (
         _joined(statement)
-        .where(*_conditions(chosen))
+        .where(*conditions(chosen))
         .order_by(
             (Image.received_at if chosen.made_since is None else Result.finished_at).desc(),
             Result.id.desc(),
@@ -162,7 +162,8 @@ def _chosen(statement: "AnySelect", chosen: ResultFilter) -> "AnySelect":
     )
 
 
-def _conditions(chosen: ResultFilter) -> Iterator[ColumnElement[bool]]:
+def conditions(chosen: ResultFilter) -> Iterator[ColumnElement[bool]]:
+    """Yield what a filter asks of joined results, images and models."""
     if chosen.since is not None:
         yield Image.received_at >= chosen.since
     if chosen.until is not None:

@@ -97,7 +97,7 @@ def build_objects(
     nameless.PatientName = nameless.ReferringPhysicianName = ""
     built = []
     for kind in kinds:
-        names = _names(kind, sr, study, facts.sha256, facts.model_sha256, secret)
+        names = _names(kind, sr, study, (facts.sha256, facts.model_sha256), secret)
         try:
             dataset: Dataset = (
                 secondary_capture(facts, nameless, names)
@@ -125,11 +125,11 @@ def build_objects(
 
 
 def _names(
-    kind: Kind, sr: ReportClass, study: Dataset, sha256: str, model_sha256: str, secret: str
+    kind: Kind, sr: ReportClass, study: Dataset, answer: tuple[str, str], secret: str
 ) -> tuple[str, ...]:
-    """Return what an object's UIDs are derived from."""
+    """Return what an object's UIDs are derived from; `answer` is the file's and model's SHA-256."""
     variant = sr if kind == "sr" else ""
-    return (kind, variant, study.SOPInstanceUID, sha256, model_sha256, secret)
+    return (kind, variant, study.SOPInstanceUID, *answer, secret)
 
 
 def _name_predecessor(
@@ -141,9 +141,8 @@ def _name_predecessor(
     otherwise, as before de-identification was switched on, is another document, and not named.
     """
     for report_class, sop_class_uid in CLASS_UIDS.items():
-        names = _names(
-            "sr", report_class, study, predecessor.sha256, predecessor.model_sha256, secret
-        )
+        answer = (predecessor.sha256, predecessor.model_sha256)
+        names = _names("sr", report_class, study, answer, secret)
         if stable_uid("instance", *names) != predecessor.sop_instance_uid:
             continue
         instance, series, document = Dataset(), Dataset(), Dataset()

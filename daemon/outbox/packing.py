@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lungwatch.daemon.dicomout import BuiltObject, Kind, ResultFacts
 
 _SHORTEST_SECRET = 16
+# For an original that another model's result has in hand.
+_MOST_WAITS = 60
 
 
 class CannotBuildError(LungwatchError):
@@ -104,7 +106,7 @@ class Packer:
         except (InvalidObject, SourceUnusable) as error:
             raise CannotBuildError(str(error)) from error
         except (FileNotFoundError, IsADirectoryError) as error:
-            if is_in_hand(self._engine, result.sha256):
+            if row.attempts < _MOST_WAITS and is_in_hand(self._engine, result.sha256):
                 raise OriginalInUseError from error
             raise CannotBuildError("the original or the overlay is gone") from error
         except (OSError, MemoryError, DatabaseError, MissingExtraError):
@@ -157,7 +159,7 @@ def _facts(result: ResultDetail, home: Home, earlier: SentReport | None) -> "Res
         finished_at=result.finished_at,
         overlay=home.absolute(result.overlay or ""),
         calibration=result.calibration,
-        predecessor=earlier and Predecessor(**asdict(earlier)),
+        predecessor=None if earlier is None else Predecessor(**asdict(earlier)),
     )
 
 
