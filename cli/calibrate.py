@@ -207,25 +207,27 @@ def _match(
         "repeated_patients": repeated,
     }
     remarks = (
-        (counts["unknown"], f"identifiers are not in the record: {named(unknown)}"),
+        ("identifiers that are not in the record", counts["unknown"], named(unknown)),
         (
+            "lines with a truth other than COVID and other",
             counts["unknown_labels"],
-            "lines have a truth other than COVID or other, which is not understood: "
-            + named(truths.unknown_labels),
+            named(truths.unknown_labels),
         ),
         (
+            "identifiers with both truths, left out",
             counts["contradictory"],
-            f"identifiers have both truths and are left out: {named(truths.contradictory)}",
+            named(truths.contradictory),
         ),
         (
+            f"images without a score of {model}",
             unscored,
-            f"images have no score of {model}; `lungwatch rescore --model {model}` makes it",
+            f"`lungwatch rescore --model {model}` makes it",
         ),
-        (repeated, "further images of the same patients are left out"),
+        ("further images of the same patients, left out", repeated, "one a patient counts"),
     )
-    for count, remark in remarks:
+    for what, count, remark in remarks:
         if count:
-            click.echo(cell_text(f"{count} {remark}"), err=True)
+            click.echo(cell_text(f"{what}: {count} ({remark})"), err=True)
     return matched, counts
 
 

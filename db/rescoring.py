@@ -12,7 +12,7 @@ from lungwatch.db.engine import reading, writing
 from lungwatch.db.rows import ResultFilter
 from lungwatch.db.schema import Image, Model, Result
 from lungwatch.db.selects import conditions
-from lungwatch.db.states import State
+from lungwatch.db.states import UNFINISHED, State
 from lungwatch.errors import Reason
 
 _AT_ONCE = 500
@@ -136,9 +136,9 @@ def queue_rescoring(
 
 
 def asked_for(engine: Engine, model_id: int) -> int:
-    """Return how many results a model has still to make, of those that it was asked for."""
+    """Return how many results a model has still to make: asked for, or cut off on their way."""
     statement = select(func.count()).where(
-        Result.model_id == model_id, Result.state == State.QUEUED
+        Result.model_id == model_id, Result.state.in_(UNFINISHED)
     )
     with reading(engine) as connection:
         return connection.scalar(statement) or 0

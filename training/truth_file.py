@@ -22,7 +22,7 @@ COVID_WORDS = frozenset(
 )
 OTHER_WORDS = frozenset(
     {"other", "negative", "neg", "normal", "no finding", "non-covid", "noncovid", "no covid"}
-    | {"not covid", "0", "no", "false"}
+    | {"not covid", "non covid", "0", "no", "false"}
 )
 _MAX_BYTES = 64 << 20
 _NAMED = 5
