@@ -16,6 +16,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("lungwatch.cli.run:run", "Screen every X-ray that is dropped into the home."),
     "results": ("lungwatch.cli.results:results", "Query, export and count the results."),
     "retry": ("lungwatch.cli.retry:retry", "Put refused or failed files through again."),
+    "rescore": (
+        "lungwatch.cli.rescore:rescore",
+        "Score what is filed with another model, keeping both results.",
+    ),
     "doctor": ("lungwatch.cli.doctor:doctor", "Check whether everything is there that runs need."),
     "reconcile": (
         "lungwatch.cli.reconcile:reconcile",
@@ -29,6 +33,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "backup": ("lungwatch.cli.backup:backup", "Back the database up, and restore it."),
     "audit": ("lungwatch.cli.audit:audit", "List who changed, removed or exported what."),
     "model": ("lungwatch.cli.model:model", "List, show, verify and sign model bundles."),
+    "calibrate": (
+        "lungwatch.cli.calibrate:calibrate",
+        "Fit threshold and uncertain band to the site's own cases.",
+    ),
     "dataset": (
         "lungwatch.cli.dataset:dataset",
         "Explore, check and split a data set (extra 'train').",

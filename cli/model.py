@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.cli.model_activate import activate
 from lungwatch.cli.model_renew import renew
 from lungwatch.cli.model_signing import keygen, sign
 from lungwatch.cli.options import home_options, json_option
@@ -24,9 +25,13 @@ _MIB = 1 << 20
 
 @click.group()
 def model() -> None:
-    """List, show, verify, sign and renew model bundles. Research use only; not a medical device."""
+    """List, show, verify, activate, sign and renew model bundles.
+
+    Research use only; not a medical device.
+    """
 
 
+model.add_command(activate)
 model.add_command(keygen)
 model.add_command(sign)
 model.add_command(renew)
@@ -73,20 +78,26 @@ def list_command(home: Path | None, config_path: Path | None, as_json: bool) -> 
 def show(name_or_path: str, home: Path | None, config_path: Path | None, as_json: bool) -> None:
     """Print a model's contract and its card."""
     from lungwatch.bundle import read_bundle
+    from lungwatch.daemon.home import Home
     from lungwatch.daemon.model import Classifier, find_bundle
     from lungwatch.daemon.trust import Trust
+    from lungwatch.sitecalibration import read_calibration
 
     config = _config(home, config_path)
     bundle = find_bundle(name_or_path, config.home)
     files = read_bundle(bundle)
-    contract = asdict(Classifier.of(files, trust=Trust.of(config)).contract)
+    found = Classifier.of(files, trust=Trust.of(config)).contract
+    contract = asdict(found)
+    site = read_calibration(Home(config.home).calibrations, found.id, files.model_sha256)
     text = None if files.card is None else files.card.decode("utf-8", "replace")
     if as_json:
-        print_json({**contract, "path": bundle, "card": text})
+        told_of_site = None if site is None else {"id": site.id, **asdict(site)}
+        print_json({**contract, "path": bundle, "card": text, "site_calibration": told_of_site})
         return
     # The card tells provenance and figures in a form for people.
     told = {"provenance", "metrics"} if text else set()
     print_fields(_flat({name: value for name, value in contract.items() if name not in told}))
+    click.echo(f"\n{site.text if site else 'No calibration of this site: the contract decides.'}")
     lines = (text or "This bundle has no card.").splitlines()
     # Whoever made the bundle wrote it: it must not steer the terminal.
     click.echo("\n" + "\n".join(cell_text(line) if line else "" for line in lines))

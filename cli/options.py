@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,7 +104,7 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
-def filter_options(command: Command) -> Command:
+def filter_options(*, without: Collection[str] = ()) -> Callable[[Command], Command]:
     """Add the options that choose results, passed under the names of `ResultFilter`."""
     from lungwatch.db.states import State
     from lungwatch.flags import Flag
@@ -112,44 +112,60 @@ def filter_options(command: Command) -> Command:
     score = click.FloatRange(0.0, 1.0)
     labels = _LabelChoice(["COVID", "NEGATIVE", "UNCERTAIN"], case_sensitive=False)
     flags = _FlagChoice(list(map(str, Flag)), case_sensitive=False)
-    options = [
-        click.option(
+    options = {
+        "since": click.option(
             "--since",
             type=parse_since,
             metavar="TIME",
             help="Received at or after: ISO time, 24h, 7d.",
         ),
-        click.option(
+        "until": click.option(
             "--until",
             type=parse_until,
             metavar="TIME",
             help="Received before: ISO time, 24h, 7d; a date includes that day.",
         ),
-        click.option("--label", type=labels, help="With this label."),
-        click.option("--status", type=click.Choice(list(map(str, State))), help="In this state."),
-        click.option(
+        "made_since": click.option(
+            "--made-since",
+            type=parse_since,
+            metavar="TIME",
+            help="Finished at or after, the last finished first: ISO time, 24h, 7d.",
+        ),
+        "label": click.option("--label", type=labels, help="With this label."),
+        "status": click.option(
+            "--status", type=click.Choice(list(map(str, State))), help="In this state."
+        ),
+        "flag": click.option(
             "--flag",
             type=flags,
             metavar="FLAG",
             help=f"With this flag: {', '.join(Flag)} (docs/flags.md).",
         ),
-        click.option(
+        "finding": click.option(
             "--finding",
             callback=_finding_name,
             metavar="NAME",
             help="Scored for this finding; --min-score and --max-score then mean its probability.",
         ),
-        click.option("--min-score", type=score, help="Probability at least."),
-        click.option("--max-score", type=score, help="Probability at most."),
-        click.option("--patient", help="Patient ID, exactly."),
-        click.option("--accession", help="Accession number, exactly."),
-        click.option("--study", help="Study instance UID, exactly."),
-        click.option("--model", help="Model: name, or name-version."),
-        click.option("--limit", type=click.IntRange(min=1), help="At most so many, the newest."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+        "min_score": click.option("--min-score", type=score, help="Probability at least."),
+        "max_score": click.option("--max-score", type=score, help="Probability at most."),
+        "patient": click.option("--patient", help="Patient ID, exactly."),
+        "accession": click.option("--accession", help="Accession number, exactly."),
+        "study": click.option("--study", help="Study instance UID, exactly."),
+        "model": click.option("--model", help="Model: name, or name-version."),
+        "limit": click.option(
+            "--limit", type=click.IntRange(min=1), help="At most so many, the newest."
+        ),
+    }
+
+    def add(command: Command) -> Command:
+        taken: Command = command
+        for name, option in reversed(options.items()):
+            if name not in without:
+                taken = option(taken)
+        return taken
+
+    return add
 
 
 def gate_source_options(command: Command) -> Command:

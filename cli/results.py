@@ -13,6 +13,7 @@ from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.cli.audit import note, noting_failure
 from lungwatch.cli.options import filter_options, home_options, json_option
 from lungwatch.cli.output import cell_text, print_fields, print_json, print_table, to_csv, to_json
+from lungwatch.cli.results_compare import compare
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -30,6 +31,7 @@ class Chosen(TypedDict):
 
     since: "datetime | None"
     until: "datetime | None"
+    made_since: "datetime | None"
     label: str | None
     status: str | None
     flag: str | None
@@ -48,9 +50,12 @@ def results() -> None:
     """Query, export and count the results. Research use only; not a medical device."""
 
 
+results.add_command(compare)
+
+
 @results.command(name="list")
 @home_options
-@filter_options
+@filter_options()
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 def list_command(
@@ -140,7 +145,7 @@ def show(id_or_hash: str, home: Path | None, config_path: Path | None, as_json: 
     help="FILE.csv or FILE.json; appears whole or not at all.",
 )
 @home_options
-@filter_options
+@filter_options()
 def export(
     output: Path, home: Path | None, config_path: Path | None, **chosen: Unpack[Chosen]
 ) -> None:
@@ -169,7 +174,7 @@ def export(
 
 @results.command()
 @home_options
-@filter_options
+@filter_options()
 @json_option
 def stats(
     home: Path | None, config_path: Path | None, as_json: bool, **chosen: Unpack[Chosen]

@@ -16,6 +16,7 @@ from lungwatch.cli.options import home_options
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
+    from lungwatch.daemon.config import Config
     from lungwatch.daemon.service import Service
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -30,15 +31,32 @@ def run(home: Path | None, config_path: Path | None, once: bool) -> None:
     Research use only; not a medical device.
     """
     from lungwatch.daemon.config import load_config
+
+    _leave(_run(load_config(config_path, home), once=once))
+
+
+def run_to_end(config: "Config", *, rescores: bool) -> None:
+    """Process what was asked for, with progress; a first signal ends it after what is in hand.
+
+    Raises
+    ------
+    LungwatchError
+        If the start is not possible.
+    """
+    status = _run(config, once=True, rescores=rescores)
+    if status:
+        _leave(status)
+
+
+def _run(config: "Config", *, once: bool, rescores: bool = False) -> int:
     from lungwatch.daemon.logs import configure
     from lungwatch.daemon.service import Service
 
     has_bar = once and sys.stderr.isatty()
-    config = load_config(config_path, home)
     configure(quiet=has_bar, log_format=config.log_format)
-    service = Service(config)
+    service = Service(config, rescores=rescores)
     _stop_on_signal(service.stop)
-    _leave(_run_with_bar(service) if has_bar else service.run(once=once))
+    return _run_with_bar(service) if has_bar else service.run(once=once)
 
 
 def _stop_on_signal(stop: Callable[[], None]) -> None:

@@ -29,6 +29,7 @@ from lungwatch.daemon.watcher import Watcher
 from lungwatch.daemon.writer import Writer
 from lungwatch.db.queries import is_known, queued
 from lungwatch.db.store import Store
+from lungwatch.sitecalibration import SiteCalibration, other_builds, read_calibration
 
 _LOCAL_STABILITY_S = 1.0
 _REMOTE_STABILITY_S = 5.0
@@ -47,6 +48,8 @@ class Common:
         Called with the name of a thread that died, and with what killed it.
     phase
         Returns where the service is in its life.
+    rescores
+        Whether only what this model was asked to score anew is done, and no drop taken.
     """
 
     config: Config
@@ -57,6 +60,7 @@ class Common:
     stopped: threading.Event
     on_crash: Callable[[str, BaseException], None]
     phase: Callable[[], Phase]
+    rescores: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +71,13 @@ class ModelInUse:
     ----------
     row
         Its row's number in the database.
+    calibration
+        The site's, which the classifier decides by; None if the bundle's own is in force.
     """
 
     classifier: Classifier
     row: int
+    calibration: SiteCalibration | None = None
 
     @property
     def id(self) -> str:
@@ -102,7 +109,8 @@ def load_model(config: Config, home: Home, store: Store, clock: Clock) -> ModelI
     Raises
     ------
     LungwatchError
-        If it cannot be found, is not trusted, or is not what it says.
+        If it cannot be found, is not trusted, or is not what it says, or the site's calibration
+        of it is damaged or belongs to another file.
     """
     classifier = Classifier.load(
         find_bundle(config.model, home.root),
@@ -124,7 +132,19 @@ def load_model(config: Config, home: Home, store: Store, clock: Clock) -> ModelI
         contract_json=contract.to_json(),
         now=clock.now(),
     )
-    return ModelInUse(classifier=classifier, row=row)
+    site = read_calibration(home.calibrations, contract.id, classifier.sha256)
+    if site is None:
+        for path in other_builds(home.calibrations, contract.id, classifier.sha256):
+            event(
+                "calibration_not_used",
+                level=logging.WARNING,
+                model=contract.id,
+                file=path.name,
+                detail="it belongs to another file of this name and version",
+            )
+        return ModelInUse(classifier=classifier, row=row)
+    event("calibrated", model=contract.id, calibration=site.id)
+    return ModelInUse(classifier=classifier.calibrated(site), row=row, calibration=site)
 
 
 def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) -> Assembly:
@@ -154,6 +174,7 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
             filing=filing,
             clock=clock,
             contract=model.classifier.contract,
+            calibration=None if model.calibration is None else model.calibration.id,
             side_by_side=config.overlay_side_by_side,
         ),
         in_flight=in_flight,
@@ -188,8 +209,9 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
         open_timeout_s=config.open_timeout_s,
         min_free_mb=config.min_free_mb,
         stopped=common.stopped,
-        queued=lambda: _queued(engine, home, model.row),
+        queued=lambda: _queued(engine, home, model.row, own_only=common.rescores),
         submit=pipeline.submit,
+        takes_drops=not common.rescores,
     )
     return Assembly(
         watcher=watcher,
@@ -224,7 +246,7 @@ def _stability(config: Config, watcher: Watcher) -> Stability:
     )
 
 
-def _queued(engine: Engine, home: Home, model_id: int) -> list[tuple[Path, str]]:
-    rows = queued(engine, _QUEUED_AT_ONCE, model_id)
+def _queued(engine: Engine, home: Home, model_id: int, *, own_only: bool) -> list[tuple[Path, str]]:
+    rows = queued(engine, _QUEUED_AT_ONCE, model_id, own_only=own_only)
     found = ((home.absolute(row.path), row.source_name) for row in rows if row.path)
     return [(path, name) for path, name in found if path.is_file()]

@@ -27,6 +27,7 @@ from lungwatch.db.migrate import check_current, open_database
 from lungwatch.db.queries import ResultFilter, list_results
 from lungwatch.errors import HomeError, LungwatchError
 from lungwatch.golden import golden_pixels
+from lungwatch.sitecalibration import other_builds, read_calibration
 
 _MAX_CLOCK_DIFFERENCE_S = 5.0
 _OPTIONAL = {
@@ -53,6 +54,7 @@ def check_up(config: Config) -> Iterator[Check]:
     loaded: list[Classifier] = []
     yield _try("model", lambda: _model(config, home, loaded))
     yield from (_content_gate(config, classifier) for classifier in loaded)
+    yield from (_calibration(home, classifier) for classifier in loaded)
     yield _try("clock", lambda: _clock(home))
     yield _try("synthetic X-ray", lambda: _synthetic(config, home))
     yield from check_running(config)
@@ -138,6 +140,21 @@ def _content_gate(config: Config, classifier: Classifier) -> Check:
     asked = ", ".join(f"{check.name} from {check.threshold:.2f}" for check in gate.checks)
     done = "refused" if config.gate == "refuse" else "scored and flagged"
     return Check(name=name, ok=True, detail=f"{asked}; what fails is {done}")
+
+
+def _calibration(home: Home, classifier: Classifier) -> Check:
+    name, contract = "calibration", classifier.contract
+    try:
+        site = read_calibration(home.calibrations, contract.id, classifier.sha256)
+    except LungwatchError as error:
+        return Check(name=name, ok=False, detail=str(error))
+    if site is not None:
+        return Check(name=name, ok=True, detail=site.text)
+    others = other_builds(home.calibrations, contract.id, classifier.sha256)
+    detail = f"the bundle's own, threshold {contract.decision.threshold:.3f}"
+    if others:
+        detail += f"; {others[0].name} belongs to another file of this name and is not used"
+    return Check(name=name, ok=None, detail=f"{detail}; `lungwatch calibrate` makes the site's own")
 
 
 def _trusted_keys(config: Config) -> Check:

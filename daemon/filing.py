@@ -42,8 +42,17 @@ class Filing:
         return target
 
     def quarantine(self, *, image_id: int, sha256: str, reason: str, path: Path) -> Path:
-        """Move a rejected or failed file to `quarantine/`; its row says so already."""
-        target = _target(path, partial(self._home.quarantine_path, sha256, reason))
+        """Move a rejected or failed file to `quarantine/`; its row says so already.
+
+        One that another model's result is done for stays in `done/`: two rows tell of it.
+        """
+        received_at = self._store.filed_as_done(image_id)
+        place = (
+            partial(self._home.quarantine_path, sha256, reason)
+            if received_at is None
+            else partial(self._home.done_path, sha256, received_at)
+        )
+        target = _target(path, place)
         relative = self._home.relative(target)
 
         def move_and_tell() -> None:

@@ -16,7 +16,15 @@ from lungwatch.db.store import Store
 
 
 class Finisher:
-    """Writes overlay, row and file place, in the order that a crash can be taken up from."""
+    """Writes overlay, row and file place, in the order that a crash can be taken up from.
+
+    Parameters
+    ----------
+    contract
+        With the probability and the decision that are in force.
+    calibration
+        The site calibration that they come from; None for the bundle's own.
+    """
 
     def __init__(
         self,
@@ -27,6 +35,7 @@ class Finisher:
         filing: Filing,
         clock: Clock,
         contract: ModelContract,
+        calibration: str | None = None,
         side_by_side: bool = True,
     ) -> None:
         self._home = home
@@ -35,6 +44,7 @@ class Finisher:
         self._filing = filing
         self._clock = clock
         self._contract = contract
+        self._calibration = calibration
         self._side_by_side = side_by_side
 
     def record(self, classified: Classified) -> Recorded:
@@ -66,6 +76,7 @@ class Finisher:
                 threshold=decision.threshold,
                 uncertain=(decision.uncertain_low, decision.uncertain_high),
                 findings=scores.findings,
+                calibration=self._calibration,
                 plausibility=judged.plausibility,
                 flags=judged.flags,
                 overlay=self._home.relative(overlay),

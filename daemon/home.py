@@ -36,6 +36,7 @@ class Home:
         self.overlays = root / "overlays"
         self.outbox = root / "outbox"
         self.models = root / "models"
+        self.calibrations = root / "calibrations"
         self.backups = root / "backups"
         self.lock_file = root / ".lock"
 

@@ -63,6 +63,8 @@ class Intake:
         Returns (path, source name) of the quarantined files to try again.
     submit
         Takes a claimed file, which holds a slot of `in_flight`.
+    takes_drops
+        Whether files of the drop folder are taken; else only those that `queued` returns.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Intake:
         stopped: threading.Event,
         queued: Callable[[], list[tuple[Path, str]]],
         submit: Callable[[Claimed], None],
+        takes_drops: bool = True,
     ) -> None:
         self._home = home
         self._watcher = watcher
@@ -95,6 +98,7 @@ class Intake:
         self._rescan_s = rescan_s
         self._queued = queued
         self._submit = submit
+        self._takes_drops = takes_drops
         self._stopped = stopped
         self._left_alone = LeftAlone()
         self.skipped = Skipped(open_timeout_s)
@@ -150,7 +154,7 @@ class Intake:
         for path, hint in self._watcher.take_hints().items():
             self._stability.hint(path, hint)
         try:
-            found = dict(self._scan.files())
+            found = dict(self._scan.files()) if self._takes_drops else {}
         except OSError as error:
             self._folder.lose(error)
             return True

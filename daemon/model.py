@@ -1,5 +1,6 @@
 """A model bundle: found, proved to be what it says, and run."""
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Self
@@ -30,6 +31,7 @@ from lungwatch.daemon.session import check_signature, open_session
 from lungwatch.daemon.trust import Trust
 from lungwatch.errors import ModelError, NotFoundError
 from lungwatch.golden import golden_digest, golden_input
+from lungwatch.sitecalibration import SiteCalibration
 
 _OPTIONAL = (CAM_PEAK, FINDINGS, FINDING_CAMS, FINDING_PEAKS)
 
@@ -130,6 +132,11 @@ class Classifier:
         classifier = cls(session, contract, files.model_sha256, gate)
         classifier.check_golden()
         return classifier
+
+    def calibrated(self, site: SiteCalibration) -> Self:
+        """Return the same model with a site's probability, threshold and band."""
+        contract = replace(self.contract, calibration=site.calibration, decision=site.decision)
+        return type(self)(self._session, contract, self.sha256, self.gate)
 
     def run(self, batch: NDArray[np.float32]) -> list[Scores]:
         """Score images.

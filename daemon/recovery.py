@@ -17,7 +17,7 @@ from lungwatch.daemon.unpacking import resume_unpacked
 from lungwatch.db.queries import TrackedFile, has_result, rows_in_work
 from lungwatch.db.states import State
 from lungwatch.db.store import Store
-from lungwatch.errors import Reason
+from lungwatch.errors import HomeError, Reason
 
 
 def recover(home: Home, engine: Engine, store: Store, clock: Clock) -> int:
@@ -39,6 +39,25 @@ def recover(home: Home, engine: Engine, store: Store, clock: Clock) -> int:
     return mended
 
 
+def check_clear(home: Home, engine: Engine, model_id: int) -> None:
+    """Refuse to go on where a run of another model was cut off: its files are that model's.
+
+    Raises
+    ------
+    HomeError
+        If something is in hand, or in `work/`, that is not this model's.
+    """
+    rows = [row for row in rows_in_work(engine) if row.state in (State.CLAIMED, State.RECORDED)]
+    mine = {row.path for row in rows_in_work(engine) if row.model_id == model_id}
+    others = [row for row in rows if row.model_id != model_id]
+    files = [home.relative(path) for path in home.work.rglob("*") if path.is_file()]
+    if others or not mine.issuperset(files):
+        raise HomeError(
+            f"a run that was cut off has left files in {home.work}: start the daemon, or "
+            "`lungwatch run --once`, which goes on with them, and then this command again"
+        )
+
+
 def _mend(row: TrackedFile, home: Home, store: Store, clock: Clock) -> None:
     filed = _find(home.done_path(row.sha256, row.received_at, ""))
     kept = _find(home.quarantine_path(row.sha256, row.reason or "", ""))
@@ -47,8 +66,9 @@ def _mend(row: TrackedFile, home: Home, store: Store, clock: Clock) -> None:
             store.finish(result_id=row.result_id, path=home.relative(filed), now=clock.now())
         case State.DONE if filed:
             store.set_path(image_id=row.image_id, path=home.relative(filed))
-        case State.REJECTED | State.FAILED | State.QUEUED if kept:
-            store.set_path(image_id=row.image_id, path=home.relative(kept))
+        # In done/ if it was scored by another model, too.
+        case State.REJECTED | State.FAILED | State.QUEUED if place := kept or filed:
+            store.set_path(image_id=row.image_id, path=home.relative(place))
         case State.CLAIMED | State.RECORDED:
             store.lose(result_id=row.result_id, now=clock.now())
         case _:

@@ -19,7 +19,7 @@ from lungwatch.daemon.notify import notify
 from lungwatch.daemon.outage import Abandoned, OutageKind, Outages
 from lungwatch.daemon.outbox.plan import plan_of
 from lungwatch.daemon.ownership import claim_database
-from lungwatch.daemon.recovery import recover
+from lungwatch.daemon.recovery import check_clear, recover
 from lungwatch.daemon.vitals import Vitals, limits_of
 from lungwatch.daemon.watchdog import Watchdog
 from lungwatch.daemon.worker import Worker
@@ -44,13 +44,18 @@ class Service:
         As read by `load_config`.
     clock
         The machine's, unless a test brings its own.
+    rescores
+        Whether to do only what the model was asked to score anew, with `once`.
     """
 
-    def __init__(self, config: Config, clock: Clock | None = None) -> None:
+    def __init__(
+        self, config: Config, clock: Clock | None = None, *, rescores: bool = False
+    ) -> None:
         self._config = config
         self._clock = clock or SystemClock()
         self._home = Home(config.home)
         self._stop = threading.Event()
+        self._rescores = rescores
         self._crash: tuple[str, BaseException] | None = None
         self._assembly: Assembly | None = None
         self._is_ready = False
@@ -144,9 +149,12 @@ class Service:
             stopped=self._stop,
             on_crash=self._on_crash,
             phase=lambda: self.phase,
+            rescores=self._rescores,
         )
         store = Store(engine, plan_of(self._config))
         model = load_model(self._config, self._home, store, self._clock)
+        if self._rescores:
+            check_clear(self._home, engine, model.row)
         recover(self._home, engine, store, self._clock)
         parts = self._assembly = assemble(common, engine, store, model)
         # Before the threads: a port that cannot be had is a reason not to start.

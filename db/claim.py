@@ -182,24 +182,36 @@ def _standing(connection: Connection, image_id: int, drop: Drop, *, mine: bool) 
     left = _find(connection, other, Result.state.in_((State.CLAIMED, State.RECORDED)))
     if left is not None and (left.state is State.RECORDED or not mine):
         return left
+    done = _find(connection, other, Result.state == State.DONE)
+    if own is None and done is not None and not drop.arrival:
+        # Taken from done/ for another model that was to score it too; nobody asked this one.
+        if left is not None:
+            _give_back(connection, left.id, drop)
+        return done
     if own is None:
-        taken = left or _find(connection, other, Result.state == State.QUEUED)
+        asked = _find(connection, other, Result.state == State.QUEUED) if done is None else None
+        taken = left or asked
         if taken is not None:
             connection.execute(
                 update(Result).where(Result.id == taken.id).values(model_id=drop.model_id)
             )
         return taken
     if left is not None:
-        change_state(
-            connection,
-            left.id,
-            current=State.CLAIMED,
-            target=State.FAILED,
-            reason=Reason.MODEL_CHANGED,
-            message="the daemon was restarted with another model, which has a result already",
-            finished_at=drop.now,
-        )
+        _give_back(connection, left.id, drop)
     return own
+
+
+def _give_back(connection: Connection, result_id: int, drop: Drop) -> None:
+    """End another model's run, which this one does not go on with."""
+    change_state(
+        connection,
+        result_id,
+        current=State.CLAIMED,
+        target=State.FAILED,
+        reason=Reason.MODEL_CHANGED,
+        message="the daemon was restarted with another model, which has a result already",
+        finished_at=drop.now,
+    )
 
 
 def _decide(

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, Select, func, select
 
 from lungwatch.db.delivery_states import UNSENT, DeliveryState
 from lungwatch.db.engine import reading
-from lungwatch.db.schema import Delivery, Image, Result
+from lungwatch.db.schema import Delivery, Image, Model, Result
 
 if TYPE_CHECKING:
     AnySelect = Select[*tuple[Any, ...]]
@@ -137,6 +137,49 @@ def is_unsent(engine: Engine, sop_instance_uid: str) -> bool:
     )
     with reading(engine) as connection:
         return connection.execute(statement.limit(1)).first() is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentReport:
+    """A report that a destination has, and what it is about."""
+
+    sha256: str
+    model_sha256: str
+    sop_instance_uid: str
+
+
+def earlier_report(engine: Engine, result_id: int) -> SentReport | None:
+    """Return the last report that was sent on the same SOP instance by another model before.
+
+    None for an image that is in no study, and where nothing of the kind was sent.
+    """
+    mine = (
+        select(Image.study_uid, Image.sop_uid, Result.model_id, Result.finished_at)
+        .join_from(Result, Image)
+        .where(Result.id == result_id)
+    )
+    with reading(engine) as connection:
+        own = connection.execute(mine).first()
+        if own is None or own.study_uid is None or own.sop_uid is None:
+            return None
+        row = connection.execute(
+            select(Image.sha256, Model.sha256.label("model_sha256"), Delivery.sop_instance_uid)
+            .join_from(Delivery, Result)
+            .join(Image)
+            .join(Model)
+            .where(
+                Delivery.kind == "sr",
+                Delivery.state == DeliveryState.SENT,
+                Delivery.sop_instance_uid.is_not(None),
+                Image.study_uid == own.study_uid,
+                Image.sop_uid == own.sop_uid,
+                Result.model_id != own.model_id,
+                Result.finished_at <= own.finished_at,
+            )
+            .order_by(Result.finished_at.desc(), Delivery.id.desc())
+            .limit(1)
+        ).first()
+    return None if row is None else SentReport(**row._mapping)  # noqa: SLF001 - as below
 
 
 def queue_states(engine: Engine) -> list[QueueState]:

@@ -85,7 +85,9 @@ def unfinished(engine: Engine) -> list[TrackedFile]:
     return _tracked(engine, select_tracked().where(Result.state.in_(UNFINISHED)))
 
 
-def queued(engine: Engine, limit: int, model_id: int | None = None) -> list[TrackedFile]:
+def queued(
+    engine: Engine, limit: int, model_id: int | None = None, *, own_only: bool = False
+) -> list[TrackedFile]:
     """Return results that somebody asked to run again and whose file is known.
 
     Parameters
@@ -94,13 +96,19 @@ def queued(engine: Engine, limit: int, model_id: int | None = None) -> list[Trac
         At most so many, the first asked for.
     model_id
         Only those that this model can take up: its own, and those of other models whose
-        image it has no result for.
+        image it has no result for; not those that another model is to score beside a result
+        that is done (`lungwatch rescore`).
+    own_only
+        Only those that this very model was asked for.
     """
     statement = select_tracked().where(Result.state == State.QUEUED, Image.path.is_not(None))
     if model_id is not None:
         own = aliased(Result)
         scored = select(own.id).where(own.image_id == Result.image_id, own.model_id == model_id)
-        statement = statement.where((Result.model_id == model_id) | ~scored.exists())
+        of_model = Result.model_id == model_id
+        if not own_only:
+            of_model |= ~scored.exists() & ~Image.path.startswith("done/")
+        statement = statement.where(of_model)
     ordered = statement.order_by(None).order_by(Result.claimed_at, Result.id)
     return _tracked(engine, ordered.limit(limit))
 
@@ -119,6 +127,14 @@ def is_known(engine: Engine, sha256: str) -> bool:
     """Whether a content has ever been claimed."""
     with reading(engine) as connection:
         found = connection.execute(select(Image.id).where(Image.sha256 == sha256))
+        return found.first() is not None
+
+
+def is_in_hand(engine: Engine, sha256: str) -> bool:
+    """Whether some result of a content has no end yet."""
+    statement = select(Result.id).join(Image).where(Image.sha256 == sha256)
+    with reading(engine) as connection:
+        found = connection.execute(statement.where(Result.state.in_(UNFINISHED)).limit(1))
         return found.first() is not None
 
 

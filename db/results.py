@@ -57,6 +57,7 @@ class ResultWriter:
         uncertain: tuple[float, float] | None = None,
         plausibility: Plausibility = _NOT_GATED,
         findings: Mapping[str, float] | None = None,
+        calibration: str | None = None,
     ) -> None:
         """Write a result; the file is to be filed next.
 
@@ -76,6 +77,8 @@ class ResultWriter:
             What the content gate found.
         findings
             Calibrated probability, 0..1, of each finding by name; None for COVID alone.
+        calibration
+            The site calibration that decided; None if the bundle's own did.
 
         Raises
         ------
@@ -99,6 +102,7 @@ class ResultWriter:
                 uncertain_from=uncertain_from,
                 uncertain_to=uncertain_to,
                 findings=dict(findings or {COVID_FINDING: probability}),
+                calibration=calibration,
                 **asdict(plausibility),
                 flags=list(flags),
                 overlay=overlay,

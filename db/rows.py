@@ -31,6 +31,8 @@ class ResultRow:
     findings
         Calibrated probability, 0..1, of each finding by name (``covid``, ``opacity``); None
         where there is no score.
+    calibration
+        The site calibration whose probability, threshold and band these are; None: the bundle's.
     flags
         Codes of what is remarkable about the case (`lungwatch.flags`).
     gate_score, lung_area, lung_share
@@ -65,6 +67,7 @@ class ResultRow:
     uncertain_from: float | None
     uncertain_to: float | None
     findings: Mapping[str, float] | None
+    calibration: str | None
     flags: tuple[str, ...]
     gate_score: float | None
     lung_area: float | None
@@ -159,6 +162,8 @@ class ResultFilter:
     ----------
     since, until
         ``since <= received_at < until``, with a zone.
+    made_since
+        ``made_since <= finished_at``; the results then come in the order of that time.
     min_score, max_score
         ``min_score <= probability <= max_score``; results without one never match.
     finding
@@ -175,6 +180,7 @@ class ResultFilter:
 
     since: datetime | None = None
     until: datetime | None = None
+    made_since: datetime | None = None
     label: str | None = None
     status: str | None = None
     flag: str | None = None

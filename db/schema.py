@@ -144,6 +144,8 @@ class Result(Base):
     lung_area: Mapped[float | None]
     lung_share: Mapped[float | None]
     """The fields of `lungwatch.plausibility.Plausibility`; of refused files too."""
+    calibration: Mapped[str | None] = mapped_column(String(64))
+    """The site calibration that decided (`lungwatch.sitecalibration`); None: the bundle's own."""
     flags: Mapped[list[str]]
     overlay: Mapped[str | None] = mapped_column(Text)
     """Where the overlay is, relative to the home."""

@@ -105,6 +105,7 @@ def _result_columns() -> tuple[ColumnElement[Any], ...]:
         Result.uncertain_from,
         Result.uncertain_to,
         Result.findings,
+        Result.calibration,
         Result.flags,
         Result.gate_score,
         Result.lung_area,
@@ -153,17 +154,23 @@ def _joined(statement: "AnySelect") -> "AnySelect":
 def _chosen(statement: "AnySelect", chosen: ResultFilter) -> "AnySelect":
     return (
         _joined(statement)
-        .where(*_conditions(chosen))
-        .order_by(Image.received_at.desc(), Result.id.desc())
+        .where(*conditions(chosen))
+        .order_by(
+            (Image.received_at if chosen.made_since is None else Result.finished_at).desc(),
+            Result.id.desc(),
+        )
         .limit(chosen.limit)
     )
 
 
-def _conditions(chosen: ResultFilter) -> Iterator[ColumnElement[bool]]:
+def conditions(chosen: ResultFilter) -> Iterator[ColumnElement[bool]]:
+    """Yield what a filter asks of joined results, images and models."""
     if chosen.since is not None:
         yield Image.received_at >= chosen.since
     if chosen.until is not None:
         yield Image.received_at < chosen.until
+    if chosen.made_since is not None:
+        yield Result.finished_at >= chosen.made_since
     if chosen.label is not None:
         yield Result.label == chosen.label
     if chosen.status is not None:

@@ -7,9 +7,10 @@ from sqlalchemy import select
 
 from lungwatch.db.changes import clean, insert_if_new, update_image
 from lungwatch.db.claim import Claim, ClaimKind, Drop, claim_drop
-from lungwatch.db.engine import writing
+from lungwatch.db.engine import reading, writing
 from lungwatch.db.results import ResultWriter
-from lungwatch.db.schema import Model
+from lungwatch.db.schema import Image, Model, Result
+from lungwatch.db.states import State
 
 __all__ = ["Claim", "ClaimKind", "Store"]
 
@@ -102,6 +103,17 @@ class Store(ResultWriter):
         )
         with writing(self._engine) as connection:
             return claim_drop(connection, drop)
+
+    def filed_as_done(self, image_id: int) -> datetime | None:
+        """Return when an image was received, if some model's result of it is done; else None."""
+        statement = (
+            select(Image.received_at)
+            .join(Result)
+            .where(Image.id == image_id, Result.state == State.DONE)
+            .limit(1)
+        )
+        with reading(self._engine) as connection:
+            return connection.scalar(statement)
 
     def set_path(self, *, image_id: int, path: str | None) -> None:
         """Note where an image's file is now, relative to the home; None if it is nowhere.

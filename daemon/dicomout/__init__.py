@@ -1,7 +1,7 @@
 """What lungwatch says to a PACS: Secondary Capture and Structured Report of a result."""
 
 from lungwatch.daemon.dicomout.build import BuiltObject, build_objects
-from lungwatch.daemon.dicomout.facts import Kind, ReportClass, ResultFacts
+from lungwatch.daemon.dicomout.facts import Kind, Predecessor, ReportClass, ResultFacts
 from lungwatch.daemon.dicomout.source import SourceUnusable
 from lungwatch.daemon.dicomout.validate import InvalidObject
 
@@ -9,6 +9,7 @@ __all__ = [
     "BuiltObject",
     "InvalidObject",
     "Kind",
+    "Predecessor",
     "ReportClass",
     "ResultFacts",
     "SourceUnusable",

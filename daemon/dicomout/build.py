@@ -12,8 +12,8 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from lungwatch.daemon.dicomout.deidentify import DUMMY_DATE, deidentified
-from lungwatch.daemon.dicomout.facts import Kind, ReportClass, ResultFacts
-from lungwatch.daemon.dicomout.report import structured_report
+from lungwatch.daemon.dicomout.facts import Kind, Predecessor, ReportClass, ResultFacts
+from lungwatch.daemon.dicomout.report import CLASS_UIDS, structured_report
 from lungwatch.daemon.dicomout.secondary_capture import secondary_capture
 from lungwatch.daemon.dicomout.source import SourceUnusable, read_source, restore
 from lungwatch.daemon.dicomout.uids import stable_uid
@@ -97,8 +97,7 @@ def build_objects(
     nameless.PatientName = nameless.ReferringPhysicianName = ""
     built = []
     for kind in kinds:
-        variant = sr if kind == "sr" else ""
-        names = (kind, variant, study.SOPInstanceUID, facts.sha256, facts.model_sha256, secret)
+        names = _names(kind, sr, study, (facts.sha256, facts.model_sha256), secret)
         try:
             dataset: Dataset = (
                 secondary_capture(facts, nameless, names)
@@ -108,6 +107,8 @@ def build_objects(
         except (ValueError, TypeError, AttributeError) as error:
             raise SourceUnusable(f"no {kind.upper()} can be made of this result") from error
         _complete(dataset, facts, study, kind)
+        if kind == "sr" and facts.predecessor is not None:
+            _name_predecessor(dataset, facts.predecessor, study, secret)
         validate(dataset, kind, facts, study)
         restore(dataset, whole)
         target = io.BytesIO()
@@ -121,6 +122,37 @@ def build_objects(
             )
         )
     return built
+
+
+def _names(
+    kind: Kind, sr: ReportClass, study: Dataset, answer: tuple[str, str], secret: str
+) -> tuple[str, ...]:
+    """Return what an object's UIDs are derived from; `answer` is the file's and model's SHA-256."""
+    variant = sr if kind == "sr" else ""
+    return (kind, variant, study.SOPInstanceUID, *answer, secret)
+
+
+def _name_predecessor(
+    dataset: Dataset, predecessor: Predecessor, study: Dataset, secret: str
+) -> None:
+    """Reference the report that this one revises (PS3.3 C.17.2, Predecessor Documents Sequence).
+
+    Its series and class are those that its own UID was derived with. A report that was derived
+    otherwise, as before de-identification was switched on, is another document, and not named.
+    """
+    for report_class, sop_class_uid in CLASS_UIDS.items():
+        answer = (predecessor.sha256, predecessor.model_sha256)
+        names = _names("sr", report_class, study, answer, secret)
+        if stable_uid("instance", *names) != predecessor.sop_instance_uid:
+            continue
+        instance, series, document = Dataset(), Dataset(), Dataset()
+        instance.ReferencedSOPClassUID = sop_class_uid
+        instance.ReferencedSOPInstanceUID = predecessor.sop_instance_uid
+        series.SeriesInstanceUID = stable_uid("series", *names)
+        series.ReferencedSOPSequence = [instance]
+        document.StudyInstanceUID = study.StudyInstanceUID
+        document.ReferencedSeriesSequence = [series]
+        dataset.PredecessorDocumentsSequence = [document]
 
 
 def _complete(dataset: Dataset, facts: ResultFacts, study: Dataset, kind: Kind) -> None:

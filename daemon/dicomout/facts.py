@@ -15,6 +15,23 @@ ReportClass = Literal["comprehensive-3d", "comprehensive"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Predecessor:
+    """An earlier report on the same image, by another model, that was sent.
+
+    Attributes
+    ----------
+    sha256, model_sha256
+        The file that it was made of, and the model that answered.
+    sop_instance_uid
+        The report's own.
+    """
+
+    sha256: str
+    model_sha256: str
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResultFacts:
     """One result, as the record has it.
 
@@ -41,6 +58,10 @@ class ResultFacts:
         With a zone; dates the objects.
     overlay
         The PNG that becomes the Secondary Capture.
+    calibration
+        The site calibration that decided; None for the bundle's own.
+    predecessor
+        The report that this one revises, if there is one.
     """
 
     sha256: str
@@ -59,6 +80,8 @@ class ResultFacts:
     model_sha256: str
     finished_at: datetime
     overlay: Path
+    calibration: str | None = None
+    predecessor: Predecessor | None = None
 
     @property
     def numbers(self) -> dict[str, str]:

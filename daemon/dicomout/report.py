@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.contract import COVID, NEGATIVE, OPACITY, UNCERTAIN, Label
@@ -44,6 +45,10 @@ GATE_SCORE = Code("GATESCORE", SCHEME, "Content gate score")
 LUNG_AREA = Code("LUNGAREA", SCHEME, "Share of the image that is lung")
 LUNG_SHARE = Code("LUNGSHARE", SCHEME, "Share of the map inside the lungs")
 _MEANING_LENGTH = 64  # of a code, PS3.5 6.2: LO
+CLASS_UIDS: dict[ReportClass, str] = {
+    "comprehensive-3d": str(Comprehensive3DSRStorage),
+    "comprehensive": str(ComprehensiveSRStorage),
+}
 _CLASSES = {"comprehensive-3d": "Comprehensive3DSR", "comprehensive": "ComprehensiveSR"}
 
 
@@ -86,12 +91,15 @@ def structured_report(
 def _content(facts: ResultFacts, source: Dataset, names: tuple[str, ...]) -> Dataset:
     from highdicom import sr  # noqa: PLC0415
 
+    parameters = [f"model SHA-256 {facts.model_sha256}"]
+    if facts.calibration is not None:
+        parameters.append(f"site calibration {facts.calibration}")
     algorithm = sr.AlgorithmIdentification(
         name=facts.model_name,
         version=facts.model_version,
         family=codes.DCM.ArtificialIntelligence,
         manufacturer="lungwatch",
-        parameters=[f"model SHA-256 {facts.model_sha256}", RESEARCH_USE_ONLY],
+        parameters=[*parameters, RESEARCH_USE_ONLY],
     )
     # A negative or open answer has no finding, and nothing may be headed as one.
     found = facts.label == COVID

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -12,8 +13,8 @@ from lungwatch.daemon.config import Config
 from lungwatch.daemon.errortext import describe_unexpected
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.outbox.scu import Parcel
-from lungwatch.db.delivery_queries import DeliveryRow, unsent_uids
-from lungwatch.db.queries import get_result
+from lungwatch.db.delivery_queries import DeliveryRow, SentReport, earlier_report, unsent_uids
+from lungwatch.db.queries import get_result, is_in_hand
 from lungwatch.db.rows import ResultDetail
 from lungwatch.errors import ConfigError, DatabaseError, LungwatchError, MissingExtraError
 
@@ -22,10 +23,16 @@ if TYPE_CHECKING:
     from lungwatch.daemon.dicomout import BuiltObject, Kind, ResultFacts
 
 _SHORTEST_SECRET = 16
+# For an original that another model's result has in hand.
+_MOST_WAITS = 60
 
 
 class CannotBuildError(LungwatchError):
     """No valid object can be made of a result; the text has no patient data."""
+
+
+class OriginalInUseError(LungwatchError):
+    """The original is being scored by another model at this moment; it will be back."""
 
 
 class Packer:
@@ -64,6 +71,8 @@ class Packer:
         ------
         CannotBuildError
             If no valid object can be made of the result.
+        OriginalInUseError
+            If the original is being scored by another model.
         OSError
             If the file cannot be written.
         """
@@ -85,9 +94,10 @@ class Packer:
         )
 
         result = get_result(self._engine, row.result_id)
+        earlier = earlier_report(self._engine, row.result_id) if row.kind == "sr" else None
         try:
             (built,) = build_objects(
-                _facts(result, self._home),
+                _facts(result, self._home, earlier),
                 self._home.absolute(result.file or ""),
                 kinds=(cast("Kind", row.kind),),
                 sr=self._report_class,
@@ -96,6 +106,8 @@ class Packer:
         except (InvalidObject, SourceUnusable) as error:
             raise CannotBuildError(str(error)) from error
         except (FileNotFoundError, IsADirectoryError) as error:
+            if row.attempts < _MOST_WAITS and is_in_hand(self._engine, result.sha256):
+                raise OriginalInUseError from error
             raise CannotBuildError("the original or the overlay is gone") from error
         except (OSError, MemoryError, DatabaseError, MissingExtraError):
             raise
@@ -125,8 +137,8 @@ class Packer:
             path.unlink(missing_ok=True)
 
 
-def _facts(result: ResultDetail, home: Home) -> "ResultFacts":
-    from lungwatch.daemon.dicomout import ResultFacts  # noqa: PLC0415 - as above
+def _facts(result: ResultDetail, home: Home, earlier: SentReport | None) -> "ResultFacts":
+    from lungwatch.daemon.dicomout import Predecessor, ResultFacts  # noqa: PLC0415 - as above
 
     if result.probability is None or result.threshold is None or result.finished_at is None:
         raise CannotBuildError("the result has no scores")
@@ -147,6 +159,8 @@ def _facts(result: ResultDetail, home: Home) -> "ResultFacts":
         model_sha256=result.model_sha256,
         finished_at=result.finished_at,
         overlay=home.absolute(result.overlay or ""),
+        calibration=result.calibration,
+        predecessor=None if earlier is None else Predecessor(**asdict(earlier)),
     )
 
 

@@ -16,7 +16,7 @@ from lungwatch.daemon.logs import event
 from lungwatch.daemon.outage import Outages
 from lungwatch.daemon.outbox.backoff import Backoff
 from lungwatch.daemon.outbox.destination import Destination, parse_destination
-from lungwatch.daemon.outbox.packing import CannotBuildError, Packer
+from lungwatch.daemon.outbox.packing import CannotBuildError, OriginalInUseError, Packer
 from lungwatch.daemon.outbox.scu import (
     Answer,
     Parcel,
@@ -152,6 +152,10 @@ class Sender:
             self._writer.call(lambda: self._deliveries.invalid(row.id, text))
             event("invalid_object", row.sha256, level=logging.ERROR, kind=row.kind, error=text)
             self._drop_file(row.sop_instance_uid)
+            return None
+        except OriginalInUseError as error:
+            when = self._clock.now() + timedelta(seconds=_POLL_S)
+            self._put_back([row.id], str(error), when)
             return None
         except OSError as error:  # no rights: nothing that is the object's fault
             text = f"cannot write to the outbox: {error.strerror}"

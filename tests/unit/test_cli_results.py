@@ -32,6 +32,7 @@ FIELDS = {
     *("flags", "model", "model_version", "overlay", "patient_id", "study_uid", "series_uid"),
     *("sop_uid", "accession", "received_at", "finished_at", "duration_ms"),
     *("uncertain_from", "uncertain_to", "gate_score", "lung_area", "lung_share"),
+    "calibration",
 }
 
 

@@ -25,6 +25,9 @@ class Told:
     def finish(self, *, result_id, path, now):
         self.paths.append((result_id, path, now))
 
+    def filed_as_done(self, _image_id):
+        return None
+
     def set_path(self, *, image_id, path):
         self.paths.append((image_id, path))
 
