@@ -154,6 +154,7 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
             filing=filing,
             clock=clock,
             contract=model.classifier.contract,
+            drift=model.classifier.drift,
             side_by_side=config.overlay_side_by_side,
         ),
         in_flight=in_flight,

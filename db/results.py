@@ -56,6 +56,7 @@ class ResultWriter:
         now: datetime,
         uncertain: tuple[float, float] | None = None,
         plausibility: Plausibility = _NOT_GATED,
+        components: Sequence[float] | None = None,
     ) -> None:
         """Write a result; the file is to be filed next.
 
@@ -73,6 +74,8 @@ class ResultWriter:
             Bounds of the probabilities that are UNCERTAIN; None if the model tells none.
         plausibility
             What the content gate found.
+        components
+            Of the embedding, for drift; None if the model's bundle has no axes.
 
         Raises
         ------
@@ -93,6 +96,7 @@ class ResultWriter:
                 uncertain_from=uncertain_from,
                 uncertain_to=uncertain_to,
                 **asdict(plausibility),
+                components=None if components is None else list(components),
                 flags=list(flags),
                 overlay=overlay,
                 overlay_removed_at=None,
@@ -259,6 +263,7 @@ class ResultWriter:
                 claimed_at=now,
                 finished_at=None,
                 duration_ms=None,
+                components=None,
                 **asdict(_NOT_GATED),
             )
             note_within(connection, now, deeds)

@@ -50,6 +50,8 @@ class Base(DeclarativeBase):
             values_callable=lambda states: [state.value for state in states],
         ),
         list[str]: JSON(),
+        # NULL for none, which SQL can ask for, instead of JSON's null.
+        list[float]: JSON(none_as_null=True),
         dict[str, object]: JSON(),
     }
 
@@ -140,6 +142,8 @@ class Result(Base):
     lung_area: Mapped[float | None]
     lung_share: Mapped[float | None]
     """The fields of `lungwatch.plausibility.Plausibility`; of refused files too."""
+    components: Mapped[list[float] | None]
+    """The embedding by the axes of the bundle's `drift.json`; None without one."""
     flags: Mapped[list[str]]
     overlay: Mapped[str | None] = mapped_column(Text)
     """Where the overlay is, relative to the home."""
