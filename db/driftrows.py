@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine, Select, and_, or_, select
+from sqlalchemy import Engine, Select, and_, case, select
 
 from lungwatch.db.engine import reading
 from lungwatch.db.schema import Image, Model, Result
@@ -96,11 +96,11 @@ def drift_rows(
 
 
 def _select(model_id: int) -> "Select[*tuple[Any, ...]]":
-    scored = and_(
-        Result.state.in_((State.RECORDED, State.DONE)),
-        Result.logit.is_not(None),
-    )
+    scored = and_(Result.state.in_((State.RECORDED, State.DONE)), Result.logit.is_not(None))
     refused = and_(Result.state == State.REJECTED, Result.reason.in_(GATE_REASONS))
+    # As a value, not a condition: SQLite would take the index over `state`, which is nearly every
+    # row, and sort them all.
+    is_told = case((scored, 1), (refused, 1), else_=0)
     columns: tuple[Any, ...] = (
         Result.id,
         Result.finished_at,
@@ -122,9 +122,7 @@ def _select(model_id: int) -> "Select[*tuple[Any, ...]]":
         Image.bits_stored,
     )
     return (
-        select(*columns)
-        .join_from(Result, Image)
-        .where(Result.model_id == model_id, or_(scored, refused))
+        select(*columns).join_from(Result, Image).where(Result.model_id == model_id, is_told == 1)
     )
 
 
