@@ -90,6 +90,11 @@ def _print(found: "Drift", model: str) -> None:
                 for test in found.tests
             ],
         )
+        if not any(test.what.startswith("component_") for test in found.tests):
+            click.echo(
+                "\nThe embedding is not compared: the results have no components, for which the "
+                "bundle needs a drift.json (docs/monitoring.md)."
+            )
         click.echo(
             f"\nAlarms are wrong in at most 1 of {round(1 / found.false_alarm_rate)} windows of a "
             "station without any shift; they say nothing of accuracy."

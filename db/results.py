@@ -263,7 +263,6 @@ class ResultWriter:
                 claimed_at=now,
                 finished_at=None,
                 duration_ms=None,
-                components=None,
                 **asdict(_NOT_GATED),
             )
             note_within(connection, now, deeds)

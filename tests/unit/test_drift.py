@@ -167,10 +167,10 @@ def test_windows_without_a_shift_alarm_at_most_as_often_as_stated(count, size):
 class Clinic:
     """A database with results of the shipped model."""
 
-    def __init__(self, home):
+    def __init__(self, home, url=None):
         self.home = home
         home.mkdir(exist_ok=True)
-        self.engine = open_database(f"sqlite:///{home / 'lungwatch.db'}")
+        self.engine = open_database(url or f"sqlite:///{home / 'lungwatch.db'}")
         with writing(self.engine) as connection:
             connection.execute(
                 insert(Model).values(
@@ -329,6 +329,29 @@ def test_the_window_is_read_by_the_index(clinic):
             told = " ".join(row[3] for row in plan)
             assert "ix_result_finished_at" in told
             assert "TEMP B-TREE" not in told
+
+
+def test_postgresql_answers_as_sqlite_does(clinic, rng, empty_postgres, tmp_path):
+    other = Clinic(tmp_path / "other", empty_postgres)
+    rows = [all_ap(row) if row.id > 400 else row for row in ordinary(rng, 500)]
+    rows[10] = replace(rows[10], components=None)
+    try:
+        for one in (clinic, other):
+            one.add(rows)
+        assert other.look() == clinic.look()
+        assert "view" in found_of(other.look(), "")
+    finally:
+        other.engine.dispose()
+
+
+def test_results_without_components_are_compared_all_the_same(clinic, rng):
+    """A bundle without drift.json: the embedding is not known, and the command says so."""
+    rows = ordinary(rng, 500)
+    clinic.add([replace(all_ap(row) if row.id > 400 else row, components=None) for row in rows])
+    found = clinic.look()
+    assert "view" in found_of(found, "")
+    assert not {test.what for test in found.tests if "component" in test.what}
+    assert "The embedding is not compared" in clinic.run("--drift").stdout
 
 
 def bundle_reference(rng, rows):
