@@ -11,7 +11,9 @@ from sqlalchemy import event, insert, text
 
 from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
+from lungwatch.daemon.checkup import _drift
 from lungwatch.daemon.clock import SystemClock
+from lungwatch.daemon.config import load_config
 from lungwatch.daemon.drift import (
     BASELINE,
     FALSE_ALARM_RATE,
@@ -21,7 +23,7 @@ from lungwatch.daemon.drift import (
     look,
     shifts,
 )
-from lungwatch.daemon.model import find_bundle
+from lungwatch.daemon.model import Classifier, find_bundle
 from lungwatch.db import open_database
 from lungwatch.db.driftrows import DriftRow, drift_rows
 from lungwatch.db.engine import reading, writing
@@ -433,6 +435,21 @@ def test_the_command_prints_what_alarms_and_nothing_of_a_patient(clinic, rng):
 def test_options_that_do_not_go_together_are_usage_errors(clinic):
     for options in (("--drift", "--label", "COVID"), ("--reference", "site")):
         assert clinic.run(*options).exit_code == 2
+
+
+def test_doctor_warns_in_one_line_and_fails_nothing(clinic, rng):
+    config, classifier = (
+        load_config(home=clinic.home),
+        Classifier.load(find_bundle(SHIPPED_DEFAULT)),
+    )
+    assert _drift(replace(config, database_url=f"{config.database_url}-"), classifier).ok is None
+    clinic.add(ordinary(rng, 400))
+    assert _drift(config, classifier).ok is True
+    clinic.add([inverted(row) for row in ordinary(rng, 100, first=400)])
+    warned = _drift(config, classifier)
+    assert warned.ok is None
+    assert warned.detail.startswith("all stations: gate")
+    assert "\n" not in warned.detail
 
 
 def test_a_beginning_that_is_no_time_is_refused_by_name(clinic):
