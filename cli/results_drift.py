@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.output import print_json, print_table
+from lungwatch.cli.output import cell_text, print_json, print_table
 
 if TYPE_CHECKING:
     from lungwatch.daemon.drift import Drift, ReferenceChoice
@@ -55,7 +55,7 @@ def print_drift(
 
 
 def _print(found: "Drift", model: str) -> None:
-    click.echo(f"Model {model}. Drift: {found.summary()}\n")
+    click.echo(f"Model {cell_text(model)}. Drift: {cell_text(found.summary())}\n")
     if found.scopes:
         print_table(
             ("station", "results", "compared with"),

@@ -1,7 +1,7 @@
 """Drift: whether the newest results of a model are drawn as its reference was, by station."""
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -10,10 +10,11 @@ from sqlalchemy import Engine
 
 from lungwatch.bundle import DRIFT_FILE
 from lungwatch.daemon.clock import Clock
+from lungwatch.daemon.population import Columns, Population, population_of, station_of
 from lungwatch.db.driftrows import DriftRow, drift_rows
-from lungwatch.driftreference import GATE_ACCEPTED, DriftReference, figures_of
+from lungwatch.driftreference import DriftReference
 from lungwatch.errors import ModelError
-from lungwatch.shift import Distribution, Shift, alarms, compare_tags, compare_values
+from lungwatch.shift import alarms
 
 FALSE_ALARM_RATE = 0.001
 """Of a window of one station: 1 in 1,000 windows without any shift alarms, at most."""
@@ -29,8 +30,6 @@ SPAN = 2000
 """Results at either end that are read; of a rarer station less is known."""
 _STEP = 10
 _REFRESH_S = 60.0
-_SIZE_STEP_PX = 500
-_LONGEST_TAG = 64
 
 ReferenceChoice = Literal["site", "bundle"]
 
@@ -131,35 +130,6 @@ class Drift:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Population:
-    """Distributions of figures and counts of tags.
-
-    Attributes
-    ----------
-    name
-        For people.
-    """
-
-    name: str
-    values: Mapping[str, Distribution]
-    tags: Mapping[str, Mapping[str, int]]
-
-    @classmethod
-    def of(cls, name: str, rows: Sequence[DriftRow]) -> "Population":
-        """Sum up results."""
-        values: dict[str, list[float]] = defaultdict(list)
-        tags: dict[str, Counter[str]] = defaultdict(Counter)
-        for row in rows:
-            for figure, value in _figures(row).items():
-                values[figure].append(value)
-            for tag, category in _tags(row).items():
-                tags[tag][category] += 1
-        return cls(
-            name=name, values={key: Distribution.of(one) for key, one in values.items()}, tags=tags
-        )
-
-
 def look(
     engine: Engine,
     model_sha256: str,
@@ -240,16 +210,16 @@ class _SiteReferences:
 
     def __init__(self, oldest: Sequence[DriftRow]) -> None:
         first = oldest[:BASELINE]
-        self._all = Population.of("the site's first results", first)
+        self._all = population_of("the site's first results", first)
         self._ids = frozenset(row.id for row in first)
         own: dict[str, list[DriftRow]] = defaultdict(list)
         for number, row in enumerate(oldest):
-            station = _station(row)
+            station = station_of(row)
             known = number < BASELINE
             if known or (station in own and len(own[station]) < STATION_BASELINE):
                 own[station].append(row)
         self._own = {
-            station: (Population.of("its own first results", rows), frozenset(r.id for r in rows))
+            station: (population_of("its own first results", rows), frozenset(r.id for r in rows))
             for station, rows in own.items()
             if station
         }
@@ -267,7 +237,7 @@ def _examine(
 ) -> Drift:
     by_station: dict[str, list[DriftRow]] = {"": list(newest)}
     for row in newest:
-        if station := _station(row):
+        if station := station_of(row):
             by_station.setdefault(station, []).append(row)
     scopes: list[Scope] = []
     tests: list[Compared] = []
@@ -279,9 +249,10 @@ def _examine(
             fresh = len(rows)
         if missing > 0 or len(rows) < LEAST_WINDOW:
             continue
-        results = min(len(rows), WINDOW)
-        scopes.append(Scope(station=station, reference=population.name, results=results))
-        tests += _compare(station, rows, population)
+        if compared := _compare(station, rows, population):
+            results = min(len(rows), WINDOW)
+            scopes.append(Scope(station=station, reference=population.name, results=results))
+            tests += compared
     return Drift(
         reference=choice,
         false_alarm_rate=FALSE_ALARM_RATE,
@@ -294,11 +265,10 @@ def _examine(
 
 def _compare(station: str, rows: Sequence[DriftRow], reference: Population) -> list[Compared]:
     """Test the newest window of a station, `rows` being its results, the newest first."""
-    found = shifts(
-        Population.of(station, rows[:WINDOW]), reference, skip=("station",) * bool(station)
-    )
-    if not found:
-        return []
+    columns = Columns(rows)
+    found = columns.population(station, 0, WINDOW).shifts(reference)
+    if station:  # one value, by definition
+        found.pop("station", None)
     alarming = alarms([shift.p for shift in found.values()], FALSE_ALARM_RATE)
     compared = [
         Compared(
@@ -310,76 +280,23 @@ def _compare(station: str, rows: Sequence[DriftRow], reference: Population) -> l
             window_count=shift.window_count,
             told=shift.told,
             alarm=alarm,
-            since=_since(rows, what, reference, FALSE_ALARM_RATE / len(found)) if alarm else None,
+            since=_since(rows, columns, what, reference, FALSE_ALARM_RATE / len(found))
+            if alarm
+            else None,
         )
         for (what, shift), alarm in zip(found.items(), alarming, strict=True)
     ]
     return sorted(compared, key=lambda one: (not one.alarm, one.p))
 
 
-def shifts(
-    window: Population, reference: Population, *, skip: Sequence[str] = ()
-) -> dict[str, Shift]:
-    """Test every figure and tag that both sides have enough of.
-
-    Parameters
-    ----------
-    skip
-        Tags that are not tested.
-    """
-    answers: dict[str, Shift | None] = {}
-    for what, values in reference.values.items():
-        if what in window.values:
-            answers[what] = compare_values(window.values[what], values)
-    for what, counts in reference.tags.items():
-        if what in window.tags and what not in skip:
-            answers[what] = compare_tags(window.tags[what], counts)
-    return {what: shift for what, shift in answers.items() if shift is not None}
-
-
-def _since(rows: Sequence[DriftRow], what: str, reference: Population, p_bound: float) -> datetime:
+def _since(
+    rows: Sequence[DriftRow], columns: Columns, what: str, reference: Population, p_bound: float
+) -> datetime:
     """Go back window by window for as long as one figure or tag alarms."""
     since = rows[0].finished_at
-    only = Population(
-        name=reference.name,
-        values={key: one for key, one in reference.values.items() if key == what},
-        tags={key: one for key, one in reference.tags.items() if key == what},
-    )
     for start in range(_STEP, len(rows) - LEAST_WINDOW + 1, _STEP):
-        shift = shifts(Population.of("", rows[start : start + WINDOW]), only).get(what)
+        shift = columns.population("", start, start + WINDOW, only=what).shifts(reference).get(what)
         if shift is None or shift.p > p_bound:
             break
         since = rows[start].finished_at
     return since
-
-
-def _figures(row: DriftRow) -> dict[str, float]:
-    return figures_of(
-        logit=row.logit,
-        gate_score=row.gate_score,
-        lung_area=row.lung_area,
-        lung_share=row.lung_share,
-        components=row.components,
-    )
-
-
-def _tags(row: DriftRow) -> dict[str, str]:
-    """Return a result's tags; an empty text for what the file does not say."""
-    longest = max(row.rows or 0, row.columns or 0)
-    size = f"about {round(longest / _SIZE_STEP_PX) * _SIZE_STEP_PX} px" if longest else ""
-    tags = {
-        "gate": row.reason or GATE_ACCEPTED,
-        "station": row.station,
-        "view": row.view_position,
-        "modality": row.modality,
-        "equipment": row.manufacturer_model,
-        "polarity": row.photometric,
-        "format": row.format,
-        "size": size,
-        "bits": row.bits_stored and str(row.bits_stored),
-    }
-    return {name: (value or "").strip()[:_LONGEST_TAG] for name, value in tags.items()}
-
-
-def _station(row: DriftRow) -> str:
-    return (row.station or "").strip()[:_LONGEST_TAG]

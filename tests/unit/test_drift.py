@@ -19,11 +19,10 @@ from lungwatch.daemon.drift import (
     FALSE_ALARM_RATE,
     WINDOW,
     DriftWatch,
-    Population,
     look,
-    shifts,
 )
 from lungwatch.daemon.model import Classifier, find_bundle
+from lungwatch.daemon.population import population_of
 from lungwatch.db import open_database
 from lungwatch.db.driftrows import DriftRow, drift_rows
 from lungwatch.db.engine import reading, writing
@@ -118,7 +117,7 @@ def little_detail(row):
 
 
 def alarming(rows, reference):
-    found = shifts(Population.of("", rows), reference)
+    found = population_of("", rows).shifts(reference)
     answers = alarms([shift.p for shift in found.values()], FALSE_ALARM_RATE)
     return {what for what, alarm in zip(found, answers, strict=True) if alarm}
 
@@ -137,7 +136,7 @@ def test_a_shift_is_found_within_so_many_files(shift, within, what):
     """In each of ten clinics, by a window that the shift has half or less of."""
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        reference = Population.of("", ordinary(rng, BASELINE))
+        reference = population_of("", ordinary(rng, BASELINE))
         before = ordinary(rng, WINDOW, first=1000)
         after = [shift(row) for row in ordinary(rng, WINDOW, first=2000)]
         assert alarming(before, reference) == set()
@@ -153,9 +152,9 @@ def test_windows_without_a_shift_alarm_at_most_as_often_as_stated(count, size):
     rng = np.random.default_rng(7)
     wrong = often = windows = 0
     for _ in range(20):
-        reference = Population.of("", ordinary(rng, count))
+        reference = population_of("", ordinary(rng, count))
         for _ in range(50):
-            found = shifts(Population.of("", ordinary(rng, size)), reference)
+            found = population_of("", ordinary(rng, size)).shifts(reference)
             p_values = [shift.p for shift in found.values()]
             wrong += any(alarms(p_values, FALSE_ALARM_RATE))
             often += any(alarms(p_values, 0.05))
@@ -357,7 +356,7 @@ def test_results_without_components_are_compared_all_the_same(clinic, rng):
 
 
 def bundle_reference(rng, rows):
-    population = Population.of("", rows)
+    population = population_of("", rows)
     return DriftReference(
         source="trained/val",
         centre=np.zeros(16, np.float32),
