@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ModelError
-from lungwatch.shift import Distribution
+from lungwatch.twosample import Distribution
 
 FORMAT = 1
 COMPONENTS = 8

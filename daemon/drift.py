@@ -14,7 +14,7 @@ from lungwatch.daemon.population import Columns, Population, population_of, stat
 from lungwatch.db.driftrows import DriftRow, drift_rows
 from lungwatch.driftreference import DriftReference
 from lungwatch.errors import ModelError
-from lungwatch.shift import alarms
+from lungwatch.twosample import alarms
 
 FALSE_ALARM_RATE = 0.001
 """Of a window of one station: 1 in 1,000 windows without any shift alarms, at most."""
@@ -45,7 +45,7 @@ class Compared:
     what
         A figure ("logit", "component_1") or a tag ("view").
     statistic, p, reference_count, window_count, told
-        See `lungwatch.shift.Shift`.
+        See `lungwatch.twosample.Difference`.
     alarm
         Whether it alarms, all tests of the window considered.
     since

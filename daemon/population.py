@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lungwatch.db.driftrows import DriftRow
 from lungwatch.driftreference import GATE_ACCEPTED, figures_of
-from lungwatch.shift import Distribution, Shift, compare_tags, compare_values
+from lungwatch.twosample import Difference, Distribution, compare_tags, compare_values
 
 _SIZE_STEP_PX = 500
 _LONGEST_TAG = 64
@@ -30,9 +30,9 @@ class Population:
     values: Mapping[str, Distribution]
     tags: Mapping[str, Mapping[str, int]]
 
-    def shifts(self, reference: "Population") -> dict[str, Shift]:
+    def shifts(self, reference: "Population") -> dict[str, Difference]:
         """Test every figure and tag that both sides have enough of."""
-        answers: dict[str, Shift | None] = {}
+        answers: dict[str, Difference | None] = {}
         for what, values in reference.values.items():
             if what in self.values:
                 answers[what] = compare_values(self.values[what], values)

@@ -16,11 +16,11 @@ from lungwatch.export.gate import ExportedGate, OnnxGate
 from lungwatch.imaging import read_radiograph
 from lungwatch.lungfield import area_of, lung_mask, share_inside
 from lungwatch.preprocess import content_of, preprocess
-from lungwatch.shift import LEAST, Distribution
 from lungwatch.training.dataset import dataset_name, load_dataset, of_split
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.samples import Sample, Split
 from lungwatch.training.scorers import OnnxScorer
+from lungwatch.twosample import LEAST, Distribution
 
 _AT_ONCE = 16
 

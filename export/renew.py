@@ -20,9 +20,9 @@ from lungwatch.export.parity import run_onnx
 from lungwatch.export.peaks import add_peak_output, reference_of_data
 from lungwatch.export.to_onnx import with_contract
 from lungwatch.golden import golden_input
-from lungwatch.shift import LEAST
 from lungwatch.training.dataset import dataset_name
 from lungwatch.training.scorers import OnnxScorer
+from lungwatch.twosample import LEAST
 
 
 @dataclass(frozen=True, kw_only=True)

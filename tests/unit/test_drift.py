@@ -31,7 +31,7 @@ from lungwatch.db.states import State
 from lungwatch.driftreference import DriftReference
 from lungwatch.errors import ModelError, Reason
 from lungwatch.models import SHIPPED_DEFAULT
-from lungwatch.shift import alarms
+from lungwatch.twosample import alarms
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 SHA = read_bundle(find_bundle(SHIPPED_DEFAULT)).model_sha256

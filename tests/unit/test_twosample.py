@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from lungwatch.shift import (
+from lungwatch.twosample import (
     LEAST,
     OTHER,
     Distribution,

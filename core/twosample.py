@@ -45,7 +45,7 @@ class Distribution:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shift:
+class Difference:
     """One test's answer.
 
     Attributes
@@ -68,7 +68,7 @@ class Shift:
     told: str
 
 
-def compare_values(window: Distribution, reference: Distribution) -> Shift | None:
+def compare_values(window: Distribution, reference: Distribution) -> Difference | None:
     """Compare two distributions by the two-sample Kolmogorov-Smirnov test; None for too few.
 
     Source: limiting distribution (Smirnov 1948), without a correction for small samples: for the
@@ -84,7 +84,7 @@ def compare_values(window: Distribution, reference: Distribution) -> Shift | Non
     )
     distance = float(np.abs(a - b).max())
     root = math.sqrt(window.count * reference.count / (window.count + reference.count))
-    return Shift(
+    return Difference(
         statistic=distance,
         p=_kolmogorov_tail(root * distance),
         reference_count=reference.count,
@@ -93,7 +93,7 @@ def compare_values(window: Distribution, reference: Distribution) -> Shift | Non
     )
 
 
-def compare_tags(window: Mapping[str, int], reference: Mapping[str, int]) -> Shift | None:
+def compare_tags(window: Mapping[str, int], reference: Mapping[str, int]) -> Difference | None:
     """Compare the counts of a tag's values, category by category; None for too few.
 
     Each category by Fisher's exact test (Fisher 1935; the smaller tail twice), the smallest p
@@ -107,7 +107,7 @@ def compare_tags(window: Mapping[str, int], reference: Mapping[str, int]) -> Shi
     window, reference = _told_apart(window, reference)
     names = sorted({*window, *reference})
     if len(names) < 2:
-        return Shift(
+        return Difference(
             statistic=0.0, p=1.0, reference_count=m, window_count=n, told=f"{_name(names[0])} only"
         )
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + m + 1)))])
@@ -116,7 +116,7 @@ def compare_tags(window: Mapping[str, int], reference: Mapping[str, int]) -> Shi
     ]
     p, worst = min(found, key=lambda pair: (pair[0], -_gap(pair[1], window, n, reference, m)))
     before, after = reference.get(worst, 0) / m, window.get(worst, 0) / n
-    return Shift(
+    return Difference(
         statistic=abs(after - before),
         p=min(1.0, p * len(names)),
         reference_count=m,
