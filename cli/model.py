@@ -128,6 +128,7 @@ def verify(
     provenance = trust.provenance(files)
     gate = classifier.contract.gate
     told = f"content gate: {_checks(gate)}" if gate else "no content gate"
+    drift = classifier.drift.source if classifier.drift else None
     if as_json:
         print_json(
             {
@@ -138,12 +139,14 @@ def verify(
                 "shipped": provenance.is_shipped,
                 "trusted": provenance.is_trusted,
                 "gate": [] if gate is None else [check.name for check in gate.checks],
+                "drift": drift,
             }
         )
     else:
         click.echo(
             f"{cell_text(classifier.contract.id)}: digest, contract and golden picture are right "
-            f"(SHA-256 {classifier.sha256}); {told}; {provenance.text}"
+            f"(SHA-256 {classifier.sha256}); {told}; reference for drift: "
+            f"{cell_text(drift or 'none')}; {provenance.text}"
         )
 
 

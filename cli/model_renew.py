@@ -26,6 +26,13 @@ from lungwatch.cli.options import gate_source_options, json_option
     "and its validation and test splits are measured anew.",
 )
 @click.option(
+    "--reference",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="DATA",
+    help="Data set of whose validation split the reference for drift is made (drift.json); else "
+    "the bundle keeps its own.",
+)
+@click.option(
     "--evaluate",
     type=click.Path(path_type=Path),
     multiple=True,
@@ -52,6 +59,7 @@ def renew(
     gate_keep: tuple[Path, ...],
     gate_refuse: tuple[Path, ...],
     data: Path | None,
+    reference: Path | None,
     evaluate: tuple[Path, ...],
     notes: Path | None,
     figures: Path | None,
@@ -60,8 +68,8 @@ def renew(
 ) -> None:
     """Write BUNDLE anew with the same network, in the present form of bundles.
 
-    It gets a content gate, the peaks of its maps and a new card. Weights, calibration, thresholds
-    and golden answers stay as they are. Needs the extra 'train'.
+    It gets a content gate, a reference for drift, the peaks of its maps and a new card. Weights,
+    calibration, thresholds and golden answers stay as they are. Needs the extra 'train'.
     """
     from lungwatch.export.figures import of_data_sets, read_figures
     from lungwatch.export.gate import GateRequest
@@ -77,6 +85,7 @@ def renew(
             if gate
             else None,
             data=data,
+            reference=reference,
             evaluate=evaluate,
             notes=notes.read_text(encoding="utf-8") if notes else "",
             figures=read_figures(figures) if figures else {},

@@ -14,12 +14,14 @@ from lungwatch.cli.audit import note, noting_failure
 from lungwatch.cli.options import filter_options, home_options, json_option
 from lungwatch.cli.output import cell_text, print_fields, print_json, print_table, to_csv, to_json
 from lungwatch.cli.results_compare import compare
+from lungwatch.cli.results_drift import print_drift
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy import Engine
 
+    from lungwatch.daemon.drift import ReferenceChoice
     from lungwatch.db.rows import ResultRow
     from lungwatch.db.statistics import Statistics
 
@@ -175,14 +177,38 @@ def export(
 @results.command()
 @home_options
 @filter_options()
+@click.option(
+    "--drift",
+    is_flag=True,
+    help="Compare the newest results of the configured model with a reference, by station.",
+)
+@click.option(
+    "--reference",
+    type=click.Choice(["site", "bundle"]),
+    help="What --drift compares with; the key 'drift_reference' if not given.",
+)
 @json_option
 def stats(
-    home: Path | None, config_path: Path | None, as_json: bool, **chosen: Unpack[Chosen]
+    home: Path | None,
+    config_path: Path | None,
+    drift: bool,
+    reference: "ReferenceChoice | None",
+    as_json: bool,
+    **chosen: Unpack[Chosen],
 ) -> None:
     """Count results and their scores.
 
     By day of receipt, status, label, reason, flag and model, and by tenth of the probability.
+    With --drift: which figures and tags of the newest results are distributed otherwise than at
+    first, or than in the model's training; of 1,000 windows without any shift at most one alarms.
     """
+    if drift:
+        if any(value is not None for value in chosen.values()):
+            raise click.UsageError("--drift looks at the newest results: no filter goes with it")
+        print_drift(home, config_path, reference, as_json=as_json)
+        return
+    if reference:
+        raise click.UsageError("--reference goes with --drift")
     from lungwatch.db.queries import ResultFilter
     from lungwatch.db.queries import stats as count
 

@@ -1,7 +1,8 @@
 """The files of a model bundle, each read once: what is checked is what is run.
 
 A bundle is a folder: `model.onnx`, `bundle.json` with the digests of the others, a `gate.onnx`
-if the model has a content gate, mostly a `card.md`, and a `bundle.sig` if somebody signed it.
+if the model has a content gate, a `drift.json` if it has a reference for drift, mostly a
+`card.md`, and a `bundle.sig` if somebody signed it.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from lungwatch.errors import ModelError
 
 MODEL_FILE = "model.onnx"
 GATE_FILE = "gate.onnx"
+DRIFT_FILE = "drift.json"
 ABOUT_FILE = "bundle.json"
 CARD_FILE = "card.md"
 SIGNATURE_FILE = "bundle.sig"
@@ -35,15 +37,16 @@ class BundleFiles:
     ----------
     folder
         Where they were read.
-    model, about, gate, card, signature
-        Contents of `model.onnx`, `bundle.json`, `gate.onnx`, `card.md` and `bundle.sig`; None for
-        one of the last three that is not there.
+    model, about, gate, drift, card, signature
+        Contents of `model.onnx`, `bundle.json`, `gate.onnx`, `drift.json`, `card.md` and
+        `bundle.sig`; None for one of the last four that is not there.
     """
 
     folder: Path
     model: bytes
     about: bytes
     gate: bytes | None = None
+    drift: bytes | None = None
     card: bytes | None = None
     signature: bytes | None = None
 
@@ -70,38 +73,44 @@ class BundleFiles:
             (MODEL_FILE, self.model),
             (CARD_FILE, self.card),
         ]
-        # Format 1 has no line for a gate: signatures of bundles without one stay good, and one of
-        # a bundle with a gate is none of the same bundle without it.
+        # Format 1 has no line for a gate, formats 1 and 2 none for a reference: signatures of
+        # bundles without one stay good, and one of a bundle with it is none of the same bundle
+        # without it.
         lines = ["lungwatch model bundle 1"]
         if self.gate is not None:
             lines = ["lungwatch model bundle 2"]
             files.append((GATE_FILE, self.gate))
+        if self.drift is not None:
+            lines = ["lungwatch model bundle 3"]
+            files = [*files[:3], (GATE_FILE, self.gate), (DRIFT_FILE, self.drift)]
         for name, data in files:
             digest = "none" if data is None else hashlib.sha256(data).hexdigest()
             lines.append(f"{name} {digest}")
         return ("\n".join(lines) + "\n").encode("ascii")
 
     def check_digests(self) -> None:
-        """Compare model, gate and card with the digests in `bundle.json`.
+        """Compare model, gate, reference and card with the digests in `bundle.json`.
 
         Raises
         ------
         ModelError
-            If one differs, the model's is missing, there is a gate that `bundle.json` does not
-            list, or `bundle.json` is not understood.
+            If one differs, the model's is missing, there is a gate or a reference that
+            `bundle.json` does not list, or `bundle.json` is not understood.
         """
         listed = self._about().get("sha256")
         if isinstance(listed, str):
             listed = {MODEL_FILE: listed}
         if not isinstance(listed, dict) or MODEL_FILE not in listed:
             raise ModelError(f"{self.folder / ABOUT_FILE} is damaged")
-        if self.gate is not None and GATE_FILE not in listed:
-            raise ModelError(
-                f"{self.folder / GATE_FILE} is not of this bundle: {ABOUT_FILE} does not list it"
-            )
+        for name, data in ((GATE_FILE, self.gate), (DRIFT_FILE, self.drift)):
+            if data is not None and name not in listed:
+                raise ModelError(
+                    f"{self.folder / name} is not of this bundle: {ABOUT_FILE} does not list it"
+                )
         for name, data in (
             (MODEL_FILE, self.model),
             (GATE_FILE, self.gate),
+            (DRIFT_FILE, self.drift),
             (CARD_FILE, self.card),
         ):
             found = hashlib.sha256(data).hexdigest() if data is not None else None
@@ -135,6 +144,7 @@ def read_bundle(folder: Path) -> BundleFiles:
             model=_read(folder, place, MODEL_FILE, _MAX_MODEL_BYTES),
             about=_read(folder, place, ABOUT_FILE, _MAX_TEXT_BYTES),
             gate=_read_optional(folder, place, GATE_FILE, _MAX_GATE_BYTES),
+            drift=_read_optional(folder, place, DRIFT_FILE),
             card=_read_optional(folder, place, CARD_FILE),
             signature=_read_optional(folder, place, SIGNATURE_FILE),
         )

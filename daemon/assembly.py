@@ -175,6 +175,7 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
             clock=clock,
             contract=model.classifier.contract,
             calibration=None if model.calibration is None else model.calibration.id,
+            drift=model.classifier.drift,
             side_by_side=config.overlay_side_by_side,
         ),
         in_flight=in_flight,

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from lungwatch.bundle import read_bundle
 from lungwatch.daemon.check import Check
 from lungwatch.daemon.config import Config
+from lungwatch.daemon.drift import look
 from lungwatch.daemon.errortext import describe_unexpected
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.model import Classifier, find_bundle
@@ -23,7 +24,7 @@ from lungwatch.daemon.service import Service
 from lungwatch.daemon.trust import Trust
 from lungwatch.daemon.watcher import Watcher
 from lungwatch.db.engine import open_engine
-from lungwatch.db.migrate import check_current, open_database
+from lungwatch.db.migrate import check_current, open_database, open_existing
 from lungwatch.db.queries import ResultFilter, list_results
 from lungwatch.errors import HomeError, LungwatchError
 from lungwatch.golden import golden_pixels
@@ -57,6 +58,7 @@ def check_up(config: Config) -> Iterator[Check]:
     yield from (_calibration(home, classifier) for classifier in loaded)
     yield _try("clock", lambda: _clock(home))
     yield _try("synthetic X-ray", lambda: _synthetic(config, home))
+    yield from (_drift(config, classifier) for classifier in loaded)
     yield from check_running(config)
     yield from _destinations(config)
     for extra, module in _OPTIONAL.items():
@@ -155,6 +157,31 @@ def _calibration(home: Home, classifier: Classifier) -> Check:
     if others:
         detail += f"; {others[0].name} belongs to another file of this name and is not used"
     return Check(name=name, ok=None, detail=f"{detail}; `lungwatch calibrate` makes the site's own")
+
+
+def _drift(config: Config, classifier: Classifier) -> Check:
+    """Warn of drift; it is no fault of the installation, so that it fails nothing."""
+    name = "drift"
+    try:
+        engine = open_existing(config.database_url)
+    except LungwatchError:
+        return Check(
+            name=name, ok=None, detail="not told yet: there is no database that can be read"
+        )
+    try:
+        found = look(
+            engine,
+            classifier.sha256,
+            classifier.drift,
+            reference=config.drift_reference,
+            since=config.drift_since,
+        )
+    except LungwatchError as error:
+        return Check(name=name, ok=False, detail=str(error))
+    finally:
+        engine.dispose()
+    told = not found.waiting_for and not found.alarms
+    return Check(name=name, ok=True if told else None, detail=found.summary())
 
 
 def _trusted_keys(config: Config) -> Check:

@@ -7,6 +7,7 @@ from lungwatch.daemon.assembly import Assembly, Common, ModelInUse
 from lungwatch.daemon.bounded import Bounded
 from lungwatch.daemon.dicomnet import make_listener
 from lungwatch.daemon.disks import disks
+from lungwatch.daemon.drift import DriftWatch, look
 from lungwatch.daemon.health import HealthCheck, Probes, free_mb_of
 from lungwatch.db.engine import open_engine
 from lungwatch.db.monitoring import figures, signs
@@ -80,6 +81,20 @@ def _make_monitor(common: Common, model: ModelInUse, assembly: Assembly) -> Comp
         health=health,
         read_signs=read_signs,
         read_figures=Bounded(partial(figures, engine, model.row, WINDOW), limit_s=_LIMIT_S),
+        read_drift=Bounded(
+            DriftWatch(
+                partial(
+                    look,
+                    engine,
+                    model.classifier.sha256,
+                    model.classifier.drift,
+                    reference=config.drift_reference,
+                    since=config.drift_since,
+                ),
+                common.clock,
+            ),
+            limit_s=_LIMIT_S,
+        ),
         read_disks=Bounded(lambda: disks(home, config.database_url), limit_s=_LIMIT_S),
         model=model.id,
         gate=config.gate if model.classifier.gate is not None else "none",

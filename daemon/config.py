@@ -7,11 +7,13 @@ options of the command line. An unknown key or a bad value stops the start with 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from lungwatch.daemon.configchecks import (
     OBJECT_KINDS,
+    check_drift,
     check_names,
     check_receiving,
     check_sending,
@@ -27,6 +29,7 @@ from lungwatch.models import SHIPPED_DEFAULT
 ObserverChoice = Literal["auto", "inotify", "polling"]
 GateChoice = Literal["refuse", "flag"]
 SrChoice = Literal["comprehensive-3d", "comprehensive"]
+DriftChoice = Literal["site", "bundle"]
 LogFormat = Literal["auto", "text", "json", "journald"]
 
 
@@ -112,6 +115,12 @@ class Config:
         Port of this machine (127.0.0.1) that serves /metrics, /health and /ready; 0: none.
     metrics_textfile
         Path of a file that the metrics are written to, for node_exporter's textfile collector.
+    drift_reference
+        What the newest results are compared with (docs/monitoring.md): "site", the first results
+        of the model here, or "bundle", the population that it was trained on.
+    drift_from
+        Where the site's reference begins: an ISO date or time, in the machine's zone if it has
+        none; empty for the first use of the model. Set it anew to accept a change.
     retain_done_days, retain_quarantine_days, retain_overlays_days, retain_backups_days
         Days after its end that `lungwatch retention run` leaves a file of this folder; 0: for
         ever. What is still to be sent or tried again is never removed, nor is the newest backup;
@@ -185,6 +194,8 @@ class Config:
     log_format: LogFormat = "auto"
     metrics_port: int = 0
     metrics_textfile: str = ""
+    drift_reference: DriftChoice = "site"
+    drift_from: str = ""
     retain_done_days: int = 0
     retain_quarantine_days: int = 0
     retain_overlays_days: int = 0
@@ -216,6 +227,11 @@ class Config:
     def name_rules(self) -> NameRules:
         """Which names in the drop folder are not taken."""
         return NameRules(self.ignored_names, self.unfinished_names)
+
+    @property
+    def drift_since(self) -> datetime | None:
+        """When the site's reference for drift begins; None for the model's first use."""
+        return datetime.fromisoformat(self.drift_from).astimezone() if self.drift_from else None
 
     @property
     def read_policy(self) -> ReadPolicy:
@@ -312,6 +328,7 @@ def load_config(
         values["database_url"] = url_with_password(config)
         config = Config(**values)
     check_names(config)
+    check_drift(config)
     check_sending(config)
     check_receiving(config)
     return config

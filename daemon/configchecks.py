@@ -25,6 +25,23 @@ def check_names(config: "Config") -> None:
                 raise ConfigError(f"bad value for '{key}': {pattern!r} matches every name, or none")
 
 
+def check_drift(config: "Config") -> None:
+    """Refuse a beginning that is no time.
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+    """
+    try:
+        _ = config.drift_since
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"bad value for 'drift_from': {config.drift_from!r} is no date or time: write "
+            "2026-01-31 or 2026-01-31T08:00"
+        ) from error
+
+
 def check_receiving(config: "Config") -> None:
     """Refuse a port that is open to a network from which nobody may send.
 

@@ -13,6 +13,7 @@ from lungwatch.daemon.overlay import encode_png
 from lungwatch.daemon.records import Classified, Recorded
 from lungwatch.daemon.writer import Writer
 from lungwatch.db.store import Store
+from lungwatch.driftreference import DriftReference
 
 
 class Finisher:
@@ -36,6 +37,7 @@ class Finisher:
         clock: Clock,
         contract: ModelContract,
         calibration: str | None = None,
+        drift: DriftReference | None = None,
         side_by_side: bool = True,
     ) -> None:
         self._home = home
@@ -45,6 +47,7 @@ class Finisher:
         self._clock = clock
         self._contract = contract
         self._calibration = calibration
+        self._drift = drift
         self._side_by_side = side_by_side
 
     def record(self, classified: Classified) -> Recorded:
@@ -58,6 +61,7 @@ class Finisher:
         claim, scores = classified.prepared.claim, classified.scores
         decision = self._contract.decision
         judged = judge(classified, self._contract)
+        components = self._drift.components(scores.embedding) if self._drift else None
         overlay = self._home.overlay_path(claim.sha256, claim.received_at, self._contract.id)
         make_dirs(overlay.parent)
         picture = draw_result(classified, judged, self._contract, side_by_side=self._side_by_side)
@@ -78,6 +82,7 @@ class Finisher:
                 findings=scores.findings,
                 calibration=self._calibration,
                 plausibility=judged.plausibility,
+                components=components,
                 flags=judged.flags,
                 overlay=self._home.relative(overlay),
                 duration_ms=duration_ms,

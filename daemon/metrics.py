@@ -13,6 +13,7 @@ from lungwatch import __version__
 from lungwatch.daemon.bounded import Bounded
 from lungwatch.daemon.clock import Clock
 from lungwatch.daemon.disks import Disks
+from lungwatch.daemon.drift import Drift
 from lungwatch.daemon.eventcount import EventCount
 from lungwatch.daemon.health import HealthCheck, Status
 from lungwatch.daemon.outage import OutageKind
@@ -37,7 +38,7 @@ class Metrics:
     ----------
     health
         Of the daemon.
-    read_signs, read_figures
+    read_signs, read_figures, read_drift
         Read the database.
     read_disks
         Looks at the file systems.
@@ -59,6 +60,7 @@ class Metrics:
         health: HealthCheck,
         read_signs: Bounded[Signs],
         read_figures: Bounded[Figures],
+        read_drift: Bounded[Drift],
         read_disks: Bounded[Disks],
         model: str,
         gate: str,
@@ -69,6 +71,7 @@ class Metrics:
         self._health = health
         self._read_signs = read_signs
         self._read_figures = read_figures
+        self._read_drift = read_drift
         self._read_disks = read_disks
         self._model = model
         self._gate = gate
@@ -136,6 +139,8 @@ class Metrics:
             yield from self._outbox(read)
         if read is not None and (figures := _answer(self._read_figures)) is not None:
             yield from self._recorded(figures)
+        if read is not None and (drift := _answer(self._read_drift)) is not None:
+            yield from _drifting(drift)
 
     def _whole(self) -> Iterator[Metric]:
         health = self._health.examine()
@@ -215,6 +220,16 @@ class Metrics:
         if read.scored >= 2 * self._window:
             drift = stability_index(read.first, read.last)
             yield _gauge("probability_psi", "Last against first.", drift)
+
+
+def _drifting(found: Drift) -> Iterator[Metric]:
+    labels = ("station", "what")
+    alarming = {(test.station, test.what): float(test.alarm) for test in found.tests}
+    distances = {(test.station, test.what): test.statistic for test in found.tests}
+    windows = {(scope.station,): float(scope.results) for scope in found.scopes}
+    yield _labelled("drift", "1 for an alarm; station empty: all together.", labels, alarming)
+    yield _labelled("drift_distance", "From the reference, 0 to 1.", labels, distances)
+    yield _labelled("drift_window_results", "Results compared.", ("station",), windows)
 
 
 def _answer(read: Bounded[T]) -> T | None:

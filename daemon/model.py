@@ -29,6 +29,7 @@ from lungwatch.daemon.gate import ContentGate
 from lungwatch.daemon.records import Scores
 from lungwatch.daemon.session import check_signature, open_session
 from lungwatch.daemon.trust import Trust
+from lungwatch.driftreference import DriftReference
 from lungwatch.errors import ModelError, NotFoundError
 from lungwatch.golden import golden_digest, golden_input
 from lungwatch.sitecalibration import SiteCalibration
@@ -73,7 +74,7 @@ def find_bundle(name_or_path: str, home: Path | None = None) -> Path:
 
 
 class Classifier:
-    """An onnxruntime session, the contract that it carries, and the bundle's content gate.
+    """An onnxruntime session, its contract, the bundle's content gate and reference for drift.
 
     Safe to call from several threads, though the daemon has only one that does.
     """
@@ -84,11 +85,13 @@ class Classifier:
         contract: ModelContract,
         sha256: str,
         gate: ContentGate | None = None,
+        drift: DriftReference | None = None,
     ) -> None:
         self._session = session
         self.contract = contract
         self.sha256 = sha256
         self.gate = gate
+        self.drift = drift
         names = {item.name for item in session.get_outputs()}
         # A graph of contract 1 does not tell the peaks of its maps, one of contract 2 has no
         # findings beside COVID, and theirs may come without maps.
@@ -111,8 +114,9 @@ class Classifier:
         ------
         ModelError
             If a file is missing or altered, nobody trusted signed it, the contract is not
-            understood, the contract describes a gate and there is none or the reverse, or this
-            machine's answer on the golden picture is not the recorded one.
+            understood, the contract describes a gate and there is none or the reverse, the
+            reference for drift is of another model, or this machine's answer on the golden picture
+            is not the recorded one.
         """
         return cls.of(read_bundle(bundle), threads, trust)
 
@@ -129,7 +133,8 @@ class Classifier:
         contract = ModelContract.from_json(text)
         check_signature(session, path, (*OUTPUTS, *((FINDINGS,) if contract.findings else ())))
         gate = _load_gate(files, contract, threads)
-        classifier = cls(session, contract, files.model_sha256, gate)
+        drift = load_drift(files, contract)
+        classifier = cls(session, contract, files.model_sha256, gate, drift)
         classifier.check_golden()
         return classifier
 
@@ -217,6 +222,19 @@ class Classifier:
                     f"{found:.6f} instead of {expected:.6f}: the file, the runtime or the "
                     "processor is at fault"
                 )
+
+
+def load_drift(files: BundleFiles, contract: ModelContract) -> DriftReference | None:
+    """Read the bundle's reference for drift; None if it has none.
+
+    Raises
+    ------
+    ModelError
+        If it is damaged or of another model.
+    """
+    if files.drift is None:
+        return None
+    return DriftReference.from_json(files.drift, contract.embedding_size)
 
 
 def _load_gate(files: BundleFiles, contract: ModelContract, threads: int) -> ContentGate | None:

@@ -17,7 +17,7 @@ from lungwatch.errors import NotFoundError
 if TYPE_CHECKING:
     from lungwatch.imaging import RadiographMeta
 
-Value = str | int | float | datetime | list[str] | dict[str, float] | None
+Value = str | int | float | datetime | list[str] | list[float] | dict[str, float] | None
 
 
 def insert_if_new(

@@ -58,6 +58,7 @@ class ResultWriter:
         plausibility: Plausibility = _NOT_GATED,
         findings: Mapping[str, float] | None = None,
         calibration: str | None = None,
+        components: Sequence[float] | None = None,
     ) -> None:
         """Write a result; the file is to be filed next.
 
@@ -79,6 +80,8 @@ class ResultWriter:
             Calibrated probability, 0..1, of each finding by name; None for COVID alone.
         calibration
             The site calibration that decided; None if the bundle's own did.
+        components
+            Of the embedding, for drift; None if the model's bundle has no axes.
 
         Raises
         ------
@@ -104,6 +107,7 @@ class ResultWriter:
                 findings=dict(findings or {COVID_FINDING: probability}),
                 calibration=calibration,
                 **asdict(plausibility),
+                components=None if components is None else list(components),
                 flags=list(flags),
                 overlay=overlay,
                 overlay_removed_at=None,

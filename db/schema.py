@@ -50,6 +50,8 @@ class Base(DeclarativeBase):
             values_callable=lambda states: [state.value for state in states],
         ),
         list[str]: JSON(),
+        # NULL for none, which SQL can ask for, instead of JSON's null.
+        list[float]: JSON(none_as_null=True),
         dict[str, object]: JSON(),
         # Rows without findings hold NULL, not JSON's null.
         dict[str, float]: JSON(none_as_null=True),
@@ -146,6 +148,8 @@ class Result(Base):
     """The fields of `lungwatch.plausibility.Plausibility`; of refused files too."""
     calibration: Mapped[str | None] = mapped_column(String(64))
     """The site calibration that decided (`lungwatch.sitecalibration`); None: the bundle's own."""
+    components: Mapped[list[float] | None]
+    """The embedding by the axes of the bundle's `drift.json`; None without one."""
     flags: Mapped[list[str]]
     overlay: Mapped[str | None] = mapped_column(Text)
     """Where the overlay is, relative to the home."""

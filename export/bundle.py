@@ -1,4 +1,4 @@
-"""A model bundle on disk: the graph, its content gate, its card, and the digests of all."""
+"""A model bundle on disk: graph, content gate, reference for drift, card, digests of all."""
 
 import hashlib
 import json
@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 from lungwatch.atomicfile import fsync_dir, make_dirs, write_atomic
-from lungwatch.bundle import ABOUT_FILE, CARD_FILE, GATE_FILE, MODEL_FILE
+from lungwatch.bundle import ABOUT_FILE, CARD_FILE, DRIFT_FILE, GATE_FILE, MODEL_FILE
 from lungwatch.contract import ModelContract
+from lungwatch.driftreference import DriftReference
 from lungwatch.errors import ConfigError, ModelError
 
 
@@ -18,6 +19,7 @@ def write_bundle(
     contract: ModelContract,
     card: str,
     gate: bytes | None = None,
+    drift: DriftReference | None = None,
     replace: bool = False,
 ) -> Path:
     """Write `<folder>/<name>-<version>/`, whole or not at all.
@@ -26,11 +28,14 @@ def write_bundle(
     ----------
     gate
         The content gate's ONNX file, if the contract describes one.
+    drift
+        The reference for drift, if there is one.
 
     Raises
     ------
     ModelError
-        If there is a gate that the contract does not describe, or the reverse.
+        If there is a gate that the contract does not describe, or the reverse; or the reference
+        is of another embedding.
     ConfigError
         If that version exists already and `replace` is not set: results in databases point
         at a version by its name.
@@ -51,6 +56,9 @@ def write_bundle(
     files = {MODEL_FILE: model, CARD_FILE: card.encode()}
     if gate is not None:
         files[GATE_FILE] = gate
+    if drift is not None:
+        drift.check(contract.embedding_size)
+        files[DRIFT_FILE] = (drift.to_json() + "\n").encode()
     for name, data in files.items():
         write_atomic(building / name, data)
     about = {

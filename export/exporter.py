@@ -20,6 +20,7 @@ from lungwatch.contract import (
 from lungwatch.errors import ConfigError, DatasetError, ModelError
 from lungwatch.export.bundle import write_bundle
 from lungwatch.export.card import write_card
+from lungwatch.export.drift import make_reference
 from lungwatch.export.fidelity import check_size
 from lungwatch.export.figures import FIGURES, Figures, check_figures
 from lungwatch.export.findings import findings_of_graph, with_references
@@ -194,12 +195,17 @@ def export(
     model = with_contract(proto, contract)
     if request.int8:
         check_size(len(model), request.max_mb)
+    # The daemon looks for drift from this population, and by its axes from a site's own.
+    drift = (
+        make_reference(exported, gate, request.data, progress=progress) if request.data else None
+    )
     bundle = write_bundle(
         request.folder,
         model=model,
         contract=contract,
         card=write_card(contract, request.notes),
         gate=gate.onnx if gate else None,
+        drift=drift,
         replace=request.replace,
     )
     return bundle, contract

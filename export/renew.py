@@ -1,4 +1,4 @@
-"""A bundle made anew around the same network: peaks of the maps, content gate, contract, card."""
+"""A bundle made anew around the same network: maps' peaks, content gate, drift, contract, card."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,9 +8,11 @@ import numpy as np
 
 from lungwatch.bundle import read_bundle
 from lungwatch.contract import ModelContract
-from lungwatch.errors import MissingExtraError, ModelError
+from lungwatch.driftreference import DriftReference
+from lungwatch.errors import DatasetError, MissingExtraError, ModelError
 from lungwatch.export.bundle import write_bundle
 from lungwatch.export.card import write_card
+from lungwatch.export.drift import make_reference
 from lungwatch.export.exporter import check_version, measure_sets
 from lungwatch.export.figures import FIGURES, Figures
 from lungwatch.export.gate import GateRequest, export_gate
@@ -18,7 +20,9 @@ from lungwatch.export.parity import run_onnx
 from lungwatch.export.peaks import add_peak_output, reference_of_data
 from lungwatch.export.to_onnx import with_contract
 from lungwatch.golden import golden_input
+from lungwatch.training.dataset import dataset_name
 from lungwatch.training.scorers import OnnxScorer
+from lungwatch.twosample import LEAST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,9 @@ class RenewRequest:
     data
         Data set of the training: its validation split gives the scale of the maps, and its
         validation and test splits are measured anew.
+    reference
+        Data set of whose validation split the reference for drift is made; None keeps the
+        bundle's own, if it has one.
     evaluate
         Further data sets whose test split is measured anew.
     notes
@@ -53,6 +60,7 @@ class RenewRequest:
     folder: Path
     gate: GateRequest | None = None
     data: Path | None = None
+    reference: Path | None = None
     evaluate: Sequence[Path] = ()
     notes: str = ""
     figures: Figures = field(default_factory=dict)
@@ -83,7 +91,7 @@ def renew(
     ConfigError
         If the version or the target is not acceptable.
     DatasetError
-        If images are missing or cannot be read.
+        If images are missing, cannot be read, or are too few for a reference.
     MissingExtraError
         If a package of the extra 'train' is not installed.
     """
@@ -102,16 +110,24 @@ def renew(
     gate = export_gate(gate_request, progress=progress) if gate_request else None
     scorer = OnnxScorer(model, str(request.bundle))
     measured = measure_sets(scorer, request.data, request.evaluate, progress)
+    drift = DriftReference.from_json(files.drift) if files.drift is not None else None
+    if request.reference:
+        drift = make_reference(scorer, gate, request.reference, progress=progress)
+        if drift is None:
+            raise DatasetError(
+                f"{dataset_name(request.reference)}: too few pictures for a reference for drift "
+                f"({LEAST} that the gate accepts are needed)"
+            )
     figures = {**before.metrics.get(FIGURES, {}), **request.figures}
     told = {FIGURES: figures} if figures else {}
-    reference = before.map_reference
+    map_reference = before.map_reference
     if request.data:
-        reference = reference_of_data(scorer, request.data)
+        map_reference = reference_of_data(scorer, request.data)
     contract = replace(
         before,
         version=request.version,
         gate=gate.contract if gate else None,
-        map_reference=reference,
+        map_reference=map_reference,
         provenance={**before.provenance, "network_of": before.id},
         metrics={**measured, **before.metrics, **measured, **told},
     )
@@ -121,6 +137,7 @@ def renew(
         contract=contract,
         card=write_card(contract, request.notes),
         gate=gate.onnx if gate else None,
+        drift=drift,
         replace=request.replace,
     )
     return bundle, contract

@@ -185,7 +185,8 @@ def write(bundle: Path, files: dict[str, bytes], *, name: str = "gated") -> None
     for file, data in files.items():
         (bundle / file).write_bytes(data)
     listed = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in bundle.glob("*.onnx")
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (*bundle.glob("*.onnx"), *bundle.glob("drift.json"))
     }
     about = {"name": name, "version": "1.0.0", "sha256": listed}
     (bundle / "bundle.json").write_text(json.dumps(about))

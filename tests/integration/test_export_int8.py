@@ -9,9 +9,11 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
+from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
 from lungwatch.contract import INPUT, LOGITS
 from lungwatch.daemon.model import Classifier
+from lungwatch.driftreference import DriftReference
 from lungwatch.export import fidelity
 from lungwatch.golden import golden_input
 from lungwatch.training.baseline import BaselineConfig
@@ -87,6 +89,16 @@ def exported(data, run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def scorer(exported):
     return OnnxScorer((exported[0] / "model.onnx").read_bytes())
+
+
+def test_the_bundle_has_a_reference_for_drift_of_the_validation_images(exported, scorer, data):
+    files = read_bundle(exported[0])
+    files.check_digests()
+    drift = DriftReference.from_json(files.drift, scorer.contract.embedding_size)
+    assert drift.source == f"{data.name}/val"
+    assert drift.values["logit"].count == 32
+    assert "component_1" in drift.values
+    assert drift.tags == {}
 
 
 def test_the_contract_and_the_card_tell_what_quantising_cost(exported, scorer, data):

@@ -108,6 +108,25 @@ class TestBundle:
         without = replace(files, gate=None).statement().decode().splitlines()
         assert without == ["lungwatch model bundle 1", *lines[1:4]]
 
+    def test_a_reference_for_drift_is_listed_signed_and_of_the_model(self, bundle):
+        files = read_bundle(bundle)
+        gated.write(bundle, {"drift.json": b"{}"})
+        with_drift = read_bundle(bundle)
+        lines = with_drift.statement().decode().splitlines()
+        assert lines[0] == "lungwatch model bundle 3"
+        assert [line.split()[0] for line in lines[4:]] == ["gate.onnx", "drift.json"]
+        assert lines[5] == f"drift.json {hashlib.sha256(b'{}').hexdigest()}"
+        gateless = replace(with_drift, gate=None).statement().decode().splitlines()
+        assert gateless[4] == "gate.onnx none"
+        with pytest.raises(ModelError, match=r"drift\.json is not understood"):
+            Classifier.load(bundle)
+        (bundle / "drift.json").write_bytes(b"[]")
+        with pytest.raises(ModelError, match=r"drift\.json is not the file .*SHA-256 differs"):
+            Classifier.load(bundle)
+        (bundle / "bundle.json").write_bytes(files.about)
+        with pytest.raises(ModelError, match=r"drift\.json is not of this bundle"):
+            Classifier.load(bundle)
+
     def test_a_signature_over_a_gated_bundle_is_worth_nothing_without_the_gate(self, bundle):
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -126,7 +145,7 @@ class TestBundle:
     def test_the_commands_on_models_tell_of_the_gate(self, bundle, tmp_path):
         run = CliRunner()
         said = run.invoke(main, ["model", "verify", str(bundle)]).stdout
-        assert "; content gate: frontal from 0.200, positive from 0.200; not signed" in said
+        assert "; content gate: frontal from 0.200, positive from 0.200; reference" in said
         told = json.loads(run.invoke(main, ["model", "verify", str(bundle), "--json"]).stdout)
         assert told["gate"] == ["frontal", "positive"]
         shown = json.loads(run.invoke(main, ["model", "show", str(bundle), "--json"]).stdout)

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lungwatch.daemon.bounded import Bounded
 from lungwatch.daemon.clock import SystemClock
 from lungwatch.daemon.disks import disks
+from lungwatch.daemon.drift import Compared, Drift, Scope
 from lungwatch.daemon.health import HealthCheck, Phase, Probes, free_mb_of
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
@@ -25,6 +26,31 @@ from lungwatch.imaging import RadiographMeta
 
 DOCS = Path(__file__).parents[2] / "docs" / "monitoring"
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
+DRIFT = Drift(
+    reference="site",
+    false_alarm_rate=0.001,
+    window=100,
+    waiting_for=0,
+    scopes=(
+        Scope(station="", reference="r", results=100),
+        Scope(station='ROOM "1"', reference="r", results=40),
+    ),
+    tests=tuple(
+        Compared(
+            station=station,
+            what=what,
+            statistic=0.5,
+            p=1e-9,
+            reference_count=300,
+            window_count=40,
+            told="AP 5% -> 55%",
+            alarm=what == "view",
+            since=T0 if what == "view" else None,
+        )
+        for station in ("", 'ROOM "1"')
+        for what in ("view", "logit")
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +100,7 @@ def make_text(tmp_path_factory):
             health=check_of(read_signs, home),
             read_signs=read_signs,
             read_figures=Bounded(lambda: figures(engine, model, window), limit_s=30),
+            read_drift=Bounded(lambda: DRIFT, limit_s=30),
             read_disks=Bounded(lambda: disks(home, str(engine.url)), limit_s=30),
             model="m-1",
             gate="refuse",
@@ -136,6 +163,11 @@ def test_metrics_are_the_databases_counts(text):
     assert samples["lungwatch_disk_free_bytes", "home"] > 0
     assert samples["lungwatch_oldest_waiting_seconds",] > 0
     assert samples["lungwatch_skipped_files", "@eaDir"] == 2
+    assert samples["lungwatch_drift", 'ROOM "1"', "view"] == 1
+    assert samples["lungwatch_drift", 'ROOM "1"', "logit"] == 0
+    assert samples["lungwatch_drift", "", "view"] == 1
+    assert samples["lungwatch_drift_distance", "", "view"] == 0.5
+    assert samples["lungwatch_drift_window_results", 'ROOM "1"'] == 40
     assert "DOE" not in text
 
 
