@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.options import json_option
+from lungwatch.cli.options import json_option, label_map_option
 from lungwatch.cli.output import cell_text, print_json
 
 if TYPE_CHECKING:
     from lungwatch.training.evaluation import ThresholdSource
+    from lungwatch.training.label_map import LabelMap
     from lungwatch.training.samples import Split
 
 _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "ece", "brier")
@@ -105,6 +106,7 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
     show_default=True,
     help="Cases in the gallery of each of true and false positives and negatives.",
 )
+@label_map_option
 @json_option
 def evaluate(
     *,
@@ -123,6 +125,7 @@ def evaluate(
     out: Path | None,
     resume: bool,
     gallery: int,
+    labels: "LabelMap | None",
     as_json: bool,
 ) -> None:
     """Measure MODEL on each DATA: overall, by source, and of one finding against another.
@@ -159,6 +162,7 @@ def evaluate(
         threshold=_threshold(threshold_aim, threshold_data, threshold_split),
         bootstrap=Bootstrap(resamples=bootstrap, seed=seed),
         lung_masks=lung_masks,
+        labels=labels,
     )
     if resume and out is None:
         raise click.UsageError("--resume needs --out")
@@ -180,6 +184,7 @@ def evaluate(
             "seed": seed,
             "lung_masks": str(lung_masks) if lung_masks else None,
             "gallery": gallery,
+            **({"label_map": labels.to_dict()} if labels else {}),
         }
         begin_run(out, config, resume=resume)
         caches = [ScoreCache(folder=out / "logits", digest=digest) for digest in digests]
@@ -243,6 +248,9 @@ def _print(result: dict[str, Any]) -> None:
         f"{result['positives']} COVID, {result['negatives']} others, "
         f"threshold {result['threshold']:.4f}"
     )
+    for what, counts in result.get("labels", {}).items():
+        for label, count in counts.items():
+            _say(f"  label {label!r} {what}: {count} images")
     if choice := result.get("threshold_choice"):
         _say(
             f"  threshold chosen for {choice['aim']} on {choice['data']}, split "

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from lungwatch.cli.options import gate_source_options, json_option
+from lungwatch.cli.options import gate_source_options, json_option, label_map_option
 
 if TYPE_CHECKING:
     from lungwatch.training.calibrate import Rule
+    from lungwatch.training.label_map import LabelMap
 
 
 @click.command()
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     "the smaller of both, as large as it can be. A run's own is Youden's.",
 )
 @gate_source_options
+@label_map_option
 @json_option
 def export(
     *,
@@ -84,6 +86,7 @@ def export(
     gate: Path | None,
     gate_keep: tuple[Path, ...],
     gate_refuse: tuple[Path, ...],
+    labels: "LabelMap | None",
     as_json: bool,
 ) -> None:
     """Export MODEL, a run folder or a .keras file, as a bundle.
@@ -110,9 +113,10 @@ def export(
             max_mb=max_mb,
             figures=read_figures(figures) if figures else {},
             threshold_rule=cast("Rule | None", threshold_rule),
-            gate=GateRequest(run=gate, data=data, keep=gate_keep, refuse=gate_refuse)
+            gate=GateRequest(run=gate, data=data, keep=gate_keep, refuse=gate_refuse, labels=labels)
             if gate
             else None,
+            labels=labels,
         )
     )
     parity = contract.provenance["parity"]

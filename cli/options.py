@@ -137,6 +137,25 @@ def filter_options(command: Command) -> Command:
     return command
 
 
+def _label_map(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> Any:  # noqa: ANN401 - a LabelMap, whose module is imported when it is needed
+    if not texts:
+        return None
+    from lungwatch.training.label_map import LabelMap
+
+    return LabelMap.parse(texts)
+
+
+label_map_option = click.option(
+    "--label-map",
+    "labels",
+    multiple=True,
+    metavar="LABEL=FINDING",
+    callback=_label_map,
+    help="What a label or class folder means that is no finding: PNEUMONIA=OTHER_PNEUMONIA, or "
+    "PNEUMONIA=ignore to leave its images out; repeatable.",
+)
+
+
 def gate_source_options(command: Command) -> Command:
     """Add `--gate`, `--gate-keep` and `--gate-refuse`, of the content gate that a bundle gets."""
     folder = click.Path(exists=True, file_okay=False, path_type=Path)

@@ -135,6 +135,7 @@ def baseline(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
         normalisation=Normalisation(kind=kind, mean=options["mean"], std=options["std"]),
         leave_out=options["leave_out"],
         leaks=leaks,
+        labels=options["labels"],
         tuning=tuning if options["tune"] else None,
         resume=resume,
         progress=progress(),

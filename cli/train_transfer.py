@@ -1,6 +1,7 @@
 """`lungwatch train transfer`: a network on a backbone trained elsewhere."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,10 @@ from lungwatch.cli.train_options import (
     report,
     run_options,
 )
+
+
+if TYPE_CHECKING:
+    from lungwatch.training.label_map import LabelMap
 
 
 @click.command()
@@ -105,6 +110,7 @@ def transfer(
     std: float | None,
     leave_out: str | None,
     leaks: str,
+    labels: "LabelMap | None",
     seed: int,
     resume: bool,
     as_json: bool,
@@ -156,6 +162,7 @@ def transfer(
         normalisation=normalisation_of(normalisation, mean, std),
         leave_out=leave_out,
         leaks=leaks,  # type: ignore[arg-type]  # the choices are its values
+        labels=labels,
         resume=resume,
         progress=progress(),
     )

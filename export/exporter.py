@@ -24,6 +24,7 @@ from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.calibrate import Rule
 from lungwatch.training.dataset import dataset_name, load_dataset, select
 from lungwatch.training.evaluate import measure
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.samples import Split
 from lungwatch.training.scorers import Judgement, KerasScorer, OnnxScorer
@@ -80,6 +81,8 @@ class ExportRequest:
         run's own, which is Youden's.
     gate
         The content gate that goes with the model; None for none.
+    labels
+        What labels of the data sets mean that are no finding.
     """
 
     model: Path
@@ -95,6 +98,7 @@ class ExportRequest:
     figures: Figures = field(default_factory=dict)
     threshold_rule: Rule | None = None
     gate: GateRequest | None = None
+    labels: LabelMap | None = None
 
     def __post_init__(self) -> None:
         if self.threshold_rule and self.data is None:
@@ -152,27 +156,38 @@ def export(
     rule = request.threshold_rule
     judgement = scorer.judgement
     if rule or not scorer.calibrated:
-        judgement = _calibrate(scorer, request.data, rule or "youden")
+        judgement = _calibrate(scorer, request, rule or "youden")
 
-    images, kind = _parity_images(request.data, spec)
+    images, kind = _parity_images(request, spec)
     parity = compare(scorer.model, plain, images, kind)
     parity.check()
     provenance = {**_provenance(scorer), "parity": parity.to_dict()}
     if rule:
         provenance["threshold_rule"] = rule
     if request.int8 and request.data:
-        int8 = make_int8(proto, judgement, request.data, rule=rule or "youden", progress=progress)
+        int8 = make_int8(
+            proto,
+            judgement,
+            request.data,
+            rule=rule or "youden",
+            labels=request.labels,
+            progress=progress,
+        )
         proto, judgement = int8.proto, int8.judgement
         provenance["quantisation"] = int8.about
     contract = _contract(request, scorer, judgement, proto.SerializeToString(), provenance)
     exported = OnnxScorer(with_contract(proto, contract))
-    metrics = measure_sets(exported, request.data, request.evaluate, progress)
+    metrics = measure_sets(
+        exported, request.data, request.evaluate, progress, labels=request.labels
+    )
     if figures := _figures(request, scorer):
         metrics[FIGURES] = figures
     contract = replace(
         contract,
         metrics=metrics,
-        map_reference=reference_of_data(exported, request.data) if request.data else None,
+        map_reference=reference_of_data(exported, request.data, request.labels)
+        if request.data
+        else None,
     )
     gate = export_gate(request.gate, progress=progress) if request.gate else None
     if gate:
@@ -233,13 +248,14 @@ def _provenance(scorer: KerasScorer) -> dict[str, Any]:
     }
 
 
-def _calibrate(scorer: KerasScorer, data: Path | None, rule: Rule) -> Judgement:
+def _calibrate(scorer: KerasScorer, request: ExportRequest, rule: Rule) -> Judgement:
+    data = request.data
     if data is None:
         raise DatasetError(
             "a bare .keras file carries no threshold: give the data set whose validation split "
             "fixes it (--data), or export the run folder"
         )
-    samples = select(load_dataset(data), "val", dataset_name(data))
+    samples = select(load_dataset(data, request.labels), "val", dataset_name(data))
     logits = scorer.logits(read_pixels(samples, scorer.judgement.preprocess))
     return recalibrate(scorer.judgement, targets(samples), logits, rule)
 
@@ -250,10 +266,11 @@ def _figures(request: ExportRequest, scorer: KerasScorer) -> Figures:
     return {**own, **request.figures}
 
 
-def _parity_images(data: Path | None, spec: PreprocessSpec) -> tuple[FloatArray, str]:
+def _parity_images(request: ExportRequest, spec: PreprocessSpec) -> tuple[FloatArray, str]:
+    data = request.data
     if data is None:
         return synthetic_images(spec), "synthetic"
-    samples = load_dataset(data)
+    samples = load_dataset(data, request.labels)
     chosen = np.unique(np.linspace(0, len(samples) - 1, _PARITY_IMAGES).astype(int))
     return read_pixels([samples[i] for i in chosen], spec), f"evenly from {dataset_name(data)}"
 
@@ -263,6 +280,8 @@ def measure_sets(
     data: Path | None,
     evaluate: Sequence[Path],
     progress: Callable[[int], None] | None = None,
+    *,
+    labels: LabelMap | None = None,
 ) -> dict[str, Any]:
     """Measure an exported graph for its contract.
 
@@ -276,15 +295,17 @@ def measure_sets(
         Further data sets: their test splits.
     progress
         Called with 1 for every image read.
+    labels
+        What labels mean that are no finding.
     """
     wanted: list[tuple[Path, Split]] = []
     if data:
-        there = {s.split for s in load_dataset(data)}
+        there = {s.split for s in load_dataset(data, labels)}
         wanted += [(data, split) for split in _OWN_SPLITS if split in there]
     wanted += [(path, "test") for path in evaluate]
     found = {}
     for path, split in wanted:
-        chosen = select(load_dataset(path), split, dataset_name(path))
+        chosen = select(load_dataset(path, labels), split, dataset_name(path))
         pixels = read_pixels(chosen, scorer.judgement.preprocess, progress=progress)
         found[f"{dataset_name(path)}/{split}"] = measure(scorer, chosen, pixels)
     return found

@@ -14,6 +14,7 @@ from lungwatch.export.quantise import describe_quantisation, quantise, spread
 from lungwatch.training.calibrate import Rule, choose_decision, fit_calibration
 from lungwatch.training.dataset import dataset_name, load_dataset, of_split, select
 from lungwatch.training.foreign import OnnxProto
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.metrics import sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.scorers import Judgement, onnx_session
@@ -49,6 +50,7 @@ def make_int8(
     data: Path,
     *,
     rule: Rule = "youden",
+    labels: LabelMap | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Int8Graph:
     """Quantise a float graph and prove what it costs.
@@ -65,6 +67,8 @@ def make_int8(
         one, tells what was lost.
     rule
         Of the threshold; see `lungwatch.training.calibrate.choose_decision`.
+    labels
+        What labels mean that are no finding.
     progress
         Called with 1 for every image read.
 
@@ -77,7 +81,7 @@ def make_int8(
     MissingExtraError
         If onnx or sympy is not installed.
     """
-    samples, name, spec = load_dataset(data), dataset_name(data), judgement.preprocess
+    samples, name, spec = load_dataset(data, labels), dataset_name(data), judgement.preprocess
     shown = spread(of_split(samples, "train", name))
     parts = {"val": select(samples, "val", name)}
     if any(sample.split == "test" for sample in samples):

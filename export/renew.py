@@ -18,6 +18,7 @@ from lungwatch.export.parity import run_onnx
 from lungwatch.export.peaks import add_peak_output, reference_of_data
 from lungwatch.export.to_onnx import with_contract
 from lungwatch.golden import golden_input
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.scorers import OnnxScorer
 
 
@@ -46,6 +47,8 @@ class RenewRequest:
         Tables measured elsewhere; they come after those that the bundle has.
     replace
         Whether a bundle of the same version is replaced.
+    labels
+        What labels of the data sets mean that are no finding.
     """
 
     bundle: Path
@@ -57,6 +60,7 @@ class RenewRequest:
     notes: str = ""
     figures: Figures = field(default_factory=dict)
     replace: bool = False
+    labels: LabelMap | None = None
 
     def __post_init__(self) -> None:
         check_version(self.version)
@@ -98,12 +102,12 @@ def renew(
     gate_request = request.gate or (GateRequest(run=request.bundle) if before.gate else None)
     gate = export_gate(gate_request, progress=progress) if gate_request else None
     scorer = OnnxScorer(model, str(request.bundle))
-    measured = measure_sets(scorer, request.data, request.evaluate, progress)
+    measured = measure_sets(scorer, request.data, request.evaluate, progress, labels=request.labels)
     figures = {**before.metrics.get(FIGURES, {}), **request.figures}
     told = {FIGURES: figures} if figures else {}
     reference = before.map_reference
     if request.data:
-        reference = reference_of_data(scorer, request.data)
+        reference = reference_of_data(scorer, request.data, request.labels)
     contract = replace(
         before,
         version=request.version,

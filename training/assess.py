@@ -22,6 +22,7 @@ from lungwatch.training.bootstrap import (
 from lungwatch.training.dataset import dataset_name, load_dataset, of_split, select
 from lungwatch.training.delong import delong_test
 from lungwatch.training.evaluate import probes, summarise
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.metrics import sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.samples import Sample, Split
@@ -72,7 +73,9 @@ class Scored:
         return self.probabilities >= self.judgement.decision.threshold
 
 
-def choose_samples(location: Path, split: Split | None) -> list[Sample]:
+def choose_samples(
+    location: Path, split: Split | None, labels: LabelMap | None = None
+) -> list[Sample]:
     """Take one split of a data set (all of it for None), both classes occurring.
 
     Raises
@@ -81,7 +84,7 @@ def choose_samples(location: Path, split: Split | None) -> list[Sample]:
         If there are no images, no such split, or one class only: it says which figures
         cannot be computed then.
     """
-    chosen = of_split(load_dataset(location), split, dataset_name(location))
+    chosen = of_split(load_dataset(location, labels), split, dataset_name(location))
     positives = sum(s.positive for s in chosen)
     if missing := uncomputable(positives, len(chosen) - positives):
         where = f"{location}: split '{split}'" if split else str(location)
@@ -130,6 +133,7 @@ def aim_threshold(
     split: Split | None,
     *,
     tested: Sequence[Sample],
+    labels: LabelMap | None = None,
     progress: Progress | None = None,
     cache: ScoreCache | None = None,
 ) -> tuple[Judgement, dict[str, Any]]:
@@ -146,7 +150,7 @@ def aim_threshold(
     DatasetError
         If these cases are among those that are tested, or cannot be used.
     """
-    samples = select(load_dataset(location), split, dataset_name(location))
+    samples = select(load_dataset(location, labels), split, dataset_name(location))
     shared = {s.path.resolve() for s in samples} & {s.path.resolve() for s in tested}
     if shared:
         raise DatasetError(

@@ -16,7 +16,8 @@ from lungwatch.training.assess import (
     score,
 )
 from lungwatch.training.bootstrap import Bootstrap
-from lungwatch.training.dataset import dataset_name
+from lungwatch.training.dataset import dataset_name, list_dataset
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.lung_share import measure_lungs
 from lungwatch.training.samples import Sample, Split
 from lungwatch.training.score_cache import ScoreCache
@@ -56,6 +57,8 @@ class EvaluationRequest:
         How the intervals are made.
     lung_masks
         Folder with `images` and `masks`, against which the maps are held; None for none.
+    labels
+        What labels mean that are no finding; see `lungwatch.training.dataset.load_dataset`.
     """
 
     data: Sequence[Path]
@@ -63,6 +66,7 @@ class EvaluationRequest:
     threshold: ThresholdSource | None = None
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     lung_masks: Path | None = None
+    labels: LabelMap | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,14 +119,13 @@ def run_evaluation(
     ModelError
         If a model answers with what is no number.
     """
-    sets = [choose_samples(location, request.split) for location in request.data]
+    sets = [choose_samples(location, request.split, request.labels) for location in request.data]
     models = [scorer] if other is None else [scorer, other]
     progress = on_total(len(models) * sum(map(len, sets))) if on_total else None
     tested = [sample for samples in sets for sample in samples]
     kept: list[ScoreCache | None] = list(caches) if caches else [None] * len(models)
     judged = [
-        _judge(model, request.threshold, tested, cache)
-        for model, cache in zip(models, kept, strict=True)
+        _judge(model, request, tested, cache) for model, cache in zip(models, kept, strict=True)
     ]
     lungs = [
         measure_lungs(model, request.lung_masks, request.bootstrap)
@@ -142,6 +145,9 @@ def run_evaluation(
             "threshold": judged[0][0].decision.threshold,
             **assess(answers[0], request.bootstrap),
         }
+        if request.labels:
+            counted = list_dataset(location, request.labels).labels
+            result["labels"] = {"mapped": counted.mapped, "ignored": counted.ignored}
         if judged[0][1]:
             result["threshold_choice"] = judged[0][1]
         theirs = answers[1] if other is not None else None
@@ -159,10 +165,19 @@ def run_evaluation(
 
 def _judge(
     model: Scorer,
-    source: ThresholdSource | None,
+    request: EvaluationRequest,
     tested: Sequence[Sample],
     cache: ScoreCache | None,
 ) -> tuple[Judgement, dict[str, Any] | None]:
+    source = request.threshold
     if source is None:
         return model.judgement, None
-    return aim_threshold(model, source.aim, source.data, source.split, tested=tested, cache=cache)
+    return aim_threshold(
+        model,
+        source.aim,
+        source.data,
+        source.split,
+        tested=tested,
+        labels=request.labels,
+        cache=cache,
+    )

@@ -14,6 +14,7 @@ from lungwatch.imaging import read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
 from lungwatch.training.dataset import dataset_name, describe, licences, load_dataset, of_split
 from lungwatch.training.gate_images import ByteArray, GateXray
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.leaks import find_leaks
 from lungwatch.training.lung_masks import read_pairs
 from lungwatch.training.pixels import FloatArray
@@ -81,6 +82,7 @@ def read_gate_data(
     spec: PreprocessSpec,
     *,
     leave_out: Sequence[str] = (),
+    labels: LabelMap | None = None,
     held_out: float,
     seed: int,
     progress: Callable[[int], None] | None = None,
@@ -101,6 +103,8 @@ def read_gate_data(
         The network's preprocessing.
     leave_out
         Sources of which nothing is learnt.
+    labels
+        What labels mean that are no finding; see `load_dataset`.
     held_out
         Fraction of the masks that measures.
     seed
@@ -113,7 +117,7 @@ def read_gate_data(
     DatasetError
         If a split is empty, there is no such source, or a file is unreadable; it is named.
     """
-    samples, name = load_dataset(location), dataset_name(location)
+    samples, name = load_dataset(location, labels), dataset_name(location)
     known = {sample.source for sample in samples}
     if missing := sorted(set(leave_out) - known):
         there = ", ".join(sorted(known - {""})) or "none are stated"

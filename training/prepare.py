@@ -11,6 +11,7 @@ from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.dataset import dataset_name, describe, licences, load_dataset, select
 from lungwatch.training.fit_config import FitData
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.leaks import LeakPolicy, apply_leaks
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.progress import Progress
@@ -95,6 +96,7 @@ def prepare(
     *,
     leave_out: str | None = None,
     leaks: LeakPolicy = "refuse",
+    labels: LabelMap | None = None,
     need_test: bool = False,
     progress: Progress | None = None,
 ) -> Prepared:
@@ -112,6 +114,8 @@ def prepare(
         What to do about training and validation images that show an X-ray or a patient of the
         test split or of the source left out, and training images that do of the validation
         split; see `lungwatch.training.leaks`.
+    labels
+        What labels mean that are no finding; see `load_dataset`.
     need_test
         Refuse a data set whose test split is missing or holds one class only.
     progress
@@ -123,7 +127,7 @@ def prepare(
         If a needed split is empty or holds one class only, there is no such source, there is a
         leak, or a file is unreadable; it is named.
     """
-    samples = load_dataset(location)
+    samples = load_dataset(location, labels)
     name = dataset_name(location)
     kept = _without(samples, leave_out, name)
     chosen = {split: select(kept, split, name) for split in ("train", "val")}
@@ -159,6 +163,7 @@ def prepare(
             "licences": licences(clean_train.samples),
             "left_out": leave_out,
             "leaks": leaks,
+            **({"label_map": labels.to_dict()} if labels and labels.meanings else {}),
             "dropped": {
                 "train": len(train.samples) - len(clean_train.samples),
                 "val": len(val.samples) - len(clean_val.samples),

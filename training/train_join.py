@@ -10,6 +10,7 @@ from lungwatch.training.conclude import VALIDATION, judge
 from lungwatch.training.evaluate import measure
 from lungwatch.training.joined import Member, join_networks
 from lungwatch.training.keras_file import save_keras
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.left_out import measure_left_out
 from lungwatch.training.lung_box import learn_box
@@ -32,6 +33,7 @@ def train_join(
     lungs: Path | None = None,
     leave_out: str | None = None,
     leaks: LeakPolicy = "refuse",
+    labels: LabelMap | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def train_join(
         Run folder of `train lungs`: the joint network then sees the box of the lungs alone,
         from an input of twice the side, and finds it by itself (`lungwatch.training.lung_box`).
         None shows it the whole image.
-    leave_out, leaks
+    leave_out, leaks, labels
         See `lungwatch.training.prepare.prepare`. What is left out must be what the runs were
         trained without.
     resume
@@ -95,7 +97,9 @@ def train_join(
     segmenter = load_keras(RunFolder(root=lungs).model) if lungs else None
     if segmenter is not None:
         spec = replace(spec, size_px=FINER * spec.size_px)
-    prepared = prepare(location, spec, leave_out=leave_out, leaks=leaks, progress=progress)
+    prepared = prepare(
+        location, spec, leave_out=leave_out, leaks=leaks, labels=labels, progress=progress
+    )
     run.begin(
         {
             "family": " + ".join(scorer.config["family"] for scorer in scorers),

@@ -15,6 +15,7 @@ from lungwatch.training.fit_head import HeadConfig
 from lungwatch.training.fit_state import FitState
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.frozen_phase import FrozenPhase
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.normalisation import Normalisation
 from lungwatch.training.phases import FINE_TUNED, FROZEN, Phase, better_phase
@@ -43,6 +44,7 @@ def train_transfer(
     normalisation: Normalisation | None = None,
     leave_out: str | None = None,
     leaks: LeakPolicy = "refuse",
+    labels: LabelMap | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def train_transfer(
         the validation images before.
     normalisation
         Of the grey levels; None leaves them to the backbone's own scaling.
-    leave_out, leaks
+    leave_out, leaks, labels
         See `lungwatch.training.prepare.prepare`.
     resume
         Continue the run that is in `root`.
@@ -109,6 +111,7 @@ def train_transfer(
         PreprocessSpec(size_px=network.size_px),
         leave_out=leave_out,
         leaks=leaks,
+        labels=labels,
         progress=progress,
     )
     settled = (
