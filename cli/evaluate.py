@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.options import json_option, label_map_option
+from lungwatch.cli.options import foreign_options, json_option, label_map_option
 from lungwatch.cli.output import cell_text, print_json
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
     help="Cases in the gallery of each of true and false positives and negatives.",
 )
 @label_map_option
+@foreign_options
 @json_option
 def evaluate(
     *,
@@ -126,6 +127,9 @@ def evaluate(
     resume: bool,
     gallery: int,
     labels: "LabelMap | None",
+    output: str | None,
+    input_range: str | None,
+    channels: int | None,
     as_json: bool,
 ) -> None:
     """Measure MODEL on each DATA: overall, by source, and of one finding against another.
@@ -151,6 +155,7 @@ def evaluate(
     from lungwatch.cli.evaluation_files import write_evaluation
     from lungwatch.cli.run_folder import begin_run
     from lungwatch.training.bootstrap import Bootstrap
+    from lungwatch.training.declared import Declaration
     from lungwatch.training.evaluation import EvaluationRequest, run_evaluation
     from lungwatch.training.evaluation_plots import require_matplotlib
     from lungwatch.training.score_cache import ScoreCache, model_digest
@@ -166,7 +171,8 @@ def evaluate(
     )
     if resume and out is None:
         raise click.UsageError("--resume needs --out")
-    scorer = load_scorer(model)
+    declared = Declaration.parse(output, input_range, channels)
+    scorer = load_scorer(model, declared)
     other = load_scorer(compare) if compare else None
     caches = None
     if out:
@@ -184,6 +190,7 @@ def evaluate(
             "seed": seed,
             "lung_masks": str(lung_masks) if lung_masks else None,
             "gallery": gallery,
+            **({"declared": declared.to_dict()} if declared else {}),
             **({"label_map": labels.to_dict()} if labels else {}),
         }
         begin_run(out, config, resume=resume)

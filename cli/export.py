@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from lungwatch.cli.options import gate_source_options, json_option, label_map_option
+from lungwatch.cli.options import (
+    foreign_options,
+    gate_source_options,
+    json_option,
+    label_map_option,
+)
 
 if TYPE_CHECKING:
     from lungwatch.training.calibrate import Rule
@@ -68,6 +73,7 @@ if TYPE_CHECKING:
 )
 @gate_source_options
 @label_map_option
+@foreign_options
 @json_option
 def export(
     *,
@@ -87,6 +93,9 @@ def export(
     gate_keep: tuple[Path, ...],
     gate_refuse: tuple[Path, ...],
     labels: "LabelMap | None",
+    output: str | None,
+    input_range: str | None,
+    channels: int | None,
     as_json: bool,
 ) -> None:
     """Export MODEL, a run folder or a .keras file, as a bundle.
@@ -98,6 +107,7 @@ def export(
     from lungwatch.export.exporter import export as export_bundle
     from lungwatch.export.figures import of_data_sets, read_figures
     from lungwatch.export.gate import GateRequest
+    from lungwatch.training.declared import Declaration
 
     bundle, contract = export_bundle(
         ExportRequest(
@@ -117,6 +127,7 @@ def export(
             if gate
             else None,
             labels=labels,
+            declared=Declaration.parse(output, input_range, channels),
         )
     )
     parity = contract.provenance["parity"]

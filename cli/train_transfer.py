@@ -17,7 +17,6 @@ from lungwatch.cli.train_options import (
     run_options,
 )
 
-
 if TYPE_CHECKING:
     from lungwatch.training.label_map import LabelMap
 

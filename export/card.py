@@ -172,6 +172,12 @@ def _making(provenance: Mapping[str, Any]) -> str:
             f"- The network, its calibration and its thresholds are those of {before}; the scale "
             "of the maps and the content gate are new."
         )
+    if foreign := provenance.get("foreign"):
+        lines.append(
+            "- A Keras network of another make, declared on export: output "
+            f"{foreign['output']}, input range {foreign['input_range']}, channels "
+            f"{foreign['channels']}. Calibration and threshold were fitted on the validation split."
+        )
     if members := provenance.get("members"):
         families = ", ".join(str(member.get("family")) for member in members)
         lines.append(f"- The mean of the calibrated logits of {len(members)} networks: {families}.")

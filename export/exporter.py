@@ -9,22 +9,27 @@ from typing import Any
 import numpy as np
 
 from lungwatch.contract import CAM, EMBEDDING, PROBABILITY, Golden, ModelContract
-from lungwatch.errors import ConfigError, DatasetError
+from lungwatch.errors import ConfigError, DatasetError, ModelError
 from lungwatch.export.bundle import write_bundle
 from lungwatch.export.card import write_card
 from lungwatch.export.fidelity import check_size
 from lungwatch.export.figures import FIGURES, Figures, check_figures
 from lungwatch.export.gate import GateRequest, export_gate
 from lungwatch.export.int8 import make_int8, recalibrate
-from lungwatch.export.parity import compare, run_onnx, synthetic_images
+from lungwatch.export.own_form import own_form
+from lungwatch.export.parity import PROBABILITY_LIMIT, compare, run_onnx, synthetic_images
 from lungwatch.export.peaks import reference_of_data
 from lungwatch.export.to_onnx import to_onnx, with_contract
 from lungwatch.golden import golden_digest, golden_input
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.calibrate import Rule
 from lungwatch.training.dataset import dataset_name, load_dataset, select
+from lungwatch.training.declared import Declaration
 from lungwatch.training.evaluate import measure
+from lungwatch.training.fit import predict_logits
+from lungwatch.training.foreign import KerasModel
 from lungwatch.training.label_map import LabelMap
+from lungwatch.training.metrics import sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.samples import Split
 from lungwatch.training.scorers import Judgement, KerasScorer, OnnxScorer
@@ -83,6 +88,8 @@ class ExportRequest:
         The content gate that goes with the model; None for none.
     labels
         What labels of the data sets mean that are no finding.
+    declared
+        What the numbers of a .keras file mean that lungwatch did not make.
     """
 
     model: Path
@@ -99,6 +106,7 @@ class ExportRequest:
     threshold_rule: Rule | None = None
     gate: GateRequest | None = None
     labels: LabelMap | None = None
+    declared: Declaration | None = None
 
     def __post_init__(self) -> None:
         if self.threshold_rule and self.data is None:
@@ -149,17 +157,18 @@ def export(
     MissingExtraError
         If TensorFlow is not installed.
     """
-    scorer = KerasScorer(request.model)
+    scorer = KerasScorer(request.model, request.declared)
     spec = scorer.judgement.preprocess
-    proto = to_onnx(scorer.model)
+    images, kind = _parity_images(request, spec)
+    network = _network(scorer, images)
+    proto = to_onnx(network)
     plain = proto.SerializeToString()
     rule = request.threshold_rule
     judgement = scorer.judgement
     if rule or not scorer.calibrated:
         judgement = _calibrate(scorer, request, rule or "youden")
 
-    images, kind = _parity_images(request, spec)
-    parity = compare(scorer.model, plain, images, kind)
+    parity = compare(network, plain, images, kind)
     parity.check()
     provenance = {**_provenance(scorer), "parity": parity.to_dict()}
     if rule:
@@ -237,7 +246,7 @@ def _contract(
 
 def _provenance(scorer: KerasScorer) -> dict[str, Any]:
     if not scorer.calibrated:
-        return {}
+        return {"foreign": scorer.foreign.to_dict()} if scorer.foreign else {}
     return {
         **{key: scorer.config[key] for key in _OF_CONFIG if key in scorer.config},
         **{key: scorer.metrics[key] for key in _OF_METRICS if key in scorer.metrics},
@@ -246,6 +255,20 @@ def _provenance(scorer: KerasScorer) -> dict[str, Any]:
         "best_epoch": scorer.metrics["best_epoch"],
         "parameters": scorer.metrics["parameters"],
     }
+
+
+def _network(scorer: KerasScorer, images: FloatArray) -> KerasModel:
+    """Return the network in lungwatch's own form, which for a foreign one must answer as it."""
+    if scorer.foreign is None:
+        return scorer.model
+    built = own_form(scorer.model, scorer.foreign, scorer.judgement.name)
+    before, after = scorer.logits(images), predict_logits(built, images)
+    differing = float(np.abs(sigmoid(before) - sigmoid(after)).max())
+    if not differing <= PROBABILITY_LIMIT:
+        raise ModelError(
+            f"{scorer.judgement.name} answers otherwise under lungwatch's head: by {differing:.2e}"
+        )
+    return built
 
 
 def _calibrate(scorer: KerasScorer, request: ExportRequest, rule: Rule) -> Judgement:
