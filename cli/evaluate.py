@@ -250,6 +250,8 @@ def _threshold(aim: str | None, data: Path | None, split: str) -> "ThresholdSour
 
 
 def _print(result: dict[str, Any]) -> None:
+    from lungwatch.training.bootstrap import FEWEST
+
     _say(
         f"{result['model']} on {result['data']}, split {result['split']}: "
         f"{result['positives']} COVID, {result['negatives']} others, "
@@ -264,18 +266,28 @@ def _print(result: dict[str, Any]) -> None:
             f"{choice['split']}: sensitivity {choice['sensitivity']:.3f}, specificity "
             f"{choice['specificity']:.3f} there; abstention off"
         )
+    if patients := result["patients"]:
+        _say(
+            f"  patients: {patients['positives']} with COVID, {patients['negatives']} others; "
+            "intervals over patients"
+        )
     for name in _SHOWN:
-        _say(f"  {name:<12} {result[name]:.3f}{_interval(result['intervals'].get(name))}")
+        _say(
+            f"  {name:<12} {result[name]:.3f}{_interval(result['intervals'].get(name))}"
+            f"{_few(name, result['too_few'])}"
+        )
     _say(f"  {'uncertain':<12} {result['uncertain']:.3f}")
     _say(f"  tp {result['tp']}  fp {result['fp']}  tn {result['tn']}  fn {result['fn']}")
     for name, probe in result["probes"].items():
         _say(
             f"  ROC-AUC {probe['roc_auc']:.3f}{_interval(result['probe_intervals'].get(name))}  "
             f"{name} ({probe['positives']} vs {probe['negatives']})"
+            f"{_few(name, result['probe_too_few'])}"
         )
     for name, found in result["sources"].items():
         figures = ", ".join(
-            f"{figure} {found[figure]:.3f}"
+            f"{figure} {found[figure]:.3f}{_interval(found['intervals'].get(figure))}"
+            f"{_few(figure, found['too_few'])}"
             for figure in ("accuracy", "sensitivity", "specificity", "roc_auc")
             if found[figure] is not None
         )
@@ -285,25 +297,35 @@ def _print(result: dict[str, Any]) -> None:
     if lungs := result.get("lungs"):
         _print_lungs(lungs)
     if comparison := result.get("comparison"):
-        _print_comparison(comparison)
+        _print_comparison(comparison, result["too_few"])
+    few = [result["too_few"], result["probe_too_few"]]
+    if any(few) or any(found["too_few"] for found in result["sources"].values()):
+        _say(
+            f"  too few: behind the figure stand fewer than {FEWEST} patients of a class (images, "
+            "where patients are unknown)"
+        )
 
 
 def _print_lungs(found: dict[str, Any]) -> None:
+    from lungwatch.training.bootstrap import FEWEST
+
+    few = ["all"] if found["images"] - found["without_map"] < FEWEST else []
     _say(
         f"  the map for COVID against drawn lungs ({found['images']} images, "
         f"{found['without_map']} without a map):"
     )
     for name in ("map_in_lungs", "strongest_point_in_lungs", "lung_area"):
         if found[name] is not None:
-            _say(f"    {name:<26} {found[name]:.3f}{_interval(found['intervals'].get(name))}")
+            interval = _interval(found["intervals"].get(name)) + _few("all", few)
+            _say(f"    {name:<26} {found[name]:.3f}{interval}")
 
 
-def _print_comparison(found: dict[str, Any]) -> None:
+def _print_comparison(found: dict[str, Any], few: list[str]) -> None:
     _say(f"  against {found['model']}, this less that:")
     for name in _SHOWN:
         _say(
             f"    {name:<12} {found['differences'][name]:+.3f}"
-            f"{_interval(found['intervals'].get(name))}"
+            f"{_interval(found['intervals'].get(name))}{_few(name, few)}"
         )
     if test := found["delong"]:
         _say(
@@ -315,6 +337,10 @@ def _print_comparison(found: dict[str, Any]) -> None:
 def _say(line: str) -> None:
     """Print a line that names data sets, sources or models, whatever they are called."""
     click.echo(cell_text(line))
+
+
+def _few(name: str, names: list[str]) -> str:
+    return " (too few)" if name in names else ""
 
 
 def _interval(pair: list[float] | None) -> str:
