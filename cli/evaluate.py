@@ -155,11 +155,12 @@ def evaluate(
     from lungwatch.cli.evaluation_files import write_evaluation
     from lungwatch.cli.run_folder import begin_run
     from lungwatch.training.bootstrap import Bootstrap
+    from lungwatch.training.data_record import learnt_of
     from lungwatch.training.declared import Declaration
     from lungwatch.training.evaluation import EvaluationRequest, run_evaluation
     from lungwatch.training.evaluation_plots import require_matplotlib
     from lungwatch.training.score_cache import ScoreCache, model_digest
-    from lungwatch.training.scorers import load_scorer
+    from lungwatch.training.scorers import load_scorer, place_of
 
     request = EvaluationRequest(
         data=data,
@@ -197,7 +198,12 @@ def evaluate(
         caches = [ScoreCache(folder=out / "logits", digest=digest) for digest in digests]
     with _Bar() as bar:
         evaluations = run_evaluation(
-            scorer, request, other=other, caches=caches, on_total=bar.start
+            scorer,
+            request,
+            other=other,
+            learnt=learnt_of(place_of(model)),
+            caches=caches,
+            on_total=bar.start,
         )
     if out:
         write_evaluation(out, scorer, evaluations, per_group=gallery, seed=seed)
@@ -257,6 +263,7 @@ def _print(result: dict[str, Any]) -> None:
         f"{result['positives']} COVID, {result['negatives']} others, "
         f"threshold {result['threshold']:.4f}"
     )
+    _print_learnt(result["learnt"], result["positives"] + result["negatives"])
     for what, counts in result.get("labels", {}).items():
         for label, count in counts.items():
             _say(f"  label {label!r} {what}: {count} images")
@@ -266,6 +273,11 @@ def _print(result: dict[str, Any]) -> None:
             f"{choice['split']}: sensitivity {choice['sensitivity']:.3f}, specificity "
             f"{choice['specificity']:.3f} there; abstention off"
         )
+        if choice["learnt_from"]:
+            _say(
+                f"  of the {choice['images']} images that chose it, the model had learnt from "
+                f"{choice['learnt_from']}: it is too favourable"
+            )
     if patients := result["patients"]:
         _say(
             f"  patients: {patients['positives']} with COVID, {patients['negatives']} others; "
@@ -303,6 +315,30 @@ def _print(result: dict[str, Any]) -> None:
         _say(
             f"  too few: behind the figure stand fewer than {FEWEST} patients of a class (images, "
             "where patients are unknown)"
+        )
+
+
+def _print_learnt(found: dict[str, Any] | None, images: int) -> None:
+    if found is None:
+        _say("  learnt from: not known, the model carries no record of its training images")
+        return
+    if not found["images"]:
+        _say(f"  learnt from: none of the {images} images, byte for byte")
+        return
+    more = found["images"] - len(found["names"])
+    _say(
+        f"  learnt from: {found['images']} of the {images} images "
+        f"({', '.join(found['names'])}{f' and {more} more' if more else ''})"
+    )
+    without = found["without"]
+    if without is None:
+        _say("  without them: no figures, both classes are needed")
+        return
+    _say(f"  without them: {without['positives']} COVID, {without['negatives']} others")
+    for name in _SHOWN:
+        _say(
+            f"    {name:<12} {without[name]:.3f}{_interval(without['intervals'].get(name))}"
+            f"{_few(name, without['too_few'])}"
         )
 
 

@@ -1,7 +1,8 @@
 """The files of a model bundle, each read once: what is checked is what is run.
 
 A bundle is a folder: `model.onnx`, `bundle.json` with the digests of the others, a `gate.onnx`
-if the model has a content gate, mostly a `card.md`, and a `bundle.sig` if somebody signed it.
+if the model has a content gate, mostly a `card.md`, a `learnt.json` that tells the images it
+learnt from, and a `bundle.sig` if somebody signed it.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ MODEL_FILE = "model.onnx"
 GATE_FILE = "gate.onnx"
 ABOUT_FILE = "bundle.json"
 CARD_FILE = "card.md"
+LEARNT_FILE = "learnt.json"
 SIGNATURE_FILE = "bundle.sig"
 
 # Protocol buffers, and so ONNX files, end at 2 GiB.
@@ -35,9 +37,9 @@ class BundleFiles:
     ----------
     folder
         Where they were read.
-    model, about, gate, card, signature
-        Contents of `model.onnx`, `bundle.json`, `gate.onnx`, `card.md` and `bundle.sig`; None for
-        one of the last three that is not there.
+    model, about, gate, card, learnt, signature
+        Contents of `model.onnx`, `bundle.json`, `gate.onnx`, `card.md`, `learnt.json` and
+        `bundle.sig`; None for one of the last four that is not there.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class BundleFiles:
     about: bytes
     gate: bytes | None = None
     card: bytes | None = None
+    learnt: bytes | None = None
     signature: bytes | None = None
 
     @property
@@ -82,13 +85,13 @@ class BundleFiles:
         return ("\n".join(lines) + "\n").encode("ascii")
 
     def check_digests(self) -> None:
-        """Compare model, gate and card with the digests in `bundle.json`.
+        """Compare model, gate, card and record of images with the digests in `bundle.json`.
 
         Raises
         ------
         ModelError
-            If one differs, the model's is missing, there is a gate that `bundle.json` does not
-            list, or `bundle.json` is not understood.
+            If one differs, the model's is missing, there is a gate or a record that
+            `bundle.json` does not list, or `bundle.json` is not understood.
         """
         listed = self._about().get("sha256")
         if isinstance(listed, str):
@@ -99,10 +102,16 @@ class BundleFiles:
             raise ModelError(
                 f"{self.folder / GATE_FILE} is not of this bundle: {ABOUT_FILE} does not list it"
             )
+        # The statement that is signed has no line for it: the digest in `bundle.json` binds it.
+        if self.learnt is not None and LEARNT_FILE not in listed:
+            raise ModelError(
+                f"{self.folder / LEARNT_FILE} is not of this bundle: {ABOUT_FILE} does not list it"
+            )
         for name, data in (
             (MODEL_FILE, self.model),
             (GATE_FILE, self.gate),
             (CARD_FILE, self.card),
+            (LEARNT_FILE, self.learnt),
         ):
             found = hashlib.sha256(data).hexdigest() if data is not None else None
             if name in listed and listed[name] != found:
@@ -136,6 +145,7 @@ def read_bundle(folder: Path) -> BundleFiles:
             about=_read(folder, place, ABOUT_FILE, _MAX_TEXT_BYTES),
             gate=_read_optional(folder, place, GATE_FILE, _MAX_GATE_BYTES),
             card=_read_optional(folder, place, CARD_FILE),
+            learnt=_read_optional(folder, place, LEARNT_FILE),
             signature=_read_optional(folder, place, SIGNATURE_FILE),
         )
 

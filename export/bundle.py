@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from lungwatch.atomicfile import fsync_dir, make_dirs, write_atomic
-from lungwatch.bundle import ABOUT_FILE, CARD_FILE, GATE_FILE, MODEL_FILE
+from lungwatch.bundle import ABOUT_FILE, CARD_FILE, GATE_FILE, LEARNT_FILE, MODEL_FILE
 from lungwatch.contract import ModelContract
 from lungwatch.errors import ConfigError, ModelError
 
@@ -18,6 +18,7 @@ def write_bundle(
     contract: ModelContract,
     card: str,
     gate: bytes | None = None,
+    learnt: bytes | None = None,
     replace: bool = False,
 ) -> Path:
     """Write `<folder>/<name>-<version>/`, whole or not at all.
@@ -26,6 +27,8 @@ def write_bundle(
     ----------
     gate
         The content gate's ONNX file, if the contract describes one.
+    learnt
+        The record of the images that the network learnt from, if there is one.
 
     Raises
     ------
@@ -51,6 +54,8 @@ def write_bundle(
     files = {MODEL_FILE: model, CARD_FILE: card.encode()}
     if gate is not None:
         files[GATE_FILE] = gate
+    if learnt is not None:
+        files[LEARNT_FILE] = learnt
     for name, data in files.items():
         write_atomic(building / name, data)
     about = {

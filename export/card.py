@@ -153,8 +153,8 @@ def _intervals(metrics: Mapping[str, Any]) -> str:
         if found.get("intervals")
     )
     return (
-        f"In brackets 95 % intervals by bootstrap: {over}. Too few: fewer than {FEWEST} patients of "
-        "a class (images, where patients are unknown)."
+        f"In brackets 95 % intervals by bootstrap: {over}. Too few: fewer than {FEWEST} patients "
+        "of a class (images, where patients are unknown)."
     )
 
 
@@ -240,11 +240,11 @@ def _kept(provenance: Mapping[str, Any]) -> str:
     epochs, best = provenance["epochs"], provenance["best_epoch"]
     if provenance["fit"].get("keep") == "last":
         return f"the last weights of {epochs} epochs are kept"
-    if provenance.get("trained_on") == "train and val":
+    if provenance.get("trained_on", "train") != "train":
         through = ", counted through all phases" if "phase" in provenance else ""
         return (
-            "the final network learnt from training and validation images together, for as many "
-            "epochs as led to the lowest calibrated validation loss without the latter: "
+            f"the final network learnt from {provenance['trained_on']}, for as many epochs as led "
+            "to the lowest calibrated validation loss without the latter: "
             f"{best}{through}"
         )
     return f"best of {epochs} epochs by calibrated validation loss: {best}"

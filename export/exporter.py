@@ -12,10 +12,11 @@ from lungwatch.contract import CAM, EMBEDDING, PROBABILITY, Golden, ModelContrac
 from lungwatch.errors import ConfigError, DatasetError, ModelError
 from lungwatch.export.bundle import write_bundle
 from lungwatch.export.card import write_card
+from lungwatch.export.degenerate import check_answers, check_validation, check_varied, check_weights
 from lungwatch.export.fidelity import check_size
 from lungwatch.export.figures import FIGURES, Figures, check_figures
 from lungwatch.export.gate import GateRequest, export_gate
-from lungwatch.export.int8 import make_int8, recalibrate
+from lungwatch.export.int8 import make_int8, recalibrate, val_samples
 from lungwatch.export.own_form import own_form
 from lungwatch.export.parity import PROBABILITY_LIMIT, compare, run_onnx, synthetic_images
 from lungwatch.export.peaks import reference_of_data
@@ -25,6 +26,7 @@ from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.assess import Scored, assess
 from lungwatch.training.bootstrap import Bootstrap
 from lungwatch.training.calibrate import Rule
+from lungwatch.training.data_record import LearntImages, learnt_of, prefixes, sha256_of
 from lungwatch.training.dataset import dataset_name, load_dataset, select
 from lungwatch.training.declared import Declaration
 from lungwatch.training.fit import predict_logits
@@ -36,6 +38,8 @@ from lungwatch.training.samples import Split
 from lungwatch.training.scorers import Judgement, KerasScorer, OnnxScorer
 
 _PARITY_IMAGES = 50
+# What the metrics of runs said before calibration images were held back.
+_ALL_RELEARNT = "train and val"
 _OWN_SPLITS: tuple[Split, ...] = ("val", "test")
 # Processors without VNNI saturate in 16-bit sums, which moves an int8 network's answers further
 # than float rounding does. An allowance, not a measurement; a broken file is off by far more.
@@ -160,14 +164,17 @@ def export(
     """
     scorer = KerasScorer(request.model, request.declared)
     spec = scorer.judgement.preprocess
+    _refuse_degenerate(scorer)
+    learnt = _learnt(scorer, request)
     images, kind = _parity_images(request, spec)
     network = _network(scorer, images)
+    check_varied(scorer.logits(images), scorer.judgement.name)
     proto = to_onnx(network)
     plain = proto.SerializeToString()
     rule = request.threshold_rule
     judgement = scorer.judgement
     if rule or not scorer.calibrated:
-        judgement = _calibrate(scorer, request, rule or "youden")
+        judgement = _calibrate(scorer, request, rule or "youden", learnt)
 
     parity = compare(network, plain, images, kind)
     parity.check()
@@ -181,6 +188,7 @@ def export(
             request.data,
             rule=rule or "youden",
             labels=request.labels,
+            learnt=learnt,
             progress=progress,
         )
         proto, judgement = int8.proto, int8.judgement
@@ -188,8 +196,10 @@ def export(
     contract = _contract(request, scorer, judgement, proto.SerializeToString(), provenance)
     exported = OnnxScorer(with_contract(proto, contract))
     metrics = measure_sets(
-        exported, request.data, request.evaluate, progress, labels=request.labels
+        exported, request.data, request.evaluate, progress, labels=request.labels, learnt=learnt
     )
+    if request.data and (own := metrics.get(f"{dataset_name(request.data)}/val")):
+        check_validation(own["roc_auc"], judgement.calibration, scorer.judgement.name)
     if figures := _figures(request, scorer):
         metrics[FIGURES] = figures
     contract = replace(
@@ -211,6 +221,7 @@ def export(
         contract=contract,
         card=write_card(contract, request.notes),
         gate=gate.onnx if gate else None,
+        learnt=learnt.to_json().encode() if learnt else None,
         replace=request.replace,
     )
     return bundle, contract
@@ -272,16 +283,52 @@ def _network(scorer: KerasScorer, images: FloatArray) -> KerasModel:
     return built
 
 
-def _calibrate(scorer: KerasScorer, request: ExportRequest, rule: Rule) -> Judgement:
+def _refuse_degenerate(scorer: KerasScorer) -> None:
+    name = scorer.judgement.name
+    check_weights(scorer.model, name)
+    if not scorer.calibrated:
+        return
+    if scorer.metrics.get("trained_on") == _ALL_RELEARNT:
+        raise ModelError(
+            f"{name} learnt from all validation images, and its calibration is another network's: "
+            "train it with this version, which holds a third of them back"
+        )
+    area = scorer.metrics.get("validation", {}).get("roc_auc", 1.0)
+    check_validation(area, scorer.judgement.calibration, name)
+
+
+def _learnt(scorer: KerasScorer, request: ExportRequest) -> LearntImages | None:
+    """Return the run's record, or what the splits of its data say; None if nothing is known."""
+    known = learnt_of(request.model) if scorer.calibrated else None
+    if known is not None or request.data is None:
+        return known
+    samples = load_dataset(request.data, request.labels)
+    left_out = scorer.config.get("data", {}).get("left_out")
+    parts = {
+        split: [
+            s.path for s in samples if s.split == split and (not left_out or s.source != left_out)
+        ]
+        for split in ("train", "val")
+    }
+    return LearntImages(
+        train=prefixes(sha256_of(parts["train"])), val=prefixes(sha256_of(parts["val"]))
+    )
+
+
+def _calibrate(
+    scorer: KerasScorer, request: ExportRequest, rule: Rule, learnt: LearntImages | None
+) -> Judgement:
     data = request.data
     if data is None:
         raise DatasetError(
             "a bare .keras file carries no threshold: give the data set whose validation split "
             "fixes it (--data), or export the run folder"
         )
-    samples = select(load_dataset(data, request.labels), "val", dataset_name(data))
+    samples = val_samples(load_dataset(data, request.labels), dataset_name(data), learnt)
     logits = scorer.logits(read_pixels(samples, scorer.judgement.preprocess))
-    return recalibrate(scorer.judgement, targets(samples), logits, rule)
+    judgement = recalibrate(scorer.judgement, targets(samples), logits, rule)
+    check_answers(targets(samples), logits, judgement.calibration, scorer.judgement.name)
+    return judgement
 
 
 def _figures(request: ExportRequest, scorer: KerasScorer) -> Figures:
@@ -306,6 +353,7 @@ def measure_sets(
     progress: Callable[[int], None] | None = None,
     *,
     labels: LabelMap | None = None,
+    learnt: LearntImages | None = None,
 ) -> dict[str, Any]:
     """Measure an exported graph for its contract.
 
@@ -321,6 +369,8 @@ def measure_sets(
         Called with 1 for every image read.
     labels
         What labels mean that are no finding.
+    learnt
+        Images behind the network: those of the validation split that it learnt from are left out.
     """
     wanted: list[tuple[Path, Split]] = []
     if data:
@@ -329,7 +379,11 @@ def measure_sets(
     wanted += [(path, "test") for path in evaluate]
     found = {}
     for path, split in wanted:
-        chosen = select(load_dataset(path, labels), split, dataset_name(path))
+        samples, name = load_dataset(path, labels), dataset_name(path)
+        if split == "val":
+            chosen = val_samples(samples, name, learnt)
+        else:
+            chosen = select(samples, split, name)
         pixels = read_pixels(chosen, scorer.judgement.preprocess, progress=progress)
         scored = Scored(samples=chosen, judgement=scorer.judgement, logits=scorer.logits(pixels))
         assessed = assess(scored, Bootstrap())

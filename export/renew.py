@@ -122,6 +122,7 @@ def renew(
         contract=contract,
         card=write_card(contract, request.notes),
         gate=gate.onnx if gate else None,
+        learnt=files.learnt,
         replace=request.replace,
     )
     return bundle, contract

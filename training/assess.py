@@ -21,6 +21,7 @@ from lungwatch.training.bootstrap import (
     uncomputable,
     weighted_figures,
 )
+from lungwatch.training.data_record import LearntImages, learnt_from
 from lungwatch.training.dataset import dataset_name, load_dataset, of_split, select
 from lungwatch.training.delong import delong_test
 from lungwatch.training.evaluate import probes, summarise
@@ -137,6 +138,7 @@ def aim_threshold(
     *,
     tested: Sequence[Sample],
     labels: LabelMap | None = None,
+    learnt: LearntImages | None = None,
     progress: Progress | None = None,
     cache: ScoreCache | None = None,
 ) -> tuple[Judgement, dict[str, Any]]:
@@ -172,6 +174,7 @@ def aim_threshold(
         "sensitivity": reached["sensitivity"],
         "specificity": reached["specificity"],
         "images": len(samples),
+        "learnt_from": None if learnt is None else sum(learnt_from(samples, learnt)),
     }
 
 

@@ -15,13 +15,17 @@ from lungwatch.training.assess import (
     compare,
     score,
 )
-from lungwatch.training.bootstrap import Bootstrap
+from lungwatch.training.bootstrap import FIGURES, Bootstrap
+from lungwatch.training.data_record import LearntImages, learnt_from
 from lungwatch.training.dataset import dataset_name, list_dataset
 from lungwatch.training.label_map import LabelMap
 from lungwatch.training.lung_share import measure_lungs
 from lungwatch.training.samples import Sample, Split
 from lungwatch.training.score_cache import ScoreCache
 from lungwatch.training.scorers import Judgement, Scorer
+
+# Images that the model learnt from which are named.
+_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,7 @@ def run_evaluation(
     request: EvaluationRequest,
     *,
     other: Scorer | None = None,
+    learnt: LearntImages | None = None,
     caches: Sequence[ScoreCache] | None = None,
     on_total: Callable[[int], Progress] | None = None,
 ) -> list[SetEvaluation]:
@@ -105,6 +110,8 @@ def run_evaluation(
         The models.
     request
         What is measured, and how.
+    learnt
+        Images behind the model; None if they are not known.
     caches
         For each model where its answers are kept.
     on_total
@@ -125,7 +132,8 @@ def run_evaluation(
     tested = [sample for samples in sets for sample in samples]
     kept: list[ScoreCache | None] = list(caches) if caches else [None] * len(models)
     judged = [
-        _judge(model, request, tested, cache) for model, cache in zip(models, kept, strict=True)
+        _judge(model, request, tested, cache, learnt if model is scorer else None)
+        for model, cache in zip(models, kept, strict=True)
     ]
     lungs = [
         measure_lungs(model, request.lung_masks, request.bootstrap)
@@ -144,6 +152,7 @@ def run_evaluation(
             "split": request.split or "all",
             "threshold": judged[0][0].decision.threshold,
             **assess(answers[0], request.bootstrap),
+            "learnt": _learnt(answers[0], location, learnt, request.bootstrap),
         }
         if request.labels:
             counted = list_dataset(location, request.labels).labels
@@ -168,6 +177,7 @@ def _judge(
     request: EvaluationRequest,
     tested: Sequence[Sample],
     cache: ScoreCache | None,
+    learnt: LearntImages | None,
 ) -> tuple[Judgement, dict[str, Any] | None]:
     source = request.threshold
     if source is None:
@@ -179,5 +189,32 @@ def _judge(
         source.split,
         tested=tested,
         labels=request.labels,
+        learnt=learnt,
         cache=cache,
     )
+
+
+def _learnt(
+    scored: Scored, location: Path, learnt: LearntImages | None, bootstrap: Bootstrap
+) -> dict[str, Any] | None:
+    """Say which images the model learnt from, and measure it without them."""
+    if learnt is None:
+        return None
+    known = learnt_from(scored.samples, learnt)
+    root = location if location.is_dir() else location.parent
+    names = [
+        (s.path.relative_to(root) if s.path.is_relative_to(root) else s.path).as_posix()
+        for s, is_known in zip(scored.samples, known, strict=True)
+        if is_known
+    ]
+    rest = [index for index, is_known in enumerate(known) if not is_known]
+    without = None
+    if names and len({scored.samples[index].positive for index in rest}) == 2:
+        samples = [scored.samples[index] for index in rest]
+        found = assess(
+            Scored(samples=samples, judgement=scored.judgement, logits=scored.logits[rest]),
+            bootstrap,
+        )
+        kept = ("positives", "negatives", *FIGURES, "intervals", "too_few")
+        without = {name: found[name] for name in kept}
+    return {"images": len(names), "names": names[:_NAMED], "without": without}

@@ -101,6 +101,7 @@ def _section(section: Section) -> str:
         f"<h2>{_text(found['data'])}, split {_text(found['split'])}</h2>",
         _counts(found),
         _choice(found.get("threshold_choice")),
+        _learnt(found.get("learnt")),
         _figures(found),
         _comparison(found.get("comparison")),
         "<h3>Curves</h3>",
@@ -134,6 +135,30 @@ def _choice(choice: Mapping[str, Any] | None) -> str:
         f"split {_text(choice['split'])} ({choice['images']} images), where it has sensitivity "
         f"{choice['sensitivity']:.3f} and specificity {choice['specificity']:.3f}; abstention is "
         "off.</p>"
+    )
+
+
+def _learnt(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "<p>Which images the model learnt from is not known: it carries no record.</p>"
+    if not found["images"]:
+        return "<p>The model learnt from none of these images, byte for byte.</p>"
+    named = ", ".join(found["names"])
+    told = f"<p>The model learnt from {found['images']} of these images ({_text(named)} ...)."
+    without = found["without"]
+    if without is None:
+        return told + " Without them there are no figures: both classes are needed.</p>"
+    rows = [
+        [
+            _NAMES[name],
+            _number(without[name]),
+            _interval(without["intervals"].get(name)) + _few(name, without["too_few"]),
+        ]
+        for name in FIGURES
+    ]
+    return (
+        f"{told} Without them, {without['positives']} with COVID and {without['negatives']} "
+        "without:</p>" + _table(["", "value", "95 % interval"], rows)
     )
 
 

@@ -179,6 +179,12 @@ class OnnxScorer:
         return np.concatenate(found).astype(np.float32)
 
 
+def place_of(path: Path) -> Path:
+    """Return where a model is: the path itself, or, if nothing is there, a shipped bundle's."""
+    shipped = Path(str(resources.files("lungwatch.models"))) / path
+    return shipped if not path.exists() and (shipped / ONNX_FILE).is_file() else path
+
+
 def load_scorer(path: Path, declared: Declaration | None = None) -> Scorer:
     """Open a run folder, a .keras file, a bundle folder, an .onnx file, or a shipped bundle.
 
@@ -200,9 +206,7 @@ def load_scorer(path: Path, declared: Declaration | None = None) -> Scorer:
     MissingExtraError
         If it is a Keras model and TensorFlow is not installed.
     """
-    shipped = Path(str(resources.files("lungwatch.models"))) / path
-    if not path.exists() and (shipped / ONNX_FILE).is_file():
-        path = shipped
+    path = place_of(path)
     if path.is_dir() and (path / ONNX_FILE).is_file():
         path = path / ONNX_FILE
     if path.is_file() and path.suffix == ".onnx":

@@ -98,7 +98,12 @@ def train_baseline(
         "preprocess": prepared.spec.to_dict(),
         "data": prepared.data,
     }
-    run.begin(config, resume=resume, may_grow=() if tuning else ("fit.epochs",))
+    run.begin(
+        config,
+        resume=resume,
+        may_grow=() if tuning else ("fit.epochs",),
+        record=prepared.record(retrained=tuning is not None and tuning.retrain),
+    )
     if tuning:
         if (root / "metrics.json").exists() and "test" in run.read("metrics.json"):
             # The final network is tested once.

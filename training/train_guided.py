@@ -123,6 +123,7 @@ def train_guided(
             "data": prepared.data,
         },
         resume=resume,
+        record=prepared.record(builds_on=[Path(network.weights)]),
     )
     train = prepared.train.samples
     data = replace(
