@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     "--retrain/--no-retrain",
     default=True,
     show_default=True,
-    help="Repeat what was kept on train and val together.",
+    help="Repeat what was kept on train and two thirds of val; the third calibrates.",
 )
 @grey_options
 @data_options

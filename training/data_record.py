@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -159,6 +159,42 @@ class DataRecord:
             )
         return cls(rows=rows)
 
+    @classmethod
+    def of_files(cls, folder: Path) -> Self:
+        """Record all files below a folder, whose names alone say what they are.
+
+        Raises
+        ------
+        DatasetError
+            If one cannot be read.
+        """
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        rows = {
+            _name(path, folder): DataRow(
+                file=_name(path, folder), sha256=sha256, label="", split="", patient=""
+            )
+            for path, sha256 in zip(paths, sha256_of(paths), strict=True)
+        }
+        return cls(rows=rows)
+
+    def under(self, name: str) -> "DataRecord":
+        """Return the record with a name before each file's: of one of several data sets."""
+        rows = {
+            f"{name}/{file}": replace(row, file=f"{name}/{file}") for file, row in self.rows.items()
+        }
+        return replace(self, rows=rows)
+
+    def __or__(self, other: "DataRecord") -> "DataRecord":
+        return DataRecord(rows={**self.rows, **other.rows}, learnt=self.learnt | other.learnt)
+
+    def by_split(self) -> "DataRecord":
+        """Return the record of a network that learnt from the whole of its splits."""
+        parts = {
+            split: prefixes(row.sha256 for row in self.rows.values() if row.split == split)
+            for split in ("train", "val")
+        }
+        return replace(self, learnt=LearntImages(**parts))
+
     def row(self, path: Path, folder: Path) -> DataRow:
         """Return a file's row."""
         return self.rows[_name(path, folder)]
@@ -214,13 +250,15 @@ class DataRecord:
 def learnt_of(place: Path) -> LearntImages | None:
     """Return the images behind a run folder's, a bundle's, or a file's therein, network.
 
-    None if there is no record of them.
+    None if there is no record of them, or nothing there.
 
     Raises
     ------
     ModelError
         If the record is damaged, or of another bundle.
     """
+    if not place.exists():
+        return None
     folder = place if place.is_dir() else place.parent
     if (folder / ABOUT_FILE).is_file():
         files = read_bundle(folder)

@@ -12,6 +12,7 @@ import numpy as np
 from lungwatch.errors import DatasetError, FileRejected
 from lungwatch.imaging import read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
+from lungwatch.training.data_record import DataRecord
 from lungwatch.training.dataset import dataset_name, describe, licences, load_dataset, of_split
 from lungwatch.training.gate_images import ByteArray, GateXray
 from lungwatch.training.label_map import LabelMap
@@ -66,6 +67,8 @@ class GateData:
         X-rays with drawn lungs that measure.
     about
         What the run's configuration says about the data.
+    files
+        All files of the data set and the masks.
     """
 
     train: GatePart
@@ -74,6 +77,7 @@ class GateData:
     masks: Sequence[GateXray]
     held_out: GatePart
     about: dict[str, Any]
+    files: DataRecord
 
 
 def read_gate_data(
@@ -131,10 +135,13 @@ def read_gate_data(
 
     unseen = [*val.samples, *test.samples, *left_out.samples]
     unseen_pixels = np.concatenate([val.pixels, test.pixels, left_out.pixels])
+    folder = location if location.is_dir() else location.parent
+    files = DataRecord.of(samples, [sample.finding for sample in samples], folder)
     clean = [_without_leaks(part, unseen, unseen_pixels) for part in (train, pairs)]
     order = np.random.default_rng(seed).permutation(len(clean[1].samples))
     count = max(1, round(held_out * len(order)))
     return GateData(
+        files=files.by_split().under("data") | DataRecord.of_files(masks).under("masks"),
         train=clean[0],
         val=val,
         left_out=left_out,

@@ -163,6 +163,7 @@ def train_gate(
             "pictures": "drawn anew for every step",
         },
         resume=resume,
+        record=data.files,
     )
     if not run.model.exists():
         _fit(data, _Course(run=run, spec=spec, fitting=fitting, progress=progress))

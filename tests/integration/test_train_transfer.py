@@ -91,6 +91,8 @@ def test_a_run_folder_holds_both_phases_and_names_the_kept_one(run, network):
         "metrics.json",
         "model.keras",
         "retrained",
+        "data.csv",
+        "learnt.json",
         "predictions.csv",
         "confusion.png",
     }
