@@ -6,9 +6,10 @@ import pytest
 
 from lungwatch.bundle import read_bundle
 from lungwatch.contract import Calibration
-from lungwatch.errors import ConfigError, ModelError
+from lungwatch.errors import ConfigError, DatasetError, ModelError
 from lungwatch.export.bundle import write_bundle
 from lungwatch.export.degenerate import check_validation, check_varied
+from lungwatch.export.int8 import val_samples
 from lungwatch.training.data_record import (
     DataRecord,
     LearntImages,
@@ -152,3 +153,17 @@ def test_a_network_without_a_rising_calibration_or_with_one_answer_is_refused():
         check_varied(np.full(5, 0.1, np.float32), "net")
     with pytest.raises(ModelError, match="diverged"):
         check_varied(np.array([0.1, np.nan], np.float32), "net")
+
+
+def test_validation_images_that_were_learnt_from_fit_nothing_on_export(tmp_path):
+    samples = [
+        sample(tmp_path, f"{finding}-{n}.png", finding=finding, split="val")
+        for finding in ("COVID", "NORMAL")
+        for n in range(3)
+    ]
+    learnt = LearntImages(train=prefixes(sha256_of([s.path for s in samples[:2]])))
+    assert val_samples(samples, "data", None) == samples
+    assert val_samples(samples, "data", learnt) == samples[2:]
+    all_covid = LearntImages(train=prefixes(sha256_of([s.path for s in samples[:3]])))
+    with pytest.raises(DatasetError, match="did not learn from holds one class only"):
+        val_samples(samples, "data", all_covid)
