@@ -10,12 +10,13 @@ import click
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.atomicfile import write_atomic
-from lungwatch.cli.options import json_option
+from lungwatch.cli.options import json_option, label_map_option
 from lungwatch.cli.output import cell_text, print_json, print_table, to_csv
 from lungwatch.cli.run_folder import begin_run, write_look
 
 if TYPE_CHECKING:
     from lungwatch.training.dataset_check import DatasetCheck
+    from lungwatch.training.label_map import LabelMap
     from lungwatch.training.look import Look
     from lungwatch.training.run import RunFolder
     from lungwatch.training.samples import Sample
@@ -60,20 +61,31 @@ def dataset() -> None:
 @_data
 @_run_folder
 @_seed
+@label_map_option
 @json_option
-def explore(*, data: Path, out: Path | None, resume: bool, seed: int, as_json: bool) -> None:
+def explore(
+    *,
+    data: Path,
+    out: Path | None,
+    resume: bool,
+    seed: int,
+    labels: "LabelMap | None",
+    as_json: bool,
+) -> None:
     """Sum up sizes, formats, classes, grey values, outliers and unreadable files.
 
     The run folder shows images of patients: keep it as safe as the data set.
     """
+    from lungwatch.training.dataset import list_dataset
     from lungwatch.training.exploration import explore as sum_up
     from lungwatch.training.exploration import per_image
     from lungwatch.training.exploration_plots import draw_exploration
     from lungwatch.training.report_html import exploration_html
 
-    run = _begin("explore", data, out, resume=resume, seed=seed)
-    samples, looks, unreadable = _scan(data, run)
-    found = sum_up(data, samples, looks, unreadable)
+    run = _begin("explore", data, out, resume=resume, seed=seed, labels=labels)
+    listing = list_dataset(data, labels)
+    looks, unreadable = _scan(listing.samples, run)
+    found = sum_up(data, listing.samples, looks, unreadable, listing.labels)
     if run:
         pictures = draw_exploration(looks, seed=seed) if looks else {}
         write_look(run, found, exploration_html(found, pictures), pictures)
@@ -96,6 +108,7 @@ def explore(*, data: Path, out: Path | None, resume: bool, seed: int, as_json: b
         f"{len(found.outliers)} intensity outliers; width {span['width_min_px']} to "
         f"{span['width_max_px']} px, height {span['height_min_px']} to {span['height_max_px']} px"
     )
+    _list("labels", found.unused_labels)
     _list("unreadable", [f"{file}: {reason}" for file, reason in found.unreadable.items()])
     if run:
         click.echo(f"report: {cell_text(run.root / 'report.html')}")
@@ -106,18 +119,31 @@ def explore(*, data: Path, out: Path | None, resume: bool, seed: int, as_json: b
 @_data
 @_run_folder
 @_seed
+@label_map_option
 @json_option
-def check(*, data: Path, out: Path | None, resume: bool, seed: int, as_json: bool) -> None:
+def check(
+    *,
+    data: Path,
+    out: Path | None,
+    resume: bool,
+    seed: int,
+    labels: "LabelMap | None",
+    as_json: bool,
+) -> None:
     """Find leaks, duplicates, label conflicts, unreadable files and confounds.
 
     Exit code 1 if something must be mended: an unreadable file, an empty split, a split of
     one class, one X-ray or patient in two splits, or one X-ray under two labels.
     """
+    from lungwatch.training.dataset import list_dataset
     from lungwatch.training.dataset_check import check_dataset
 
-    run = _begin("check", data, out, resume=resume, seed=seed)
-    samples, looks, unreadable = _scan(data, run)
-    found = check_dataset(data, samples, looks, unreadable, seed=seed)
+    run = _begin("check", data, out, resume=resume, seed=seed, labels=labels)
+    listing = list_dataset(data, labels)
+    looks, unreadable = _scan(listing.samples, run)
+    found = check_dataset(
+        data, listing.samples, looks, unreadable, labels=listing.labels, seed=seed
+    )
     if run:
         from lungwatch.training.check_plots import draw_check
         from lungwatch.training.report_html import check_html
@@ -147,15 +173,24 @@ def check(*, data: Path, out: Path | None, resume: bool, seed: int, as_json: boo
 @click.option("--val", type=float, default=0.15, show_default=True, help="Share for validation.")
 @click.option("--test", type=float, default=0.15, show_default=True, help="Share for the test.")
 @_seed
+@label_map_option
 @json_option
 def split(
-    *, data: Path, out: Path, resume: bool, val: float, test: float, seed: int, as_json: bool
+    *,
+    data: Path,
+    out: Path,
+    resume: bool,
+    val: float,
+    test: float,
+    seed: int,
+    labels: "LabelMap | None",
+    as_json: bool,
 ) -> None:
     """Split by patient and X-ray, stratified by class and source, into a manifest CSV.
 
     Splits that DATA has already are not looked at. The same seed gives the same manifest.
     """
-    from lungwatch.training.dataset import MANIFEST
+    from lungwatch.training.dataset import MANIFEST, load_dataset
     from lungwatch.training.duplicates import find_duplicates
     from lungwatch.training.groups import together
     from lungwatch.training.report_html import split_html
@@ -163,9 +198,9 @@ def split(
     from lungwatch.training.split_table import draw_split, split_table
     from lungwatch.training.splitting import split_groups, write_manifest
 
-    run = _begin("split", data, out, resume=resume, seed=seed, val=val, test=test)
+    run = _begin("split", data, out, resume=resume, seed=seed, labels=labels, val=val, test=test)
     assert run is not None
-    _, looks, unreadable = _scan(data, run)
+    looks, unreadable = _scan(load_dataset(data, labels), run)
     require_readable(unreadable)
     groups = together(looks, find_duplicates(looks))
     splits = split_groups(looks, groups, val=val, test=test, seed=seed)
@@ -186,31 +221,43 @@ def split(
 
 
 def _begin(
-    command: str, data: Path, out: Path | None, *, resume: bool, seed: int, **settings: float
+    command: str,
+    data: Path,
+    out: Path | None,
+    *,
+    resume: bool,
+    seed: int,
+    labels: "LabelMap | None",
+    **settings: float,
 ) -> "RunFolder | None":
     if out is None:
         if resume:
             raise click.UsageError("--resume needs --out")
         return None
-    config = {"command": f"dataset {command}", "data": str(data), "seed": seed, **settings}
+    config: dict[str, Any] = {
+        "command": f"dataset {command}",
+        "data": str(data),
+        "seed": seed,
+        **settings,
+    }
+    if labels:
+        config["label_map"] = labels.to_dict()
     return begin_run(out, config, resume=resume)
 
 
 def _scan(
-    data: Path, run: "RunFolder | None" = None
-) -> "tuple[list[Sample], list[Look], list[Unreadable]]":
-    from lungwatch.training.dataset import load_dataset
+    samples: "Sequence[Sample]", run: "RunFolder | None" = None
+) -> "tuple[list[Look], list[Unreadable]]":
     from lungwatch.training.scan import scan
     from lungwatch.training.scan_cache import ScanCache
 
-    samples = load_dataset(data)
     cache = ScanCache(run.root / "scan") if run else None
     hidden = not sys.stderr.isatty()
     with click.progressbar(
         length=len(samples), label="reading", file=sys.stderr, hidden=hidden
     ) as bar:
         looks, unreadable = scan(samples, progress=bar.update, cache=cache)
-    return samples, looks, unreadable
+    return looks, unreadable
 
 
 def _print_check(found: "DatasetCheck") -> None:
@@ -232,6 +279,7 @@ def _print_check(found: "DatasetCheck") -> None:
         [(c.among, c.against, c.feature, c.roc_auc, c.fold_std) for c in found.confounds],
     )
     click.echo(found.verdict)
+    _list("labels", found.left_out)
     click.echo()
     _list("to be mended", found.problems)
     click.echo(f"{len(found.problems)} problems to be mended; {RESEARCH_USE_ONLY}")

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.options import json_option
+from lungwatch.cli.options import foreign_options, json_option, label_map_option
 from lungwatch.cli.output import cell_text, print_json
 
 if TYPE_CHECKING:
     from lungwatch.training.evaluation import ThresholdSource
+    from lungwatch.training.label_map import LabelMap
     from lungwatch.training.samples import Split
 
 _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "ece", "brier")
@@ -105,6 +106,8 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
     show_default=True,
     help="Cases in the gallery of each of true and false positives and negatives.",
 )
+@label_map_option
+@foreign_options
 @json_option
 def evaluate(
     *,
@@ -123,6 +126,10 @@ def evaluate(
     out: Path | None,
     resume: bool,
     gallery: int,
+    labels: "LabelMap | None",
+    output: str | None,
+    input_range: str | None,
+    channels: int | None,
     as_json: bool,
 ) -> None:
     """Measure MODEL on each DATA: overall, by source, and of one finding against another.
@@ -148,10 +155,12 @@ def evaluate(
     from lungwatch.cli.evaluation_files import write_evaluation
     from lungwatch.cli.run_folder import begin_run
     from lungwatch.training.bootstrap import Bootstrap
+    from lungwatch.training.data_record import learnt_of
+    from lungwatch.training.declared import Declaration
     from lungwatch.training.evaluation import EvaluationRequest, run_evaluation
     from lungwatch.training.evaluation_plots import require_matplotlib
     from lungwatch.training.score_cache import ScoreCache, model_digest
-    from lungwatch.training.scorers import load_scorer
+    from lungwatch.training.scorers import load_scorer, place_of
 
     request = EvaluationRequest(
         data=data,
@@ -159,10 +168,12 @@ def evaluate(
         threshold=_threshold(threshold_aim, threshold_data, threshold_split),
         bootstrap=Bootstrap(resamples=bootstrap, seed=seed),
         lung_masks=lung_masks,
+        labels=labels,
     )
     if resume and out is None:
         raise click.UsageError("--resume needs --out")
-    scorer = load_scorer(model)
+    declared = Declaration.parse(output, input_range, channels)
+    scorer = load_scorer(model, declared)
     other = load_scorer(compare) if compare else None
     caches = None
     if out:
@@ -180,12 +191,19 @@ def evaluate(
             "seed": seed,
             "lung_masks": str(lung_masks) if lung_masks else None,
             "gallery": gallery,
+            **({"declared": declared.to_dict()} if declared else {}),
+            **({"label_map": labels.to_dict()} if labels else {}),
         }
         begin_run(out, config, resume=resume)
         caches = [ScoreCache(folder=out / "logits", digest=digest) for digest in digests]
     with _Bar() as bar:
         evaluations = run_evaluation(
-            scorer, request, other=other, caches=caches, on_total=bar.start
+            scorer,
+            request,
+            other=other,
+            learnt=learnt_of(place_of(model)),
+            caches=caches,
+            on_total=bar.start,
         )
     if out:
         write_evaluation(out, scorer, evaluations, per_group=gallery, seed=seed)
@@ -238,29 +256,50 @@ def _threshold(aim: str | None, data: Path | None, split: str) -> "ThresholdSour
 
 
 def _print(result: dict[str, Any]) -> None:
+    from lungwatch.training.bootstrap import FEWEST
+
     _say(
         f"{result['model']} on {result['data']}, split {result['split']}: "
         f"{result['positives']} COVID, {result['negatives']} others, "
         f"threshold {result['threshold']:.4f}"
     )
+    _print_learnt(result["learnt"], result["positives"] + result["negatives"])
+    for what, counts in result.get("labels", {}).items():
+        for label, count in counts.items():
+            _say(f"  label {label!r} {what}: {count} images")
     if choice := result.get("threshold_choice"):
         _say(
             f"  threshold chosen for {choice['aim']} on {choice['data']}, split "
             f"{choice['split']}: sensitivity {choice['sensitivity']:.3f}, specificity "
             f"{choice['specificity']:.3f} there; abstention off"
         )
+        if choice["learnt_from"]:
+            _say(
+                f"  of the {choice['images']} images that chose it, the model had learnt from "
+                f"{choice['learnt_from']}: it is too favourable"
+            )
+    if patients := result["patients"]:
+        _say(
+            f"  patients: {patients['positives']} with COVID, {patients['negatives']} others; "
+            "intervals over patients"
+        )
     for name in _SHOWN:
-        _say(f"  {name:<12} {result[name]:.3f}{_interval(result['intervals'].get(name))}")
+        _say(
+            f"  {name:<12} {result[name]:.3f}{_interval(result['intervals'].get(name))}"
+            f"{_few(name, result['too_few'])}"
+        )
     _say(f"  {'uncertain':<12} {result['uncertain']:.3f}")
     _say(f"  tp {result['tp']}  fp {result['fp']}  tn {result['tn']}  fn {result['fn']}")
     for name, probe in result["probes"].items():
         _say(
             f"  ROC-AUC {probe['roc_auc']:.3f}{_interval(result['probe_intervals'].get(name))}  "
             f"{name} ({probe['positives']} vs {probe['negatives']})"
+            f"{_few(name, result['probe_too_few'])}"
         )
     for name, found in result["sources"].items():
         figures = ", ".join(
-            f"{figure} {found[figure]:.3f}"
+            f"{figure} {found[figure]:.3f}{_interval(found['intervals'].get(figure))}"
+            f"{_few(figure, found['too_few'])}"
             for figure in ("accuracy", "sensitivity", "specificity", "roc_auc")
             if found[figure] is not None
         )
@@ -270,25 +309,59 @@ def _print(result: dict[str, Any]) -> None:
     if lungs := result.get("lungs"):
         _print_lungs(lungs)
     if comparison := result.get("comparison"):
-        _print_comparison(comparison)
+        _print_comparison(comparison, result["too_few"])
+    few = [result["too_few"], result["probe_too_few"]]
+    if any(few) or any(found["too_few"] for found in result["sources"].values()):
+        _say(
+            f"  too few: behind the figure stand fewer than {FEWEST} patients of a class (images, "
+            "where patients are unknown)"
+        )
+
+
+def _print_learnt(found: dict[str, Any] | None, images: int) -> None:
+    if found is None:
+        _say("  learnt from: not known, the model carries no record of its training images")
+        return
+    if not found["images"]:
+        _say(f"  learnt from: none of the {images} images, byte for byte")
+        return
+    more = found["images"] - len(found["names"])
+    _say(
+        f"  learnt from: {found['images']} of the {images} images "
+        f"({', '.join(found['names'])}{f' and {more} more' if more else ''})"
+    )
+    without = found["without"]
+    if without is None:
+        _say("  without them: no figures, both classes are needed")
+        return
+    _say(f"  without them: {without['positives']} COVID, {without['negatives']} others")
+    for name in _SHOWN:
+        _say(
+            f"    {name:<12} {without[name]:.3f}{_interval(without['intervals'].get(name))}"
+            f"{_few(name, without['too_few'])}"
+        )
 
 
 def _print_lungs(found: dict[str, Any]) -> None:
+    from lungwatch.training.bootstrap import FEWEST
+
+    few = ["all"] if found["images"] - found["without_map"] < FEWEST else []
     _say(
         f"  the map for COVID against drawn lungs ({found['images']} images, "
         f"{found['without_map']} without a map):"
     )
     for name in ("map_in_lungs", "strongest_point_in_lungs", "lung_area"):
         if found[name] is not None:
-            _say(f"    {name:<26} {found[name]:.3f}{_interval(found['intervals'].get(name))}")
+            interval = _interval(found["intervals"].get(name)) + _few("all", few)
+            _say(f"    {name:<26} {found[name]:.3f}{interval}")
 
 
-def _print_comparison(found: dict[str, Any]) -> None:
+def _print_comparison(found: dict[str, Any], few: list[str]) -> None:
     _say(f"  against {found['model']}, this less that:")
     for name in _SHOWN:
         _say(
             f"    {name:<12} {found['differences'][name]:+.3f}"
-            f"{_interval(found['intervals'].get(name))}"
+            f"{_interval(found['intervals'].get(name))}{_few(name, few)}"
         )
     if test := found["delong"]:
         _say(
@@ -300,6 +373,10 @@ def _print_comparison(found: dict[str, Any]) -> None:
 def _say(line: str) -> None:
     """Print a line that names data sets, sources or models, whatever they are called."""
     click.echo(cell_text(line))
+
+
+def _few(name: str, names: list[str]) -> str:
+    return " (too few)" if name in names else ""
 
 
 def _interval(pair: list[float] | None) -> str:

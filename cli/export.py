@@ -6,10 +6,16 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from lungwatch.cli.options import gate_source_options, json_option
+from lungwatch.cli.options import (
+    foreign_options,
+    gate_source_options,
+    json_option,
+    label_map_option,
+)
 
 if TYPE_CHECKING:
     from lungwatch.training.calibrate import Rule
+    from lungwatch.training.label_map import LabelMap
 
 
 @click.command()
@@ -66,6 +72,8 @@ if TYPE_CHECKING:
     "the smaller of both, as large as it can be. A run's own is Youden's.",
 )
 @gate_source_options
+@label_map_option
+@foreign_options
 @json_option
 def export(
     *,
@@ -84,6 +92,10 @@ def export(
     gate: Path | None,
     gate_keep: tuple[Path, ...],
     gate_refuse: tuple[Path, ...],
+    labels: "LabelMap | None",
+    output: str | None,
+    input_range: str | None,
+    channels: int | None,
     as_json: bool,
 ) -> None:
     """Export MODEL, a run folder or a .keras file, as a bundle.
@@ -95,6 +107,7 @@ def export(
     from lungwatch.export.exporter import export as export_bundle
     from lungwatch.export.figures import of_data_sets, read_figures
     from lungwatch.export.gate import GateRequest
+    from lungwatch.training.declared import Declaration
 
     bundle, contract = export_bundle(
         ExportRequest(
@@ -110,9 +123,11 @@ def export(
             max_mb=max_mb,
             figures=read_figures(figures) if figures else {},
             threshold_rule=cast("Rule | None", threshold_rule),
-            gate=GateRequest(run=gate, data=data, keep=gate_keep, refuse=gate_refuse)
+            gate=GateRequest(run=gate, data=data, keep=gate_keep, refuse=gate_refuse, labels=labels)
             if gate
             else None,
+            labels=labels,
+            declared=Declaration.parse(output, input_range, channels),
         )
     )
     parity = contract.provenance["parity"]

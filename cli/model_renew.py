@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from lungwatch.cli.options import gate_source_options, json_option
+from lungwatch.cli.options import gate_source_options, json_option, label_map_option
+
+if TYPE_CHECKING:
+    from lungwatch.training.label_map import LabelMap
 
 
 @click.command()
@@ -49,6 +53,7 @@ from lungwatch.cli.options import gate_source_options, json_option
     help='Tables measured elsewhere, for the card: JSON {"title": {"row": {"column": number}}}.',
 )
 @click.option("--replace", is_flag=True, help="Replace a bundle of the same version.")
+@label_map_option
 @json_option
 def renew(
     *,
@@ -64,6 +69,7 @@ def renew(
     notes: Path | None,
     figures: Path | None,
     replace: bool,
+    labels: "LabelMap | None",
     as_json: bool,
 ) -> None:
     """Write BUNDLE anew with the same network, in the present form of bundles.
@@ -81,7 +87,7 @@ def renew(
             bundle=bundle,
             version=version,
             folder=out,
-            gate=GateRequest(run=gate, data=data, keep=gate_keep, refuse=gate_refuse)
+            gate=GateRequest(run=gate, data=data, keep=gate_keep, refuse=gate_refuse, labels=labels)
             if gate
             else None,
             data=data,
@@ -90,6 +96,7 @@ def renew(
             notes=notes.read_text(encoding="utf-8") if notes else "",
             figures=read_figures(figures) if figures else {},
             replace=replace,
+            labels=labels,
         )
     )
     rates = contract.gate.metrics.get("rates", []) if contract.gate else []

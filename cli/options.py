@@ -168,6 +168,49 @@ def filter_options(*, without: Collection[str] = ()) -> Callable[[Command], Comm
     return add
 
 
+def _label_map(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> Any:  # noqa: ANN401 - a LabelMap, whose module is imported when it is needed
+    if not texts:
+        return None
+    from lungwatch.training.label_map import LabelMap
+
+    return LabelMap.parse(texts)
+
+
+label_map_option = click.option(
+    "--label-map",
+    "labels",
+    multiple=True,
+    metavar="LABEL=FINDING",
+    callback=_label_map,
+    help="What a label or class folder means that is no finding: PNEUMONIA=OTHER_PNEUMONIA, or "
+    "PNEUMONIA=ignore to leave its images out; repeatable.",
+)
+
+
+def foreign_options(command: Command) -> Command:
+    """Add `--output`, `--input-range` and `--channels`, of a .keras file of another make."""
+    options = [
+        click.option(
+            "--output",
+            metavar="KIND",
+            help="Of a .keras file that lungwatch did not make: sigmoid (one probability, of "
+            "COVID), logit, or softmax:INDEX, INDEX being the output of COVID, from 0.",
+        ),
+        click.option(
+            "--input-range",
+            metavar="RANGE",
+            help="Of such a file: 0..1, 0..255, -1..1, or MEAN/STD of grey values within 0..1, "
+            "as 0.5/0.25; one number for each channel with commas between.",
+        ),
+        click.option(
+            "--channels", type=click.IntRange(1), help="Of such a file: 1, or 3 equal ones."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def gate_source_options(command: Command) -> Command:
     """Add `--gate`, `--gate-keep` and `--gate-refuse`, of the content gate that a bundle gets."""
     folder = click.Path(exists=True, file_okay=False, path_type=Path)

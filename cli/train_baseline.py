@@ -94,7 +94,7 @@ def baseline(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
     DATA is a folder SPLIT/CLASS/ (splits train and val; classes COVID, NORMAL,
     OTHER_PNEUMONIA), or a manifest CSV or a folder with one (columns file, label, split).
     Training stops when the validation loss no longer falls. With --tune the best network is
-    trained anew on train and val, and tested once.
+    trained anew on train and two thirds of val, calibrated on the third, and tested once.
     """
     from lungwatch.training.baseline import BaselineConfig
     from lungwatch.training.fit_config import FitConfig
@@ -135,6 +135,7 @@ def baseline(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
         normalisation=Normalisation(kind=kind, mean=options["mean"], std=options["std"]),
         leave_out=options["leave_out"],
         leaks=leaks,
+        labels=options["labels"],
         tuning=tuning if options["tune"] else None,
         resume=resume,
         progress=progress(),

@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lungwatch.cli.options import json_option
+from lungwatch.cli.options import json_option, label_map_option
 from lungwatch.cli.output import print_table
 from lungwatch.cli.train_options import batch_size_option, data_argument, progress, run_options
+
+if TYPE_CHECKING:
+    from lungwatch.training.label_map import LabelMap
 
 
 @click.command()
@@ -55,6 +58,7 @@ from lungwatch.cli.train_options import batch_size_option, data_argument, progre
     multiple=True,
     help="Learn nothing from this source, and measure on it; repeatable.",
 )
+@label_map_option
 @json_option
 def gate(
     *,
@@ -71,6 +75,7 @@ def gate(
     checkpoint_steps: int,
     random_start: bool,
     leave_out: tuple[str, ...],
+    labels: "LabelMap | None",
     as_json: bool,
 ) -> None:
     """Train a content gate on the X-rays of DATA, all of them frontal, of a chest and upright.
@@ -96,6 +101,7 @@ def gate(
             checkpoint_steps=checkpoint_steps,
         ),
         leave_out=leave_out,
+        labels=labels,
         resume=resume,
         progress=progress(),
     )

@@ -167,6 +167,7 @@ def guided(*, data: Path, out: Path, resume: bool, as_json: bool, **options: Any
         ),
         leave_out=options["leave_out"],
         leaks=leaks,
+        labels=options["labels"],
         resume=resume,
         progress=progress(),
     )

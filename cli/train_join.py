@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lungwatch.cli.options import json_option
+from lungwatch.cli.options import json_option, label_map_option
 from lungwatch.cli.train_options import leaks_option, leave_out_option, progress, report
 
 if TYPE_CHECKING:
+    from lungwatch.training.label_map import LabelMap
     from lungwatch.training.leaks import LeakPolicy
 
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 )
 @leave_out_option
 @leaks_option
+@label_map_option
 @json_option
 def join(
     *,
@@ -45,6 +47,7 @@ def join(
     lungs: Path | None,
     leave_out: str | None,
     leaks: str,
+    labels: "LabelMap | None",
     as_json: bool,
 ) -> None:
     """Join trained networks into one, whose logit is the mean of theirs.
@@ -63,6 +66,7 @@ def join(
         lungs=lungs,
         leave_out=leave_out,
         leaks=policy,
+        labels=labels,
         resume=resume,
         progress=progress(),
     )

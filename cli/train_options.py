@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lungwatch.cli.options import label_map_option
+
 if TYPE_CHECKING:
     from lungwatch.training.progress import Progress
 
@@ -86,11 +88,12 @@ leaks_option = click.option(
 
 
 def data_options(command: Command) -> Command:
-    """Add `--size`, `--leave-out` and `--leaks`."""
+    """Add `--size`, `--leave-out`, `--leaks` and `--label-map`."""
     options = [
         size_option,
         leave_out_option,
         leaks_option,
+        label_map_option,
     ]
     return _all(options, command)
 

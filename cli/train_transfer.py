@@ -1,6 +1,7 @@
 """`lungwatch train transfer`: a network on a backbone trained elsewhere."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from lungwatch.cli.train_options import (
     report,
     run_options,
 )
+
+if TYPE_CHECKING:
+    from lungwatch.training.label_map import LabelMap
 
 
 @click.command()
@@ -77,7 +81,7 @@ from lungwatch.cli.train_options import (
     "--retrain/--no-retrain",
     default=True,
     show_default=True,
-    help="Repeat what was kept on train and val together.",
+    help="Repeat what was kept on train and two thirds of val; the third calibrates.",
 )
 @grey_options
 @data_options
@@ -105,6 +109,7 @@ def transfer(
     std: float | None,
     leave_out: str | None,
     leaks: str,
+    labels: "LabelMap | None",
     seed: int,
     resume: bool,
     as_json: bool,
@@ -156,6 +161,7 @@ def transfer(
         normalisation=normalisation_of(normalisation, mean, std),
         leave_out=leave_out,
         leaks=leaks,  # type: ignore[arg-type]  # the choices are its values
+        labels=labels,
         resume=resume,
         progress=progress(),
     )

@@ -2,7 +2,8 @@
 
 A bundle is a folder: `model.onnx`, `bundle.json` with the digests of the others, a `gate.onnx`
 if the model has a content gate, a `drift.json` if it has a reference for drift, mostly a
-`card.md`, and a `bundle.sig` if somebody signed it.
+`card.md`, a `learnt.json` that tells the images it learnt from, and a `bundle.sig` if somebody
+signed it.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ GATE_FILE = "gate.onnx"
 DRIFT_FILE = "drift.json"
 ABOUT_FILE = "bundle.json"
 CARD_FILE = "card.md"
+LEARNT_FILE = "learnt.json"
 SIGNATURE_FILE = "bundle.sig"
 
 # Protocol buffers, and so ONNX files, end at 2 GiB.
@@ -37,9 +39,9 @@ class BundleFiles:
     ----------
     folder
         Where they were read.
-    model, about, gate, drift, card, signature
-        Contents of `model.onnx`, `bundle.json`, `gate.onnx`, `drift.json`, `card.md` and
-        `bundle.sig`; None for one of the last four that is not there.
+    model, about, gate, drift, card, learnt, signature
+        Contents of `model.onnx`, `bundle.json`, `gate.onnx`, `drift.json`, `card.md`,
+        `learnt.json` and `bundle.sig`; None for one of the last five that is not there.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class BundleFiles:
     gate: bytes | None = None
     drift: bytes | None = None
     card: bytes | None = None
+    learnt: bytes | None = None
     signature: bytes | None = None
 
     @property
@@ -89,12 +92,12 @@ class BundleFiles:
         return ("\n".join(lines) + "\n").encode("ascii")
 
     def check_digests(self) -> None:
-        """Compare model, gate, reference and card with the digests in `bundle.json`.
+        """Compare model, gate, reference, card and record of images with `bundle.json`.
 
         Raises
         ------
         ModelError
-            If one differs, the model's is missing, there is a gate or a reference that
+            If one differs, the model's is missing, there is a gate, reference or record that
             `bundle.json` does not list, or `bundle.json` is not understood.
         """
         listed = self._about().get("sha256")
@@ -102,7 +105,12 @@ class BundleFiles:
             listed = {MODEL_FILE: listed}
         if not isinstance(listed, dict) or MODEL_FILE not in listed:
             raise ModelError(f"{self.folder / ABOUT_FILE} is damaged")
-        for name, data in ((GATE_FILE, self.gate), (DRIFT_FILE, self.drift)):
+        # The statement that is signed has no line for the record: the digest here binds it.
+        for name, data in (
+            (GATE_FILE, self.gate),
+            (DRIFT_FILE, self.drift),
+            (LEARNT_FILE, self.learnt),
+        ):
             if data is not None and name not in listed:
                 raise ModelError(
                     f"{self.folder / name} is not of this bundle: {ABOUT_FILE} does not list it"
@@ -112,6 +120,7 @@ class BundleFiles:
             (GATE_FILE, self.gate),
             (DRIFT_FILE, self.drift),
             (CARD_FILE, self.card),
+            (LEARNT_FILE, self.learnt),
         ):
             found = hashlib.sha256(data).hexdigest() if data is not None else None
             if name in listed and listed[name] != found:
@@ -146,6 +155,7 @@ def read_bundle(folder: Path) -> BundleFiles:
             gate=_read_optional(folder, place, GATE_FILE, _MAX_GATE_BYTES),
             drift=_read_optional(folder, place, DRIFT_FILE),
             card=_read_optional(folder, place, CARD_FILE),
+            learnt=_read_optional(folder, place, LEARNT_FILE),
             signature=_read_optional(folder, place, SIGNATURE_FILE),
         )
 

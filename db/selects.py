@@ -163,6 +163,17 @@ def _chosen(statement: "AnySelect", chosen: ResultFilter) -> "AnySelect":
     )
 
 
+def _score_conditions(chosen: ResultFilter) -> Iterator[ColumnElement[bool]]:
+    score: ColumnElement[float | None] = Result.probability.expression
+    if chosen.finding is not None:
+        score = Result.findings[chosen.finding].as_float()
+        yield score.is_not(None)
+    if chosen.min_score is not None:
+        yield score >= chosen.min_score
+    if chosen.max_score is not None:
+        yield score <= chosen.max_score
+
+
 def conditions(chosen: ResultFilter) -> Iterator[ColumnElement[bool]]:
     """Yield what a filter asks of joined results, images and models."""
     if chosen.since is not None:
@@ -178,14 +189,7 @@ def conditions(chosen: ResultFilter) -> Iterator[ColumnElement[bool]]:
     if chosen.flag is not None:
         # Both databases keep JSON as the text that was written, codes within quotes.
         yield cast(Result.flags, String).contains(json.dumps(chosen.flag), autoescape=True)
-    score: ColumnElement[float | None] = Result.probability.expression
-    if chosen.finding is not None:
-        score = Result.findings[chosen.finding].as_float()
-        yield score.is_not(None)
-    if chosen.min_score is not None:
-        yield score >= chosen.min_score
-    if chosen.max_score is not None:
-        yield score <= chosen.max_score
+    yield from _score_conditions(chosen)
     if chosen.patient is not None:
         yield Image.patient_id == chosen.patient
     if chosen.accession is not None:

@@ -6,7 +6,14 @@ import shutil
 from pathlib import Path
 
 from lungwatch.atomicfile import fsync_dir, make_dirs, write_atomic
-from lungwatch.bundle import ABOUT_FILE, CARD_FILE, DRIFT_FILE, GATE_FILE, MODEL_FILE
+from lungwatch.bundle import (
+    ABOUT_FILE,
+    CARD_FILE,
+    DRIFT_FILE,
+    GATE_FILE,
+    LEARNT_FILE,
+    MODEL_FILE,
+)
 from lungwatch.contract import ModelContract
 from lungwatch.driftreference import DriftReference
 from lungwatch.errors import ConfigError, ModelError
@@ -20,6 +27,7 @@ def write_bundle(
     card: str,
     gate: bytes | None = None,
     drift: DriftReference | None = None,
+    learnt: bytes | None = None,
     replace: bool = False,
 ) -> Path:
     """Write `<folder>/<name>-<version>/`, whole or not at all.
@@ -30,6 +38,8 @@ def write_bundle(
         The content gate's ONNX file, if the contract describes one.
     drift
         The reference for drift, if there is one.
+    learnt
+        The record of the images that the network learnt from, if there is one.
 
     Raises
     ------
@@ -59,6 +69,8 @@ def write_bundle(
     if drift is not None:
         drift.check(contract.embedding_size)
         files[DRIFT_FILE] = (drift.to_json() + "\n").encode()
+    if learnt is not None:
+        files[LEARNT_FILE] = learnt
     for name, data in files.items():
         write_atomic(building / name, data)
     about = {

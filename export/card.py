@@ -1,6 +1,6 @@
 """The model card: what a model is for, what it learnt from, and how far it can be trusted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lungwatch import RESEARCH_USE_ONLY
@@ -8,6 +8,7 @@ from lungwatch.contract import OPACITY, Finding, ModelContract
 from lungwatch.export.figures import FIGURES, figures_markdown, of_data_sets
 from lungwatch.export.gate_card import gate_markdown
 from lungwatch.export.quantisation_card import quantisation_markdown
+from lungwatch.training.bootstrap import FEWEST
 
 _USE = """\
 **Intended use.** Research, teaching and testing: ordering and auditing collections of frontal
@@ -44,19 +45,17 @@ _GUIDES = {
     "domain_adversarial": "Domain-adversarial training: weight",
 }
 
-_FIGURES = (
-    ("images", "{images}"),
-    ("COVID", "{positives}"),
-    ("ROC-AUC", "{roc_auc:.3f}"),
-    ("PR-AUC", "{pr_auc:.3f}"),
-    ("accuracy", "{accuracy:.3f}"),
-    ("sensitivity", "{sensitivity:.3f}"),
-    ("specificity", "{specificity:.3f}"),
-    ("F1", "{f1:.3f}"),
-    ("ECE", "{ece:.3f}"),
-    ("Brier", "{brier:.3f}"),
-    ("uncertain", "{uncertain:.3f}"),
-)
+_FIGURES = {
+    "ROC-AUC": "roc_auc",
+    "PR-AUC": "pr_auc",
+    "accuracy": "accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "F1": "f1",
+    "ECE": "ece",
+    "Brier": "brier",
+    "uncertain": "uncertain",
+}
 
 
 def write_card(contract: ModelContract, notes: str = "") -> str:
@@ -150,41 +149,73 @@ def _scale(reference: float | None) -> str:
 def _figures_table(metrics: Mapping[str, Any]) -> str:
     if not metrics:
         return "None: exported without evaluation."
-    rows = ["| set | " + " | ".join(name for name, _ in _FIGURES) + " |"]
-    rows.append("|---" * (len(_FIGURES) + 1) + "|")
+    rows = [f"| set | images | COVID | {' | '.join(_FIGURES)} |"]
+    rows.append("|---" * (len(_FIGURES) + 3) + "|")
     for name, found in metrics.items():
-        values = {**found, "images": found["positives"] + found["negatives"]}
-        cells = " | ".join(form.format(**values) for _, form in _FIGURES)
-        rows.append(f"| {name} | {cells} |")
+        images = found["positives"] + found["negatives"]
+        cells = [
+            _cell(found[key], found.get("intervals", {}).get(key), key in found.get("too_few", ()))
+            for key in _FIGURES.values()
+        ]
+        rows.append(f"| {name} | {images} | {found['positives']} | {' | '.join(cells)} |")
+    if any(found.get("intervals") for found in metrics.values()):
+        rows += ["", _intervals(metrics)]
     return "\n".join(rows)
 
 
+def _intervals(metrics: Mapping[str, Any]) -> str:
+    over = ", ".join(
+        f"{name} over {found['bootstrap']['over']}"
+        for name, found in metrics.items()
+        if found.get("intervals")
+    )
+    return (
+        f"In brackets 95 % intervals by bootstrap: {over}. Too few: fewer than {FEWEST} patients "
+        "of a class (images, where patients are unknown)."
+    )
+
+
+def _cell(value: float, interval: Sequence[float] | None, few: bool) -> str:  # noqa: FBT001
+    within = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    return f"{value:.3f}{within}{', too few' if few else ''}"
+
+
 def _probes_table(metrics: Mapping[str, Any]) -> str:
-    rows = [
-        f"| {name} | {probe} | {found['roc_auc']:.3f} "
-        f"({found['positives']} vs {found['negatives']}) |"
-        for name, figures in metrics.items()
-        for probe, found in figures["probes"].items()
-    ]
+    rows = []
+    for name, figures in metrics.items():
+        for probe, found in figures["probes"].items():
+            cell = _cell(
+                found["roc_auc"],
+                figures.get("probe_intervals", {}).get(probe),
+                probe in figures.get("probe_too_few", ()),
+            )
+            rows.append(
+                f"| {name} | {probe} | {cell} ({found['positives']} vs {found['negatives']}) |"
+            )
     return "\n".join(["| set | comparison | ROC-AUC |", "|---|---|---|", *rows])
 
 
 def _findings_table(metrics: Mapping[str, Any]) -> str:
-    columns = [(name, form) for name, form in _FIGURES if name not in ("COVID", "uncertain")]
-    rows = [
-        f"| {name} | {finding} | {found['positives']} | "
-        + " | ".join(
-            form.format(**found, images=found["positives"] + found["negatives"])
-            for _, form in columns
-        )
-        + " |"
-        for name, measured in metrics.items()
-        for finding, found in measured.get("findings", {}).items()
-    ]
+    columns = {name: key for name, key in _FIGURES.items() if name != "uncertain"}
+    rows = []
+    for name, measured in metrics.items():
+        for finding, found in measured.get("findings", {}).items():
+            images = found["positives"] + found["negatives"]
+            cells = [
+                _cell(
+                    found[key], found.get("intervals", {}).get(key), key in found.get("too_few", ())
+                )
+                for key in columns.values()
+            ]
+            rows.append(
+                f"| {name} | {finding} | {images} | {found['positives']} | {' | '.join(cells)} |"
+            )
     if not rows:
         return ""
-    names = " | ".join(name for name, _ in columns)
-    head = [f"| set | finding | with it | {names} |", "|---" * (len(columns) + 3) + "|"]
+    head = [
+        f"| set | finding | images | with it | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 4) + "|",
+    ]
     return "\n".join(head + rows)
 
 
@@ -207,6 +238,12 @@ def _making(provenance: Mapping[str, Any]) -> str:
         lines.append(
             f"- The network, its calibration and its thresholds are those of {before}; the scale "
             "of the maps and the content gate are new."
+        )
+    if foreign := provenance.get("foreign"):
+        lines.append(
+            "- A Keras network of another make, declared on export: output "
+            f"{foreign['output']}, input range {foreign['input_range']}, channels "
+            f"{foreign['channels']}. Calibration and threshold were fitted on the validation split."
         )
     if members := provenance.get("members"):
         families = ", ".join(str(member.get("family")) for member in members)
@@ -244,11 +281,11 @@ def _kept(provenance: Mapping[str, Any]) -> str:
     epochs, best = provenance["epochs"], provenance["best_epoch"]
     if provenance["fit"].get("keep") == "last":
         return f"the last weights of {epochs} epochs are kept"
-    if provenance.get("trained_on") == "train and val":
+    if provenance.get("trained_on", "train") != "train":
         through = ", counted through all phases" if "phase" in provenance else ""
         return (
-            "the final network learnt from training and validation images together, for as many "
-            "epochs as led to the lowest calibrated validation loss without the latter: "
+            f"the final network learnt from {provenance['trained_on']}, for as many epochs as led "
+            "to the lowest calibrated validation loss without the latter: "
             f"{best}{through}"
         )
     return f"best of {epochs} epochs by calibrated validation loss: {best}"

@@ -17,6 +17,7 @@ from lungwatch.imaging import read_radiograph
 from lungwatch.lungfield import area_of, lung_mask, share_inside
 from lungwatch.preprocess import content_of, preprocess
 from lungwatch.training.dataset import dataset_name, load_dataset, of_split
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.samples import Sample, Split
 from lungwatch.training.scorers import OnnxScorer
@@ -51,6 +52,7 @@ def make_reference(
     gate: ExportedGate | None,
     data: Path,
     *,
+    labels: LabelMap | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> DriftReference | None:
     """Measure the population that a site's results are compared with.
@@ -64,6 +66,8 @@ def make_reference(
     data
         Data set of the training: its validation split, which the network has not learnt by heart;
         the test split of one without.
+    labels
+        What to do with labels that are none of lungwatch's.
     progress
         Called with 1 for every image read.
 
@@ -77,7 +81,7 @@ def make_reference(
     DatasetError
         If images are missing or cannot be read.
     """
-    samples = load_dataset(data)
+    samples = load_dataset(data, labels)
     split: Split = "val" if any(sample.split == "val" for sample in samples) else "test"
     chosen = of_split(samples, split, dataset_name(data))
     asked = OnnxGate(gate.onnx, gate.contract) if gate else None

@@ -20,26 +20,36 @@ from lungwatch.contract import (
 from lungwatch.errors import ConfigError, DatasetError, ModelError
 from lungwatch.export.bundle import write_bundle
 from lungwatch.export.card import write_card
+from lungwatch.export.degenerate import check_answers, check_validation, check_varied, check_weights
 from lungwatch.export.drift import make_reference
 from lungwatch.export.fidelity import check_size
 from lungwatch.export.figures import FIGURES, Figures, check_figures
 from lungwatch.export.findings import findings_of_graph, with_references
 from lungwatch.export.gate import GateRequest, export_gate
-from lungwatch.export.int8 import make_int8, recalibrate
-from lungwatch.export.parity import compare, run_onnx, synthetic_images
+from lungwatch.export.int8 import make_int8, recalibrate, val_samples
+from lungwatch.export.own_form import own_form
+from lungwatch.export.parity import PROBABILITY_LIMIT, compare, run_onnx, synthetic_images
 from lungwatch.export.peaks import reference_of_data
 from lungwatch.export.to_onnx import to_onnx, with_contract
 from lungwatch.golden import golden_digest, golden_input
 from lungwatch.preprocess import PreprocessSpec
+from lungwatch.training.assess import Scored, assess
+from lungwatch.training.bootstrap import Bootstrap
 from lungwatch.training.calibrate import Rule
+from lungwatch.training.data_record import LearntImages, learnt_of, prefixes, sha256_of
 from lungwatch.training.dataset import dataset_name, load_dataset, select
-from lungwatch.training.evaluate import measure
+from lungwatch.training.declared import Declaration
+from lungwatch.training.fit import predict_logits
+from lungwatch.training.foreign import KerasModel
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.metrics import sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.samples import Split
 from lungwatch.training.scorers import Judgement, KerasScorer, OnnxScorer
 
 _PARITY_IMAGES = 50
+# What the metrics of runs said before calibration images were held back.
+_ALL_RELEARNT = "train and val"
 _OWN_SPLITS: tuple[Split, ...] = ("val", "test")
 # Processors without VNNI saturate in 16-bit sums, which moves an int8 network's answers further
 # than float rounding does. An allowance, not a measurement; a broken file is off by far more.
@@ -91,6 +101,10 @@ class ExportRequest:
         run's own, which is Youden's.
     gate
         The content gate that goes with the model; None for none.
+    labels
+        What labels of the data sets mean that are no finding.
+    declared
+        What the numbers of a .keras file mean that lungwatch did not make.
     """
 
     model: Path
@@ -106,6 +120,8 @@ class ExportRequest:
     figures: Figures = field(default_factory=dict)
     threshold_rule: Rule | None = None
     gate: GateRequest | None = None
+    labels: LabelMap | None = None
+    declared: Declaration | None = None
 
     def __post_init__(self) -> None:
         if self.threshold_rule and self.data is None:
@@ -156,36 +172,54 @@ def export(
     MissingExtraError
         If TensorFlow is not installed.
     """
-    scorer = KerasScorer(request.model)
+    scorer = KerasScorer(request.model, request.declared)
     spec = scorer.judgement.preprocess
-    proto = to_onnx(scorer.network)
+    _refuse_degenerate(scorer)
+    learnt = _learnt(scorer, request)
+    images, kind = _parity_images(request, spec)
+    network = _network(scorer, images)
+    check_varied(scorer.logits(images), scorer.judgement.name)
+    proto = to_onnx(network)
     plain = proto.SerializeToString()
     rule = request.threshold_rule
     judgement = scorer.judgement
     if rule or not scorer.calibrated:
-        judgement = _calibrate(scorer, request.data, rule or "youden")
+        judgement = _calibrate(scorer, request, rule or "youden", learnt)
 
-    images, kind = _parity_images(request.data, spec)
-    parity = compare(scorer.network, plain, images, kind)
+    parity = compare(network, plain, images, kind)
     parity.check()
     provenance = {**_provenance(scorer), "parity": parity.to_dict()}
     if rule:
         provenance["threshold_rule"] = rule
     if request.int8 and request.data:
-        int8 = make_int8(proto, judgement, request.data, rule=rule or "youden", progress=progress)
+        int8 = make_int8(
+            proto,
+            judgement,
+            request.data,
+            rule=rule or "youden",
+            labels=request.labels,
+            learnt=learnt,
+            progress=progress,
+        )
         proto, judgement = int8.proto, int8.judgement
         provenance["quantisation"] = int8.about
     judgement = replace(judgement, findings=_findings(request, scorer, proto.SerializeToString()))
     contract = _contract(request, scorer, judgement, proto.SerializeToString(), provenance)
     exported = OnnxScorer(with_contract(proto, contract))
-    metrics = measure_sets(exported, request.data, request.evaluate, progress)
+    metrics = measure_sets(
+        exported, request.data, request.evaluate, progress, labels=request.labels, learnt=learnt
+    )
+    if request.data and (own := metrics.get(f"{dataset_name(request.data)}/val")):
+        check_validation(own["roc_auc"], judgement.calibration, scorer.judgement.name)
     if figures := _figures(request, scorer):
         metrics[FIGURES] = figures
     contract = replace(
         contract,
         metrics=metrics,
-        map_reference=reference_of_data(exported, request.data) if request.data else None,
-        findings=with_references(contract.findings, exported, request.data)
+        map_reference=reference_of_data(exported, request.data, request.labels)
+        if request.data
+        else None,
+        findings=with_references(contract.findings, exported, request.data, request.labels)
         if request.data
         else contract.findings,
     )
@@ -197,7 +231,9 @@ def export(
         check_size(len(model), request.max_mb)
     # The daemon looks for drift from this population, and by its axes from a site's own.
     drift = (
-        make_reference(exported, gate, request.data, progress=progress) if request.data else None
+        make_reference(exported, gate, request.data, labels=request.labels, progress=progress)
+        if request.data
+        else None
     )
     bundle = write_bundle(
         request.folder,
@@ -206,6 +242,7 @@ def export(
         card=write_card(contract, request.notes),
         gate=gate.onnx if gate else None,
         drift=drift,
+        learnt=learnt.to_json().encode() if learnt else None,
         replace=request.replace,
     )
     return bundle, contract
@@ -246,7 +283,7 @@ def _contract(
 
 def _provenance(scorer: KerasScorer) -> dict[str, Any]:
     if not scorer.calibrated:
-        return {}
+        return {"foreign": scorer.foreign.to_dict()} if scorer.foreign else {}
     return {
         **{key: scorer.config[key] for key in _OF_CONFIG if key in scorer.config},
         **{key: scorer.metrics[key] for key in _OF_METRICS if key in scorer.metrics},
@@ -257,15 +294,66 @@ def _provenance(scorer: KerasScorer) -> dict[str, Any]:
     }
 
 
-def _calibrate(scorer: KerasScorer, data: Path | None, rule: Rule) -> Judgement:
+def _network(scorer: KerasScorer, images: FloatArray) -> KerasModel:
+    """Return the network in lungwatch's own form, which for a foreign one must answer as it."""
+    if scorer.foreign is None:
+        return scorer.network
+    built = own_form(scorer.model, scorer.foreign, scorer.judgement.name)
+    before, after = scorer.logits(images), predict_logits(built, images)
+    differing = float(np.abs(sigmoid(before) - sigmoid(after)).max())
+    if not differing <= PROBABILITY_LIMIT:
+        raise ModelError(
+            f"{scorer.judgement.name} answers otherwise under lungwatch's head: by {differing:.2e}"
+        )
+    return built
+
+
+def _refuse_degenerate(scorer: KerasScorer) -> None:
+    name = scorer.judgement.name
+    check_weights(scorer.network, name)
+    if not scorer.calibrated:
+        return
+    if scorer.metrics.get("trained_on") == _ALL_RELEARNT:
+        raise ModelError(
+            f"{name} learnt from all validation images, and its calibration is another network's: "
+            "train it with this version, which holds a third of them back"
+        )
+    area = scorer.metrics.get("validation", {}).get("roc_auc", 1.0)
+    check_validation(area, scorer.judgement.calibration, name)
+
+
+def _learnt(scorer: KerasScorer, request: ExportRequest) -> LearntImages | None:
+    """Return the run's record, or what the splits of its data say; None if nothing is known."""
+    known = learnt_of(request.model) if scorer.calibrated else None
+    if known is not None or request.data is None:
+        return known
+    samples = load_dataset(request.data, request.labels)
+    left_out = scorer.config.get("data", {}).get("left_out")
+    parts = {
+        split: [
+            s.path for s in samples if s.split == split and (not left_out or s.source != left_out)
+        ]
+        for split in ("train", "val")
+    }
+    return LearntImages(
+        train=prefixes(sha256_of(parts["train"])), val=prefixes(sha256_of(parts["val"]))
+    )
+
+
+def _calibrate(
+    scorer: KerasScorer, request: ExportRequest, rule: Rule, learnt: LearntImages | None
+) -> Judgement:
+    data = request.data
     if data is None:
         raise DatasetError(
             "a bare .keras file carries no threshold: give the data set whose validation split "
             "fixes it (--data), or export the run folder"
         )
-    samples = select(load_dataset(data), "val", dataset_name(data))
+    samples = val_samples(load_dataset(data, request.labels), dataset_name(data), learnt)
     logits = scorer.logits(read_pixels(samples, scorer.judgement.preprocess))
-    return recalibrate(scorer.judgement, targets(samples), logits, rule)
+    judgement = recalibrate(scorer.judgement, targets(samples), logits, rule)
+    check_answers(targets(samples), logits, judgement.calibration, scorer.judgement.name)
+    return judgement
 
 
 def _findings(request: ExportRequest, scorer: KerasScorer, graph: bytes) -> tuple[Finding, ...]:
@@ -283,7 +371,9 @@ def _findings(request: ExportRequest, scorer: KerasScorer, graph: bytes) -> tupl
             "whose validation split fixes it (--data)"
         )
     rule = request.threshold_rule or "youden"
-    return findings_of_graph(graph, names, request.data, scorer.judgement.preprocess, rule)
+    return findings_of_graph(
+        graph, names, request.data, scorer.judgement.preprocess, rule, request.labels
+    )
 
 
 def _figures(request: ExportRequest, scorer: KerasScorer) -> Figures:
@@ -292,10 +382,11 @@ def _figures(request: ExportRequest, scorer: KerasScorer) -> Figures:
     return {**own, **request.figures}
 
 
-def _parity_images(data: Path | None, spec: PreprocessSpec) -> tuple[FloatArray, str]:
+def _parity_images(request: ExportRequest, spec: PreprocessSpec) -> tuple[FloatArray, str]:
+    data = request.data
     if data is None:
         return synthetic_images(spec), "synthetic"
-    samples = load_dataset(data)
+    samples = load_dataset(data, request.labels)
     chosen = np.unique(np.linspace(0, len(samples) - 1, _PARITY_IMAGES).astype(int))
     return read_pixels([samples[i] for i in chosen], spec), f"evenly from {dataset_name(data)}"
 
@@ -305,6 +396,9 @@ def measure_sets(
     data: Path | None,
     evaluate: Sequence[Path],
     progress: Callable[[int], None] | None = None,
+    *,
+    labels: LabelMap | None = None,
+    learnt: LearntImages | None = None,
 ) -> dict[str, Any]:
     """Measure an exported graph for its contract.
 
@@ -318,15 +412,28 @@ def measure_sets(
         Further data sets: their test splits.
     progress
         Called with 1 for every image read.
+    labels
+        What labels mean that are no finding.
+    learnt
+        Images behind the network: those of the validation split that it learnt from are left out.
     """
     wanted: list[tuple[Path, Split]] = []
     if data:
-        there = {s.split for s in load_dataset(data)}
+        there = {s.split for s in load_dataset(data, labels)}
         wanted += [(data, split) for split in _OWN_SPLITS if split in there]
     wanted += [(path, "test") for path in evaluate]
     found = {}
     for path, split in wanted:
-        chosen = select(load_dataset(path), split, dataset_name(path))
+        samples, name = load_dataset(path, labels), dataset_name(path)
+        if split == "val":
+            chosen = val_samples(samples, name, learnt)
+        else:
+            chosen = select(samples, split, name)
         pixels = read_pixels(chosen, scorer.judgement.preprocess, progress=progress)
-        found[f"{dataset_name(path)}/{split}"] = measure(scorer, chosen, pixels)
+        scored = Scored(samples=chosen, judgement=scorer.judgement, logits=scorer.logits(pixels))
+        assessed = assess(scored, Bootstrap())
+        # By source the card says nothing beyond the probes.
+        found[f"{dataset_name(path)}/{split}"] = {
+            name: value for name, value in assessed.items() if name != "sources"
+        }
     return found

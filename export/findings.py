@@ -14,6 +14,7 @@ from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.calibrate import Rule, choose_decision, fit_calibration
 from lungwatch.training.dataset import dataset_name, load_dataset, of_split
 from lungwatch.training.evaluate import finding_truth
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.metrics import sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels
 from lungwatch.training.samples import Sample
@@ -59,7 +60,12 @@ def fit_findings(
 
 
 def findings_of_graph(
-    graph: bytes, names: Sequence[str], data: Path, spec: PreprocessSpec, rule: Rule = "youden"
+    graph: bytes,
+    names: Sequence[str],
+    data: Path,
+    spec: PreprocessSpec,
+    rule: Rule = "youden",
+    labels: LabelMap | None = None,
 ) -> tuple[Finding, ...]:
     """Fit an exported graph's findings to the validation split of a data set.
 
@@ -75,13 +81,15 @@ def findings_of_graph(
         The network's preprocessing.
     rule
         Of the thresholds.
+    labels
+        What to do with labels that are none of lungwatch's.
 
     Raises
     ------
     DatasetError
         If images cannot be read, or as `fit_findings`.
     """
-    samples = of_split(load_dataset(data), "val", dataset_name(data))
+    samples = of_split(load_dataset(data, labels), "val", dataset_name(data))
     pixels = read_pixels(samples, spec)
     parts = [
         run_onnx(graph, pixels[start : start + _BATCH])[FINDINGS]
@@ -91,7 +99,7 @@ def findings_of_graph(
 
 
 def with_references(
-    findings: Sequence[Finding], scorer: OnnxScorer, data: Path
+    findings: Sequence[Finding], scorer: OnnxScorer, data: Path, labels: LabelMap | None = None
 ) -> tuple[Finding, ...]:
     """Give each finding the evidence that is drawn with the full colour.
 
@@ -101,7 +109,7 @@ def with_references(
         With the 95th percentile of each map's peak over the validation images in which the
         finding is said to be present, as the map for COVID has it; None if there are none.
     """
-    samples = [sample for sample in load_dataset(data) if sample.split == "val"]
+    samples = [sample for sample in load_dataset(data, labels) if sample.split == "val"]
     if not samples or not findings:
         return tuple(findings)
     pixels = read_pixels(samples, scorer.judgement.preprocess)

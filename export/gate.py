@@ -38,6 +38,7 @@ from lungwatch.training.gate_rates import (
     look_at,
     rates,
 )
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.pixels import FloatArray, read_pixels
 from lungwatch.training.run import RunFolder
 from lungwatch.training.samples import Sample
@@ -72,12 +73,15 @@ class GateRequest:
         inverted.
     refuse
         Folders of pictures that are none, to measure on.
+    labels
+        What labels of `data` mean that are no finding.
     """
 
     run: Path
     data: Path | None = None
     keep: Sequence[Path] = ()
     refuse: Sequence[Path] = ()
+    labels: LabelMap | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,7 +138,7 @@ def export_gate(
     config, measured = run.read("config.json"), run.read("metrics.json")
     spec = PreprocessSpec.from_dict(config["preprocess"])
     model = load_keras(run.model)
-    name, samples = dataset_name(request.data), load_dataset(request.data)
+    name, samples = dataset_name(request.data), load_dataset(request.data, request.labels)
     left_out = config["data"].get("left_out") or []
     kept = [sample for sample in samples if sample.source not in left_out]
     train_samples = of_split(kept, "train", name)

@@ -1,7 +1,7 @@
 """The int8 graph that may ship: quantised, calibrated anew, and held against the float graph."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ from lungwatch.contract import CAM, INPUT, LOGITS
 from lungwatch.export.fidelity import Answers, Fidelity, check_loss, compare_graphs
 from lungwatch.export.quantise import describe_quantisation, quantise, spread
 from lungwatch.training.calibrate import Rule, choose_decision, fit_calibration
+from lungwatch.training.data_record import LearntImages, learnt_from
 from lungwatch.training.dataset import dataset_name, load_dataset, of_split, select
 from lungwatch.training.foreign import OnnxProto
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.metrics import sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
+from lungwatch.training.samples import Sample
 from lungwatch.training.scorers import Judgement, onnx_session
 
 _BATCH = 64
@@ -49,6 +52,8 @@ def make_int8(
     data: Path,
     *,
     rule: Rule = "youden",
+    labels: LabelMap | None = None,
+    learnt: LearntImages | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Int8Graph:
     """Quantise a float graph and prove what it costs.
@@ -65,6 +70,10 @@ def make_int8(
         one, tells what was lost.
     rule
         Of the threshold; see `lungwatch.training.calibrate.choose_decision`.
+    labels
+        What labels mean that are no finding.
+    learnt
+        Images behind the network: those of the validation split that it learnt from fit nothing.
     progress
         Called with 1 for every image read.
 
@@ -77,9 +86,9 @@ def make_int8(
     MissingExtraError
         If onnx or sympy is not installed.
     """
-    samples, name, spec = load_dataset(data), dataset_name(data), judgement.preprocess
+    samples, name, spec = load_dataset(data, labels), dataset_name(data), judgement.preprocess
     shown = spread(of_split(samples, "train", name))
-    parts = {"val": select(samples, "val", name)}
+    parts = {"val": val_samples(samples, name, learnt)}
     if any(sample.split == "test" for sample in samples):
         parts["test"] = select(samples, "test", name)
 
@@ -104,6 +113,22 @@ def make_int8(
         "fidelity": {key: found.to_dict() for key, found in fidelity.items()},
     }
     return Int8Graph(proto=made, judgement=own, fidelity=fidelity, about=about)
+
+
+def val_samples(samples: Sequence[Sample], name: str, learnt: LearntImages | None) -> list[Sample]:
+    """Return the validation split without what a retrained network has learnt from.
+
+    Raises
+    ------
+    DatasetError
+        If it is empty or of one class only.
+    """
+    chosen = select(samples, "val", name)
+    if learnt is None:
+        return chosen
+    known = learnt_from(chosen, learnt)
+    rest = [sample for sample, is_known in zip(chosen, known, strict=True) if not is_known]
+    return select(rest, None, f"{name}: what of split 'val' the network did not learn from")
 
 
 def recalibrate(

@@ -8,6 +8,7 @@ from lungwatch.contract import CAM, CAM_PEAK
 from lungwatch.errors import ModelError
 from lungwatch.training.dataset import load_dataset
 from lungwatch.training.foreign import OnnxProto
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.pixels import FloatArray, read_pixels
 from lungwatch.training.scorers import OnnxScorer
 
@@ -96,7 +97,9 @@ def _peaks(proto: OnnxProto) -> list[str]:
     return peaks
 
 
-def reference_of_data(scorer: OnnxScorer, data: Path) -> float | None:
+def reference_of_data(
+    scorer: OnnxScorer, data: Path, labels: LabelMap | None = None
+) -> float | None:
     """Return `map_reference` of a data set's validation split; None if it has none.
 
     Raises
@@ -104,7 +107,7 @@ def reference_of_data(scorer: OnnxScorer, data: Path) -> float | None:
     DatasetError
         If an image cannot be read.
     """
-    samples = [sample for sample in load_dataset(data) if sample.split == "val"]
+    samples = [sample for sample in load_dataset(data, labels) if sample.split == "val"]
     if not samples:
         return None
     return map_reference(scorer, read_pixels(samples, scorer.judgement.preprocess))

@@ -21,6 +21,7 @@ from lungwatch.export.peaks import add_peak_output, reference_of_data
 from lungwatch.export.to_onnx import with_contract
 from lungwatch.golden import golden_input
 from lungwatch.training.dataset import dataset_name
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.scorers import OnnxScorer
 from lungwatch.twosample import LEAST
 
@@ -53,6 +54,8 @@ class RenewRequest:
         Tables measured elsewhere; they come after those that the bundle has.
     replace
         Whether a bundle of the same version is replaced.
+    labels
+        What labels of the data sets mean that are no finding.
     """
 
     bundle: Path
@@ -65,6 +68,7 @@ class RenewRequest:
     notes: str = ""
     figures: Figures = field(default_factory=dict)
     replace: bool = False
+    labels: LabelMap | None = None
 
     def __post_init__(self) -> None:
         check_version(self.version)
@@ -109,10 +113,12 @@ def renew(
     gate_request = request.gate or (GateRequest(run=request.bundle) if before.gate else None)
     gate = export_gate(gate_request, progress=progress) if gate_request else None
     scorer = OnnxScorer(model, str(request.bundle))
-    measured = measure_sets(scorer, request.data, request.evaluate, progress)
+    measured = measure_sets(scorer, request.data, request.evaluate, progress, labels=request.labels)
     drift = DriftReference.from_json(files.drift) if files.drift is not None else None
     if request.reference:
-        drift = make_reference(scorer, gate, request.reference, progress=progress)
+        drift = make_reference(
+            scorer, gate, request.reference, labels=request.labels, progress=progress
+        )
         if drift is None:
             raise DatasetError(
                 f"{dataset_name(request.reference)}: too few pictures for a reference for drift "
@@ -122,7 +128,7 @@ def renew(
     told = {FIGURES: figures} if figures else {}
     map_reference = before.map_reference
     if request.data:
-        map_reference = reference_of_data(scorer, request.data)
+        map_reference = reference_of_data(scorer, request.data, request.labels)
     contract = replace(
         before,
         version=request.version,
@@ -138,6 +144,7 @@ def renew(
         card=write_card(contract, request.notes),
         gate=gate.onnx if gate else None,
         drift=drift,
+        learnt=files.learnt,
         replace=request.replace,
     )
     return bundle, contract

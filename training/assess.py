@@ -13,15 +13,20 @@ from lungwatch.training.aim import Aim, choose_threshold
 from lungwatch.training.bootstrap import (
     FIGURES,
     Bootstrap,
+    Patients,
     area_interval,
     intervals,
     paired_differences,
+    too_few,
     uncomputable,
     weighted_figures,
 )
+from lungwatch.training.data_record import LearntImages, learnt_from
 from lungwatch.training.dataset import dataset_name, load_dataset, of_split, select
 from lungwatch.training.delong import delong_test
 from lungwatch.training.evaluate import probes, summarise
+from lungwatch.training.groups import patient_numbers
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.metrics import sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.samples import Sample, Split
@@ -72,7 +77,9 @@ class Scored:
         return self.probabilities >= self.judgement.decision.threshold
 
 
-def choose_samples(location: Path, split: Split | None) -> list[Sample]:
+def choose_samples(
+    location: Path, split: Split | None, labels: LabelMap | None = None
+) -> list[Sample]:
     """Take one split of a data set (all of it for None), both classes occurring.
 
     Raises
@@ -81,7 +88,7 @@ def choose_samples(location: Path, split: Split | None) -> list[Sample]:
         If there are no images, no such split, or one class only: it says which figures
         cannot be computed then.
     """
-    chosen = of_split(load_dataset(location), split, dataset_name(location))
+    chosen = of_split(load_dataset(location, labels), split, dataset_name(location))
     positives = sum(s.positive for s in chosen)
     if missing := uncomputable(positives, len(chosen) - positives):
         where = f"{location}: split '{split}'" if split else str(location)
@@ -130,6 +137,8 @@ def aim_threshold(
     split: Split | None,
     *,
     tested: Sequence[Sample],
+    labels: LabelMap | None = None,
+    learnt: LearntImages | None = None,
     progress: Progress | None = None,
     cache: ScoreCache | None = None,
 ) -> tuple[Judgement, dict[str, Any]]:
@@ -146,7 +155,7 @@ def aim_threshold(
     DatasetError
         If these cases are among those that are tested, or cannot be used.
     """
-    samples = select(load_dataset(location), split, dataset_name(location))
+    samples = select(load_dataset(location, labels), split, dataset_name(location))
     shared = {s.path.resolve() for s in samples} & {s.path.resolve() for s in tested}
     if shared:
         raise DatasetError(
@@ -165,6 +174,7 @@ def aim_threshold(
         "sensitivity": reached["sensitivity"],
         "specificity": reached["specificity"],
         "images": len(samples),
+        "learnt_from": None if learnt is None else sum(learnt_from(samples, learnt)),
     }
 
 
@@ -175,25 +185,42 @@ def assess(scored: Scored, bootstrap: Bootstrap) -> dict[str, Any]:
     -------
     dict
         The fields of `summarise`, and `intervals` (95 %, by figure), `probe_intervals` (by
-        probe), `sources` (by source; a figure that has no meaning there is None) and
-        `bootstrap`. Without resamples, no intervals.
+        probe), `sources` (by source; a figure that has no meaning there is None), `patients`
+        (how many of either class; None if they are unknown), `bootstrap` (over patients where
+        they are known) and what has `too_few` of them (`lungwatch.training.bootstrap.FEWEST`).
+        Without resamples, no intervals.
     """
     threshold = scored.judgement.decision.threshold
+    patients = patient_numbers(scored.samples)
+    compared = probes(scored.samples)
     found = {
         **summarise(scored.judgement, scored.samples, scored.logits),
         "sources": {
             source: _of_source(scored, indices, bootstrap)
             for source, indices in _sources(scored.samples).items()
         },
-        "bootstrap": {"resamples": bootstrap.resamples, "seed": bootstrap.seed},
+        "patients": _count(scored.targets, patients) if patients is not None else None,
+        "bootstrap": {
+            "resamples": bootstrap.resamples,
+            "seed": bootstrap.seed,
+            "over": "images" if patients is None else "patients",
+        },
+        "too_few": too_few(scored.targets, patients),
+        "probe_too_few": [
+            name
+            for name, (chosen, is_high) in compared.items()
+            if "roc_auc" in too_few(is_high, _of(patients, chosen))
+        ],
         "intervals": {},
         "probe_intervals": {},
     }
     if bootstrap.resamples:
-        found["intervals"] = intervals(scored.targets, scored.probabilities, threshold, bootstrap)
+        found["intervals"] = intervals(
+            scored.targets, scored.probabilities, threshold, bootstrap, patients
+        )
         found["probe_intervals"] = {
-            name: area_interval(is_high, scored.logits[chosen], bootstrap)
-            for name, (chosen, is_high) in probes(scored.samples).items()
+            name: area_interval(is_high, scored.logits[chosen], bootstrap, _of(patients, chosen))
+            for name, (chosen, is_high) in compared.items()
         }
     return found
 
@@ -221,7 +248,9 @@ def compare(scored: Scored, other: Scored, bootstrap: Bootstrap) -> dict[str, An
         ),
         "differences": {name: round(mine[name] - its[name], 6) for name in FIGURES},
         "intervals": (
-            paired_differences(scored.targets, systems, bootstrap) if bootstrap.resamples else {}
+            paired_differences(scored.targets, systems, bootstrap, patient_numbers(scored.samples))
+            if bootstrap.resamples
+            else {}
         ),
     }
 
@@ -258,6 +287,7 @@ def _sources(samples: Sequence[Sample]) -> dict[str, list[int]]:
 
 def _of_source(scored: Scored, indices: list[int], bootstrap: Bootstrap) -> dict[str, Any]:
     y, p = scored.targets[indices], scored.probabilities[indices]
+    patients = patient_numbers([scored.samples[index] for index in indices])
     threshold = scored.judgement.decision.threshold
     once = weighted_figures(y, p, threshold, np.ones((1, len(indices))))
     positives = int(y.sum())
@@ -272,5 +302,18 @@ def _of_source(scored: Scored, indices: list[int], bootstrap: Bootstrap) -> dict
         "tn": int(np.sum(~said & ~true)),
         "fn": int(np.sum(~said & true)),
         "not_computable": uncomputable(positives, len(indices) - positives),
-        "intervals": intervals(y, p, threshold, bootstrap) if bootstrap.resamples else {},
+        "too_few": too_few(y, patients),
+        "intervals": (
+            intervals(y, p, threshold, bootstrap, patients) if bootstrap.resamples else {}
+        ),
     }
+
+
+def _count(truth: FloatArray, patients: Patients) -> dict[str, int]:
+    positive = truth > 0.5
+    kinds = {"positives": positive, "negatives": ~positive}
+    return {name: len(np.unique(patients[kind])) for name, kind in kinds.items()}
+
+
+def _of(patients: Patients | None, chosen: Sequence[int]) -> Patients | None:
+    return None if patients is None else patients[list(chosen)]

@@ -1,7 +1,9 @@
 """How far the figures of merit would move with other cases of the same kind.
 
 A resample is a vector of how often each case was drawn, so that a thousand of them are one
-matrix, and every figure of merit is a product or a cumulative sum of it.
+matrix, and every figure of merit is a product or a cumulative sum of it. Images of one patient
+resemble each other, so where patients are known it is patients that are drawn, with all their
+images (Field & Welsh 2007, the cluster bootstrap).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +26,12 @@ FIGURES = (
 NEEDS_POSITIVES = frozenset({"sensitivity", "f1", "roc_auc", "pr_auc"})
 NEEDS_NEGATIVES = frozenset({"specificity", "f1", "roc_auc", "pr_auc"})
 
+# Percentiles of fewer patients (images, where patients are unknown) of a class say little: an
+# interval is given all the same, and marked.
+FEWEST = 10
+
 _Array = NDArray[np.float64]
+Patients = NDArray[np.intp]
 # Bounds the memory of a block of resamples to some tens of megabytes.
 _BLOCK_CELLS = 2_000_000
 _ECE_BINS = 10
@@ -51,6 +58,25 @@ def uncomputable(positives: int, negatives: int) -> list[str]:
     missing = set() if positives else set(NEEDS_POSITIVES)
     missing |= set() if negatives else set(NEEDS_NEGATIVES)
     return [name for name in FIGURES if name in missing]
+
+
+def too_few(targets: ArrayLike, patients: Patients | None = None) -> list[str]:
+    """Name the figures behind which fewer than `FEWEST` patients of a class stand.
+
+    Parameters
+    ----------
+    targets
+        0 and 1, shape (N,).
+    patients
+        A number for each image's patient, shape (N,); None counts images.
+    """
+    y = _vector(targets) > 0.5
+    units = np.arange(len(y)) if patients is None else patients
+    positives, negatives, both = (len(np.unique(units[kind])) for kind in (y, ~y, y | ~y))
+    few = set() if positives >= FEWEST else set(NEEDS_POSITIVES)
+    few |= set() if negatives >= FEWEST else set(NEEDS_NEGATIVES)
+    few |= set() if both >= FEWEST else set(FIGURES)
+    return [name for name in FIGURES if name in few]
 
 
 def weighted_figures(
@@ -120,8 +146,11 @@ def resample(
     targets: ArrayLike,
     measure: Callable[[_Array], dict[str, _Array]],
     bootstrap: Bootstrap,
+    patients: Patients | None = None,
 ) -> dict[str, _Array]:
     """Draw resamples with as many cases of either class as there are, and measure them.
+
+    Of patients, as many with and without a positive image as there are.
 
     Parameters
     ----------
@@ -131,6 +160,8 @@ def resample(
         From weights, shape (B, N), to named figures, each (B,).
     bootstrap
         How many, and the seed.
+    patients
+        A number for each image's patient, shape (N,); None draws images.
 
     Returns
     -------
@@ -139,34 +170,46 @@ def resample(
     """
     y = _vector(targets)
     rng = np.random.default_rng(bootstrap.seed)
-    strata = [np.flatnonzero(y > 0.5), np.flatnonzero(y <= 0.5)]
+    units = np.unique(patients, return_inverse=True)[1] if patients is not None else None
+    drawn = y > 0.5 if units is None else np.bincount(units, weights=y) > 0
+    strata = [np.flatnonzero(drawn), np.flatnonzero(~drawn)]
     block = max(1, _BLOCK_CELLS // max(1, len(y)))
     parts = []
     for start in range(0, bootstrap.resamples, block):
         size = min(block, bootstrap.resamples - start)
-        weights = np.zeros((size, len(y)))
+        weights = np.zeros((size, len(drawn)))
         for stratum in strata:
             weights[:, stratum] = _draw(rng, size, len(stratum))
-        parts.append(measure(weights))
+        parts.append(measure(weights if units is None else weights[:, units]))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def intervals(
-    targets: ArrayLike, probabilities: ArrayLike, threshold: float, bootstrap: Bootstrap
+    targets: ArrayLike,
+    probabilities: ArrayLike,
+    threshold: float,
+    bootstrap: Bootstrap,
+    patients: Patients | None = None,
 ) -> dict[str, list[float] | None]:
     """Return the 95 % percentile interval of each figure; None where it has no meaning."""
     found = resample(
-        targets, lambda w: weighted_figures(targets, probabilities, threshold, w), bootstrap
+        targets,
+        lambda w: weighted_figures(targets, probabilities, threshold, w),
+        bootstrap,
+        patients,
     )
     return {name: interval(values) for name, values in found.items()}
 
 
 def area_interval(
-    targets: ArrayLike, scores: ArrayLike, bootstrap: Bootstrap
+    targets: ArrayLike,
+    scores: ArrayLike,
+    bootstrap: Bootstrap,
+    patients: Patients | None = None,
 ) -> list[float] | None:
     """Return the 95 % percentile interval of the area under the ROC curve."""
     found = resample(
-        targets, lambda w: {"roc_auc": weighted_areas(targets, scores, w)[0]}, bootstrap
+        targets, lambda w: {"roc_auc": weighted_areas(targets, scores, w)[0]}, bootstrap, patients
     )
     return interval(found["roc_auc"])
 
@@ -175,6 +218,7 @@ def paired_differences(
     targets: ArrayLike,
     systems: Sequence[tuple[ArrayLike, float]],
     bootstrap: Bootstrap,
+    patients: Patients | None = None,
 ) -> dict[str, list[float] | None]:
     """Return the 95 % intervals of the first system's figures less the second's.
 
@@ -188,6 +232,8 @@ def paired_differences(
         Two pairs of probabilities, shape (N,), and threshold.
     bootstrap
         How many resamples, and the seed.
+    patients
+        A number for each image's patient, shape (N,); None draws images.
     """
     (p, t), (other_p, other_t) = systems
 
@@ -197,7 +243,8 @@ def paired_differences(
         return {name: first[name] - second[name] for name in FIGURES}
 
     return {
-        name: interval(values) for name, values in resample(targets, measure, bootstrap).items()
+        name: interval(values)
+        for name, values in resample(targets, measure, bootstrap, patients).items()
     }
 
 

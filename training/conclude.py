@@ -14,6 +14,14 @@ from lungwatch.training.run import RunFolder
 from lungwatch.training.scorers import load_keras
 
 VALIDATION = "validation split"
+RETRAINED_ON = "train and two thirds of val"
+
+
+def calibrated_on(images: int, of: int) -> str:
+    """Name the images that fixed calibration and threshold: validation images, all or some."""
+    if images == of:
+        return VALIDATION
+    return f"{images} of {of} images of the {VALIDATION} that the network did not learn from"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,14 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lungwatch.imaging.lettering import BURNT_IN_LETTERS
 from lungwatch.training.confounds import Confound, find_confounds, verdict
 from lungwatch.training.duplicates import Pair, find_duplicates
 from lungwatch.training.groups import patient_key, together
+from lungwatch.training.label_map import LabelCount
 from lungwatch.training.look import Look
 from lungwatch.training.samples import SPLITS, Sample
 from lungwatch.training.scan import Unreadable
@@ -62,6 +63,8 @@ class DatasetCheck:
         What tells the classes apart without the lungs.
     verdict
         The confounds in one sentence.
+    left_out
+        Labels that are left out because they are mapped so, a line each.
     """
 
     files: int
@@ -71,6 +74,7 @@ class DatasetCheck:
     text_candidates: list[Path]
     confounds: list[Confound]
     verdict: str
+    left_out: list[str] = field(default_factory=list)
 
 
 def check_dataset(
@@ -79,6 +83,7 @@ def check_dataset(
     looks: Sequence[Look],
     unreadable: Sequence[Unreadable],
     *,
+    labels: LabelCount | None = None,
     seed: int = 1,
 ) -> DatasetCheck:
     """Check a data set that has been scanned.
@@ -91,6 +96,8 @@ def check_dataset(
         All its files.
     looks, unreadable
         What `scan` found of them.
+    labels
+        The labels behind the samples, and those that are not used; by default all are.
     seed
         Of the cross-validation's folds.
 
@@ -104,7 +111,8 @@ def check_dataset(
     confounds = find_confounds(
         looks, together(looks, pairs), adults=_adults(location, looks), seed=seed
     )
-    problems = [f"unreadable: {bad.sample.path}: {bad.reason}" for bad in unreadable]
+    problems = [f"unused: {line}" for line in labels.unknown_lines()] if labels else []
+    problems += [f"unreadable: {bad.sample.path}: {bad.reason}" for bad in unreadable]
     problems += _empty_splits(location, samples)
     problems += _one_class(samples)
     problems += [
@@ -128,6 +136,7 @@ def check_dataset(
         text_candidates=[look.sample.path for look in looks if look.text_marks >= BURNT_IN_LETTERS],
         confounds=confounds,
         verdict=verdict(confounds),
+        left_out=labels.ignored_lines() if labels else [],
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.plaintext import visible
-from lungwatch.training.bootstrap import FIGURES
+from lungwatch.training.bootstrap import FEWEST, FIGURES
 from lungwatch.training.gallery import GROUPS, Exhibit
 
 _NAMES = {
@@ -101,6 +101,7 @@ def _section(section: Section) -> str:
         f"<h2>{_text(found['data'])}, split {_text(found['split'])}</h2>",
         _counts(found),
         _choice(found.get("threshold_choice")),
+        _learnt(found.get("learnt")),
         _figures(found),
         _comparison(found.get("comparison")),
         "<h3>Curves</h3>",
@@ -118,8 +119,10 @@ def _section(section: Section) -> str:
 
 
 def _counts(found: Mapping[str, Any]) -> str:
+    patients = found["patients"]
+    of = f" of {patients['positives']} and {patients['negatives']} patients" if patients else ""
     return (
-        f"<p>{found['positives']} images with COVID, {found['negatives']} without; threshold "
+        f"<p>{found['positives']} images with COVID, {found['negatives']} without{of}; threshold "
         f"{found['threshold']:.4f}, {found['uncertain']:.1%} uncertain.</p>"
     )
 
@@ -135,16 +138,45 @@ def _choice(choice: Mapping[str, Any] | None) -> str:
     )
 
 
+def _learnt(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "<p>Which images the model learnt from is not known: it carries no record.</p>"
+    if not found["images"]:
+        return "<p>The model learnt from none of these images, byte for byte.</p>"
+    named = ", ".join(found["names"])
+    told = f"<p>The model learnt from {found['images']} of these images ({_text(named)} ...)."
+    without = found["without"]
+    if without is None:
+        return told + " Without them there are no figures: both classes are needed.</p>"
+    rows = [
+        [
+            _NAMES[name],
+            _number(without[name]),
+            _interval(without["intervals"].get(name)) + _few(name, without["too_few"]),
+        ]
+        for name in FIGURES
+    ]
+    return (
+        f"{told} Without them, {without['positives']} with COVID and {without['negatives']} "
+        "without:</p>" + _table(["", "value", "95 % interval"], rows)
+    )
+
+
 def _figures(found: Mapping[str, Any]) -> str:
     rows = [
-        [_NAMES[name], _number(found[name]), _interval(found["intervals"].get(name))]
+        [
+            _NAMES[name],
+            _number(found[name]),
+            _interval(found["intervals"].get(name)) + _few(name, found["too_few"]),
+        ]
         for name in FIGURES
     ]
     drawn = found["bootstrap"]["resamples"]
     how = (
-        f"<p>95 % intervals: percentiles of {drawn} stratified bootstrap resamples, seed "
-        f"{found['bootstrap']['seed']}. One without width, at 0 or 1, tells of few errors and "
-        "not of certainty.</p>"
+        f"<p>95 % intervals: percentiles of {drawn} stratified bootstrap resamples of "
+        f"{found['bootstrap']['over']}, seed {found['bootstrap']['seed']}. Too few: fewer than "
+        f"{FEWEST} patients of a class (images, where patients are unknown). One "
+        "without width, at 0 or 1, tells of few errors and not of certainty.</p>"
         if drawn
         else ""
     )
@@ -180,7 +212,7 @@ def _probes(found: Mapping[str, Any]) -> str:
         [
             name,
             _number(probe["roc_auc"]),
-            _interval(found["probe_intervals"].get(name)),
+            _interval(found["probe_intervals"].get(name)) + _few(name, found["probe_too_few"]),
             f"{probe['positives']} vs {probe['negatives']}",
         ]
         for name, probe in found["probes"].items()
@@ -191,7 +223,12 @@ def _probes(found: Mapping[str, Any]) -> str:
 def _sources(sources: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
         [name, str(found["positives"]), str(found["negatives"])]
-        + [_number(found[figure]) for figure in FIGURES]
+        + [
+            _number(found[figure])
+            + _bracketed(found["intervals"].get(figure))
+            + _few(figure, found["too_few"])
+            for figure in FIGURES
+        ]
         for name, found in sources.items()
     ]
     return _table(["", "COVID", "others", *(_NAMES[name] for name in FIGURES)], rows)
@@ -264,6 +301,14 @@ def _number(value: float | None) -> str:
 
 def _interval(pair: Sequence[float] | None) -> str:
     return "-" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
+
+
+def _bracketed(pair: Sequence[float] | None) -> str:
+    return "" if pair is None else f" ({_interval(pair)})"
+
+
+def _few(name: str, names: Sequence[str]) -> str:
+    return ", too few" if name in names else ""
 
 
 def _jpeg(picture: NDArray[np.uint8]) -> bytes:

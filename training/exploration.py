@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lungwatch.training.label_map import LabelCount
 from lungwatch.training.look import Look
 from lungwatch.training.samples import Sample
 from lungwatch.training.scan import Unreadable
@@ -91,6 +92,8 @@ class Exploration:
         The furthest off first.
     unreadable
         File -> reason.
+    unused_labels
+        Labels and class folders whose images are not among the files, each with their number.
     """
 
     location: Path
@@ -103,6 +106,7 @@ class Exploration:
     statistics: Sequence[PixelStatistics]
     outliers: Sequence[Outlier]
     unreadable: Mapping[str, str]
+    unused_labels: Sequence[str] = ()
 
 
 def explore(
@@ -110,6 +114,7 @@ def explore(
     samples: Sequence[Sample],
     looks: Sequence[Look],
     unreadable: Sequence[Unreadable],
+    labels: LabelCount | None = None,
 ) -> Exploration:
     """Sum up a data set that has been scanned."""
     distribution: dict[str, Counter[str]] = defaultdict(Counter)
@@ -132,6 +137,7 @@ def explore(
         statistics=_by_group(looks),
         outliers=find_outliers(looks),
         unreadable={str(bad.sample.path): bad.reason for bad in unreadable},
+        unused_labels=labels.lines() if labels else [],
     )
 
 

@@ -96,11 +96,13 @@ class FrozenPhase:
             choice, config=replace(choice.config, epochs=state.best_epoch, patience=None)
         )
         train = self._copies("train", fixed.config)
-        val = self._copies("val", fixed.config)
-        samples = [*self.prepared.train.samples, *self.prepared.val.samples]
+        relearnt = self.prepared.relearnt
+        val = self._copies("val", fixed.config)[:, relearnt]
+        more = self.prepared.val.take(relearnt)
+        samples = [*self.prepared.train.samples, *more.samples]
         data = HeadData(
             features=np.concatenate([train, val], axis=1),
-            targets=np.concatenate([self.prepared.train.targets, self.prepared.val.targets]),
+            targets=np.concatenate([self.prepared.train.targets, more.targets]),
             weights=sampling_weights(samples),
         )
         return fixed.fit(data, self.dense_units), fixed

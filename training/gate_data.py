@@ -12,8 +12,10 @@ import numpy as np
 from lungwatch.errors import DatasetError, FileRejected
 from lungwatch.imaging import read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
+from lungwatch.training.data_record import DataRecord
 from lungwatch.training.dataset import dataset_name, describe, licences, load_dataset, of_split
 from lungwatch.training.gate_images import ByteArray, GateXray
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.leaks import find_leaks
 from lungwatch.training.lung_masks import read_pairs
 from lungwatch.training.pixels import FloatArray
@@ -65,6 +67,8 @@ class GateData:
         X-rays with drawn lungs that measure.
     about
         What the run's configuration says about the data.
+    files
+        All files of the data set and the masks.
     """
 
     train: GatePart
@@ -73,6 +77,7 @@ class GateData:
     masks: Sequence[GateXray]
     held_out: GatePart
     about: dict[str, Any]
+    files: DataRecord
 
 
 def read_gate_data(
@@ -81,6 +86,7 @@ def read_gate_data(
     spec: PreprocessSpec,
     *,
     leave_out: Sequence[str] = (),
+    labels: LabelMap | None = None,
     held_out: float,
     seed: int,
     progress: Callable[[int], None] | None = None,
@@ -101,6 +107,8 @@ def read_gate_data(
         The network's preprocessing.
     leave_out
         Sources of which nothing is learnt.
+    labels
+        What labels mean that are no finding; see `load_dataset`.
     held_out
         Fraction of the masks that measures.
     seed
@@ -113,7 +121,7 @@ def read_gate_data(
     DatasetError
         If a split is empty, there is no such source, or a file is unreadable; it is named.
     """
-    samples, name = load_dataset(location), dataset_name(location)
+    samples, name = load_dataset(location, labels), dataset_name(location)
     known = {sample.source for sample in samples}
     if missing := sorted(set(leave_out) - known):
         there = ", ".join(sorted(known - {""})) or "none are stated"
@@ -127,10 +135,13 @@ def read_gate_data(
 
     unseen = [*val.samples, *test.samples, *left_out.samples]
     unseen_pixels = np.concatenate([val.pixels, test.pixels, left_out.pixels])
+    folder = location if location.is_dir() else location.parent
+    files = DataRecord.of(samples, [sample.finding for sample in samples], folder)
     clean = [_without_leaks(part, unseen, unseen_pixels) for part in (train, pairs)]
     order = np.random.default_rng(seed).permutation(len(clean[1].samples))
     count = max(1, round(held_out * len(order)))
     return GateData(
+        files=files.by_split().under("data") | DataRecord.of_files(masks).under("masks"),
         train=clean[0],
         val=val,
         left_out=left_out,

@@ -2,8 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lungwatch.training.duplicates import Pair
 from lungwatch.training.look import Look
+from lungwatch.training.samples import Sample
 
 
 def clusters(size: int, links: Iterable[tuple[int, int]]) -> list[int]:
@@ -45,3 +49,18 @@ def together(looks: Sequence[Look], pairs: Iterable[Pair]) -> list[int]:
         if key := patient_key(look):
             links.append((first_of.setdefault(key, index), index))
     return clusters(len(looks), links)
+
+
+def patient_numbers(samples: Sequence[Sample]) -> NDArray[np.intp] | None:
+    """Number the patients behind images, shape (N,); None if no patient is known.
+
+    An image of an unknown patient has a number of its own.
+    """
+    if not any(sample.patient for sample in samples):
+        return None
+    first_of: dict[tuple[str, str], int] = {}
+    numbers = [
+        first_of.setdefault((sample.source, sample.patient), index) if sample.patient else index
+        for index, sample in enumerate(samples)
+    ]
+    return np.array(numbers, dtype=np.intp)

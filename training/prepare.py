@@ -1,7 +1,9 @@
 """A data set made ready to train on: splits checked, leaks dealt with, pixels read."""
 
+import hashlib
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import numpy as np
 
 from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec
+from lungwatch.training.data_record import DataRecord, LearntImages, learnt_of, prefixes
 from lungwatch.training.dataset import dataset_name, describe, licences, load_dataset, select
 from lungwatch.training.fit_config import FitData
-from lungwatch.training.leaks import LeakPolicy, apply_leaks
+from lungwatch.training.label_map import LabelMap
+from lungwatch.training.leaks import LeakPolicy, apply_leaks, find_leaks
 from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.progress import Progress
 from lungwatch.training.samples import Sample
@@ -58,6 +62,8 @@ class Prepared:
         What of the other splits is from the source left out; empty without one.
     data
         What the run's configuration says about the data.
+    files
+        All files of the data set.
     """
 
     name: str
@@ -68,6 +74,51 @@ class Prepared:
     test: Part
     left_out: Part
     data: dict[str, Any]
+    files: DataRecord
+
+    @property
+    def relearnt(self) -> list[int]:
+        """Validation images that a final network learns from too, by their position."""
+        held_back = set(self.held_back)
+        chosen = [i for i in range(len(self.val.samples)) if i not in held_back]
+        part = self.val.take(chosen)
+        if self.data["leaks"] == "allow" or not chosen:
+            return chosen
+        back = self.val.take(self.held_back)
+        leaks = find_leaks(part.samples, part.pixels, back.samples, back.pixels)
+        leaking = {leak.train for leak in leaks}
+        return [i for at, i in enumerate(chosen) if at not in leaking]
+
+    @property
+    def held_back(self) -> list[int]:
+        """Validation images that calibrate a final network, by their position.
+
+        A third of the patients (of the images, where those are unknown) with and without a
+        COVID image, always the same; all, should a third not hold both classes.
+        """
+        return hold_back(self.val.samples, self.folder)
+
+    def record(self, *, retrained: bool = False, builds_on: Sequence[Path] = ()) -> DataRecord:
+        """Return the record for the run folder.
+
+        Parameters
+        ----------
+        retrained
+            Whether the final network learns from validation images too.
+        builds_on
+            Run folders whose networks go into this one.
+        """
+        more = self.val.take(self.relearnt).samples if retrained else []
+        learnt = LearntImages(
+            train=self._digests([*self.train.samples, *more]),
+            val=self._digests(self.val.samples),
+        )
+        for place in builds_on:
+            learnt |= learnt_of(place) or LearntImages()
+        return replace(self.files, learnt=learnt)
+
+    def _digests(self, samples: Sequence[Sample]) -> frozenset[bytes]:
+        return prefixes(self.files.row(sample.path, self.folder).sha256 for sample in samples)
 
     def fit_data(self) -> FitData:
         """Train on the training split, measure on the validation split."""
@@ -80,10 +131,11 @@ class Prepared:
         )
 
     def retrain_data(self) -> FitData:
-        """Train on both, with nothing left to stop by."""
-        samples = [*self.train.samples, *self.val.samples]
+        """Train on both, but for what calibrates, with nothing left to stop by."""
+        more = self.val.take(self.relearnt)
+        samples = [*self.train.samples, *more.samples]
         return FitData(
-            train_pixels=np.concatenate([self.train.pixels, self.val.pixels]),
+            train_pixels=np.concatenate([self.train.pixels, more.pixels]),
             train_targets=targets(samples),
             train_weights=sampling_weights(samples),
         )
@@ -95,6 +147,7 @@ def prepare(
     *,
     leave_out: str | None = None,
     leaks: LeakPolicy = "refuse",
+    labels: LabelMap | None = None,
     need_test: bool = False,
     progress: Progress | None = None,
 ) -> Prepared:
@@ -112,6 +165,8 @@ def prepare(
         What to do about training and validation images that show an X-ray or a patient of the
         test split or of the source left out, and training images that do of the validation
         split; see `lungwatch.training.leaks`.
+    labels
+        What labels mean that are no finding; see `load_dataset`.
     need_test
         Refuse a data set whose test split is missing or holds one class only.
     progress
@@ -123,7 +178,7 @@ def prepare(
         If a needed split is empty or holds one class only, there is no such source, there is a
         leak, or a file is unreadable; it is named.
     """
-    samples = load_dataset(location)
+    samples = load_dataset(location, labels)
     name = dataset_name(location)
     kept = _without(samples, leave_out, name)
     chosen = {split: select(kept, split, name) for split in ("train", "val")}
@@ -144,9 +199,11 @@ def prepare(
     clean_train = train.take(_clean(train, [clean_val, *unseen], leaks))
     for part, split in ((clean_train, "train"), (clean_val, "val")):
         select(part.samples, None, f"{name}: split {split!r} without its leaks")
+    folder = location if location.is_dir() else location.parent
     return Prepared(
         name=name,
-        folder=location if location.is_dir() else location.parent,
+        files=DataRecord.of(samples, [sample.finding for sample in samples], folder),
+        folder=folder,
         spec=spec,
         train=clean_train,
         val=clean_val,
@@ -159,12 +216,37 @@ def prepare(
             "licences": licences(clean_train.samples),
             "left_out": leave_out,
             "leaks": leaks,
+            **({"label_map": labels.to_dict()} if labels and labels.meanings else {}),
             "dropped": {
                 "train": len(train.samples) - len(clean_train.samples),
                 "val": len(val.samples) - len(clean_val.samples),
             },
         },
     )
+
+
+def hold_back(samples: Sequence[Sample], folder: Path) -> list[int]:
+    """Choose a third of validation images, by patient and class; see `Prepared.held_back`."""
+    groups: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        inside = sample.path.is_relative_to(folder)
+        name = sample.path.relative_to(folder).as_posix() if inside else sample.path.name
+        groups.setdefault(
+            f"{sample.source}/{sample.patient}\0{'' if sample.patient else name}", []
+        ).append(index)
+    chosen: list[int] = []
+    for positive in (True, False):
+        kind = [
+            key
+            for key, members in groups.items()
+            if any(samples[i].positive for i in members) == positive
+        ]
+        kind.sort(key=lambda key: hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest())
+        for key in kind[: math.ceil(len(kind) / 3)]:
+            chosen += groups[key]
+    if len({samples[i].positive for i in chosen}) < 2:
+        return list(range(len(samples)))
+    return sorted(chosen)
 
 
 def _without(samples: Iterable[Sample], source: str | None, name: str) -> list[Sample]:

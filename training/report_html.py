@@ -48,6 +48,7 @@ def exploration_html(exploration: Exploration, pictures: Mapping[str, bytes]) ->
             f"{found['width_min_px']} to {found['width_max_px']} px, height "
             f"{found['height_min_px']} to {found['height_max_px']} px.</p>"
         ),
+        _table(("labels that are not used",), [(line,) for line in exploration.unused_labels]),
         "<h2>Distribution</h2>",
         _table(
             ("split", "class", "files"),
@@ -97,6 +98,7 @@ def check_html(name: str, found: DatasetCheck, pictures: Mapping[str, bytes]) ->
         f'<p class="notice">{_text(RESEARCH_USE_ONLY)}</p>',
         f"<h2>To be mended ({len(found.problems)} in {found.files} files)</h2>",
         _table(("problem",), [(problem,) for problem in found.problems]),
+        _table(("labels left out",), [(line,) for line in found.left_out]),
         f"<h2>Pairs that show the same X-ray ({len(found.duplicates)})</h2>",
         _table([f.name for f in fields(Duplicate)], map(astuple, found.duplicates[:_MAX_LISTED])),
         "<h2>How well the class is told without the lungs</h2>",

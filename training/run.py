@@ -14,6 +14,7 @@ from typing import Any
 
 from lungwatch.atomicfile import make_dirs, write_atomic
 from lungwatch.errors import ConfigError, NotFoundError
+from lungwatch.training.data_record import DataRecord
 
 _PACKAGES = (
     "lungwatch",
@@ -33,7 +34,8 @@ class RunFolder:
     ----------
     root
         The folder; `config.json`, `environment.json`, `state.json`, `history.csv`,
-        `history.png`, `metrics.json` and `model.keras` are in it.
+        `history.png`, `metrics.json` and `model.keras` are in it, and of a run on labelled
+        X-rays `data.csv` and `learnt.json` (`lungwatch.training.data_record`).
     """
 
     root: Path
@@ -54,7 +56,14 @@ class RunFolder:
         if not resume and (self.root / "config.json").exists():
             raise ConfigError(f"{self.root} holds a run already; resume it or choose another")
 
-    def begin(self, config: dict[str, Any], *, resume: bool, may_grow: Sequence[str] = ()) -> bool:
+    def begin(
+        self,
+        config: dict[str, Any],
+        *,
+        resume: bool,
+        may_grow: Sequence[str] = (),
+        record: DataRecord | None = None,
+    ) -> bool:
         """Create the folder, or check that the one to be resumed has the same configuration.
 
         Parameters
@@ -65,6 +74,8 @@ class RunFolder:
             Whether the folder may hold a run.
         may_grow
             Numbers that may be larger than before, as "fit.epochs".
+        record
+            The run's data, which must be those that it began with.
 
         Returns
         -------
@@ -75,9 +86,11 @@ class RunFolder:
         ------
         ConfigError
             If the folder holds a run already and `resume` is not set, or the configuration
-            differs from that run's.
+            or the data differ from that run's.
         """
         self.refuse_taken(resume=resume)
+        if record:
+            record.check(self.root)
         now = json.loads(json.dumps(config))
         grown = False
         if (self.root / "config.json").exists():
@@ -91,6 +104,8 @@ class RunFolder:
         make_dirs(self.root)
         self.write("config.json", now)
         self.write("environment.json", environment())
+        if record:
+            record.write(self.root)
         return grown
 
     def read(self, name: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class ScoreCache:
             logits = np.load(self._file(samples, spec), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        return np.asarray(logits, np.float32) if logits.shape == (len(samples),) else None
+        return np.asarray(logits) if logits.shape == (len(samples),) else None
 
     def write(self, samples: Sequence[Sample], spec: PreprocessSpec, logits: FloatArray) -> None:
         """Keep logits, float32, shape (N,), in the order of `samples`."""

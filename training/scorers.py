@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from lungwatch.contract import (
     Finding,
     ModelContract,
 )
-from lungwatch.errors import ModelError, NotFoundError
+from lungwatch.errors import ConfigError, ModelError, NotFoundError
 from lungwatch.preprocess import PreprocessSpec
+from lungwatch.training.declared import DECLARE, Declaration, answers, has_own_head
 from lungwatch.training.fit import predict_logits
 from lungwatch.training.foreign import KerasModel, OnnxSession
 from lungwatch.training.gradcam import gradcam
@@ -70,25 +71,60 @@ class Scorer(Protocol):
 
 
 class KerasScorer:
-    """A run folder's network, or a bare .keras file, which is neither calibrated nor cut."""
+    """A run folder's network, or a bare .keras file, which is neither calibrated nor cut.
 
-    def __init__(self, path: Path) -> None:
+    Parameters
+    ----------
+    path
+        The folder or the file.
+    declared
+        What the numbers of a network mean that lungwatch did not make.
+
+    Attributes
+    ----------
+    foreign
+        The declaration of such a network; None for lungwatch's own.
+
+    Raises
+    ------
+    ConfigError
+        If a foreign network is not declared, one of lungwatch's own is, or the declaration
+        contradicts the network.
+    """
+
+    def __init__(self, path: Path, declared: Declaration | None = None) -> None:
         folder = RunFolder(root=path if path.is_dir() else path.parent)
         file = folder.model if path.is_dir() else path
         self.network = load_keras(file)
-        self.model = answer_of(self.network)
-        self.further = further_findings(self.network)
-        judged = file == folder.model and (folder.root / "metrics.json").is_file()
-        metrics = folder.read("metrics.json") if judged else {}
-        config = folder.read("config.json") if judged else {}
-        spec = config.get("preprocess", {"size_px": int(self.model.input_shape[1])})
+        metrics, config = _judged(folder) if file == folder.model else ({}, {})
+        judged = bool(metrics)
+        name = file.stem if not path.is_dir() else path.name
+        own = judged or has_own_head(self.network)
+        if own and declared:
+            raise ConfigError(
+                f"{path} is lungwatch's own network: what goes in and comes out is known; leave "
+                "--output, --input-range and --channels away"
+            )
+        if not own and declared is None:
+            raise ConfigError(
+                f"{path} is no network of lungwatch, and what it takes and gives is not known: "
+                f"{DECLARE}"
+            )
+        self.foreign = declared
+        self.model = self.network if declared else answer_of(self.network)
+        self.further = [] if declared else further_findings(self.network)
+        if declared:
+            size = declared.check(self.model, name)
+            spec = {"size_px": size, "intensity": "as_is"}
+        else:
+            spec = config.get("preprocess", {"size_px": int(self.model.input_shape[1])})
         even = {"threshold": 0.5, "uncertain_low": 0.5, "uncertain_high": 0.5}
         self.calibrated = judged
         self.config = config
         self.metrics = metrics
         self.environment = folder.read("environment.json") if judged else {}
         self.judgement = Judgement(
-            name=file.stem if not path.is_dir() else path.name,
+            name=name,
             preprocess=PreprocessSpec.from_dict(spec),
             calibration=Calibration(**metrics.get("calibration", {})),
             decision=Decision(**metrics.get("decision", even)),
@@ -97,6 +133,10 @@ class KerasScorer:
 
     def logits(self, pixels: FloatArray) -> FloatArray:
         """See `Scorer`."""
+        if self.foreign:
+            found = answers(self.model, self.foreign, pixels)
+            # As float64: rounded to float32 two probabilities that differ could become equal.
+            return cast("FloatArray", self.foreign.logits(found, self.judgement.name))
         return predict_logits(self.model, pixels)
 
     def finding_logits(self, pixels: FloatArray) -> FloatArray:
@@ -109,6 +149,8 @@ class KerasScorer:
 
     def maps(self, pixels: FloatArray) -> FloatArray:
         """See `Scorer`."""
+        if self.foreign:
+            raise ModelError(f"{self.judgement.name} is a foreign network: export it for its maps")
         if FEATURES not in {layer.name for layer in self.model.layers}:
             raise ModelError(f"{self.judgement.name} has no layer named {FEATURES!r} to explain")
         return gradcam(self.model, pixels)
@@ -180,13 +222,21 @@ class OnnxScorer:
         return np.concatenate(found).astype(np.float32)
 
 
-def load_scorer(path: Path) -> Scorer:
+def place_of(path: Path) -> Path:
+    """Return where a model is: the path itself, or, if nothing is there, a shipped bundle's."""
+    shipped = Path(str(resources.files("lungwatch.models"))) / path
+    return shipped if not path.exists() and (shipped / ONNX_FILE).is_file() else path
+
+
+def load_scorer(path: Path, declared: Declaration | None = None) -> Scorer:
     """Open a run folder, a .keras file, a bundle folder, an .onnx file, or a shipped bundle.
 
     Parameters
     ----------
     path
         Where it is; or, if nothing is there, the name of a shipped bundle.
+    declared
+        What the numbers of a .keras file mean that lungwatch did not make.
 
     Raises
     ------
@@ -194,19 +244,34 @@ def load_scorer(path: Path) -> Scorer:
         If there is no model at `path`.
     ModelError
         If it is damaged or carries no contract.
+    ConfigError
+        If a foreign network is not declared, or another one is.
     MissingExtraError
         If it is a Keras model and TensorFlow is not installed.
     """
-    shipped = Path(str(resources.files("lungwatch.models"))) / path
-    if not path.exists() and (shipped / ONNX_FILE).is_file():
-        path = shipped
+    path = place_of(path)
     if path.is_dir() and (path / ONNX_FILE).is_file():
         path = path / ONNX_FILE
     if path.is_file() and path.suffix == ".onnx":
+        if declared:
+            raise ConfigError(
+                f"{path} carries a contract: leave --output, --input-range and --channels away"
+            )
         return OnnxScorer(path.read_bytes(), str(path))
     if (path.is_dir() and RunFolder(root=path).model.is_file()) or path.suffix == ".keras":
-        return KerasScorer(path)
+        return KerasScorer(path, declared)
     raise NotFoundError(f"{path}: no model (a bundle, .onnx, a finished run or .keras)")
+
+
+def _judged(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read metrics and configuration of a finished run of a classifier; empty for another."""
+    try:
+        metrics, config = folder.read("metrics.json"), folder.read("config.json")
+    except (NotFoundError, ValueError):
+        return {}, {}
+    if {"calibration", "decision"} <= metrics.keys() and "preprocess" in config:
+        return metrics, config
+    return {}, {}
 
 
 def onnx_session(data: bytes, name: str) -> OnnxSession:
@@ -248,6 +313,6 @@ def load_keras(file: Path) -> KerasModel:
 
     try:
         # Safe mode, Keras's default, refuses files that carry code.
-        return keras.models.load_model(file)
+        return keras.models.load_model(file, compile=False)
     except (ValueError, OSError, TypeError, KeyError) as error:
         raise ModelError(f"{file} is not a Keras model that can be read") from error

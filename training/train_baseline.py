@@ -9,6 +9,7 @@ from lungwatch.training.baseline import BaselineConfig, build_baseline
 from lungwatch.training.conclude import conclude
 from lungwatch.training.fit import fit
 from lungwatch.training.fit_config import FitConfig
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.normalisation import Normalisation
 from lungwatch.training.prepare import prepare
@@ -29,6 +30,7 @@ def train_baseline(
     normalisation: Normalisation | None = None,
     leave_out: str | None = None,
     leaks: LeakPolicy = "refuse",
+    labels: LabelMap | None = None,
     tuning: TuneConfig | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -45,7 +47,7 @@ def train_baseline(
         The network's shape and how to train it.
     normalisation
         Of grey levels; by default with the training set's mean and standard deviation.
-    leave_out, leaks
+    leave_out, leaks, labels
         See `lungwatch.training.prepare.prepare`.
     tuning
         How to tune (see `lungwatch.training.tune.tune`); None trains the network as it is.
@@ -80,6 +82,7 @@ def train_baseline(
         PreprocessSpec(size_px=network.size_px),
         leave_out=leave_out,
         leaks=leaks,
+        labels=labels,
         need_test=tuning is not None,
         progress=progress,
     )
@@ -95,7 +98,12 @@ def train_baseline(
         "preprocess": prepared.spec.to_dict(),
         "data": prepared.data,
     }
-    run.begin(config, resume=resume, may_grow=() if tuning else ("fit.epochs",))
+    run.begin(
+        config,
+        resume=resume,
+        may_grow=() if tuning else ("fit.epochs",),
+        record=prepared.record(retrained=tuning is not None and tuning.retrain),
+    )
     if tuning:
         if (root / "metrics.json").exists() and "test" in run.read("metrics.json"):
             # The final network is tested once.

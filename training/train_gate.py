@@ -30,6 +30,7 @@ from lungwatch.training.gate_network import (
     train_on,
 )
 from lungwatch.training.keras_file import save_keras
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.pixels import FloatArray
 from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder
@@ -99,6 +100,7 @@ def train_gate(
     *,
     fitting: GateFitConfig,
     leave_out: Sequence[str] = (),
+    labels: LabelMap | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def train_gate(
 
     Parameters
     ----------
-    location, masks, leave_out
+    location, masks, leave_out, labels
         See `lungwatch.training.gate_data.read_gate_data`.
     root
         The run folder to fill.
@@ -146,6 +148,7 @@ def train_gate(
         masks,
         spec,
         leave_out=leave_out,
+        labels=labels,
         held_out=fitting.held_out,
         seed=fitting.seed,
         progress=progress.on_read,
@@ -160,6 +163,7 @@ def train_gate(
             "pictures": "drawn anew for every step",
         },
         resume=resume,
+        record=data.files,
     )
     if not run.model.exists():
         _fit(data, _Course(run=run, spec=spec, fitting=fitting, progress=progress))

@@ -15,6 +15,7 @@ from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.fit_state import FitState
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.guidance import Guidance, guided_lesson, make_guide
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.left_out import measure_left_out
 from lungwatch.training.plot import plot_group_weights
@@ -40,6 +41,7 @@ def train_guided(
     guidance: Guidance,
     leave_out: str | None = None,
     leaks: LeakPolicy = "refuse",
+    labels: LabelMap | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def train_guided(
         explanation finer and the network smaller; None keeps all of it.
     guidance
         What keeps training at the lungs.
-    leave_out, leaks
+    leave_out, leaks, labels
         See `lungwatch.training.prepare.prepare`.
     resume
         Continue the run that is in `root`.
@@ -104,6 +106,7 @@ def train_guided(
         PreprocessSpec(size_px=network.size_px),
         leave_out=leave_out,
         leaks=leaks,
+        labels=labels,
         progress=progress,
     )
     run.begin(
@@ -120,6 +123,7 @@ def train_guided(
             "data": prepared.data,
         },
         resume=resume,
+        record=prepared.record(builds_on=[Path(network.weights)]),
     )
     train = prepared.train.samples
     data = replace(

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.conclude import VALIDATION, judge
+from lungwatch.training.conclude import calibrated_on, judge
+from lungwatch.training.data_record import LearntImages, learnt_of, prefix
+from lungwatch.training.dataset import select
 from lungwatch.training.evaluate import measure
 from lungwatch.training.joined import Member, join_networks
 from lungwatch.training.keras_file import save_keras
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.left_out import measure_left_out
 from lungwatch.training.lung_box import learn_box
 from lungwatch.training.lung_view import FINER, MARGIN
-from lungwatch.training.prepare import prepare
+from lungwatch.training.prepare import Prepared, prepare
 from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
@@ -32,6 +35,7 @@ def train_join(
     lungs: Path | None = None,
     leave_out: str | None = None,
     leaks: LeakPolicy = "refuse",
+    labels: LabelMap | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -49,7 +53,7 @@ def train_join(
         Run folder of `train lungs`: the joint network then sees the box of the lungs alone,
         from an input of twice the side, and finds it by itself (`lungwatch.training.lung_box`).
         None shows it the whole image.
-    leave_out, leaks
+    leave_out, leaks, labels
         See `lungwatch.training.prepare.prepare`. What is left out must be what the runs were
         trained without.
     resume
@@ -95,7 +99,14 @@ def train_join(
     segmenter = load_keras(RunFolder(root=lungs).model) if lungs else None
     if segmenter is not None:
         spec = replace(spec, size_px=FINER * spec.size_px)
-    prepared = prepare(location, spec, leave_out=leave_out, leaks=leaks, progress=progress)
+    prepared = prepare(
+        location, spec, leave_out=leave_out, leaks=leaks, labels=labels, progress=progress
+    )
+    learnt = LearntImages()
+    for path in runs:
+        learnt |= learnt_of(path) or LearntImages()
+    unseen = prepared.val.take(_unlearnt(prepared, learnt))
+    learnt |= LearntImages(val=prepared.record().learnt.val)
     run.begin(
         {
             "family": " + ".join(scorer.config["family"] for scorer in scorers),
@@ -108,17 +119,18 @@ def train_join(
             "data": prepared.data,
         },
         resume=resume,
+        record=replace(prepared.files, learnt=learnt),
     )
     found = learn_box(prepared, segmenter, progress=progress) if segmenter is not None else None
     model = join_networks(members, finder=found and found.finder)
     save_keras(model, run.model)
     scorer = KerasScorer(root)
-    verdict = judge(prepared.val.targets, scorer.logits(prepared.val.pixels))
+    verdict = judge(unseen.targets, scorer.logits(unseen.pixels))
     metrics = {
         "best_epoch": max(s.metrics["best_epoch"] for s in scorers),
         "epochs": max(s.metrics["epochs"] for s in scorers),
         "parameters": int(model.count_params()),
-        "calibrated_on": VALIDATION,
+        "calibrated_on": calibrated_on(len(unseen.samples), len(prepared.val.samples)),
         **({"lung_box": found.to_dict()} if found else {}),
         **verdict.to_dict(),
     }
@@ -130,6 +142,22 @@ def train_join(
         metrics["left_out"] = measure_left_out(judged, prepared, leave_out)
     run.write("metrics.json", metrics)
     return metrics
+
+
+def _unlearnt(prepared: Prepared, learnt: LearntImages) -> list[int]:
+    # A member that was retrained has learnt from most of the validation split.
+    folder, files = prepared.folder, prepared.files
+    found = [
+        index
+        for index, sample in enumerate(prepared.val.samples)
+        if prefix(files.row(sample.path, folder).sha256) not in learnt.train
+    ]
+    select(
+        [prepared.val.samples[index] for index in found],
+        None,
+        f"{prepared.name}: what of split 'val' no member has learnt from",
+    )
+    return found
 
 
 def _check_left_out(run: Path, theirs: str | None, asked: str | None) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, DatasetError
+from lungwatch.training.data_record import DataRecord
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.keras_file import save_keras
 from lungwatch.training.lung_masks import LungMasks, read_lung_masks
@@ -103,6 +104,7 @@ def train_lungs(
     held_out = max(1, round(fitting.validation * len(order)))
     val, train = order[:held_out], order[held_out:]
     run = RunFolder(root=root)
+    record = DataRecord.of_files(folder)
     run.begin(
         {
             "family": "U-Net, lungs",
@@ -111,6 +113,7 @@ def train_lungs(
             "data": {"name": folder.resolve().name, "train": len(train), "val": len(val)},
         },
         resume=resume,
+        record=record,
     )
     model = _fit(data, train, val, run, fitting=fitting, on_epoch=on_epoch)
     dice, overlap = _agreement(model, data, val)

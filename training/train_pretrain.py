@@ -1,13 +1,14 @@
 """Pretrain a backbone on X-rays: the whole of `lungwatch train pretrain`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lungwatch.preprocess import PreprocessSpec
+from lungwatch.training.data_record import DataRecord, LearntImages, learnt_of
 from lungwatch.training.dataset import dataset_name
 from lungwatch.training.fit_tasks import (
     TasksConfig,
@@ -100,7 +101,14 @@ def train_pretrain(
             "val": count(val),
         },
     }
-    run.begin(config, resume=resume)
+    record = DataRecord(rows={})
+    for location in locations:
+        labelled = load_labelled(location)
+        folder = location if location.is_dir() else location.parent
+        one = DataRecord.of(labelled, [sample.label for sample in labelled], folder)
+        record |= one.by_split().under(dataset_name(location))
+    before = learnt_of(Path(network.weights)) or LearntImages()
+    run.begin(config, resume=resume, record=replace(record, learnt=record.learnt | before))
     pixels = [read_pixels(part, spec, progress=progress.on_read) for part in (train, val)]
     grey = normalisation.settle(pixels[0], pixels[1:]) if normalisation else None
     state = fit_tasks(

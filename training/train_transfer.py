@@ -8,13 +8,14 @@ from lungwatch.errors import ConfigError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.backbones import BACKBONE, load_backbone
 from lungwatch.training.blocks import blocks_of
-from lungwatch.training.conclude import VALIDATION, judge
+from lungwatch.training.conclude import RETRAINED_ON, calibrated_on, judge
 from lungwatch.training.fit import fit, predict_logits
 from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.fit_head import HeadConfig
 from lungwatch.training.fit_state import FitState
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.frozen_phase import FrozenPhase
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.normalisation import Normalisation
 from lungwatch.training.phases import FINE_TUNED, FROZEN, Phase, better_phase
@@ -43,6 +44,7 @@ def train_transfer(
     normalisation: Normalisation | None = None,
     leave_out: str | None = None,
     leaks: LeakPolicy = "refuse",
+    labels: LabelMap | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def train_transfer(
         the validation images before.
     normalisation
         Of the grey levels; None leaves them to the backbone's own scaling.
-    leave_out, leaks
+    leave_out, leaks, labels
         See `lungwatch.training.prepare.prepare`.
     resume
         Continue the run that is in `root`.
@@ -109,6 +111,7 @@ def train_transfer(
         PreprocessSpec(size_px=network.size_px),
         leave_out=leave_out,
         leaks=leaks,
+        labels=labels,
         progress=progress,
     )
     settled = (
@@ -130,7 +133,11 @@ def train_transfer(
         "preprocess": prepared.spec.to_dict(),
         "data": prepared.data,
     }
-    run.begin(config, resume=resume)
+    run.begin(
+        config,
+        resume=resume,
+        record=prepared.record(retrained=retrain, builds_on=[Path(network.weights)]),
+    )
     if (root / "metrics.json").exists():
         # What is finished is tested already, once.
         return run.read("metrics.json")
@@ -172,7 +179,6 @@ def train_transfer(
         )
     kept, state = better_phase(done)
     chosen = load_keras(root / kept / "model.keras")
-    verdict = judge(prepared.val.targets, predict_logits(chosen, prepared.val.pixels))
     if retrain:
         final = retrain_phases(
             kept,
@@ -186,6 +192,8 @@ def train_transfer(
     else:
         final = root / kept / "model.keras"
     run.adopt(final)
+    held_back = prepared.val.take(prepared.held_back) if retrain else prepared.val
+    verdict = judge(held_back.targets, predict_logits(load_keras(final), held_back.pixels))
     _write_history(run, done)
     boundary = done[FROZEN].epoch if len(done) > 1 else None
     plot_history(state.history, run.root / "history.png", boundary=boundary)
@@ -197,10 +205,8 @@ def train_transfer(
         "head": choice.to_dict() if frozen else None,
         "trained": _trained(chosen, kept, network.unfreeze),
         "parameters": int(chosen.count_params()),
-        "trained_on": "train and val" if retrain else "train",
-        "calibrated_on": f"{VALIDATION}, by the {kept} network trained on the training split only"
-        if retrain
-        else VALIDATION,
+        "trained_on": RETRAINED_ON if retrain else "train",
+        "calibrated_on": calibrated_on(len(held_back.samples), len(prepared.val.samples)),
         **verdict.to_dict(),
     }
     if _is_testable(prepared):

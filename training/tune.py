@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lungwatch.training.baseline import BaselineConfig, build_baseline
-from lungwatch.training.conclude import VALIDATION, judge
+from lungwatch.training.conclude import RETRAINED_ON, calibrated_on, judge
 from lungwatch.training.fit import fit, predict_logits
 from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.fit_state import FitState
@@ -73,8 +73,8 @@ def tune(
 ) -> dict[str, Any]:
     """Search, retrain and test; every trial has a run folder of its own under `trials`.
 
-    Calibration and threshold of the final network are those of the chosen trial's, fixed on
-    validation images, which that one did not learn from.
+    Calibration and threshold are the final network's own, fixed on validation images that it did
+    not learn from: a third of them, held back, when it is retrained.
 
     Parameters
     ----------
@@ -126,8 +126,6 @@ def tune(
     folder = _folder(run, found.best)
     _forget_models(run, keep=folder)
     state = FitState(**folder.read("state.json"))
-    chosen = load_keras(folder.model)
-    verdict = judge(prepared.val.targets, predict_logits(chosen, prepared.val.pixels))
     if config.retrain:
         prepare_tensorflow(fitting.seed)
         state = retrain(
@@ -141,14 +139,16 @@ def tune(
     else:
         for name in ("model.keras", "history.csv", "state.json"):
             run.adopt(folder.root / name)
+    final = load_keras(run.model)
+    held_back = prepared.val.take(prepared.held_back) if config.retrain else prepared.val
+    verdict = judge(held_back.targets, predict_logits(final, held_back.pixels))
     plot_history(state.history, run.root / "history.png")
     metrics = {
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,
-        "parameters": int(load_keras(run.model).count_params()),
-        "trained_on": "train and val" if config.retrain else "train",
-        "calibrated_on": f"{VALIDATION}, by the network of trial {found.best.number}, which was "
-        "trained on the training split only",
+        "parameters": int(final.count_params()),
+        "trained_on": RETRAINED_ON if config.retrain else "train",
+        "calibrated_on": calibrated_on(len(held_back.samples), len(prepared.val.samples)),
         "search": _summary(found),
         **verdict.to_dict(),
     }

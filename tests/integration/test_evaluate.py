@@ -21,7 +21,9 @@ from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.aim import Aim
 from lungwatch.training.assess import aim_threshold, score
 from lungwatch.training.bootstrap import FIGURES, Bootstrap
+from lungwatch.training.data_record import LearntImages, prefixes, sha256_of
 from lungwatch.training.dataset import load_dataset
+from lungwatch.training.evaluate import summarise
 from lungwatch.training.evaluation import EvaluationRequest, ThresholdSource, run_evaluation
 from lungwatch.training.gallery import choose_cases, over_image
 from lungwatch.training.metrics import figures
@@ -444,3 +446,59 @@ def test_evaluating_the_shipped_bundle_reproduces_its_card_to_the_third_decimal(
     for probe, values in found["probes"].items():
         said = next(cells[2] for cells in lines if cells[:2] == [f"{name}/test", probe])
         assert float(said.split()[0]) == pytest.approx(values["roc_auc"], abs=5.01e-4), probe
+
+
+def test_images_that_were_learnt_from_are_counted_named_and_left_out_once(data):
+    samples = [s for s in load_dataset(data) if s.split == "test"]
+    known, unknown = samples[:3] + samples[-6:], samples[3:-6]
+    learnt = LearntImages(train=prefixes(sha256_of([s.path for s in known])))
+    request = EvaluationRequest(data=[data], bootstrap=Bootstrap(resamples=20))
+    (found,) = run_evaluation(Brightness(), request, learnt=learnt)
+    told = found.result["learnt"]
+    assert told["images"] == len(known)
+    assert len(told["names"]) == 5
+    assert set(told["names"]) <= {s.path.relative_to(data).as_posix() for s in known}
+    alone = summarise(Brightness().judgement, unknown, score(Brightness(), unknown).logits)
+    assert {name: told["without"][name] for name in FIGURES} == {n: alone[n] for n in FIGURES}
+    assert set(told["without"]["intervals"]) == set(FIGURES)
+    (none,) = run_evaluation(Brightness(), request, learnt=LearntImages())
+    assert none.result["learnt"] == {"images": 0, "names": [], "without": None}
+    (unrecorded,) = run_evaluation(Brightness(), request)
+    assert unrecorded.result["learnt"] is None
+
+
+def test_intervals_are_over_patients_where_they_are_known(data, tmp_path):
+    """Every image twice, under one patient: the intervals are those of the images once."""
+    lines = ["file,label,split,patient"]
+    for sample in load_dataset(data):
+        if sample.split == "test":
+            lines += 2 * [f"{sample.path},{sample.finding},test,{sample.path.stem}"]
+    manifest = tmp_path / "twice.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    request = EvaluationRequest(data=[data, manifest], bootstrap=Bootstrap(resamples=50))
+    once, twice = (found.result for found in run_evaluation(Brightness(), request))
+    assert (once["patients"], once["bootstrap"]["over"]) == (None, "images")
+    assert twice["patients"] == {"positives": 12, "negatives": 17}
+    assert twice["bootstrap"]["over"] == "patients"
+    for name in FIGURES:
+        assert twice["intervals"][name] == pytest.approx(once["intervals"][name], abs=2e-6), name
+    assert once["sources"]["lone"]["too_few"] == list(FIGURES)
+    shown = invoke(SHIPPED_DEFAULT, data, *QUICK).stdout
+    assert "(too few)" in shown
+    assert "fewer than 10 patients" in shown
+
+
+def test_a_folder_without_a_finding_is_refused_and_mapped(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(2):
+        for label, brightness in (("COVID", 190), ("NORMAL", 160), ("PNEUMONIA", 170)):
+            draw(tmp_path / "set" / label / f"{index}.png", rng, brightness)
+    refused = invoke(SHIPPED_DEFAULT, tmp_path / "set")
+    assert refused.exit_code == 1
+    assert "'PNEUMONIA' (2 images)" in refused.stderr
+    for meaning, negatives, told in (("OTHER_PNEUMONIA", 4, "mapped"), ("ignore", 2, "ignored")):
+        option = ["--label-map", f"PNEUMONIA={meaning}", "--bootstrap", 0]
+        (found,) = json.loads(invoke(SHIPPED_DEFAULT, tmp_path / "set", *option, "--json").stdout)
+        assert found["negatives"] == negatives
+        assert found["labels"][told] == {"PNEUMONIA": 2}
+        assert f"'PNEUMONIA' {told}: 2" in invoke(SHIPPED_DEFAULT, tmp_path / "set", *option).stdout

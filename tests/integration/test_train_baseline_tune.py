@@ -66,8 +66,8 @@ def rows_of(run, name):
 
 def test_the_final_network_is_tested_on_images_it_never_saw(data, run):
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["trained_on"] == "train and val"
-    assert "trained on the training split only" in metrics["calibrated_on"]
+    assert metrics["trained_on"] == "train and two thirds of val"
+    assert "that the network did not learn from" in metrics["calibrated_on"]
     predictions = rows_of(run, "predictions.csv")
     assert len(predictions) == 12
     assert all(row["file"].startswith("test-") for row in predictions)

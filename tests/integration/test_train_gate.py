@@ -133,8 +133,10 @@ def test_an_interrupted_training_goes_on_to_the_same_numbers(folder, network, mo
         np.testing.assert_array_equal(one, other)
     assert sorted(path.name for path in whole.iterdir()) == [
         "config.json",
+        "data.csv",
         "environment.json",
         "history.csv",
+        "learnt.json",
         "metrics.json",
         "model.keras",
         "state.json",

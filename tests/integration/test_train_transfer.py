@@ -91,13 +91,15 @@ def test_a_run_folder_holds_both_phases_and_names_the_kept_one(run, network):
         "metrics.json",
         "model.keras",
         "retrained",
+        "data.csv",
+        "learnt.json",
         "predictions.csv",
         "confusion.png",
     }
     metrics = metrics_of(run)
     assert metrics["phase"] in (FROZEN, FINE_TUNED)
-    assert metrics["trained_on"] == "train and val"
-    assert "by the" in metrics["calibrated_on"]
+    assert metrics["trained_on"] == "train and two thirds of val"
+    assert "that the network did not learn from" in metrics["calibrated_on"]
     assert metrics["test"]["positives"] + metrics["test"]["negatives"] == 36
     with (run / "history.csv").open() as file:
         rows = [(row["phase"], row["epoch"]) for row in csv.DictReader(file)]
@@ -231,7 +233,7 @@ def test_the_bundle_answers_and_explains_as_the_trained_network_does(data, run, 
     assert "backbone efficientnet-lite0, starting weights `small.keras`" in card
     assert f"Kept: the {metrics_of(run)['phase']} network" in card
     assert f"fixed on the {metrics_of(run)['calibrated_on']}." in card
-    assert "learnt from training and validation images together" in card
+    assert "learnt from train and two thirds of val" in card
     assert "8 x 8 cells" in card
 
 

@@ -110,12 +110,16 @@ def test_the_card_of_a_run_that_stopped_by_validation_names_its_best_epoch():
 
 
 def test_the_card_of_a_retrained_run_says_what_it_learnt_from_and_what_fixed_its_threshold():
-    fixed_on = "validation split, by the network of trial 7"
+    fixed_on = "4 of 12 images of the validation split that the network did not learn from"
     card = card_of(
-        fit=FIT, epochs=12, best_epoch=12, trained_on="train and val", calibrated_on=fixed_on
+        fit=FIT,
+        epochs=12,
+        best_epoch=12,
+        trained_on="train and two thirds of val",
+        calibrated_on=fixed_on,
     )
     assert "best of" not in card
-    assert "learnt from training and validation images together" in card
+    assert "learnt from train and two thirds of val" in card
     assert "without the latter: 12." in card
     assert f"fixed on the {fixed_on}." in card
 

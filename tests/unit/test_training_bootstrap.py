@@ -11,6 +11,7 @@ from lungwatch.training.bootstrap import (
     intervals,
     paired_differences,
     resample,
+    too_few,
     uncomputable,
     weighted_areas,
     weighted_figures,
@@ -109,3 +110,45 @@ def test_one_class_leaves_out_exactly_the_figures_that_need_the_other():
     assert uncomputable(0, 3) == ["sensitivity", "f1", "roc_auc", "pr_auc"]
     assert uncomputable(1, 1) == []
     assert interval(np.array([0.1, np.nan])) is None
+
+
+def test_patients_are_drawn_with_all_their_images():
+    rng = np.random.default_rng(8)
+    patients = rng.permutation(np.repeat(np.arange(30), 3))
+    y = (patients < 12).astype(float)
+    seen = []
+    resample(
+        y,
+        lambda w: seen.append(w) or {"n": w.sum(axis=1)},
+        Bootstrap(resamples=40, seed=2),
+        patients,
+    )
+    weights = np.concatenate(seen)
+    for patient in range(30):
+        own = weights[:, patients == patient]
+        assert np.array_equal(own, np.repeat(own[:, :1], 3, axis=1))
+    assert set(weights @ y) == {36.0}
+    assert set(weights.sum(axis=1)) == {90.0}
+
+
+def test_copies_of_images_widen_no_interval_and_narrow_none():
+    y, p = scored(4, 80)
+    alone = intervals(y, p, 0.5, Bootstrap(resamples=300, seed=1))
+    many = [np.repeat(values, 5) for values in (y, p)]
+    patients = np.repeat(np.arange(80), 5)
+    assert intervals(*many, 0.5, Bootstrap(resamples=300, seed=1), patients) == alone
+    taken_apart = intervals(*many, 0.5, Bootstrap(resamples=300, seed=1))
+    assert np.ptp(taken_apart["roc_auc"]) < 0.7 * np.ptp(alone["roc_auc"])
+    assert area_interval(many[0], many[1], Bootstrap(resamples=300, seed=1), patients) == (
+        pytest.approx(alone["roc_auc"], abs=1e-6)
+    )
+
+
+def test_figures_of_few_patients_are_named():
+    y = np.repeat([1.0, 0.0], [12, 30])
+    assert too_few(y) == []
+    assert too_few(y[3:]) == ["sensitivity", "f1", "roc_auc", "pr_auc"]
+    # Twelve images of COVID, but of nine patients.
+    patients = np.concatenate([np.arange(12) % 9, np.arange(100, 130)])
+    assert too_few(y, patients) == ["sensitivity", "f1", "roc_auc", "pr_auc"]
+    assert too_few(y[:5]) == list(FIGURES)

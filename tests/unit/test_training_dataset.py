@@ -6,9 +6,17 @@ import cv2
 import numpy as np
 import pytest
 
-from lungwatch.errors import DatasetError
+from lungwatch.errors import ConfigError, DatasetError
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.dataset import dataset_name, describe, licences, load_dataset, select
+from lungwatch.training.dataset import (
+    dataset_name,
+    describe,
+    licences,
+    list_dataset,
+    load_dataset,
+    select,
+)
+from lungwatch.training.label_map import LabelMap
 from lungwatch.training.pixels import read_pixels, targets
 from lungwatch.training.samples import Sample
 from lungwatch.training.sampling import epoch_order, sampling_weights
@@ -136,3 +144,55 @@ def test_an_epoch_draws_each_image_as_often_as_its_weight_says_to_within_one():
     counts = np.bincount(order, minlength=len(weights))
     assert len(order) == 200
     assert np.abs(counts - 200 * weights).max() < 1.0 + 1e-9
+
+
+def test_a_class_folder_that_is_no_finding_is_named_counted_and_refused_without_a_map(tmp_path):
+    for place in ("COVID/a", "NORMAL/b", "PNEUMONIA/c", "PNEUMONIA/d", "MASKS/e"):
+        image(tmp_path / f"{place}.png")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").write_text("no image")
+    with pytest.raises(DatasetError, match=r"'MASKS' \(1 images\), 'PNEUMONIA' \(2 images\)"):
+        load_dataset(tmp_path)
+    with pytest.raises(DatasetError, match=r"--label-map 'MASKS=.*'MASKS=ignore'"):
+        load_dataset(tmp_path)
+    labels = LabelMap.parse(["PNEUMONIA=OTHER_PNEUMONIA", "MASKS=ignore"])
+    listing = list_dataset(tmp_path, labels)
+    assert [s.finding for s in listing.samples] == ["COVID", "NORMAL"] + 2 * ["OTHER_PNEUMONIA"]
+    assert listing.labels.mapped == {"PNEUMONIA": 2}
+    assert listing.labels.ignored == {"MASKS": 1}
+    assert load_dataset(tmp_path, labels) == listing.samples
+
+
+def test_images_in_folders_within_class_folders_and_unknown_splits_do_not_vanish(tmp_path):
+    for place in ("train/COVID/images/a", "train/COVID/masks/a", "train/NORMAL/b", "valid/COVID/c"):
+        image(tmp_path / f"{place}.png")
+    (tmp_path / "train" / "NORMAL" / "loop").symlink_to(tmp_path / "train")
+    with pytest.raises(DatasetError, match=r"'COVID/images' .*'COVID/masks' .*'valid/COVID'"):
+        load_dataset(tmp_path)
+    labels = LabelMap.parse(["COVID/images=COVID", "COVID/masks=ignore", "valid/COVID=ignore"])
+    assert [(s.finding, s.split, s.path.name) for s in load_dataset(tmp_path, labels)] == [
+        ("NORMAL", "train", "b.png"),
+        ("COVID", "train", "a.png"),
+    ]
+
+
+def test_unknown_labels_of_a_manifest_are_counted_and_mapped(tmp_path):
+    for name in "abcd":
+        image(tmp_path / f"{name}.png")
+    text = "file,label\na.png,COVID\nb.png,Viral=x\nc.png,Viral=x\nd.png,\n"
+    with pytest.raises(
+        DatasetError, match=r"unknown label '' \(1 images\), 'Viral=x' \(2 images\)"
+    ):
+        load_dataset(manifest(tmp_path, text))
+    labels = LabelMap.parse(["Viral=x=OTHER_PNEUMONIA", "=ignore"])
+    assert [s.finding for s in load_dataset(tmp_path, labels)] == ["COVID"] + 2 * [
+        "OTHER_PNEUMONIA"
+    ]
+    with pytest.raises(DatasetError, match="leaves out all 4 images"):
+        load_dataset(tmp_path, LabelMap.parse(["COVID=ignore", "Viral=x=ignore", "=ignore"]))
+
+
+@pytest.mark.parametrize("texts", [["PNEUMONIA"], ["A=PNEUMONIA"], ["A=COVID", "A=NORMAL"]])
+def test_a_map_that_cannot_be_read_is_refused(texts):
+    with pytest.raises(ConfigError, match="--label-map"):
+        LabelMap.parse(texts)
