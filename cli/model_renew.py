@@ -41,6 +41,13 @@ from lungwatch.cli.options import gate_source_options, json_option
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help='Tables measured elsewhere, for the card: JSON {"title": {"row": {"column": number}}}.',
 )
+@click.option(
+    "--release-gate",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The release_gate.json that `lungwatch evaluate BUNDLE … --gate -o OUT` wrote, for the "
+    "card: its table, failures included.",
+)
 @click.option("--replace", is_flag=True, help="Replace a bundle of the same version.")
 @json_option
 def renew(
@@ -55,6 +62,7 @@ def renew(
     evaluate: tuple[Path, ...],
     notes: Path | None,
     figures: Path | None,
+    release_gate: Path | None,
     replace: bool,
     as_json: bool,
 ) -> None:
@@ -80,6 +88,7 @@ def renew(
             evaluate=evaluate,
             notes=notes.read_text(encoding="utf-8") if notes else "",
             figures=read_figures(figures) if figures else {},
+            release_gate=release_gate,
             replace=replace,
         )
     )

@@ -8,6 +8,7 @@ from lungwatch.contract import ModelContract
 from lungwatch.export.figures import FIGURES, figures_markdown, of_data_sets
 from lungwatch.export.gate_card import gate_markdown
 from lungwatch.export.quantisation_card import quantisation_markdown
+from lungwatch.export.release_card import RELEASE_GATE, release_gate_markdown
 
 _USE = """\
 **Intended use.** Research, teaching and testing: ordering and auditing collections of frontal
@@ -79,6 +80,8 @@ def write_card(contract: ModelContract, notes: str = "") -> str:
     ]
     if figures := contract.metrics.get(FIGURES):
         parts.append(figures_markdown(figures))
+    if release := contract.metrics.get(RELEASE_GATE):
+        parts += ["## Release gate", release_gate_markdown(release)]
     parts += [
         "## Limits",
         _LIMITS,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,10 @@ from lungwatch.export.figures import FIGURES, Figures
 from lungwatch.export.gate import GateRequest, export_gate
 from lungwatch.export.parity import run_onnx
 from lungwatch.export.peaks import add_peak_output, reference_of_data
+from lungwatch.export.release_card import RELEASE_GATE, read_release_gate, require_same_model
 from lungwatch.export.to_onnx import with_contract
 from lungwatch.golden import golden_input
+from lungwatch.training.score_cache import model_digest
 from lungwatch.training.scorers import OnnxScorer
 
 
@@ -44,6 +47,9 @@ class RenewRequest:
         Markdown for the card, on the data and their confounds.
     figures
         Tables measured elsewhere; they come after those that the bundle has.
+    release_gate
+        What `lungwatch evaluate BUNDLE … --gate` wrote, for the card; None keeps the bundle's own,
+        if it has one.
     replace
         Whether a bundle of the same version is replaced.
     """
@@ -56,6 +62,7 @@ class RenewRequest:
     evaluate: Sequence[Path] = ()
     notes: str = ""
     figures: Figures = field(default_factory=dict)
+    release_gate: Path | None = None
     replace: bool = False
 
     def __post_init__(self) -> None:
@@ -100,7 +107,11 @@ def renew(
     scorer = OnnxScorer(model, str(request.bundle))
     measured = measure_sets(scorer, request.data, request.evaluate, progress)
     figures = {**before.metrics.get(FIGURES, {}), **request.figures}
-    told = {FIGURES: figures} if figures else {}
+    told: dict[str, Any] = {FIGURES: figures} if figures else {}
+    if request.release_gate:
+        told[RELEASE_GATE] = read_release_gate(request.release_gate)
+        digest = model_digest(request.bundle)
+        require_same_model(told[RELEASE_GATE], digest, str(request.bundle))
     reference = before.map_reference
     if request.data:
         reference = reference_of_data(scorer, request.data)

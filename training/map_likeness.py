@@ -54,7 +54,9 @@ def mean_likeness(
     between = np.einsum("bi,ij,bj->b", drawn, table, drawn, optimize=True)
     between -= (drawn**2) @ np.diag(table)
     pairs = drawn.sum(axis=1) ** 2 - (drawn**2).sum(axis=1)
-    return np.divide(between, pairs, out=np.full(len(drawn), np.nan), where=pairs > 0)
+    found = np.full(len(drawn), np.nan)
+    np.divide(between, pairs, out=found, where=pairs > 0)
+    return found
 
 
 def correlation(first: FloatArray, second: FloatArray) -> float:
@@ -67,10 +69,7 @@ def similarity(first: FloatArray, second: FloatArray) -> float:
 
     Source: Wang, Bovik, Sheikh, Simoncelli 2004, with a Gaussian window of sigma 1.5.
     """
-    x, y = (
-        cv2.resize(one.astype(np.float64), (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_LINEAR)
-        for one in (first, second)
-    )
+    x, y = _enlarged(first), _enlarged(second)
     mean_x, mean_y = _blurred(x), _blurred(y)
     var_x, var_y = _blurred(x * x) - mean_x**2, _blurred(y * y) - mean_y**2
     both = _blurred(x * y) - mean_x * mean_y
@@ -78,6 +77,11 @@ def similarity(first: FloatArray, second: FloatArray) -> float:
         (mean_x**2 + mean_y**2 + _C1) * (var_x + var_y + _C2)
     )
     return float(likeness.mean())
+
+
+def _enlarged(small: FloatArray) -> NDArray[np.float64]:
+    side = (_SIDE_PX, _SIDE_PX)
+    return np.asarray(cv2.resize(small, side, interpolation=cv2.INTER_LINEAR), np.float64)
 
 
 def _blurred(image: NDArray[np.float64]) -> NDArray[np.float64]:
