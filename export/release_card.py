@@ -45,8 +45,7 @@ def read_release_gate(file: Path) -> dict[str, Any]:
     try:
         checks = [_check(check) for check in values["checks"]]
         told = {key: values[key] for key in ("model", "model_sha256", "data", "verdict", "counts")}
-        if told["verdict"] not in _WORDS:
-            raise ConfigError(f"{file}: verdict {told['verdict']!r} is none")
+        _require_verdict(told["verdict"])
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{file} is no complete release gate: {error}") from error
     return {"release_gate": RELEASE_GATE_VERSION, **told, "checks": checks}
@@ -107,8 +106,7 @@ def release_gate_markdown(result: Mapping[str, Any]) -> str:
 
 def _check(check: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: check[key] for key in _KEYS}
-    if found["verdict"] not in _WORDS:
-        raise ValueError(f"verdict {found['verdict']!r} is none")
+    _require_verdict(found["verdict"])
     numbers = [found["bound"], *(found["interval"] or ()), *check["beside"].values()]
     if found["value"] is not None:
         numbers.append(found["value"])
@@ -116,6 +114,11 @@ def _check(check: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{found['name']} holds what is no number")
     beside = {name: round(float(value), 4) for name, value in check["beside"].items()}
     return {**found, "reason": check["reason"], "beside": beside}
+
+
+def _require_verdict(word: object) -> None:
+    if word not in _WORDS:
+        raise ValueError(f"verdict {word!r} is none")
 
 
 def _cell(text: str) -> str:

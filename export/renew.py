@@ -49,7 +49,7 @@ class RenewRequest:
         Tables measured elsewhere; they come after those that the bundle has.
     release_gate
         What `lungwatch evaluate BUNDLE … --gate` wrote, for the card; None keeps the bundle's own,
-        if it has one.
+        if it has one and keeps its content gate.
     replace
         Whether a bundle of the same version is replaced.
     """
@@ -108,6 +108,10 @@ def renew(
     measured = measure_sets(scorer, request.data, request.evaluate, progress)
     figures = {**before.metrics.get(FIGURES, {}), **request.figures}
     told: dict[str, Any] = {FIGURES: figures} if figures else {}
+    kept = dict(before.metrics)
+    if request.gate:
+        # It was measured with the content gate that is replaced.
+        kept.pop(RELEASE_GATE, None)
     if request.release_gate:
         told[RELEASE_GATE] = read_release_gate(request.release_gate)
         digest = model_digest(request.bundle)
@@ -121,7 +125,7 @@ def renew(
         gate=gate.contract if gate else None,
         map_reference=reference,
         provenance={**before.provenance, "network_of": before.id},
-        metrics={**measured, **before.metrics, **measured, **told},
+        metrics={**measured, **kept, **measured, **told},
     )
     bundle = write_bundle(
         request.folder,

@@ -71,7 +71,7 @@ def mostly_ap(rng, covid: bool) -> tuple[bool, bool]:
     return rng.random() < 0.5, rng.random() < (0.75 if covid else 0.25)
 
 
-def write_set(folder: Path, plan: Plan, *, count: int = 100, seed: int = 3) -> Path:
+def write_set(folder: Path, plan: Plan, *, count: int = 60, seed: int = 3) -> Path:
     """Write `count` images of either class from two sources, with a manifest."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)

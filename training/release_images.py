@@ -61,7 +61,7 @@ def lungs_alone(pixels: FloatArray, lungs: NDArray[np.bool_]) -> FloatArray:
 def _contrast(factor: float) -> Callable[[FloatArray], FloatArray]:
     def changed(pixels: FloatArray) -> FloatArray:
         middle = pixels.mean(dtype=np.float64)
-        return np.clip((pixels - middle) * factor + middle, 0.0, 1.0).astype(np.float32)
+        return np.asarray(np.clip((pixels - middle) * factor + middle, 0.0, 1.0), np.float32)
 
     return changed
 
