@@ -1,6 +1,7 @@
 """Each value is held to its bound in the right direction, and what is too few is not judged."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +88,12 @@ def test_bounds_that_are_none_are_refused(tmp_path, text, complaint):
     file.write_text(text)
     with pytest.raises(ConfigError, match=complaint):
         read_criteria(file)
+
+
+def test_the_document_has_the_table_of_the_code():
+    document = (Path(__file__).parents[2] / "docs" / "release-gate.md").read_text(encoding="utf-8")
+    for one in CRITERIA:
+        end = ", lower end of the interval" if one.judged == "low" else ""
+        bound = f"{'≥' if one.at_least else '≤'} {one.bound:g}{end}"
+        line = f"| `{one.name}` | {one.title} | {bound} | {one.fewest} | {one.why} |"
+        assert line in document
