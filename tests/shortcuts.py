@@ -68,10 +68,10 @@ def lettered(rng, covid: bool) -> tuple[bool, bool]:
 
 def mostly_ap(rng, covid: bool) -> tuple[bool, bool]:
     """COVID mostly AP, the others mostly PA."""
-    return rng.random() < 0.5, rng.random() < (0.75 if covid else 0.25)
+    return rng.random() < 0.5, rng.random() < (0.7 if covid else 0.3)
 
 
-def write_set(folder: Path, plan: Plan, *, count: int = 60, seed: int = 3) -> Path:
+def write_set(folder: Path, plan: Plan, *, count: int = 80, seed: int = 3) -> Path:
     """Write `count` images of either class from two sources, with a manifest."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)

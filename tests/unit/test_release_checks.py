@@ -1,11 +1,13 @@
 """The arithmetic of each check of the release gate, on made-up answers."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lungwatch.contract import Calibration, Decision
+from lungwatch.errors import ConfigError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training import release_checks as checks
 from lungwatch.training.bootstrap import Bootstrap
@@ -14,6 +16,7 @@ from lungwatch.training.release_answers import Answers
 from lungwatch.training.release_criteria import Criteria
 from lungwatch.training.release_gate import check_left_out, check_lesions
 from lungwatch.training.release_images import CHANGES, lung_hull, lungs_alone, without_lungs
+from lungwatch.training.release_tables import read_left_out_run
 from lungwatch.training.samples import Sample
 from lungwatch.training.scorers import Judgement
 
@@ -269,3 +272,20 @@ def test_a_change_keeps_range_and_type_and_is_the_same_each_time(name):
     assert (first == again).all()
     assert (pixels == before).all()
     assert first.shape != pixels.shape or not (first == pixels).all()
+
+
+def test_a_run_trained_without_a_source_gives_such_a_table(tmp_path):
+    probes = {
+        "COVID vs NORMAL": {"roc_auc": 0.94},
+        "COVID vs OTHER_PNEUMONIA": {"roc_auc": 0.8},
+        "COVID vs OTHER_PNEUMONIA within x": {"roc_auc": 0.7},
+        "COVID vs NORMAL within y": {"roc_auc": 0.5},
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"data": {"left_out": "x"}}))
+    (tmp_path / "metrics.json").write_text(json.dumps({"left_out": {"probes": probes}}))
+    found = by_name(check_left_out(read_left_out_run(tmp_path), CRITERIA))
+    values = {name: check.value for (name, _), check in found.items()}
+    assert values == {"left_out_auc": 0.94, "left_out_within": 0.7}
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not trained without a source"):
+        read_left_out_run(tmp_path)

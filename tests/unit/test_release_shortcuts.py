@@ -37,7 +37,7 @@ def test_a_model_trained_on_a_letter_in_the_corner_fails(tmp_path):
 
 
 def test_a_model_trained_on_the_view_fails(tmp_path):
-    data = shortcuts.write_set(tmp_path / "views", shortcuts.mostly_ap)
+    data = shortcuts.write_set(tmp_path / "views", shortcuts.mostly_ap, count=110)
     found = verdicts(shortcuts.train(shortcuts.independent, of="view"), data)
     failed = {name for name in SHORTCUTS if found[name] == "fail"}
     assert {"within_view", "view_in_embedding", "above_confounds", "lungs_blacked_out"} <= failed
