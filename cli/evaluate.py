@@ -1,13 +1,12 @@
 """`lungwatch evaluate`: measure a model on data sets."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.cli.evaluate_forms import ProgressBar, other_form
 from lungwatch.cli.options import foreign_options, json_option, label_map_option
 from lungwatch.cli.output import cell_text, print_json
 
@@ -76,6 +75,40 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
     help="Folder with images/ and masks/NAME.png: how much of the map for COVID lies on lungs.",
 )
 @click.option(
+    "--lesion-masks",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder with images/, opacity/NAME.png and perhaps lung/NAME.png: how much of the map for "
+    "COVID lies on drawn opacities. Without DATA or with --gate.",
+)
+@click.option(
+    "--gate",
+    is_flag=True,
+    help="The release gate: every requirement with its bound, and pass or fail; exit code 1 "
+    "unless it passes (docs/release-gate.md).",
+)
+@click.option(
+    "--left-out",
+    type=click.Path(exists=True, path_type=Path),
+    multiple=True,
+    metavar="RUN_OR_FILE",
+    help="With --gate: run folder of a network trained without a source, or tables of such figures "
+    "in JSON, besides those that the bundle carries; repeatable.",
+)
+@click.option(
+    "--gate-refuse",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    metavar="DIR",
+    help="With --gate: pictures of something else, which the content gate must refuse; repeatable.",
+)
+@click.option(
+    "--gate-bounds",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help='With --gate: other bounds, JSON {"auc": 0.85}.',
+)
+@click.option(
     "--gate-images",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     multiple=True,
@@ -121,8 +154,6 @@ def evaluate(
     bootstrap: int,
     seed: int,
     lung_masks: Path | None,
-    gate_images: tuple[Path, ...],
-    turned: bool,
     out: Path | None,
     resume: bool,
     gallery: int,
@@ -131,6 +162,7 @@ def evaluate(
     input_range: str | None,
     channels: int | None,
     as_json: bool,
+    **_: object,
 ) -> None:
     """Measure MODEL on each DATA: overall, by source, and of one finding against another.
 
@@ -138,20 +170,10 @@ def evaluate(
     .keras file. DATA is a folder CLASS/
     or SPLIT/CLASS/, or a manifest CSV or a folder with one.
     """
-    if gate_images:
-        if data or resume:
-            raise click.UsageError("--gate-images takes neither DATA nor --resume")
-        from lungwatch.cli.evaluate_gate import evaluate_gate
-
-        with _Bar() as bar:
-            evaluate_gate(
-                model, gate_images, turned=turned, out=out, as_json=as_json, on_total=bar.start
-            )
+    if other_form(click.get_current_context().params):
         return
-    if not data or turned:
-        raise click.UsageError(
-            "--turned needs --gate-images" if turned else "give DATA to measure on"
-        )
+    if not data:
+        raise click.UsageError("give DATA to measure on")
     from lungwatch.cli.evaluation_files import write_evaluation
     from lungwatch.cli.run_folder import begin_run
     from lungwatch.training.bootstrap import Bootstrap
@@ -196,7 +218,7 @@ def evaluate(
         }
         begin_run(out, config, resume=resume)
         caches = [ScoreCache(folder=out / "logits", digest=digest) for digest in digests]
-    with _Bar() as bar:
+    with ProgressBar() as bar:
         evaluations = run_evaluation(
             scorer,
             request,
@@ -216,26 +238,6 @@ def evaluate(
     if out:
         _say(f"report: {out / 'report.html'}")
     click.echo(RESEARCH_USE_ONLY)
-
-
-class _Bar:
-    """A progress bar on stderr, drawn on a terminal only."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def start(self, total: int) -> Callable[[int], None]:
-        hidden = not sys.stderr.isatty()
-        self._bar = click.progressbar(length=total, label="reading", file=sys.stderr, hidden=hidden)
-        self._bar.__enter__()
-        return cast(Callable[[int], None], self._bar.update)
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(*error)
 
 
 def _split(text: str) -> "Split | None":

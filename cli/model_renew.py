@@ -52,6 +52,13 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help='Tables measured elsewhere, for the card: JSON {"title": {"row": {"column": number}}}.',
 )
+@click.option(
+    "--release-gate",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The release_gate.json that `lungwatch evaluate BUNDLE … --gate -o OUT` wrote, for the "
+    "card: its table, failures included.",
+)
 @click.option("--replace", is_flag=True, help="Replace a bundle of the same version.")
 @label_map_option
 @json_option
@@ -68,6 +75,7 @@ def renew(
     evaluate: tuple[Path, ...],
     notes: Path | None,
     figures: Path | None,
+    release_gate: Path | None,
     replace: bool,
     labels: "LabelMap | None",
     as_json: bool,
@@ -95,6 +103,7 @@ def renew(
             evaluate=evaluate,
             notes=notes.read_text(encoding="utf-8") if notes else "",
             figures=read_figures(figures) if figures else {},
+            release_gate=release_gate,
             replace=replace,
             labels=labels,
         )

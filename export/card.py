@@ -8,6 +8,7 @@ from lungwatch.contract import OPACITY, Finding, ModelContract
 from lungwatch.export.figures import FIGURES, figures_markdown, of_data_sets
 from lungwatch.export.gate_card import gate_markdown
 from lungwatch.export.quantisation_card import quantisation_markdown
+from lungwatch.export.release_card import RELEASE_GATE, release_gate_markdown
 from lungwatch.training.bootstrap import FEWEST
 
 _USE = """\
@@ -80,6 +81,8 @@ def write_card(contract: ModelContract, notes: str = "") -> str:
         parts += ["The findings beside COVID, where the labels tell them:", table]
     if figures := contract.metrics.get(FIGURES):
         parts.append(figures_markdown(figures))
+    if release := contract.metrics.get(RELEASE_GATE):
+        parts += ["## Release gate", release_gate_markdown(release)]
     parts += [
         "## Limits",
         _LIMITS,

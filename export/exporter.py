@@ -372,7 +372,12 @@ def _findings(request: ExportRequest, scorer: KerasScorer, graph: bytes) -> tupl
         )
     rule = request.threshold_rule or "youden"
     return findings_of_graph(
-        graph, names, request.data, scorer.judgement.preprocess, rule, request.labels
+        graph,
+        names,
+        request.data,
+        scorer.judgement.preprocess,
+        rule=rule,
+        labels=request.labels,
     )
 
 

@@ -64,6 +64,7 @@ def findings_of_graph(
     names: Sequence[str],
     data: Path,
     spec: PreprocessSpec,
+    *,
     rule: Rule = "youden",
     labels: LabelMap | None = None,
 ) -> tuple[Finding, ...]:

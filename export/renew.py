@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,12 @@ from lungwatch.export.figures import FIGURES, Figures
 from lungwatch.export.gate import GateRequest, export_gate
 from lungwatch.export.parity import run_onnx
 from lungwatch.export.peaks import add_peak_output, reference_of_data
+from lungwatch.export.release_card import RELEASE_GATE, read_release_gate, require_same_model
 from lungwatch.export.to_onnx import with_contract
 from lungwatch.golden import golden_input
 from lungwatch.training.dataset import dataset_name
 from lungwatch.training.label_map import LabelMap
+from lungwatch.training.score_cache import model_digest
 from lungwatch.training.scorers import OnnxScorer
 from lungwatch.twosample import LEAST
 
@@ -52,6 +55,9 @@ class RenewRequest:
         Markdown for the card, on the data and their confounds.
     figures
         Tables measured elsewhere; they come after those that the bundle has.
+    release_gate
+        What `lungwatch evaluate BUNDLE … --gate` wrote, for the card; None keeps the bundle's own,
+        if it has one and keeps its content gate.
     replace
         Whether a bundle of the same version is replaced.
     labels
@@ -67,6 +73,7 @@ class RenewRequest:
     evaluate: Sequence[Path] = ()
     notes: str = ""
     figures: Figures = field(default_factory=dict)
+    release_gate: Path | None = None
     replace: bool = False
     labels: LabelMap | None = None
 
@@ -125,7 +132,15 @@ def renew(
                 f"({LEAST} that the gate accepts are needed)"
             )
     figures = {**before.metrics.get(FIGURES, {}), **request.figures}
-    told = {FIGURES: figures} if figures else {}
+    told: dict[str, Any] = {FIGURES: figures} if figures else {}
+    kept = dict(before.metrics)
+    if request.gate:
+        # It was measured with the content gate that is replaced.
+        kept.pop(RELEASE_GATE, None)
+    if request.release_gate:
+        told[RELEASE_GATE] = read_release_gate(request.release_gate)
+        digest = model_digest(request.bundle)
+        require_same_model(told[RELEASE_GATE], digest, str(request.bundle))
     map_reference = before.map_reference
     if request.data:
         map_reference = reference_of_data(scorer, request.data, request.labels)
@@ -135,7 +150,7 @@ def renew(
         gate=gate.contract if gate else None,
         map_reference=map_reference,
         provenance={**before.provenance, "network_of": before.id},
-        metrics={**measured, **before.metrics, **measured, **told},
+        metrics={**measured, **kept, **measured, **told},
     )
     bundle = write_bundle(
         request.folder,

@@ -109,12 +109,36 @@ def _radiograph(path: Path) -> Radiograph:
 
 
 def _mask(path: Path, radiograph: Radiograph) -> FloatArray:
+    drawn = drawn_on(path, radiograph)
+    if not _FEWEST <= float(drawn.mean()) <= _MOST:
+        raise DatasetError(f"{path}: marks {drawn.mean():.0%} of the image as lung")
+    return drawn
+
+
+def drawn_on(path: Path, radiograph: Radiograph) -> FloatArray:
+    """Read what was drawn on a radiograph, without the frame that the reader cut off.
+
+    Parameters
+    ----------
+    path
+        A grey image, drawn on the file as it is, with its frame, at any size.
+    radiograph
+        The file as it was read.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, 0..1, over `radiograph.pixels`, though not necessarily of their shape.
+
+    Raises
+    ------
+    DatasetError
+        If there is no such image.
+    """
     grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.is_file() else None
     if grey is None:
         raise DatasetError(f"{path}: no such mask, or not an image")
     drawn = np.asarray(grey, dtype=np.float32) / 255.0
-    if not _FEWEST <= float(drawn.mean()) <= _MOST:
-        raise DatasetError(f"{path}: marks {drawn.mean():.0%} of the image as lung")
     if radiograph.kept is not None:
         # The mask was drawn on the image as the file has it, with its frame.
         whole = (radiograph.meta.columns, radiograph.meta.rows)

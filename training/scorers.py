@@ -160,6 +160,7 @@ class OnnxScorer:
     """An exported graph with its contract."""
 
     def __init__(self, data: bytes, name: str = "the exported graph") -> None:
+        self.data = data
         self.session = onnx_session(data, name)
         text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:

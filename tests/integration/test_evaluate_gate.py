@@ -113,7 +113,7 @@ def test_the_table_and_the_folder_with_a_plot(bundle, pictures, tmp_path):
     [
         (("--turned",), "--turned needs --gate-images"),
         ((), "give DATA to measure on"),
-        (("data", "--gate-images", "."), "--gate-images takes neither DATA nor --resume"),
+        (("data", "--gate-images", "."), "DATA does not go with --gate-images"),
     ],
 )
 def test_what_makes_no_sense_together_is_a_usage_error(bundle, arguments, message):

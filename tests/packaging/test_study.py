@@ -15,6 +15,8 @@ DRAWN = {
     "roc.png",
     "pr.png",
     "reliability.png",
+    "release_gate.png",
+    "lesions.png",
 }
 
 
