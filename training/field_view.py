@@ -8,6 +8,7 @@ Mid-grey is the lungs' mean, so the mask's outline tells less than a black surro
 import functools
 from types import ModuleType
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,15 +33,16 @@ def soft_lungs(lungs: FloatArray) -> FloatArray:
     Parameters
     ----------
     lungs
-        float32, shape (..., S, S), 0..1.
+        float32, shape (S, S), 0..1.
 
     Returns
     -------
     numpy.ndarray
-        float32, of the same shape, 0..1: a Gaussian of 1.2 pixels, cut off at the border.
+        float32, of the same shape, 0..1: a Gaussian of 1.2 pixels; beyond the border is no lung.
     """
-    blur = _gaussian(lungs.shape[-1])
-    return np.asarray(blur @ lungs @ blur.T, np.float32)
+    blur = _gaussian()
+    soft = cv2.sepFilter2D(lungs, cv2.CV_32F, blur, blur, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(soft, np.float32)
 
 
 def standardised(pixels: FloatArray, soft: FloatArray) -> FloatArray:
@@ -49,7 +51,7 @@ def standardised(pixels: FloatArray, soft: FloatArray) -> FloatArray:
     Parameters
     ----------
     pixels
-        float32, shape (..., S, S).
+        float32, shape (S, S).
     soft
         float32, of the same shape, 0..1: how much each pixel counts; see `soft_lungs`.
 
@@ -68,7 +70,7 @@ def on_grey(values: FloatArray, soft: FloatArray) -> FloatArray:
 
 
 def view(pixels: FloatArray, lungs: FloatArray) -> FloatArray:
-    """Return what the network sees of pictures, float32 (..., S, S), 0..1; see `view_tensor`."""
+    """Return what the network sees of a picture, float32 (S, S), 0..1; see `view_tensor`."""
     soft = soft_lungs(lungs)
     return on_grey(standardised(pixels, soft), soft)
 
@@ -88,9 +90,12 @@ def view_tensor(pixels: Tensor, lungs: Tensor) -> Tensor:
     """
     from keras import ops
 
-    # A plain array: a tensor made out here would turn into an input of an exported graph.
-    blur = _gaussian(int(lungs.shape[-1]))
-    soft = ops.matmul(ops.matmul(blur, lungs), blur.T)
+    # Plain arrays: tensors made out here would turn into inputs of an exported graph.
+    blur = _gaussian()
+    soft = lungs[..., np.newaxis]
+    for shape in ((-1, 1, 1, 1), (1, -1, 1, 1)):
+        soft = ops.conv(soft, blur.reshape(shape), padding="same", data_format="channels_last")
+    soft = soft[..., 0]
     return _on_grey(_standardised(pixels, soft, ops), soft)
 
 
@@ -109,9 +114,7 @@ def _on_grey(values: Tensor, soft: Tensor) -> Tensor:
 
 
 @functools.cache
-def _gaussian(side: int) -> FloatArray:
-    """Return the blur of an axis as a matrix whose rows sum to 1."""
-    cells = np.arange(side)
-    away = (cells[:, np.newaxis] - cells) / _SOFTENING_PX
-    weights = np.where(np.abs(away) <= 4.0, np.exp(-0.5 * away**2), 0.0)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+def _gaussian() -> FloatArray:
+    away = np.arange(-4, 5) / _SOFTENING_PX
+    weights = np.exp(-0.5 * away**2)
+    return np.asarray(weights / weights.sum(), np.float32)
