@@ -100,8 +100,10 @@ def take_steps(
 
     run, progress, every = course.run, course.progress, course.checkpoint_steps
     phase = state["phase"]
-    model = keras.models.load_model(run.root / state["checkpoint"]) if state["checkpoint"] else None
-    model = model if model is not None else build()
+    if state["checkpoint"]:
+        model = keras.models.load_model(run.root / state["checkpoint"])
+    else:
+        model = build()
     losses: list[float] = []
     stretch = len(state["history"]) + 1
     for step, batch in drawn_ahead(draw, range(state["step"], steps)):
