@@ -53,8 +53,8 @@ def cut_field(pixels: FloatArray, chances: FloatArray) -> LungField:
     )
 
 
-def build_field_finder(gate: KerasModel, size_px: int, view_px: int) -> KerasModel:
-    """Build what finds the lungs of an X-ray and shows them.
+def build_field_finder(gate: KerasModel, size_px: int) -> KerasModel:
+    """Build what finds the lungs of an X-ray.
 
     Parameters
     ----------
@@ -62,14 +62,12 @@ def build_field_finder(gate: KerasModel, size_px: int, view_px: int) -> KerasMod
         Of `lungwatch.training.gate_network.build_gate_network`.
     size_px
         Side of the X-ray, S: a multiple of the gate's.
-    view_px
-        Side of the view, V.
 
     Returns
     -------
     keras.Model
-        From `pixels`, float32 (N, S, S, 1), 0..1, to the view, (N, V, V, 1), and the box, (N, 4):
-        left, top, right, bottom, 0..1.
+        From `pixels`, float32 (N, S, S, 1), 0..1, to the mask, (N, S, S, 1), 0..1, and its box,
+        (N, 4): left, top, right, bottom, 0..1.
     """
     import keras
     from keras import ops
@@ -91,18 +89,35 @@ def build_field_finder(gate: KerasModel, size_px: int, view_px: int) -> KerasMod
         ops.concatenate([_edge(is_lung, axis, first=first) for axis in (1, 2)], axis=-1)
         for first in (True, False)
     )
-    box = ops.concatenate([low, high], axis=-1)
-    shown = view_tensor(crop(pixels, box, view_px)[..., 0], crop(lungs, box, view_px)[..., 0])
-    return keras.Model(pixels, [shown[..., np.newaxis], box], name=FINDER)
+    return keras.Model(pixels, [lungs, ops.concatenate([low, high], axis=-1)], name=FINDER)
 
 
-def see_field(pixels: Tensor, finder: KerasModel) -> Tensor:
-    """Put the view onto an input: float32, (N, V, V, 1), of the layer named `VIEW`."""
-    from keras import layers
+def see_field(pixels: Tensor, finder: KerasModel, view_px: int) -> Tensor:
+    """Put the view onto an input.
 
-    shown, box = finder(pixels)
-    layers.Activation("linear", name=BOX)(box)
-    return layers.Activation("linear", name=VIEW)(shown)
+    Parameters
+    ----------
+    pixels
+        Keras tensor, (N, S, S, 1), 0..1.
+    finder
+        Of `build_field_finder`.
+    view_px
+        Side of the view, V.
+
+    Returns
+    -------
+    keras.KerasTensor
+        float32, (N, V, V, 1), of the layer named `VIEW`; its box is of the layer named `BOX`.
+    """
+    import keras
+
+    lungs, found = finder(pixels)
+    box = keras.layers.Activation("linear", name=BOX)(found)
+    given = [keras.Input(shape[1:]) for shape in (pixels.shape, lungs.shape, box.shape)]
+    seen, inside = (crop(plane, given[2], view_px)[..., 0] for plane in given[:2])
+    # By its name it is left out when a network is quantised, as the finder is.
+    shown = keras.Model(given, view_tensor(seen, inside)[..., np.newaxis], name=f"{FINDER}_view")
+    return keras.layers.Activation("linear", name=VIEW)(shown([pixels, lungs, box]))
 
 
 def _kept(chances: FloatArray) -> FloatArray:
@@ -137,5 +152,5 @@ def _edge(is_lung: Tensor, axis: int, *, first: bool) -> Tensor:
     # A plain array: a tensor made out here would turn into an input of an exported graph.
     starts = np.arange(size, dtype=np.float32).reshape(1, -1) / np.float32(size)
     if first:
-        return ops.min(1.0 - (1.0 - starts) * along, axis=1, keepdims=True)
-    return ops.max((starts + np.float32(1.0 / size)) * along, axis=1, keepdims=True)
+        return ops.min(1.0 - along * (1.0 - starts), axis=1, keepdims=True)
+    return ops.max(along * (starts + np.float32(1.0 / size)), axis=1, keepdims=True)
