@@ -138,7 +138,7 @@ def choose_penalty(
         for source in tried:
             own = sources == source
             learnt = np.flatnonzero(is_learnt & ~own)
-            head = fit_head(features[learnt], [samples[i] for i in learnt], penalty)
+            head = fit_head(features[learnt], [samples[int(i)] for i in learnt], penalty)
             logits = head.logits(features)
             rows[str(source)] = dict(_against(logits, findings, own, own | ~is_learnt))
         table[f"{penalty:g}"] = rows
