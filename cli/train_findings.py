@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     metavar="RUN",
     required=True,
-    help="Run folder of `train fields`: what the network knows of lungs.",
+    multiple=True,
+    help="Run folder of `train fields`: what the network knows of lungs. Repeatable: the features "
+    "of several seeds lie side by side.",
 )
 @click.option(
     "--gate",
@@ -55,7 +57,7 @@ def findings(
     data: Path,
     out: Path,
     resume: bool,
-    fields: Path,
+    fields: tuple[Path, ...],
     gate: Path,
     size: int,
     penalty: float | None,

@@ -147,17 +147,20 @@ def choose_penalty(
     return Choice(penalty=PENALTIES[best], left_out=table)
 
 
-def assemble(fields: KerasModel, gate: KerasModel, head: LinearHead, *, size_px: int) -> KerasModel:
+def assemble(
+    fields: Sequence[KerasModel], gate: KerasModel, head: LinearHead, *, size_px: int
+) -> KerasModel:
     """Build the network for whole X-rays.
 
     Parameters
     ----------
     fields
-        Of `lungwatch.training.field_network.build_field_network`: trunk and opacity.
+        Of `lungwatch.training.field_network.build_field_network`, with equal views: their
+        features lie side by side, and the opacity's logit is their mean.
     gate
         Of `lungwatch.training.gate_network.build_gate_network`: finds the lungs.
     head
-        COVID's.
+        COVID's, of the features of all.
     size_px
         Side of the X-ray, a multiple of the gate's.
 
@@ -168,20 +171,27 @@ def assemble(fields: KerasModel, gate: KerasModel, head: LinearHead, *, size_px:
         `lungwatch.training.head`. The layer `OPACITY` has the opacity's.
     """
     import keras
-    from keras import ops
 
     layers = keras.layers
-    trunk = fields.get_layer(TRUNK)
-    finder = build_field_finder(gate, size_px)
     pixels = keras.Input((size_px, size_px, 1), name="pixels")
-    shown = see_field(pixels, finder, int(trunk.input_shape[1]))
-    features = layers.Activation("linear", name=FEATURES)(trunk(shown))
+    finder = build_field_finder(gate, size_px)
+    shown = see_field(pixels, finder, int(fields[0].input_shape[1]))
+    trunks = [one.get_layer(TRUNK) for one in fields]
+    maps = [
+        keras.Model(trunk.input, trunk.output, name=f"{TRUNK}_{number}")(shown)
+        for number, trunk in enumerate(trunks)
+    ]
+    together = layers.Concatenate(name="side_by_side")(maps) if len(maps) > 1 else maps[0]
+    features = layers.Activation("linear", name=FEATURES)(together)
     pooled = layers.GlobalAveragePooling2D(name=POOLED)(features)
     hidden = layers.Dense(2, activation="relu", name=HIDDEN)(pooled)
     covid = layers.Dense(1, name=LOGIT)(hidden)
-    classes = fields.get_layer(THREE)(fields.get_layer(CLASSES_HIDDEN)(pooled))
-    rest = ops.logsumexp(classes[:, :2], axis=1, keepdims=True)
-    opacity = layers.Subtract(name=OPACITY)([classes[:, 2:], rest])
+    opacities, start = [], 0
+    for number, (one, features_of) in enumerate(zip(fields, maps, strict=True)):
+        end = start + int(features_of.shape[-1])
+        opacities.append(_opacity(one, f"field_opacity_{number}")(pooled[:, start:end]))
+        start = end
+    opacity = layers.Activation("linear", name=OPACITY)(sum(opacities) / len(opacities))
     # One answer like any network's; through this layer a saved network keeps the other as well.
     both = layers.Concatenate(name=FINDING_LOGITS)([covid, opacity])
     model = keras.Model(pixels, both[:, :1], name="findings")
@@ -191,6 +201,22 @@ def assemble(fields: KerasModel, gate: KerasModel, head: LinearHead, *, size_px:
     model.get_layer(LOGIT).set_weights([np.array([[1.0], [-1.0]], np.float32), np.zeros(1)])
     model.trainable = False
     return model
+
+
+def channels_of(fields: Sequence[KerasModel]) -> int:
+    """Count the pooled features of networks side by side."""
+    return sum(int(one.get_layer(TRUNK).output.shape[-1]) for one in fields)
+
+
+def _opacity(fields: KerasModel, name: str) -> KerasModel:
+    """Take the head off a network of fields: from its pooled features to the opacity's logit."""
+    import keras
+    from keras import ops
+
+    pooled = keras.Input((channels_of([fields]),))
+    classes = fields.get_layer(THREE)(fields.get_layer(CLASSES_HIDDEN)(pooled))
+    rest = ops.logsumexp(classes[:, :2], axis=1, keepdims=True)
+    return keras.Model(pooled, classes[:, 2:] - rest, name=name)
 
 
 def _weights(samples: Sequence[Sample]) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """Train the findings of a network that sees the lungs: the whole of `lungwatch train findings`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lungwatch.training.findings_head import (
     OPACITY,
     LinearHead,
     assemble,
+    channels_of,
     choose_penalty,
     fit_head,
 )
@@ -37,7 +39,7 @@ def train_findings(
     location: Path,
     root: Path,
     *,
-    fields: Path,
+    fields: Sequence[Path],
     gate: Path,
     size_px: int = SIZE_PX,
     penalty: float | None = None,
@@ -55,7 +57,7 @@ def train_findings(
     root
         The run folder to fill.
     fields
-        Run folder of `train fields`.
+        Run folders of `train fields`, of different seeds: their features lie side by side.
     gate
         Run folder of `train gate`: its network finds the lungs.
     size_px
@@ -78,7 +80,7 @@ def train_findings(
     Raises
     ------
     ConfigError
-        If `root` holds another run, or the size does not fit the gate's.
+        If `root` holds another run, the size does not fit the gate's, or the views differ.
     NotFoundError, ModelError
         If a run is not finished.
     DatasetError
@@ -90,8 +92,10 @@ def train_findings(
     run = RunFolder(root=root)
     run.refuse_taken(resume=resume)
     prepare_tensorflow()
-    parts = [RunFolder(root=one) for one in (fields, gate)]
-    trunk, finder = (load_keras(one.model) for one in parts)
+    parts = [RunFolder(root=one) for one in (*fields, gate)]
+    *trunks, finder = (load_keras(one.model) for one in parts)
+    if len({trunk.input_shape for trunk in trunks}) != 1:
+        raise ConfigError("give networks of lung fields with views of one size")
     if size_px % int(finder.input_shape[1]):
         raise ConfigError(f"the size must be a multiple of the gate's {finder.input_shape[1]} px")
     spec = PreprocessSpec(size_px=size_px)
@@ -110,8 +114,8 @@ def train_findings(
         },
         resume=resume,
     )
-    nothing = LinearHead(weights=np.zeros(_channels(trunk), np.float32), bias=0.0)
-    embedding = _embedding(assemble(trunk, finder, nothing, size_px=size_px))
+    nothing = LinearHead(weights=np.zeros(channels_of(trunks), np.float32), bias=0.0)
+    embedding = _embedding(assemble(trunks, finder, nothing, size_px=size_px))
     train, val = (_embed(embedding, part.pixels) for part in (prepared.train, prepared.val))
     choice = choose_penalty(
         np.concatenate([train, val]),
@@ -119,7 +123,7 @@ def train_findings(
         np.repeat([True, False], [len(train), len(val)]),
     )
     head = fit_head(train, prepared.train.samples, penalty or choice.penalty)
-    model = assemble(trunk, finder, head, size_px=size_px)
+    model = assemble(trunks, finder, head, size_px=size_px)
     save_keras(model, run.model)
     verdict = judge(prepared.val.targets, head.logits(val))
     metrics: dict[str, Any] = {
@@ -146,12 +150,6 @@ def opacity_logits(model: KerasModel, pixels: FloatArray) -> FloatArray:
     import keras
 
     return _embed(keras.Model(model.input, model.get_layer(OPACITY).output), pixels)[:, 0]
-
-
-def _channels(fields: KerasModel) -> int:
-    from lungwatch.training.field_network import POOLED as FIELD_POOLED
-
-    return int(fields.get_layer(FIELD_POOLED).output.shape[-1])
 
 
 def _embedding(model: KerasModel) -> KerasModel:

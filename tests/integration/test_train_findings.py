@@ -232,7 +232,7 @@ def test_the_head_is_linear_and_the_opacity_is_that_of_the_fields(pieces, tmp_pa
     fields, gate = pieces
     weights = np.random.default_rng(2).normal(0, 3, CHANNELS).astype(np.float32)
     head = LinearHead(weights=weights, bias=-0.4)
-    assemble(fields, gate, head, size_px=SIDE).save(tmp_path / "model.keras")
+    assemble([fields], gate, head, size_px=SIDE).save(tmp_path / "model.keras")
     model = keras.models.load_model(tmp_path / "model.keras")  # safe mode: no code in it
     names = (FEATURES, HIDDEN, LOGIT, OPACITY, "lung_view")
     outputs = keras.Model(model.input, [model.get_layer(name).output for name in names])
@@ -243,6 +243,21 @@ def test_the_head_is_linear_and_the_opacity_is_that_of_the_fields(pieces, tmp_pa
     assert np.allclose(np.asarray(model(seen))[:, 0], expected, atol=1e-5)
     assert np.all((hidden > 0).sum(axis=1) == 1)
     assert np.allclose(opacity[:, 0], opacity_logit(np.asarray(fields(shown))), atol=1e-5)
+
+
+def test_networks_side_by_side_have_one_view_and_the_mean_of_their_opacities(pieces):
+    gate = pieces[1]
+    both = [small_fields(VIEW_PX, imagenet=False) for _ in range(2)]
+    head = LinearHead(weights=np.linspace(-1, 1, 2 * CHANNELS, dtype=np.float32), bias=0.1)
+    model = assemble(both, gate, head, size_px=SIDE)
+    layers = [model.get_layer(name).output for name in ("features", OPACITY, "lung_view")]
+    _, seen = xrays(3)
+    features, opacity, shown = (np.asarray(one) for one in keras.Model(model.input, layers)(seen))
+    expected = np.mean([opacity_logit(np.asarray(one(shown))) for one in both], axis=0)
+    assert np.allclose(opacity[:, 0], expected, atol=1e-5)
+    assert np.allclose(
+        np.asarray(model(seen))[:, 0], head.logits(features.mean(axis=(1, 2))), atol=1e-5
+    )
 
 
 def samples(*groups):
