@@ -223,10 +223,11 @@ def _phase(
 ) -> KerasModel:
     """Take the phase's steps, from the state's on, and average the weights in."""
     phase, spec = state["phase"], PreprocessSpec(size_px=fitting.size_px)
+    steps = fitting.mask_steps if phase == _MASKS else fitting.steps
 
     def build() -> KerasModel:
         model = build_gate_network(fitting.size_px, imagenet=fitting.imagenet)
-        compile_gate(model, fitting.learning_rate, fitting.weight_decay)
+        compile_gate(model, fitting.learning_rate, fitting.weight_decay, steps=steps)
         return model
 
     def draw(step: int) -> GateBatch:
@@ -236,7 +237,6 @@ def _phase(
     def learn(model: KerasModel, batch: GateBatch, step: int) -> float:
         return train_on(model, batch, (fitting.seed, phase * 1_000_000 + step))
 
-    steps = fitting.mask_steps if phase == _MASKS else fitting.steps
     return take_steps(course, state, steps, build=build, draw=draw, learn=learn)
 
 
