@@ -25,6 +25,14 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "lungwatch.cli.train_gate:gate",
         "Train a network that says whether a picture can be judged.",
     ),
+    "fields": (
+        "lungwatch.cli.train_fields:fields",
+        "Train a network on lung fields.",
+    ),
+    "findings": (
+        "lungwatch.cli.train_findings:findings",
+        "Train the findings of a network that sees the lungs alone.",
+    ),
     "guided": (
         "lungwatch.cli.train_guided:guided",
         "Train a network that is guided to the lungs.",

@@ -15,6 +15,7 @@ from lungwatch.training.gate_checks import GateLook
 from lungwatch.training.gate_images import TURNS, GateBatch
 from lungwatch.training.lite0 import build_lite0
 from lungwatch.training.pixels import FloatArray
+from lungwatch.training.steps import seed_dropout
 
 FRONTAL, TURN, INVERTED, LUNGS = "frontal", "turn", "inverted", "lungs"
 CHANCES, EMBEDDING = "chances", "embedding"
@@ -22,7 +23,7 @@ LUNGS_CELL_PX = 4
 
 _TRUNK_END = "b11_exp_relu"  # 672 channels, 16 pixels a cell
 _DEEP, _MIDDLE, _FINE = "b10_add", "b4_add", "b2_add"  # 16, 8 and 4 pixels a cell
-_DROPOUT, _DROPPED = 0.2, "dropout"
+_DROPOUT = 0.2
 _AT_ONCE = 64
 # Of the averaged weights; reached from 450 steps on.
 _MOST_MOMENTUM, _SHORT_RUN = 0.995, 2.25
@@ -63,7 +64,7 @@ def build_gate_network(size_px: int, *, imagenet: bool) -> KerasModel:
     x = layers.Rescaling(255.0 / 128.0, offset=-127.0 / 128.0)(x)
     top, deep, middle, fine = trunk(x)
     pooled = layers.GlobalAveragePooling2D(name=EMBEDDING)(top)
-    hidden = layers.Dropout(_DROPOUT, name=_DROPPED)(pooled)
+    hidden = layers.Dropout(_DROPOUT, name="dropout")(pooled)
     hidden = layers.Dense(96, activation="relu", name="hidden")(hidden)
 
     field = _conv(deep, 32, 1)
@@ -173,7 +174,7 @@ def train_on(model: KerasModel, batch: GateBatch, seed: tuple[int, int]) -> floa
     float
         The loss.
     """
-    model.get_layer(_DROPPED).seed_generator.state.assign(seed)
+    seed_dropout(model, seed)
     found = model.train_on_batch(
         batch.pixels,
         {

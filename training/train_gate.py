@@ -4,11 +4,8 @@ First the network learns the lung masks drawn by hand, and then finds the lungs 
 nobody drew; from its start again, it learns everything on all of them.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +33,17 @@ from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
 from lungwatch.training.scorers import load_keras
+from lungwatch.training.steps import (
+    Course,
+    read_state,
+    remove_checkpoints,
+    take_steps,
+    write_state,
+)
 
 FAMILY = "Content gate on EfficientNet-Lite0"
-_COLUMNS = ("phase", "step", "loss", "learning_rate")
 _MASKS, _ALL = 1, 2
-_WARM_UP = 50
 _LUNGS = "lungs.npy"
-_WORKERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,40 +167,37 @@ def train_gate(
         record=data.files,
     )
     if not run.model.exists():
-        _fit(data, _Course(run=run, spec=spec, fitting=fitting, progress=progress))
+        _fit(data, run, fitting, progress)
     metrics = measure_gate(load_keras(run.model), data, spec, seed=fitting.seed)
     run.write("metrics.json", metrics)
     return metrics
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Course:
-    run: RunFolder
-    spec: PreprocessSpec
-    fitting: GateFitConfig
-    progress: Progress
-
-
-def _fit(data: GateData, course: _Course) -> None:
-    run, fitting = course.run, course.fitting
-    state = _read_state(run)
+def _fit(data: GateData, run: RunFolder, fitting: GateFitConfig, progress: Progress) -> None:
+    course = Course(
+        run=run,
+        learning_rate=fitting.learning_rate,
+        checkpoint_steps=fitting.checkpoint_steps,
+        progress=progress,
+    )
+    state = read_state(run)
     if state["phase"] == _MASKS:
-        finder = _phase(_MASKS, data.masks, course, state)
+        finder = _phase(data.masks, course, state, fitting)
         state = {**state, "phase": _ALL, "step": 0, "checkpoint": ""}
         _write_lungs(run, find_lungs(finder, data.train.pixels))
-        _advance(run, state)
+        write_state(run, state)
     found = np.load(run.root / _LUNGS)
     xrays = [
         replace(xray, lungs=_stretched(lungs, xray.pixels))
         for xray, lungs in zip(data.train.xrays, found, strict=True)
     ]
-    model = _phase(_ALL, [*xrays, *data.masks], course, state)
+    model = _phase([*xrays, *data.masks], course, state, fitting)
     # Without its optimiser, which nobody needs any more and which holds most of it.
     final = build_gate_network(fitting.size_px, imagenet=False)
     final.set_weights(model.get_weights())
     save_keras(final, run.model)
-    for left in (*run.root.glob("checkpoint-*.keras"), run.root / _LUNGS):
-        left.unlink(missing_ok=True)
+    remove_checkpoints(run)
+    (run.root / _LUNGS).unlink(missing_ok=True)
 
 
 def find_lungs(model: KerasModel, pixels: FloatArray) -> ByteArray:
@@ -225,85 +223,25 @@ def find_lungs(model: KerasModel, pixels: FloatArray) -> ByteArray:
 
 
 def _phase(
-    phase: int, xrays: Sequence[GateXray], course: _Course, state: dict[str, Any]
+    xrays: Sequence[GateXray], course: Course, state: dict[str, Any], fitting: GateFitConfig
 ) -> KerasModel:
     """Take the phase's steps, from the state's on, and average the weights in."""
-    run, fitting, progress = course.run, course.fitting, course.progress
-    import keras
-
+    phase, spec = state["phase"], PreprocessSpec(size_px=fitting.size_px)
     steps = fitting.mask_steps if phase == _MASKS else fitting.steps
-    if state["checkpoint"]:
-        model = keras.models.load_model(run.root / state["checkpoint"])
-    else:
+
+    def build() -> KerasModel:
         model = build_gate_network(fitting.size_px, imagenet=fitting.imagenet)
         compile_gate(model, fitting.learning_rate, fitting.weight_decay, steps=steps)
-    losses: list[float] = []
-    stretch = len(state["history"]) + 1
-    every = fitting.checkpoint_steps
-    for step, batch in _batches(phase, xrays, course, range(state["step"], steps)):
-        rate = fitting.learning_rate * _pace(step, steps)
-        model.optimizer.learning_rate.assign(rate)
-        losses.append(train_on(model, batch, (fitting.seed, phase * 1_000_000 + step)))
-        if progress.on_batch:
-            progress.on_batch(stretch, step % every + 1, every)
-        if (step + 1) % every and step + 1 < steps:
-            continue
-        row = {
-            "phase": phase,
-            "step": step + 1,
-            "loss": sum(losses) / len(losses),
-            "learning_rate": rate,
-        }
-        before = state["checkpoint"]
-        state["history"].append(row)
-        state.update(step=step + 1, checkpoint=f"checkpoint-{phase}-{step + 1:06d}.keras")
-        save_keras(model, run.root / state["checkpoint"])
-        _advance(run, state)
-        if before:
-            (run.root / before).unlink(missing_ok=True)
-        if progress.on_epoch:
-            progress.on_epoch({**row, "epoch": stretch})
-        losses, stretch = [], stretch + 1
-    model.optimizer.finalize_variable_values(model.trainable_variables)
-    return model
-
-
-def _batches(
-    phase: int, xrays: Sequence[GateXray], course: _Course, steps: range
-) -> Iterator[tuple[int, GateBatch]]:
-    """Draw each step's pictures, a few steps ahead; OpenCV and NumPy let other threads run."""
-    spec, fitting = course.spec, course.fitting
+        return model
 
     def draw(step: int) -> GateBatch:
         rng = np.random.default_rng([fitting.seed, phase, step])
         return draw_batch(xrays, fitting.batch_size, spec, spec.size_px // LUNGS_CELL_PX, rng)
 
-    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="draw") as pool:
-        waiting = iter(steps)
-        ahead = [(step, pool.submit(draw, step)) for step in islice(waiting, _WORKERS + 1)]
-        while ahead:
-            step, drawn = ahead.pop(0)
-            batch = drawn.result()
-            ahead += [(later, pool.submit(draw, later)) for later in islice(waiting, 1)]
-            yield step, batch
+    def learn(model: KerasModel, batch: GateBatch, step: int) -> float:
+        return train_on(model, batch, (fitting.seed, phase * 1_000_000 + step))
 
-
-def _pace(step: int, steps: int) -> float:
-    """Share of the learning rate: a short rise, then half a cosine."""
-    falling = 0.5 * (1.0 + math.cos(math.pi * step / steps)) + 0.01
-    return min(1.0, (step + 1) / _WARM_UP) * falling
-
-
-def _read_state(run: RunFolder) -> dict[str, Any]:
-    if (run.root / "state.json").exists():
-        return run.read("state.json")
-    return {"phase": _MASKS, "step": 0, "checkpoint": "", "history": []}
-
-
-def _advance(run: RunFolder, state: dict[str, Any]) -> None:
-    run.write("state.json", state)
-    if state["history"]:
-        run.write_table("history.csv", state["history"], columns=_COLUMNS)
+    return take_steps(course, state, steps, build=build, draw=draw, learn=learn)
 
 
 def _write_lungs(run: RunFolder, found: ByteArray) -> None:
