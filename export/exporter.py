@@ -22,7 +22,7 @@ from lungwatch.export.bundle import write_bundle
 from lungwatch.export.card import write_card
 from lungwatch.export.fidelity import check_size
 from lungwatch.export.figures import FIGURES, Figures, check_figures
-from lungwatch.export.findings import findings_of_graph, with_references
+from lungwatch.export.findings import findings_of_graph, int8_loss, with_references
 from lungwatch.export.gate import GateRequest, export_gate
 from lungwatch.export.int8 import make_int8, recalibrate
 from lungwatch.export.parity import compare, run_onnx, synthetic_images
@@ -174,6 +174,10 @@ def export(
         int8 = make_int8(proto, judgement, request.data, rule=rule or "youden", progress=progress)
         proto, judgement = int8.proto, int8.judgement
         provenance["quantisation"] = int8.about
+        if scorer.further:
+            quantised = proto.SerializeToString()
+            lost = int8_loss(plain, quantised, scorer.further, request.data, spec)
+            provenance["quantisation"]["findings"] = lost
     judgement = replace(judgement, findings=_findings(request, scorer, proto.SerializeToString()))
     contract = _contract(request, scorer, judgement, proto.SerializeToString(), provenance)
     exported = OnnxScorer(with_contract(proto, contract))
