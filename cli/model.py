@@ -169,11 +169,13 @@ def _summary(bundle: Path, trust: "Trust") -> dict[str, Any]:
         "family": None,
         "size_bytes": sum(file.stat().st_size for file in bundle.iterdir() if file.is_file()),
         "threshold": None,
+        "findings": [],
         "gate": [],
         "metrics": {},
         "path": str(bundle),
         "error": None,
     }
+    from lungwatch.contract import COVID_FINDING
     from lungwatch.daemon.model import Classifier
 
     try:
@@ -186,6 +188,7 @@ def _summary(bundle: Path, trust: "Trust") -> dict[str, Any]:
         "version": contract.version,
         "family": contract.family,
         "threshold": contract.decision.threshold,
+        "findings": [COVID_FINDING, *(finding.name for finding in contract.findings)],
         "gate": [check.name for check in contract.gate.checks] if contract.gate else [],
         "metrics": contract.metrics,
     }

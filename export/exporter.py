@@ -24,7 +24,7 @@ from lungwatch.export.degenerate import check_answers, check_validation, check_v
 from lungwatch.export.drift import make_reference
 from lungwatch.export.fidelity import check_size
 from lungwatch.export.figures import FIGURES, Figures, check_figures
-from lungwatch.export.findings import findings_of_graph, with_references
+from lungwatch.export.findings import findings_of_graph, int8_loss, with_references
 from lungwatch.export.gate import GateRequest, export_gate
 from lungwatch.export.int8 import make_int8, recalibrate, val_samples
 from lungwatch.export.own_form import own_form
@@ -203,6 +203,12 @@ def export(
         )
         proto, judgement = int8.proto, int8.judgement
         provenance["quantisation"] = int8.about
+        if scorer.further:
+            quantised = proto.SerializeToString()
+            lost = int8_loss(
+                plain, quantised, scorer.further, request.data, spec, labels=request.labels
+            )
+            provenance["quantisation"]["findings"] = lost
     judgement = replace(judgement, findings=_findings(request, scorer, proto.SerializeToString()))
     contract = _contract(request, scorer, judgement, proto.SerializeToString(), provenance)
     exported = OnnxScorer(with_contract(proto, contract))

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from lungwatch.contract import FINDINGS, Finding
-from lungwatch.errors import DatasetError
+from lungwatch.errors import DatasetError, ModelError
+from lungwatch.export.fidelity import LOSS_LIMIT
 from lungwatch.export.parity import run_onnx
 from lungwatch.export.peaks import REFERENCE_PERCENTILE
 from lungwatch.preprocess import PreprocessSpec
@@ -15,7 +16,7 @@ from lungwatch.training.calibrate import Rule, choose_decision, fit_calibration
 from lungwatch.training.dataset import dataset_name, load_dataset, of_split
 from lungwatch.training.evaluate import finding_truth
 from lungwatch.training.label_map import LabelMap
-from lungwatch.training.metrics import sigmoid
+from lungwatch.training.metrics import roc_auc, sigmoid
 from lungwatch.training.pixels import FloatArray, read_pixels
 from lungwatch.training.samples import Sample
 from lungwatch.training.scorers import OnnxScorer
@@ -91,12 +92,58 @@ def findings_of_graph(
         If images cannot be read, or as `fit_findings`.
     """
     samples = of_split(load_dataset(data, labels), "val", dataset_name(data))
+    return fit_findings(names, _logits(graph, read_pixels(samples, spec)), samples, rule)
+
+
+def int8_loss(
+    plain: bytes,
+    quantised: bytes,
+    names: Sequence[str],
+    data: Path,
+    spec: PreprocessSpec,
+    *,
+    labels: LabelMap | None = None,
+) -> dict[str, dict[str, float]]:
+    """Return what quantising costs each finding on the validation split: ROC-AUC of both graphs.
+
+    Parameters
+    ----------
+    plain, quantised
+        The bytes of either ONNX file.
+    names, data, spec, labels
+        As of `findings_of_graph`.
+
+    Raises
+    ------
+    ModelError
+        If a finding loses 0.005 ROC-AUC or more.
+    DatasetError
+        If images cannot be read.
+    """
+    samples = of_split(load_dataset(data, labels), "val", dataset_name(data))
     pixels = read_pixels(samples, spec)
+    pair = _logits(plain, pixels), _logits(quantised, pixels)
+    found = {}
+    for index, name in enumerate(names):
+        truth = finding_truth(name, samples)
+        if truth is None:
+            continue
+        before, after = (roc_auc(truth, logits[:, index]) for logits in pair)
+        found[name] = {"roc_auc_float": round(before, 6), "roc_auc_int8": round(after, 6)}
+        if not before - after < LOSS_LIMIT:  # a NaN must not pass
+            raise ModelError(
+                f"int8 costs '{name}' {before - after:.4f} ROC-AUC on validation, the limit is "
+                f"{LOSS_LIMIT} ({before:.4f} to {after:.4f}); export without --int8"
+            )
+    return found
+
+
+def _logits(graph: bytes, pixels: FloatArray) -> FloatArray:
     parts = [
         run_onnx(graph, pixels[start : start + _BATCH])[FINDINGS]
         for start in range(0, len(pixels), _BATCH)
     ]
-    return fit_findings(names, np.concatenate(parts), samples, rule)
+    return np.concatenate(parts)
 
 
 def with_references(

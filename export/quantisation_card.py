@@ -29,6 +29,11 @@ def quantisation_markdown(about: Mapping[str, Any]) -> str:
             f"{found['probability_largest']:.3f} | {found['probability_mean']:.4f} | "
             f"{found['decisions_changed']} | {likeness} |"
         )
+    for name, found in about.get("findings", {}).items():
+        rows.append(
+            f"\nROC-AUC of the finding `{name}` on validation: {found['roc_auc_float']:.4f}, in "
+            f"int8 {found['roc_auc_int8']:.4f}."
+        )
     made = (
         f"{about['convolutions']} convolutions; weights {about['weights']}; activations "
         f"{about['activations']}, range by {about['calibration']} over "

@@ -39,8 +39,12 @@ from lungwatch.export.exporter import ExportRequest, export  # noqa: E402
 from lungwatch.export.parity import compare, synthetic_images  # noqa: E402
 from lungwatch.export.to_onnx import to_onnx  # noqa: E402
 from lungwatch.preprocess import PreprocessSpec  # noqa: E402
+from lungwatch.training.calibrate import fit_calibration  # noqa: E402
+from lungwatch.training.dataset import load_dataset  # noqa: E402
 from lungwatch.training.fit import predict_logits  # noqa: E402
 from lungwatch.training.gradcam import gradcam  # noqa: E402
+from lungwatch.training.metrics import roc_auc  # noqa: E402
+from lungwatch.training.pixels import read_pixels  # noqa: E402
 from lungwatch.training.scorers import KerasScorer, OnnxScorer  # noqa: E402
 
 SIDE = 32
@@ -208,6 +212,37 @@ def test_without_data_nothing_reads_the_scores(file, tmp_path):
     (run / "metrics.json").write_text('{"epochs": 1, "best_epoch": 1, "parameters": 1}')
     with pytest.raises(DatasetError, match="opacity"):
         export(ExportRequest(model=run, name="none", version="1.0.0", folder=tmp_path))
+
+
+def test_int8_fits_the_findings_anew_and_tells_what_was_lost(file, data, tmp_path, monkeypatch):
+    """To the quantised graph's own logits; the float graph's figure stands beside."""
+    # Random weights on noise lose more than a trained network may.
+    monkeypatch.setattr("lungwatch.export.findings.LOSS_LIMIT", 0.1)
+    request = ExportRequest(
+        model=file, name="q", version="1.0.0", folder=tmp_path, data=data, int8=True
+    )
+    folder, contract = export(request)
+    (opacity,) = contract.findings
+    samples = [sample for sample in load_dataset(data) if sample.split == "val"]
+    scorer = OnnxScorer((folder / "model.onnx").read_bytes())
+    logits = scorer.finding_logits(read_pixels(samples, contract.preprocess))
+    truth = [sample.finding != "NORMAL" for sample in samples]
+    assert opacity.calibration == fit_calibration(truth, logits[:, 0])
+    lost = contract.provenance["quantisation"]["findings"]["opacity"]
+    assert lost["roc_auc_int8"] == pytest.approx(roc_auc(truth, logits[:, 0]), abs=1e-6)
+    assert abs(lost["roc_auc_float"] - lost["roc_auc_int8"]) < 0.1
+    assert "ROC-AUC of the finding `opacity` on validation" in (folder / "card.md").read_text()
+    Classifier.load(folder)
+
+
+def test_a_finding_that_loses_too_much_in_int8_is_not_exported(file, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("lungwatch.export.findings.LOSS_LIMIT", -1.0)
+    request = ExportRequest(
+        model=file, name="q", version="1.0.0", folder=tmp_path, data=data, int8=True
+    )
+    with pytest.raises(ModelError, match="int8 costs 'opacity'"):
+        export(request)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_labels_do_not_tell_is_not_exported(data, tmp_path):
