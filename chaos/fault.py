@@ -1,4 +1,4 @@
-"""What every fault has, and the common course of those that come and go under load."""
+"""Fault base classes: what an injected fault must do, and the course of passing ones."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""What was dropped against what the folders and the database say became of it."""
+"""Ledger of dropped files against folders and database after a run."""
 
 import hashlib
 import sqlite3

@@ -1,4 +1,4 @@
-"""What a model says about itself, carried in the ONNX file's metadata.
+"""Model contract: the metadata of an ONNX model that the daemon relies on.
 
 The daemon runs nothing it does not understand: the contract names its version, how the
 input is made, what the outputs mean, where the threshold lies and what the model answers on

@@ -45,7 +45,7 @@ FLAGS: dict[Flag, str] = {
     Flag.BODY_PART_UNKNOWN: "the file does not name the chest, or names more than it",
     Flag.DESCRIPTION_DISAGREES: "a description in the file names another view or body part",
     Flag.ORIENTATION_CORRECTED: "turned or mirrored as Patient Orientation says",
-    Flag.DEPTH_CORRECTED: "the stated number of bits was wrong; the pixels' own was used",
+    Flag.DEPTH_CORRECTED: "stated depth, sign or range was wrong: the pixels decided",
     Flag.TABLE_IGNORED: "a broken look-up table was left out",
     Flag.WINDOW_IGNORED: "a window that belongs to other values was left out",
     Flag.FRAME_REMOVED: "a uniform frame around the X-ray was cut off",

@@ -1,4 +1,4 @@
-"""How far what a picture shows supports the answer: the figures kept with a result."""
+"""Plausibility figures of a result: gate score, lung area and lung share."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""From the drop folder into this daemon's hands, without a moment in which a file is nobody's."""
+"""Claiming of dropped files: moved to `work/`, hashed and recorded, never without an owner."""
 
 import errno
 import hashlib

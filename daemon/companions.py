@@ -1,4 +1,4 @@
-"""What runs beside the pipeline where it is configured: the PACS listener, the status port."""
+"""Optional services beside the pipeline: the PACS listener and the status port."""
 
 from functools import partial
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""What the keys of the configuration must be to one another."""
+"""Cross-field validation of the configuration."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""From a file to the network's input and the overlay's background."""
+"""Decoding of one file to the network's input and the overlay's background."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where a file ends: moved to `done/` or `quarantine/`, and the row told so."""
+"""Filing: the move to `done/` or `quarantine/`, and the row that records it."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""From scores to the overlay, the database row and the file's place: the last stage."""
+"""Last pipeline stage: overlay, database row and the file's final place."""
 
 from lungwatch.atomicfile import make_dirs, write_atomic
 from lungwatch.contract import ModelContract

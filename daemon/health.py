@@ -1,4 +1,4 @@
-"""How the running daemon is: what /health answers, without anything of a patient."""
+"""Health report of the running daemon, as /health answers it; no patient data."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a reader should know of a result beside its score: figures of the gate, and flags."""
+"""Plausibility and flags of a scored picture, from gate, lungs and map."""
 
 from dataclasses import dataclass
 

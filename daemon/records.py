@@ -1,4 +1,4 @@
-"""What passes between the stages: frozen, so that no stage can change another's work."""
+"""Frozen records that pass between the pipeline stages."""
 
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""What a start does first: bring rows and folders of a dead process together.
+"""Recovery at start: rows and folders left by a dead process are brought together.
 
 Files in `work/` are taken up by the intake, which claims them as if they had just been
 moved there. What is left for this module are rows that speak of a file in `work/` which is

@@ -1,4 +1,4 @@
-"""From an empty file, or an earlier version's database, to the present schema."""
+"""Database migrations: an empty or earlier version's database to the present schema."""
 
 from pathlib import Path
 

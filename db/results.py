@@ -1,4 +1,4 @@
-"""What becomes of a claimed result, as it is written. Each method is one transaction."""
+"""Result transitions of a claimed file; each method is one transaction."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""What the queries return."""
+"""Row types that the queries return."""
 
 from dataclasses import dataclass
 from datetime import datetime

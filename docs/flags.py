@@ -19,8 +19,8 @@ RULES: dict[str, str] = {
     "body, a lateral view, an animal or a derived image",
     "orientation_corrected": "Patient Orientation is not L\\F: turned or mirrored before scoring, "
     "in overlay and map too",
-    "depth_corrected": "Bits Stored, High Bit, a codestream's precision or a table's depth "
-    "contradicts the pixels, which decide",
+    "depth_corrected": "depth, sign, alignment or byte order contradicts the pixels, which decide; "
+    "or a PNG or JPEG is shown from its lowest to its highest value",
     "table_ignored": "a Modality or VOI LUT that is broken, or shows nothing of the picture, was "
     "left out; what stands beside it is used",
     "window_ignored": "a stated window that shows nothing of the picture was left out",

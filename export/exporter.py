@@ -1,4 +1,4 @@
-"""From a run folder to a bundle: convert, prove, measure, describe, write."""
+"""Export of a trained run: convert, prove, measure, describe, write the bundle."""
 
 import re
 from collections.abc import Callable, Sequence

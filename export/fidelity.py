@@ -1,4 +1,4 @@
-"""How far a quantised graph's answers are from the float graph's."""
+"""Fidelity of a quantised graph against the float graph."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""From a run folder of `lungwatch train gate` to the gate of a bundle: `gate.onnx` and contract."""
+"""Export of a trained content gate: `gate.onnx` and its section of the contract."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -39,7 +39,7 @@ _LIMITS = """\
   on photographs of films.
 - It asks whether a picture can be judged, not whether the answer is right: nothing is said of
   exposure, motion or a foreign body.
-- A mirrored chest passes, and a chest turned by less than about 20° does.
+- A mirrored chest passes, and one that is tilted by up to about 25°.
 - The pictures that it refuses here are of few kinds and collections. Another kind may pass.
 - Distances between embeddings tell collections apart too. A hospital whose X-rays look otherwise
   may be refused more often than these figures say: `lungwatch evaluate --gate-images DIR` tells,
@@ -81,8 +81,8 @@ def rates_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         count, kept = row["pictures"], row["kept"]
         right = kept if row["expected"] == "kept" else count - kept
-        reasons = ", ".join(f"{reason} {number}" for reason, number in row["refused"].items())
-        reasons = reasons or "none"
+        often = sorted(row["refused"].items(), key=lambda pair: (-pair[1], pair[0]))
+        reasons = ", ".join(f"{reason} {number}" for reason, number in often) or "none"
         lines.append(
             f"| {row['pictures_of']} | {row['copies']} | {row['expected']} | {count} "
             f"| {right / count:.1%} | {count - right} | {reasons} |"

@@ -1,4 +1,4 @@
-"""From a float graph to an int8 one: calibrated statically, convolutions only."""
+"""Static int8 quantisation of the convolutions of a float graph."""
 
 import contextlib
 import io
@@ -104,8 +104,9 @@ def quantise(
         plain, ready, done = (Path(place) / f"{name}.onnx" for name in ("plain", "ready", "done"))
         onnx.save(proto, plain)
         try:
-            # onnxruntime reports its progress on stdout, which is kept for results.
-            with contextlib.redirect_stdout(io.StringIO()):
+            # onnxruntime reports its progress on stdout, which is kept for results, and what it
+            # fails at in files of the working directory.
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.chdir(place):
                 quant_pre_process(plain, ready, skip_symbolic_shape=not symbolic_shapes)
                 quantize_static(
                     ready,

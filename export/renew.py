@@ -8,7 +8,7 @@ import numpy as np
 
 from lungwatch.bundle import read_bundle
 from lungwatch.contract import ModelContract
-from lungwatch.errors import ModelError
+from lungwatch.errors import MissingExtraError, ModelError
 from lungwatch.export.bundle import write_bundle
 from lungwatch.export.card import write_card
 from lungwatch.export.exporter import check_version, measure_sets
@@ -87,7 +87,10 @@ def renew(
     MissingExtraError
         If a package of the extra 'train' is not installed.
     """
-    import onnx
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError("renewing a bundle", "train") from error
 
     files = read_bundle(request.bundle)
     files.check_digests()

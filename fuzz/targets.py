@@ -1,4 +1,4 @@
-"""What is fuzzed: each target takes bytes and raises if lungwatch answers them in a wrong way.
+"""Fuzz targets: each takes bytes and raises if lungwatch answers them wrongly.
 
 A refusal with a reason is a right answer, and so is an image that keeps its promises. Anything
 else, a foreign exception above all, is a finding.

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: what must be mended, and what to look at."""
+"""Data set check: faults that must be mended, and remarks."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the content gate learns from and is measured on: a data set's X-rays, and lung masks."""
+"""Data of the content gate: a data set's X-rays and lung masks."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""What a trained content gate keeps and refuses, before it is exported."""
+"""Rates of a trained content gate before export: kept and refused."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

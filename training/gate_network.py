@@ -24,6 +24,8 @@ _TRUNK_END = "b11_exp_relu"  # 672 channels, 16 pixels a cell
 _DEEP, _MIDDLE, _FINE = "b10_add", "b4_add", "b2_add"  # 16, 8 and 4 pixels a cell
 _DROPOUT, _DROPPED = 0.2, "dropout"
 _AT_ONCE = 64
+# Of the averaged weights; reached from 450 steps on.
+_MOST_MOMENTUM, _SHORT_RUN = 0.995, 2.25
 
 
 def build_gate_network(size_px: int, *, imagenet: bool) -> KerasModel:
@@ -120,13 +122,27 @@ def look_with(answering: KerasModel, pixels: FloatArray) -> GateLook:
     return GateLook(chances=joined(CHANCES), embedding=joined(EMBEDDING), lungs=joined(LUNGS))
 
 
-def compile_gate(model: KerasModel, learning_rate: float, weight_decay: float) -> None:
-    """Give the network its losses and AdamW with averaged weights."""
+def compile_gate(
+    model: KerasModel, learning_rate: float, weight_decay: float, *, steps: int
+) -> None:
+    """Give the network its losses and AdamW with averaged weights.
+
+    Parameters
+    ----------
+    model
+        Of `build_gate_network`.
+    learning_rate, weight_decay
+        AdamW's.
+    steps
+        How many will be taken: the average reaches back over 200 of them, or over less than half
+        of a short run, whose first weights it would not forget otherwise.
+    """
     import keras
 
+    momentum = min(_MOST_MOMENTUM, max(0.0, 1.0 - _SHORT_RUN / steps))
     model.compile(
         optimizer=keras.optimizers.AdamW(
-            learning_rate, weight_decay=weight_decay, use_ema=True, ema_momentum=0.995
+            learning_rate, weight_decay=weight_decay, use_ema=True, ema_momentum=momentum
         ),
         loss={
             FRONTAL: keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.01),

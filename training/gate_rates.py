@@ -1,4 +1,4 @@
-"""How many pictures a content gate keeps and refuses: by folder, reason, and as turned copies."""
+"""Rates of a content gate over folders of pictures: by folder, reason and turned copy."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence

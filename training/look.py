@@ -1,4 +1,4 @@
-"""What one file of a data set looks like."""
+"""Inspection of one file of a data set: size, margins, text, fingerprint."""
 
 from dataclasses import dataclass
 

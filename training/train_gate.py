@@ -232,7 +232,7 @@ def _phase(
         model = keras.models.load_model(run.root / state["checkpoint"])
     else:
         model = build_gate_network(fitting.size_px, imagenet=fitting.imagenet)
-        compile_gate(model, fitting.learning_rate, fitting.weight_decay)
+        compile_gate(model, fitting.learning_rate, fitting.weight_decay, steps=steps)
     losses: list[float] = []
     stretch = len(state["history"]) + 1
     every = fitting.checkpoint_steps

@@ -1,4 +1,4 @@
-"""What a compressed frame says of its own size, before a decoder believes it.
+"""Headers of compressed frames: size, components and precision before decoding.
 
 A decoder allocates what the codestream asks for. One wrong byte there can ask for more than
 the machine has, and the kernel's answer to that is to kill the process.

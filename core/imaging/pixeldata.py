@@ -1,4 +1,4 @@
-"""From encoded pixel data to stored values, whatever the transfer syntax."""
+"""Pixel data decoding: encoded frames to stored values, for every transfer syntax."""
 
 from typing import Any
 

@@ -18,6 +18,18 @@ from lungwatch.imaging.tone import is_visible, own_range
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 
+OVERLAY_MARGIN = (17, 17, 20)
+"""RGB of the margins of the overlays that lungwatch draws: not quite grey, so that they are known
+again, also after a conversion to JPEG."""
+
+OVERLAY_MARK = b"Software\0lungwatch"
+"""Content of a PNG overlay's tEXt chunk (PNG 1.2, 4.2.3)."""
+
+_RING_PX = 4
+_RING_TOLERANCE = 5
+_RING_SHARE = 0.99
+_LEAST_BLUE = 1.5  # blue above red, of 3; compression of colours takes some of it
+
 
 def is_raster(head: bytes) -> bool:
     """Whether the first bytes of a file are those of a PNG or a JPEG file."""
@@ -37,7 +49,8 @@ def read(path: Path, max_pixels: int) -> Radiograph:
     Raises
     ------
     FileRejected
-        If the file is truncated, damaged or too large, or the picture is in colours.
+        If the file is truncated, damaged or too large, or the picture is in colours or an
+        overlay of lungwatch's own.
     OSError
         If the file cannot be read at all.
     """
@@ -64,6 +77,11 @@ def read(path: Path, max_pixels: int) -> Radiograph:
     if header is not None:
         # OpenCV mends what it can, and says nothing.
         check_jpeg(data, header, image)
+    if (kind == "PNG" and _has_mark(data)) or _is_overlay(image):
+        raise FileRejected(
+            Reason.NOT_A_RADIOGRAPH,
+            "the picture is an overlay that lungwatch drew; drop the X-ray itself",
+        )
     pixels, bits, flags = _to_grey(image)
     return Radiograph(
         pixels=pixels,
@@ -88,6 +106,24 @@ def _decode(data: bytes) -> NDArray[np.uint8] | NDArray[np.uint16] | None:
     except cv2.error as error:
         raise FileRejected(Reason.UNREADABLE, "the image data cannot be decoded") from error
     return image  # type: ignore[return-value]  # OpenCV's stub knows no element types
+
+
+def _has_mark(data: bytes) -> bool:
+    position = data.find(b"tEXt" + OVERLAY_MARK)
+    return 0 <= position < data.find(b"IDAT")
+
+
+def _is_overlay(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bool:
+    """Whether the outermost pixels have the colour of an overlay's margins."""
+    if image.ndim != 3 or image.dtype != np.uint8 or min(image.shape[:2]) <= 2 * _RING_PX:
+        return False
+    inner = slice(_RING_PX, -_RING_PX)
+    outside = np.ones(image.shape[:2], dtype=np.bool_)
+    outside[inner, inner] = False
+    ring = image[outside][:, 2::-1].astype(np.int16)
+    near = np.abs(ring - np.array(OVERLAY_MARGIN, dtype=np.int16)).max(axis=1) <= _RING_TOLERANCE
+    blue = float((ring[:, 2] - ring[:, 0]).mean())
+    return bool(near.mean() >= _RING_SHARE) and blue >= _LEAST_BLUE
 
 
 def _to_grey(

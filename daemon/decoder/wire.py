@@ -1,4 +1,4 @@
-"""What the daemon and a decoding process tell each other.
+"""Messages between the daemon and a decoding process.
 
 What comes back is JSON and plain arrays, checked: it is made from hostile files by a process
 that one of them may have taken over. Pickle would hand on the daemon as well.

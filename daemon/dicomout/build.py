@@ -1,4 +1,4 @@
-"""From a result to the objects that say it, validated."""
+"""Building of validated DICOM objects from a result."""
 
 import io
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""From a delivery's row to the object's file in the outbox."""
+"""Packing of a delivery: from its row to the object's file in the outbox."""
 
 import importlib.util
 from collections.abc import Callable

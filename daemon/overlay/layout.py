@@ -1,4 +1,4 @@
-"""Where everything in an overlay goes: text and scales in margins, never on the image."""
+"""Overlay layout: texts, scales and panels, all outside the X-ray."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What an overlay says in words: nothing about the patient, everything about the model."""
+"""Overlay texts: label, score, remarks, caption; nothing about the patient."""
 
 from dataclasses import dataclass
 from typing import Literal

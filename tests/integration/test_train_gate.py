@@ -149,8 +149,9 @@ def test_a_source_left_out_and_what_leaks_teach_nothing(folder, network):
     run(*words(folder, out, "--leave-out", "south"))
     data = json.loads((out / "config.json").read_text())["data"]
     assert data["left_out"] == ["south"]
-    # Eight of the north, less the patient that is tested.
-    assert data["train"] == {"north/NORMAL": 7}
+    # Eight of the north, less the patient that is tested, and perhaps a caricature too alike.
+    assert data["dropped"] >= 1
+    assert data["train"] == {"north/NORMAL": 8 - data["dropped"]}
     assert data["val"] == {"north/NORMAL": 4}
     assert data["masks"]["train"] + data["masks"]["held_out"] == 12 - data["masks"]["dropped"]
     rates = json.loads((out / "metrics.json").read_text())["rates"]
@@ -192,14 +193,12 @@ def test_the_real_network_learns_and_ignores_what_is_unknown(real_network):
 
     pixels = rng.random((4, 64, 64, 1), dtype=np.float32)
     start = real_network.get_weights()
-    losses = []
-    for turn, lungs in ((0, 0.0), (3, 1.0)):
-        model = keras.models.clone_model(real_network)
-        model.set_weights(start)
-        compile_gate(model, 1e-3, 0.0)
-        losses.append([train_on(model, batch(turn, lungs), (1, step)) for step in range(2)])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0][1] < losses[0][0]
+    compile_gate(real_network, 1e-3, 0.0, steps=3)
+    real_network.run_eagerly = True  # tracing the step would take longer than the three
+    first, second = (train_on(real_network, batch(0, 0.0), (1, step)) for step in range(2))
+    assert second < first
+    real_network.set_weights(start)
+    assert train_on(real_network, batch(3, 1.0), (1, 0)) == pytest.approx(first, rel=1e-5)
 
 
 def test_the_exported_graph_answers_as_network_and_scores_say(real_network):

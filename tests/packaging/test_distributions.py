@@ -85,7 +85,7 @@ def test_the_first_migration_is_in_the_wheel(wheel):
 def test_the_shipped_default_model_is_in_both_with_its_card_and_digests(wheel, sdist):
     from lungwatch.models import SHIPPED_DEFAULT
 
-    for name in ("model.onnx", "bundle.json", "card.md"):
+    for name in ("model.onnx", "gate.onnx", "bundle.json", "card.md"):
         assert f"lungwatch/models/{SHIPPED_DEFAULT}/{name}" in wheel
         assert f"models/{SHIPPED_DEFAULT}/{name}" in sdist
 

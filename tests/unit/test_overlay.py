@@ -1,5 +1,7 @@
 """The overlay shows the X-ray, the map where it belongs, and every word beside the image."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ from lungwatch.daemon.overlay.layout import Layout, lay_out
 from lungwatch.daemon.overlay.render import upsample
 from lungwatch.daemon.overlay.text import MapState
 from lungwatch.daemon.scoretext import decimal_score, format_score
+from lungwatch.errors import FileRejected, Reason
 from lungwatch.flags import FLAGS, Flag
+from lungwatch.imaging import read_radiograph
 
 SHA256 = "0123456789abcdef" * 4
 
@@ -293,6 +297,24 @@ class TestPicture:
         decoded = cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_COLOR)
         assert decoded is not None
         assert (cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) == picture).all()
+
+    @pytest.mark.parametrize("state", ["negative", "covid"])
+    @pytest.mark.parametrize("kind", ["as it is", "without its chunk", "JPEG"])
+    def test_an_overlay_that_is_dropped_is_refused_as_one(
+        self, tmp_path: Path, kind: str, state: str
+    ) -> None:
+        cam = _spot((7, 7), 3, 3) if state == "covid" else None
+        text = _text(label="COVID" if state == "covid" else "NEGATIVE")
+        data = encode_png(_render(_grey((400, 300)), cam, text, pair=state == "covid"))
+        drawn = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if kind != "as it is":
+            suffix = ".jpg" if kind == "JPEG" else ".png"
+            data = cv2.imencode(suffix, drawn)[1].tobytes()
+        dropped = tmp_path / "overlay"
+        dropped.write_bytes(data)
+        with pytest.raises(FileRejected, match="an overlay that lungwatch drew") as caught:
+            read_radiograph(dropped)
+        assert caught.value.reason is Reason.NOT_A_RADIOGRAPH
 
     def test_the_map_is_opaque_to_two_fifths_unless_told_otherwise(self) -> None:
         preview, cam = np.full((100, 100), 200, np.uint8), np.ones((4, 4), np.float32)
