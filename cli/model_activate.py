@@ -40,7 +40,7 @@ def activate(name_or_path: str, home: Path | None, config_path: Path | None, yes
     from lungwatch.daemon.config import load_config
     from lungwatch.daemon.configedit import set_text
     from lungwatch.daemon.home import Home
-    from lungwatch.daemon.model import Classifier, find_bundle
+    from lungwatch.daemon.model import Classifier, find_bundle, list_bundles
     from lungwatch.daemon.ownership import check_database
     from lungwatch.daemon.trust import Trust
     from lungwatch.db.migrate import open_database
@@ -53,7 +53,8 @@ def activate(name_or_path: str, home: Path | None, config_path: Path | None, yes
     folder = find_bundle(name_or_path, config.home)
     trust = Trust.of(config)
     wanted = Classifier.load(folder, trust=trust)
-    value = folder.name if folder.name == name_or_path else str(folder.absolute())
+    by_name = (one for one in list_bundles(config.home) if one.name == folder.name)
+    value = folder.name if next(by_name, None) == folder else str(folder.absolute())
     path = config_path or config.home / "lungwatch.toml"
     place = Home(config.home)
     engine = open_database(config.database_url)

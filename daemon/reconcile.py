@@ -239,7 +239,12 @@ class Reconciler:
     def _check_work(self, moving: list[TrackedFile]) -> Iterator[Difference]:
         remedy = "start the daemon, or `lungwatch run --once`: it goes on with it"
         for row in moving:
-            yield self._row_difference(DifferenceKind.UNFINISHED, row, remedy)
+            is_filed = row.state is State.QUEUED and (row.path or "").startswith("done/")
+            yield self._row_difference(
+                DifferenceKind.UNFINISHED,
+                row,
+                "give `lungwatch rescore` with its model again" if is_filed else remedy,
+            )
         for path in _files(self._home.work):
             yield Difference(
                 kind=DifferenceKind.LEFT_IN_WORK,

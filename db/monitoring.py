@@ -9,7 +9,7 @@ from sqlalchemy import Engine, case, func, select
 
 from lungwatch.db.delivery_states import UNSENT, DeliveryState
 from lungwatch.db.engine import reading, writing
-from lungwatch.db.schema import Delivery, Result
+from lungwatch.db.schema import Delivery, Image, Result
 from lungwatch.db.states import State
 
 _ENDS = (State.DONE, State.REJECTED, State.FAILED)
@@ -22,7 +22,8 @@ class Signs:
     Attributes
     ----------
     queued, oldest_queued
-        Results to be tried again, and when the first of them was asked for.
+        Results to be tried again, and when the first of them was asked for; not those that
+        another model is to score beside a result that is done.
     outbox_waiting, oldest_delivery
         Objects to be sent, and when the oldest of them was queued.
     outbox_ended
@@ -88,7 +89,12 @@ def signs(engine: Engine, *, writable: bool = False) -> Signs:
         with writing(engine) as connection:
             connection.execute(select(1))
     ended = (DeliveryState.FAILED, DeliveryState.INVALID)
-    results = select(func.count(), func.min(Result.claimed_at)).where(Result.state == State.QUEUED)
+    results = (
+        select(func.count(), func.min(Result.claimed_at))
+        .join_from(Result, Image)
+        # Filed already, and asked of another model: nobody waits for a first answer.
+        .where(Result.state == State.QUEUED, Image.path.is_(None) | ~Image.path.startswith("done/"))
+    )
     deliveries = select(
         func.sum(case((Delivery.state.in_(UNSENT), 1), else_=0)),
         func.min(case((Delivery.state.in_(UNSENT), Delivery.created_at))),

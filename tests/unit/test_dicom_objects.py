@@ -20,6 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.daemon.dicomout import (
     InvalidObject,
+    Predecessor,
     ResultFacts,
     SourceUnusable,
     build_objects,
@@ -324,6 +325,57 @@ def test_every_flag_is_written_in_whole_words(facts, find_testdata):
     # A code's meaning has no room for more (PS3.5 6.2: LO).
     assert max(map(len, FLAGS.values())) <= 64
     assert told == set(FLAGS.values())
+
+
+class TestPredecessor:
+    """A report by another model names the one that was sent before (PS3.3 C.17.2)."""
+
+    @staticmethod
+    def revise(facts, source, first, **options):
+        before = Predecessor(
+            sha256=facts.sha256,
+            model_sha256=facts.model_sha256,
+            sop_instance_uid=str(first.SOPInstanceUID),
+        )
+        revised = replace(facts, model_sha256="ef" * 32, predecessor=before, calibration="x-1")
+        (report,) = build_objects(revised, source, kinds=("sr",), **options)
+        return report
+
+    @pytest.mark.parametrize("before", ["comprehensive-3d", "comprehensive"])
+    @pytest.mark.parametrize("key", [None, KEY], ids=["as it is", "de-identified"])
+    def test_it_is_referenced_whole(self, facts, source, tmp_path, before, key):
+        (built,) = build_objects(facts, source, kinds=("sr",), sr=before, deidentify_key=key)
+        first = built.dataset
+        report = self.revise(facts, source, first, deidentify_key=key)
+        (document,) = report.dataset.PredecessorDocumentsSequence
+        (series,) = document.ReferencedSeriesSequence
+        (instance,) = series.ReferencedSOPSequence
+        assert (
+            document.StudyInstanceUID,
+            series.SeriesInstanceUID,
+            instance.ReferencedSOPClassUID,
+            instance.ReferencedSOPInstanceUID,
+        ) == (
+            first.StudyInstanceUID,
+            first.SeriesInstanceUID,
+            first.SOPClassUID,
+            first.SOPInstanceUID,
+        )
+        if shutil.which("dciodvfy"):
+            assert problems(report.encode(), tmp_path) == []
+
+    def test_another_document_is_not_named(self, facts, find_testdata):
+        source = find_testdata("RG1_UNCR.dcm")
+        first = report_of(facts, source)
+        report = self.revise(facts, source, first, deidentify_key=KEY)
+        assert "PredecessorDocumentsSequence" not in report.dataset
+        assert "PredecessorDocumentsSequence" not in first
+
+    def test_the_calibration_is_named_among_the_parameters(self, facts, find_testdata):
+        source = find_testdata("RG1_UNCR.dcm")
+        report = self.revise(facts, source, report_of(facts, source))
+        texts = {child.get("TextValue") for child in children_of(report.dataset)}
+        assert "site calibration x-1" in texts
 
 
 def children_of(item):
