@@ -92,7 +92,12 @@ def make_int8(
     if any(sample.split == "test" for sample in samples):
         parts["test"] = select(samples, "test", name)
 
-    made = quantise(proto, read_pixels(shown, spec, progress=progress))
+    # A network that finds the lungs enlarges its masks, and shapes cannot be followed by symbols
+    # through what enlarges a batch of unknown size.
+    enlarges = any(node.op_type == "Resize" for node in proto.graph.node)
+    made = quantise(
+        proto, read_pixels(shown, spec, progress=progress), symbolic_shapes=not enlarges
+    )
     plain, quantised = proto.SerializeToString(), made.SerializeToString()
     fidelity: dict[str, Fidelity] = {}
     own = judgement
