@@ -85,8 +85,8 @@ def assert_harmless(text):
 
 
 def draw(path, number):
-    noise = np.random.default_rng(number).normal(10, 5, (64, 64))
-    pixels = cv2.resize(golden_pixels(), (64, 64), interpolation=cv2.INTER_AREA) * 220 + noise
+    noise = np.random.default_rng(number).normal(10, 5, (96, 96))
+    pixels = cv2.resize(golden_pixels(), (96, 96), interpolation=cv2.INTER_AREA) * 220 + noise
     path.write_bytes(cv2.imencode(".png", np.clip(pixels, 0, 255).astype(np.uint8))[1].tobytes())
 
 
