@@ -21,7 +21,7 @@ from lungwatch.training.metrics import roc_auc
 from lungwatch.training.pixels import FloatArray, targets
 from lungwatch.training.samples import Sample
 
-OPACITY = "opacity_logit"
+OPACITY_HIDDEN, OPACITY = "opacity_hidden", "opacity_logit"
 """Layer with the logit of an opacity, (N, 1)."""
 FINDING_LOGITS = "finding_logits"
 """Layer with the logits of COVID and of an opacity, (N, 2)."""
@@ -30,6 +30,7 @@ PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Penalties that are tried, from weak to strong."""
 _MIDDLE = 1.0
 _FEWEST = 5  # images on one side of an area under the curve
+_AGAINST_REST = (-0.5, -0.5, 1.0)  # of the classes' logits
 _OTHERS = ("NORMAL", "OTHER_PNEUMONIA")
 
 
@@ -186,12 +187,9 @@ def assemble(
     pooled = layers.GlobalAveragePooling2D(name=POOLED)(features)
     hidden = layers.Dense(2, activation="relu", name=HIDDEN)(pooled)
     covid = layers.Dense(1, name=LOGIT)(hidden)
-    opacities, start = [], 0
-    for number, (one, features_of) in enumerate(zip(fields, maps, strict=True)):
-        end = start + int(features_of.shape[-1])
-        opacities.append(_opacity(one, f"field_opacity_{number}")(pooled[:, start:end]))
-        start = end
-    opacity = layers.Activation("linear", name=OPACITY)(sum(opacities) / len(opacities))
+    opacity_hidden, opacity_last = _opacity_weights(fields)
+    units = layers.Dense(len(opacity_last[0]), activation="relu", name=OPACITY_HIDDEN)(pooled)
+    opacity = layers.Dense(1, name=OPACITY)(units)
     # One answer like any network's; through this layer a saved network keeps the other as well.
     both = layers.Concatenate(name=FINDING_LOGITS)([covid, opacity])
     model = keras.Model(pixels, both[:, :1], name="findings")
@@ -199,6 +197,8 @@ def assemble(
     kernel = np.stack([head.weights, -head.weights], axis=1)
     model.get_layer(HIDDEN).set_weights([kernel, np.array([head.bias, -head.bias], np.float32)])
     model.get_layer(LOGIT).set_weights([np.array([[1.0], [-1.0]], np.float32), np.zeros(1)])
+    model.get_layer(OPACITY_HIDDEN).set_weights(opacity_hidden)
+    model.get_layer(OPACITY).set_weights(opacity_last)
     model.trainable = False
     return model
 
@@ -208,15 +208,29 @@ def channels_of(fields: Sequence[KerasModel]) -> int:
     return sum(int(one.get_layer(TRUNK).output.shape[-1]) for one in fields)
 
 
-def _opacity(fields: KerasModel, name: str) -> KerasModel:
-    """Take the head off a network of fields: from its pooled features to the opacity's logit."""
-    import keras
-    from keras import ops
+def opacity_against_rest(logits: FloatArray) -> FloatArray:
+    """Turn the logits of the classes, (N, 3), into the opacity's, (N,), of an assembled network.
 
-    pooled = keras.Input((channels_of([fields]),))
-    classes = fields.get_layer(THREE)(fields.get_layer(CLASSES_HIDDEN)(pooled))
-    rest = ops.logsumexp(classes[:, :2], axis=1, keepdims=True)
-    return keras.Model(pooled, classes[:, 2:] - rest, name=name)
+    Against the mean of the other classes' logits, which a head of one hidden layer can give.
+    """
+    return np.asarray(logits @ np.array(_AGAINST_REST, np.float32), np.float32)
+
+
+def _opacity_weights(fields: Sequence[KerasModel]) -> tuple[list[FloatArray], list[FloatArray]]:
+    """Put the hidden layers of networks side by side, as blocks, and average their opacities."""
+    kernels, biases = zip(*(o.get_layer(CLASSES_HIDDEN).get_weights() for o in fields), strict=True)
+    rows, columns = (sum(kernel.shape[axis] for kernel in kernels) for axis in (0, 1))
+    kernel = np.zeros((rows, columns), np.float32)
+    row = column = 0
+    for block in kernels:
+        kernel[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    mixed = [
+        [opacity_against_rest(np.atleast_2d(part)) / len(fields) for part in o.get_weights()]
+        for o in (one.get_layer(THREE) for one in fields)
+    ]
+    last = np.concatenate([kernel for kernel, _ in mixed])[:, np.newaxis]
+    return [kernel, np.concatenate(biases)], [last, np.sum([bias for _, bias in mixed], axis=0)]
 
 
 def _weights(samples: Sequence[Sample]) -> NDArray[np.float64]:

@@ -27,7 +27,6 @@ from lungwatch.training.field_network import (  # noqa: E402
     POOLED,
     THREE,
     TRUNK,
-    opacity_logit,
 )
 from lungwatch.training.findings_head import (  # noqa: E402
     OPACITY,
@@ -36,6 +35,7 @@ from lungwatch.training.findings_head import (  # noqa: E402
     assemble,
     choose_penalty,
     fit_head,
+    opacity_against_rest,
 )
 from lungwatch.training.lung_view import BOX  # noqa: E402
 
@@ -242,7 +242,7 @@ def test_the_head_is_linear_and_the_opacity_is_that_of_the_fields(pieces, tmp_pa
     assert np.allclose(logit[:, 0], expected, atol=1e-5)
     assert np.allclose(np.asarray(model(seen))[:, 0], expected, atol=1e-5)
     assert np.all((hidden > 0).sum(axis=1) == 1)
-    assert np.allclose(opacity[:, 0], opacity_logit(np.asarray(fields(shown))), atol=1e-5)
+    assert np.allclose(opacity[:, 0], opacity_against_rest(np.asarray(fields(shown))), atol=1e-5)
 
 
 def test_networks_side_by_side_have_one_view_and_the_mean_of_their_opacities(pieces):
@@ -253,7 +253,7 @@ def test_networks_side_by_side_have_one_view_and_the_mean_of_their_opacities(pie
     layers = [model.get_layer(name).output for name in ("features", OPACITY, "lung_view")]
     _, seen = xrays(3)
     features, opacity, shown = (np.asarray(one) for one in keras.Model(model.input, layers)(seen))
-    expected = np.mean([opacity_logit(np.asarray(one(shown))) for one in both], axis=0)
+    expected = np.mean([opacity_against_rest(np.asarray(one(shown))) for one in both], axis=0)
     assert np.allclose(opacity[:, 0], expected, atol=1e-5)
     assert np.allclose(
         np.asarray(model(seen))[:, 0], head.logits(features.mean(axis=(1, 2))), atol=1e-5
