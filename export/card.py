@@ -211,12 +211,12 @@ def _findings_table(metrics: Mapping[str, Any]) -> str:
                 for key in columns.values()
             ]
             rows.append(
-                f"| {name} | {finding} | {images} | {found['positives']} | {' | '.join(cells)} |"
+                f"| {name} | {finding} | {found['positives']} | {images} | {' | '.join(cells)} |"
             )
     if not rows:
         return ""
     head = [
-        f"| set | finding | images | with it | {' | '.join(columns)} |",
+        f"| set | finding | with it | images | {' | '.join(columns)} |",
         "|---" * (len(columns) + 4) + "|",
     ]
     return "\n".join(head + rows)

@@ -39,6 +39,7 @@ from lungwatch.training.calibrate import Rule
 from lungwatch.training.data_record import LearntImages, learnt_of, prefixes, sha256_of
 from lungwatch.training.dataset import dataset_name, load_dataset, select
 from lungwatch.training.declared import Declaration
+from lungwatch.training.evaluate import measure_findings
 from lungwatch.training.fit import predict_logits
 from lungwatch.training.foreign import KerasModel
 from lungwatch.training.label_map import LabelMap
@@ -447,4 +448,8 @@ def measure_sets(
         found[f"{dataset_name(path)}/{split}"] = {
             name: value for name, value in assessed.items() if name != "sources"
         }
+        if scorer.judgement.findings:
+            found[f"{dataset_name(path)}/{split}"]["findings"] = measure_findings(
+                scorer, chosen, pixels
+            )
     return found

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, ModelError
 from lungwatch.training.foreign import KerasModel
-from lungwatch.training.head import FEATURES, HIDDEN, LOGIT
+from lungwatch.training.head import FEATURES, HIDDEN, LOGIT, further_findings
 from lungwatch.training.pixels import FloatArray
 
 OutputKind = Literal["sigmoid", "logit", "softmax"]
@@ -198,15 +198,15 @@ def answers(model: KerasModel, declared: Declaration, pixels: FloatArray) -> NDA
 
 
 def has_own_head(model: KerasModel) -> bool:
-    """Whether a network ends as lungwatch's do: pixels (N, S, S, 1) to one logit (N, 1)."""
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
+    """Whether a network ends as lungwatch's do: pixels (N, S, S, 1) to a logit (N, 1) a finding."""
+    if len(model.inputs) != 1 or len(model.outputs) != 1 + len(further_findings(model)):
         return False
     names = {layer.name for layer in model.layers}
     return (
         {FEATURES, HIDDEN, LOGIT} <= names
         and len(model.inputs[0].shape) == 4
         and model.inputs[0].shape[-1] == 1
-        and tuple(model.outputs[0].shape[1:]) == (1,)
+        and all(tuple(output.shape[1:]) == (1,) for output in model.outputs)
         and model.get_layer(LOGIT).activation.__name__ == "linear"
     )
 

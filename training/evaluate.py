@@ -56,13 +56,14 @@ def measure(scorer: Scorer, samples: Sequence[Sample], pixels: FloatArray) -> di
     """
     found = summarise(scorer.judgement, samples, scorer.logits(pixels))
     if scorer.judgement.findings:
-        found["findings"] = _measure_findings(scorer, samples, pixels)
+        found["findings"] = measure_findings(scorer, samples, pixels)
     return found
 
 
-def _measure_findings(
+def measure_findings(
     scorer: Scorer, samples: Sequence[Sample], pixels: FloatArray
 ) -> dict[str, Any]:
+    """Measure each finding beside COVID that the labels tell, by name; see `evaluate`."""
     logits, found = scorer.finding_logits(pixels), {}
     for index, one in enumerate(scorer.judgement.findings):
         truth = finding_truth(one.name, samples)

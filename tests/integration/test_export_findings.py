@@ -48,6 +48,7 @@ from lungwatch.training.pixels import read_pixels  # noqa: E402
 from lungwatch.training.scorers import KerasScorer, OnnxScorer  # noqa: E402
 
 SIDE = 32
+CONFIG = json.dumps({"preprocess": PreprocessSpec(size_px=SIDE).to_dict()})
 
 
 def network(*findings: str):
@@ -187,13 +188,14 @@ def test_a_run_brings_its_own_calibration(file, data, tmp_path):
     own = Finding(name="opacity", calibration=Calibration(slope=2, intercept=-1), threshold=0.3)
     metrics = {
         "findings": [asdict(own)],
+        "calibration": {"slope": 1.5, "intercept": 0.1},
         "decision": {"threshold": 0.5, "uncertain_low": 0.4, "uncertain_high": 0.6},
         "epochs": 1,
         "best_epoch": 1,
         "parameters": 1,
     }
     (run / "metrics.json").write_text(json.dumps(metrics))
-    (run / "config.json").write_text("{}")
+    (run / "config.json").write_text(CONFIG)
     (run / "environment.json").write_text("{}")
     request = ExportRequest(model=run, name="own", version="1.0.0", folder=tmp_path)
     assert export(request)[1].findings == (own,)
@@ -207,9 +209,16 @@ def test_without_data_nothing_reads_the_scores(file, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "model.keras").write_bytes(file.read_bytes())
-    for name in ("config.json", "environment.json"):
-        (run / name).write_text("{}")
-    (run / "metrics.json").write_text('{"epochs": 1, "best_epoch": 1, "parameters": 1}')
+    (run / "config.json").write_text(CONFIG)
+    (run / "environment.json").write_text("{}")
+    metrics = {
+        "calibration": {"slope": 1.5, "intercept": 0.1},
+        "decision": {"threshold": 0.5, "uncertain_low": 0.5, "uncertain_high": 0.5},
+        "epochs": 1,
+        "best_epoch": 1,
+        "parameters": 1,
+    }
+    (run / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(DatasetError, match="opacity"):
         export(ExportRequest(model=run, name="none", version="1.0.0", folder=tmp_path))
 
