@@ -1,4 +1,4 @@
-"""How results reach people and programs: tables, JSON, CSV."""
+"""Output of results for people and programs: tables, JSON, CSV."""
 
 import csv
 import dataclasses

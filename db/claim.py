@@ -1,4 +1,4 @@
-"""What a dropped file means for the record: the decision that starts, repeats or skips a run."""
+"""Claiming of a dropped file in the record: start, repeat or skip a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What can be asked of the outbox. Each call sees one snapshot and blocks no writer."""
+"""Queries of the outbox; each call sees one snapshot and blocks no writer."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What monitoring asks of the database: counts and ages, nothing of a patient."""
+"""Database figures for monitoring: counts and ages, no patient data."""
 
 from collections import Counter
 from collections.abc import Iterable

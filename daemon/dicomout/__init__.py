@@ -1,4 +1,4 @@
-"""What lungwatch says to a PACS: Secondary Capture and Structured Report of a result."""
+"""DICOM objects of a result for a PACS: Secondary Capture and Structured Report."""
 
 from lungwatch.daemon.dicomout.build import BuiltObject, build_objects
 from lungwatch.daemon.dicomout.facts import Kind, Predecessor, ReportClass, ResultFacts

@@ -1,4 +1,4 @@
-"""What NAS systems, desktops and transfer programs leave in a drop folder is not taken."""
+"""Litter of NAS systems, desktops and transfer programs in a drop folder is not taken."""
 
 import json
 import re

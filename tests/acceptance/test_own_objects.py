@@ -1,4 +1,4 @@
-"""What lungwatch sent and gets back, by network or in the drop folder, is set aside."""
+"""Own objects that come back, by network or in the drop folder, are set aside."""
 
 import io
 import shutil

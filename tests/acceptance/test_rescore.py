@@ -1,4 +1,4 @@
-"""What is filed is scored by another model: both rows stay, whatever happens in between."""
+"""Rescoring of filed X-rays by another model: both rows stay, whatever happens in between."""
 
 import json
 import signal
