@@ -98,7 +98,7 @@ def postgres() -> Iterator[str]:
         return
     pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
     # Here: `test_leak_guard` takes this file alone.
-    from chaos.postgres_server import find_programs, running
+    from tests.support.postgres import find_programs, running
 
     programs = find_programs()
     if programs is None:

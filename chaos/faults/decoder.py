@@ -3,9 +3,9 @@
 from typing import ClassVar
 
 from chaos.fault import PassingFault
-from chaos.pictures import png
 from chaos.place import Place
 from lungwatch.daemon.decoder.faults import poison
+from tests.support.pictures import png
 
 
 class BadDecoder(PassingFault):

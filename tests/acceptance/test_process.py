@@ -47,7 +47,7 @@ def test_run_once_gives_500_files_their_end_in_bounded_memory(make_home, picture
     record_property("peak_mb", peak_mb)
     record_property("elapsed_s", round(elapsed_s, 1))
     print(f"{COUNT} files in {elapsed_s:.1f} s, {peak_mb} MiB at most")
-    assert run.process.returncode == 0, run.stderr()
+    assert run.process.returncode == 0, run.log()
     home.assert_settled(contents)
     assert {row.state for row in home.rows()} == {"done"}
     assert home.files("incoming") == []

@@ -22,7 +22,7 @@ from lungwatch.training.scorers import KerasScorer
 
 pytest.importorskip("onnx", reason="needs onnx (extra 'train')")
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra 'train')")
-shortcuts = pytest.importorskip("tests.shortcuts")
+shortcuts = pytest.importorskip("tests.support.shortcuts")
 SHIPPED = Path(str(resources.files("lungwatch.models"))) / SHIPPED_DEFAULT
 
 

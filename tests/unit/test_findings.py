@@ -15,7 +15,7 @@ from lungwatch.golden import golden_input
 from lungwatch.models import SHIPPED_DEFAULT
 
 onnx = pytest.importorskip("onnx")
-gated = pytest.importorskip("tests.gated")
+gated = pytest.importorskip("tests.support.bundles")
 
 SHIPPED = Path(str(resources.files("lungwatch.models"))) / SHIPPED_DEFAULT
 

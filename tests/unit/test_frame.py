@@ -15,7 +15,7 @@ from lungwatch.imaging.frame import frame_box
 from lungwatch.preprocess import PreprocessSpec, preprocess
 from lungwatch.training.lung_masks import read_lung_masks
 from lungwatch.training.pixels import read_pixels
-from tests.radiographs import radiograph, read
+from tests.support.radiographs import radiograph, read
 
 LEVELS = {"black": 0, "white": 255, "grey": 128, "dark grey": 40}
 

@@ -24,7 +24,7 @@ from lungwatch.imaging import RadiographMeta
 from lungwatch.models import SHIPPED_DEFAULT
 
 pytest.importorskip("onnx")
-gated = pytest.importorskip("tests.gated")
+gated = pytest.importorskip("tests.support.bundles")
 META = RadiographMeta(
     format="PNG", rows=64, columns=64, bits_stored=8, photometric="MONOCHROME2", patient_id="P1"
 )

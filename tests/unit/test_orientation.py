@@ -14,7 +14,7 @@ from lungwatch.daemon.dicomout.source import read_source
 from lungwatch.flags import Flag
 from lungwatch.imaging import ReadPolicy, read_radiograph
 from lungwatch.preprocess import PreprocessSpec
-from tests.radiographs import radiograph, read
+from tests.support.radiographs import radiograph, read
 
 # Unlike itself in every other position.
 UPRIGHT = (np.arange(80)[:, np.newaxis] * 30 + np.arange(100) * 11).astype(np.uint16)

@@ -8,7 +8,7 @@ from lungwatch.training.release_checks import check_set
 from lungwatch.training.release_criteria import Criteria
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'train')")
-shortcuts = pytest.importorskip("tests.shortcuts")
+shortcuts = pytest.importorskip("tests.support.shortcuts")
 
 SHORTCUTS = {
     *("auc", "within_source", "within_view", "above_confounds", "lungs_blacked_out"),

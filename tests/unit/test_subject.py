@@ -17,7 +17,7 @@ from pydicom.uid import (
 from lungwatch.errors import FileRejected, Reason
 from lungwatch.flags import Flag
 from lungwatch.imaging import ReadPolicy, read_radiograph
-from tests.radiographs import code, radiograph, read
+from tests.support.radiographs import code, radiograph, read
 
 DX = {
     "SOPClassUID": DigitalXRayImageStorageForPresentation,

@@ -11,7 +11,7 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
 from lungwatch.golden import golden_pixels
 
-_SIDE_PX = 64
+SIDE_PX = 64
 _LARGE_PX = 3000
 _UID_ROOT = "1.2.826.0.1.3680043.8.498.77"
 
@@ -21,24 +21,20 @@ def picture(number: int) -> bytes:
     return dicom(number) if number % 10 == 9 else png(number)
 
 
-def png(number: int) -> bytes:
+def png(number: int, *, side_px: int = SIDE_PX) -> bytes:
     """Return a grey PNG of a few kilobytes."""
-    is_encoded, data = cv2.imencode(".png", _pixels(number))
-    assert is_encoded
-    return data.tobytes()
+    return _encoded(_pixels(number, side_px))
 
 
 def large(number: int) -> bytes:
     """Return a grey PNG whose pixels take tens of megabytes once decoded."""
-    pixels = cv2.resize(_pixels(number), (_LARGE_PX, _LARGE_PX), interpolation=cv2.INTER_LINEAR)
-    is_encoded, data = cv2.imencode(".png", pixels)
-    assert is_encoded
-    return data.tobytes()
+    small = _pixels(number, SIDE_PX)
+    return _encoded(cv2.resize(small, (_LARGE_PX, _LARGE_PX), interpolation=cv2.INTER_LINEAR))
 
 
 def dicom(number: int) -> bytes:
     """Return a small Computed Radiography image (PS3.3 A.2), uncompressed."""
-    pixels = _pixels(number)
+    pixels = _pixels(number, SIDE_PX)
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -71,8 +67,14 @@ def archive(members: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def _pixels(number: int) -> npt.NDArray[np.uint8]:
-    base = cv2.resize(golden_pixels(), (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA) * 220
+def _encoded(pixels: cv2.typing.MatLike) -> bytes:
+    is_encoded, data = cv2.imencode(".png", pixels)
+    assert is_encoded
+    return data.tobytes()
+
+
+def _pixels(number: int, side_px: int) -> npt.NDArray[np.uint8]:
+    base = cv2.resize(golden_pixels(), (side_px, side_px), interpolation=cv2.INTER_AREA) * 220
     noise = np.random.default_rng(number).normal(10, 5, base.shape)
     pixels: npt.NDArray[np.uint8] = np.clip(base + noise, 0, 255).astype(np.uint8)
     return pixels
