@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.training.foreign import Tensor
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.pixels import Tensor
 from lungwatch.training.guide_numbers import gravity, source_numbers
-from lungwatch.training.samples import Sample
 
 _UNITS = 64
 _LEARNING_RATE = 1e-3

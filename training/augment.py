@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.pixels import FloatArray
+from lungwatch.training.data.pixels import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.training.foreign import KerasModel
+from lungwatch.training.data.pixels import KerasModel
 
 
 class WeightAverage:

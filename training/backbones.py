@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.foreign import KerasModel, Tensor
+from lungwatch.training.data.pixels import KerasModel, Tensor
+from lungwatch.training.evaluation.scorers import load_keras
 from lungwatch.training.lite0 import build_lite0
 from lungwatch.training.run import RunFolder
-from lungwatch.training.scorers import load_keras
 from lungwatch.training.weights_h5 import read_h5
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.foreign import KerasModel
+from lungwatch.training.data.pixels import KerasModel
 from lungwatch.training.head import FEATURES, attach_head
 from lungwatch.training.normalisation import Standardisation
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from lungwatch.training.foreign import KerasModel
+from lungwatch.training.data.pixels import KerasModel
 
 # How the families of `keras.applications`, and our own network, name the layers of a block.
 _NAMES = re.compile(

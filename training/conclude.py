@@ -4,14 +4,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lungwatch.contract import Calibration, Decision
-from lungwatch.training.calibrate import choose_decision, fit_calibration
-from lungwatch.training.fit import predict_logits
+from lungwatch.training.data.pixels import FloatArray
+from lungwatch.training.data.plots import plot_history
+from lungwatch.training.evaluation.calibration import choose_decision, fit_calibration
+from lungwatch.training.evaluation.metrics import Figures, figures, sigmoid
+from lungwatch.training.evaluation.scorers import load_keras, predict_logits
 from lungwatch.training.fit_state import FitState
-from lungwatch.training.metrics import Figures, figures, sigmoid
-from lungwatch.training.pixels import FloatArray
-from lungwatch.training.plot import plot_history
 from lungwatch.training.run import RunFolder
-from lungwatch.training.scorers import load_keras
 
 VALIDATION = "validation split"
 RETRAINED_ON = "train and two thirds of val"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.pixels import FloatArray
+from lungwatch.training.data.pixels import FloatArray
 
 _LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 # A lung mask that covers less of an image than this was not found, or is not of two lungs.

@@ -8,9 +8,9 @@ of what is left; where there is hardly anything, it is the whole picture.
 import cv2
 import numpy as np
 
+from lungwatch.training.data.pixels import KerasModel, Tensor
 from lungwatch.training.field_images import LungField
 from lungwatch.training.field_view import FloatArray, view_tensor
-from lungwatch.training.foreign import KerasModel, Tensor
 from lungwatch.training.gate_network import LUNGS
 from lungwatch.training.lung_box import FINDER
 from lungwatch.training.lung_view import BOX, VIEW, crop

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lungwatch.training.data.pixels import KerasModel, Tensor
 from lungwatch.training.field_images import CLASSES
 from lungwatch.training.field_view import FloatArray
-from lungwatch.training.foreign import KerasModel, Tensor
 from lungwatch.training.lite0 import build_lite0
 from lungwatch.training.steps import seed_dropout
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.training.foreign import Tensor
+from lungwatch.training.data.pixels import Tensor
 
 # Not that of `pixels`, whose module reads files: these pictures are drawn without a decoder.
 FloatArray = NDArray[np.float32]

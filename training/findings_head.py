@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import MissingExtraError
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.pixels import FloatArray, KerasModel, targets
+from lungwatch.training.evaluation.metrics import roc_auc
 from lungwatch.training.field_finder import build_field_finder, see_field
 from lungwatch.training.field_network import HIDDEN as CLASSES_HIDDEN
 from lungwatch.training.field_network import THREE, TRUNK
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.head import FEATURES, HIDDEN, LOGIT, POOLED
-from lungwatch.training.metrics import roc_auc
-from lungwatch.training.pixels import FloatArray, targets
-from lungwatch.training.samples import Sample
 
 OPACITY_HIDDEN, OPACITY = "opacity_hidden", "opacity_logit"
 """Layer with the logit of an opacity, (N, 1)."""

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from lungwatch.errors import ConfigError, LungwatchError
 from lungwatch.training.augment import augment
 from lungwatch.training.averaging import WeightAverage
-from lungwatch.training.calibrate import fit_calibration
+from lungwatch.training.data.pixels import FloatArray, KerasModel
+from lungwatch.training.evaluation.calibration import fit_calibration
+from lungwatch.training.evaluation.metrics import log_loss, roc_auc
 from lungwatch.training.fit_config import FitConfig, FitData
 from lungwatch.training.fit_state import (
     FitState,
@@ -30,12 +32,9 @@ from lungwatch.training.fit_state import (
     memory_file,
     read_state,
 )
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.keras_file import save_keras
 from lungwatch.training.lesson import Batch, Lesson
 from lungwatch.training.memory import load_memory, save_memory
-from lungwatch.training.metrics import log_loss, roc_auc
-from lungwatch.training.pixels import FloatArray
 from lungwatch.training.run import RunFolder
 from lungwatch.training.sampling import epoch_order
 from lungwatch.training.step import make_step

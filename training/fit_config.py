@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError
 from lungwatch.training.augment import Augmentation
-from lungwatch.training.pixels import FloatArray
+from lungwatch.training.data.pixels import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)

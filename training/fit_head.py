@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from lungwatch.errors import ConfigError
 from lungwatch.training.augment import Augmentation
 from lungwatch.training.averaging import WeightAverage
-from lungwatch.training.calibrate import fit_calibration
+from lungwatch.training.data.pixels import FloatArray, KerasModel
+from lungwatch.training.evaluation.calibration import fit_calibration
+from lungwatch.training.evaluation.metrics import log_loss, roc_auc
 from lungwatch.training.fit import DivergedError
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.head import FEATURES, HIDDEN, LOGIT, attach_head
-from lungwatch.training.metrics import log_loss, roc_auc
-from lungwatch.training.pixels import FloatArray
 from lungwatch.training.sampling import epoch_order
 from lungwatch.training.step import Step, make_step
 

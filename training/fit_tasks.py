@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from lungwatch.errors import ConfigError
 from lungwatch.training.augment import Augmentation, augment
 from lungwatch.training.averaging import WeightAverage
+from lungwatch.training.data.pixels import FloatArray, KerasModel
 from lungwatch.training.fit_state import FitState, average_file, forget_checkpoint
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.keras_file import save_keras
-from lungwatch.training.pixels import FloatArray
 from lungwatch.training.run import RunFolder
 from lungwatch.training.sampling import epoch_order
 from lungwatch.training.tasks import IntArray, Task

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.pixels import FloatArray
+from lungwatch.training.data.pixels import FloatArray
 
 _LUNG = 0.5
 # A lung component smaller than this fraction of the image is a speck, and lungs narrower or

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from lungwatch.training.augment import NO_AUGMENTATION, Augmentation, augment
-from lungwatch.training.foreign import KerasModel
+from lungwatch.training.data.pixels import FloatArray, KerasModel
 from lungwatch.training.head import POOLED
-from lungwatch.training.pixels import FloatArray
 
 _BATCH = 64
 

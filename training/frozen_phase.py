@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from lungwatch.training.data.pixels import FloatArray, KerasModel
 from lungwatch.training.fit_head import FittedHead, HeadConfig, HeadData, put_head
 from lungwatch.training.fit_state import FitState
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.frozen_features import FeatureCopies, pooled_features
 from lungwatch.training.keras_file import save_keras
 from lungwatch.training.phases import FROZEN
-from lungwatch.training.pixels import FloatArray
 from lungwatch.training.prepare import Prepared
 from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder

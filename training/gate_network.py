@@ -10,11 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lungwatch.training.foreign import KerasModel, Tensor
-from lungwatch.training.gate_checks import GateLook
-from lungwatch.training.gate_images import TURNS, GateBatch
+from lungwatch.training.data.gate_images import TURNS, GateBatch
+from lungwatch.training.data.pixels import FloatArray, KerasModel, Tensor
+from lungwatch.training.evaluation.gate_rates import GateOutput
 from lungwatch.training.lite0 import build_lite0
-from lungwatch.training.pixels import FloatArray
 from lungwatch.training.steps import seed_dropout
 
 FRONTAL, TURN, INVERTED, LUNGS = "frontal", "turn", "inverted", "lungs"
@@ -112,7 +111,7 @@ def answering_network(model: KerasModel) -> KerasModel:
     )
 
 
-def look_with(answering: KerasModel, pixels: FloatArray) -> GateLook:
+def look_with(answering: KerasModel, pixels: FloatArray) -> GateOutput:
     """Ask such a network about preprocessed pictures, (N, S, S, 1), 0..1."""
     parts = np.array_split(pixels, max(1, math.ceil(len(pixels) / _AT_ONCE)))
     found = [answering(part, training=False) for part in parts]
@@ -120,7 +119,7 @@ def look_with(answering: KerasModel, pixels: FloatArray) -> GateLook:
     def joined(name: str) -> FloatArray:
         return np.concatenate([np.asarray(one[name], np.float32) for one in found])
 
-    return GateLook(chances=joined(CHANCES), embedding=joined(EMBEDDING), lungs=joined(LUNGS))
+    return GateOutput(chances=joined(CHANCES), embedding=joined(EMBEDDING), lungs=joined(LUNGS))
 
 
 def compile_gate(

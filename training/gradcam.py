@@ -6,10 +6,9 @@ the conversion to ONNX.
 
 import numpy as np
 
-from lungwatch.training.foreign import KerasModel, Tensor
+from lungwatch.training.data.pixels import FloatArray, KerasModel, Tensor
 from lungwatch.training.head import FEATURES
 from lungwatch.training.lung_view import BOX, lay_back, looks_at_lungs
-from lungwatch.training.pixels import FloatArray
 
 
 def two_logits(logit: Tensor) -> Tensor:

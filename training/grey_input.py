@@ -1,6 +1,6 @@
 """X-ray grey levels brought to the range in which a backbone saw its own pictures."""
 
-from lungwatch.training.foreign import Tensor
+from lungwatch.training.data.pixels import Tensor
 from lungwatch.training.normalisation import Standardisation
 
 # Mean and standard deviation of ImageNet's pictures in grey, 0..1: the usual colour values,

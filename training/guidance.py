@@ -8,18 +8,17 @@ from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError
 from lungwatch.training.adversary import Adversary, sources_of_findings
+from lungwatch.training.data.dataset import ImageClass, Sample
+from lungwatch.training.data.pixels import FloatArray, KerasModel
 from lungwatch.training.disguise import Disguise, disguise
 from lungwatch.training.fit_config import FitData
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.framing import Framing, reframe
 from lungwatch.training.guide_numbers import gravity, source_numbers
 from lungwatch.training.head import FEATURES
 from lungwatch.training.histograms import Histograms, exchange_histograms, read_histograms
 from lungwatch.training.lesson import Batch, Lesson
 from lungwatch.training.objective import Objective, lungs_on_map, make_guided_step
-from lungwatch.training.pixels import FloatArray
 from lungwatch.training.robust import RiskGroups, RobustLoss, risk_groups
-from lungwatch.training.samples import Finding, Sample
 from lungwatch.training.segmenter import segment
 
 
@@ -51,7 +50,7 @@ class Guidance:
         default_factory=lambda: Objective(other_target=0.1, ranking=0.25, lungs=0.5)
     )
     power: float = 0.4
-    shares: tuple[tuple[Finding, float], ...] = (
+    shares: tuple[tuple[ImageClass, float], ...] = (
         ("COVID", 0.4),
         ("OTHER_PNEUMONIA", 0.32),
         ("NORMAL", 0.28),

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.training.samples import Finding, Sample
+from lungwatch.training.data.dataset import ImageClass, Sample
 
 # How grave each finding is, for ranking: other pneumonias lie between.
-_GRAVITY: dict[Finding, int] = {"NORMAL": 0, "OTHER_PNEUMONIA": 1, "COVID": 2}
+_GRAVITY: dict[ImageClass, int] = {"NORMAL": 0, "OTHER_PNEUMONIA": 1, "COVID": 2}
 
 
 def gravity(samples: Sequence[Sample]) -> NDArray[np.int32]:

@@ -4,7 +4,7 @@ Its gradient has a closed form (see `lungwatch.export.graph`), which is what let
 ONNX runtime draw Grad-CAM maps. The layers' names are how the export finds them.
 """
 
-from lungwatch.training.foreign import KerasModel, Tensor
+from lungwatch.training.data.pixels import KerasModel, Tensor
 
 FEATURES = "features"
 POOLED = "pooled"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.pixels import FloatArray
+from lungwatch.training.data.pixels import FloatArray
 
 _LEVELS = 129
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lungwatch.contract import Calibration
 from lungwatch.errors import ModelError
-from lungwatch.training.foreign import KerasModel
+from lungwatch.training.data.pixels import KerasModel
 from lungwatch.training.head import FEATURES, HIDDEN, LOGIT, attach_head
 from lungwatch.training.lung_view import see_lungs
 

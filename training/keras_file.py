@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lungwatch.training.foreign import KerasModel
+from lungwatch.training.data.pixels import KerasModel
 
 
 def save_keras(model: KerasModel, target: Path) -> None:

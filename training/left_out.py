@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from lungwatch.training.evaluate import measure
+from lungwatch.training.evaluation.evaluation import evaluate_pixels
+from lungwatch.training.evaluation.scorers import Scorer
 from lungwatch.training.prepare import Prepared
-from lungwatch.training.scorers import Scorer
 
 
 def measure_left_out(scorer: Scorer, prepared: Prepared, source: str) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def measure_left_out(scorer: Scorer, prepared: Prepared, source: str) -> dict[st
     Returns
     -------
     dict
-        As `lungwatch.training.evaluate.measure` gives it.
+        As `lungwatch.training.evaluation.evaluation.evaluate_pixels` gives it.
     """
     own = [s for s in prepared.test.samples if s.source == source]
     has_covid = any(s.positive for s in [*prepared.left_out.samples, *own])
@@ -39,7 +39,7 @@ def measure_left_out(scorer: Scorer, prepared: Prepared, source: str) -> dict[st
             if sample.source == source or sample.positive != has_covid
         ]
     )
-    return measure(
+    return evaluate_pixels(
         scorer,
         [*prepared.left_out.samples, *rest.samples],
         np.concatenate([prepared.left_out.pixels, rest.pixels]),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.training.foreign import Tensor
+from lungwatch.training.data.pixels import Tensor
 
 Batch = tuple[Any, ...]
 

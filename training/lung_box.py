@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, DatasetError
-from lungwatch.training.foreign import KerasModel
+from lungwatch.training.data.pixels import FloatArray, KerasModel
 from lungwatch.training.framing import Framing, box_around, reframe
-from lungwatch.training.pixels import FloatArray
 from lungwatch.training.prepare import Part, Prepared
 from lungwatch.training.progress import Progress
 from lungwatch.training.runtime import prepare_tensorflow

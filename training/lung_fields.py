@@ -17,17 +17,23 @@ import cv2
 import numpy as np
 
 from lungwatch.errors import DatasetError, FileRejected, ModelError
-from lungwatch.imaging import read_radiograph
+from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
-from lungwatch.training.dataset import dataset_name, load_dataset
+from lungwatch.training.data.dataset import (
+    ImageClass,
+    LabelledImage,
+    Sample,
+    count_labels,
+    dataset_name,
+    load_dataset,
+    load_labelled,
+)
+from lungwatch.training.data.duplicates import find_leaks
+from lungwatch.training.data.pixels import FloatArray
+from lungwatch.training.evaluation.scorers import ONNX_FILE, OnnxScorer, load_keras, onnx_session
 from lungwatch.training.field_finder import cut_field
 from lungwatch.training.field_images import CLASSES, LungField, ready_field
-from lungwatch.training.labelled import Labelled, count, load_labelled
-from lungwatch.training.leaks import find_leaks
-from lungwatch.training.pixels import FloatArray
 from lungwatch.training.run import RunFolder
-from lungwatch.training.samples import Finding, Sample
-from lungwatch.training.scorers import ONNX_FILE, OnnxScorer, load_keras, onnx_session
 from lungwatch.training.train_gate import find_lungs
 
 FEWEST = 50
@@ -36,7 +42,7 @@ FEWEST = 50
 Group = tuple[str, int]
 
 _OF_LABEL = {"NORMAL": 0, "OTHER": 1, "OPACITY": 2}
-_OF_FINDING: dict[Finding, int] = {"NORMAL": 0, "OTHER_PNEUMONIA": 2}
+_OF_FINDING: dict[ImageClass, int] = {"NORMAL": 0, "OTHER_PNEUMONIA": 2}
 _AT_ONCE = 64
 
 
@@ -156,7 +162,7 @@ def read_fields(
         raise DatasetError(f"{location}: the training split lacks one of {', '.join(CLASSES)}")
     held = [one for one in labelled if one.split == "val"]
     val = _grouped([(o.source, _OF_LABEL[o.label]) for o in held], _ready(held, progress))
-    about: dict[str, Any] = {"name": dataset_name(location), "images": count(labelled)}
+    about: dict[str, Any] = {"name": dataset_name(location), "images": count_labels(labelled)}
     if pairs is None or finder is None:
         return FieldData(fields=fields, pairs={}, val=val, about=about)
 
@@ -240,8 +246,10 @@ def find_fields(
     return pixels, fields
 
 
-def _ready(samples: Sequence[Labelled], progress: Callable[[int], None] | None) -> list[LungField]:
-    def read(sample: Labelled) -> LungField:
+def _ready(
+    samples: Sequence[LabelledImage], progress: Callable[[int], None] | None
+) -> list[LungField]:
+    def read(sample: LabelledImage) -> LungField:
         pixels = cv2.imread(str(sample.path), cv2.IMREAD_GRAYSCALE)
         if pixels is None:
             raise DatasetError(f"{sample.path}: not an image that can be read")

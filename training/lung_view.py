@@ -10,7 +10,7 @@ operations; maps are laid back onto the whole image the same way.
 from dataclasses import dataclass
 from typing import Any
 
-from lungwatch.training.foreign import KerasModel, Tensor
+from lungwatch.training.data.pixels import KerasModel, Tensor
 
 BOX = "lung_box"
 VIEW = "lung_view"

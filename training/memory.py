@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.foreign import Tensor
+from lungwatch.training.data.pixels import Tensor
 
 
 def save_memory(variables: Sequence[Tensor], target: Path) -> None:

@@ -10,8 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.foreign import Tensor
-from lungwatch.training.pixels import FloatArray
+from lungwatch.training.data.pixels import FloatArray, Tensor
 
 NormalisationKind = Literal["train", "all", "fixed", "image"]
 NORMALISATION_KINDS: tuple[NormalisationKind, ...] = get_args(NormalisationKind)

@@ -19,12 +19,11 @@ import numpy as np
 
 from lungwatch.errors import ConfigError
 from lungwatch.training.adversary import Adversary
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.pixels import FloatArray, KerasModel, Tensor
 from lungwatch.training.disguise import FEWEST_LUNG
-from lungwatch.training.foreign import KerasModel, Tensor
 from lungwatch.training.head import DROPOUT, FEATURES, HIDDEN, LOGIT
-from lungwatch.training.pixels import FloatArray
 from lungwatch.training.robust import RobustLoss
-from lungwatch.training.samples import Sample
 
 _LARGEST_GRADIENT = 5.0
 

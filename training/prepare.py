@@ -11,14 +11,20 @@ import numpy as np
 
 from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.data_record import DataRecord, LearntImages, learnt_of, prefixes
-from lungwatch.training.dataset import dataset_name, describe, licences, load_dataset, select
+from lungwatch.training.data.dataset import (
+    LabelMap,
+    Sample,
+    dataset_name,
+    describe,
+    licences,
+    load_dataset,
+    select,
+)
+from lungwatch.training.data.duplicates import LeakPolicy, apply_leaks, find_leaks
+from lungwatch.training.data.pixels import FloatArray, read_pixels, targets
+from lungwatch.training.data.splits import DataRecord, LearntImages, learnt_of, prefixes
 from lungwatch.training.fit_config import FitData
-from lungwatch.training.label_map import LabelMap
-from lungwatch.training.leaks import LeakPolicy, apply_leaks, find_leaks
-from lungwatch.training.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.progress import Progress
-from lungwatch.training.samples import Sample
 from lungwatch.training.sampling import sampling_weights
 
 
@@ -164,7 +170,7 @@ def prepare(
     leaks
         What to do about training and validation images that show an X-ray or a patient of the
         test split or of the source left out, and training images that do of the validation
-        split; see `lungwatch.training.leaks`.
+        split; see `lungwatch.training.data.duplicates`.
     labels
         What labels mean that are no finding; see `load_dataset`.
     need_test

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lungwatch.training.backbones import load_backbone
-from lungwatch.training.foreign import KerasModel
+from lungwatch.training.data.pixels import KerasModel
 from lungwatch.training.grey_input import imagenet_grey
 from lungwatch.training.head import DROPOUT, POOLED
 from lungwatch.training.normalisation import Standardisation

@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from lungwatch.atomicfile import write_atomic
-from lungwatch.training.assess import Scored
-from lungwatch.training.evaluate import summarise
-from lungwatch.training.evaluation_plots import draw_plots
+from lungwatch.files import write_atomic
+from lungwatch.training.data.pixels import KerasModel
+from lungwatch.training.evaluation.evaluation import Scored, evaluate_logits
+from lungwatch.training.evaluation.evaluation_plots import draw_plots
+from lungwatch.training.evaluation.scorers import KerasScorer
 from lungwatch.training.fit import fit
 from lungwatch.training.fit_config import FitConfig, FitData
 from lungwatch.training.fit_state import FitState
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.prepare import Part
 from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder
-from lungwatch.training.scorers import KerasScorer
 
 PREDICTIONS = "predictions.csv"
 CONFUSION = "confusion.png"
@@ -90,7 +89,7 @@ def test_final(run: RunFolder, metrics: dict[str, Any], test: Part, folder: Path
     )
     write_atomic(run.root / PREDICTIONS, _table(scored, folder).encode())
     write_atomic(run.root / CONFUSION, draw_plots(scored)["confusion"])
-    tested = {**metrics, "test": summarise(scored.judgement, scored.samples, scored.logits)}
+    tested = {**metrics, "test": evaluate_logits(scored.judgement, scored.samples, scored.logits)}
     run.write("metrics.json", tested)
     return tested
 

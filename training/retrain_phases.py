@@ -4,15 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lungwatch.training.data.pixels import KerasModel
+from lungwatch.training.evaluation.scorers import load_keras
 from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.fit_state import FitState
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.frozen_phase import FrozenPhase
 from lungwatch.training.phases import FINE_TUNED, FROZEN, Phase
 from lungwatch.training.retrain import retrain
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
-from lungwatch.training.scorers import load_keras
 from lungwatch.training.transfer import unfreeze
 from lungwatch.training.transfer_grid import HeadChoice
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.training.foreign import Tensor
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.pixels import Tensor
 from lungwatch.training.guide_numbers import gravity, source_numbers
-from lungwatch.training.samples import Sample
 
 # A handful of images can be learnt by heart, or never be right: either would say nothing of
 # how their group does, so they count with the largest group of their finding.

@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lungwatch.atomicfile import make_dirs, write_atomic
 from lungwatch.errors import ConfigError, NotFoundError
-from lungwatch.training.data_record import DataRecord
+from lungwatch.files import make_dirs, write_atomic
+from lungwatch.training.data.splits import DataRecord
 
 _PACKAGES = (
     "lungwatch",
@@ -35,7 +35,7 @@ class RunFolder:
     root
         The folder; `config.json`, `environment.json`, `state.json`, `history.csv`,
         `history.png`, `metrics.json` and `model.keras` are in it, and of a run on labelled
-        X-rays `data.csv` and `learnt.json` (`lungwatch.training.data_record`).
+        X-rays `data.csv` and `learnt.json` (`lungwatch.training.data.splits`).
     """
 
     root: Path

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.training.samples import Finding, Sample
+from lungwatch.training.data.dataset import ImageClass, Sample
 
 
 def sampling_weights(
     samples: Sequence[Sample],
     power: float = 0.5,
-    shares: Mapping[Finding, float] | None = None,
+    shares: Mapping[ImageClass, float] | None = None,
 ) -> NDArray[np.float64]:
     """Probability of drawing each sample.
 

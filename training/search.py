@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lungwatch.errors import ConfigError, LungwatchError
+from lungwatch.training.data.plots import plot_search
 from lungwatch.training.fit import DivergedError
-from lungwatch.training.plot import plot_search
 from lungwatch.training.run import RunFolder
 from lungwatch.training.sampler import Known, SamplerKind, derived_seed, grid, propose
 from lungwatch.training.search_space import Number, Space, describe_space, extend

@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.foreign import KerasModel, Tensor
-from lungwatch.training.pixels import FloatArray
+from lungwatch.training.data.pixels import FloatArray, KerasModel, Tensor
 
 SIZE_PX = 128
 SEGMENTER_INPUT = PreprocessSpec(size_px=SIZE_PX)

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from lungwatch.training.foreign import KerasModel, Tensor
-from lungwatch.training.pixels import FloatArray
+from lungwatch.training.data.pixels import FloatArray, KerasModel, Tensor
 
 Step = Callable[[FloatArray, FloatArray], tuple[Tensor, Tensor]]
 

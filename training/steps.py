@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
-from lungwatch.training.foreign import KerasModel
+from lungwatch.training.data.pixels import KerasModel
 from lungwatch.training.keras_file import save_keras
 from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, DatasetError
-from lungwatch.training.labelled import Labelled
+from lungwatch.training.data.dataset import LabelledImage
 
 IntArray = NDArray[np.int64]
 TASKS = ("finding", "covid", "source")
@@ -33,7 +33,7 @@ class Task:
     weight: float
     answers: tuple[str, ...]
 
-    def targets(self, samples: Sequence[Labelled]) -> IntArray:
+    def targets(self, samples: Sequence[LabelledImage]) -> IntArray:
         """Return each sample's answer as its number, int64, shape (N,).
 
         Raises
@@ -73,7 +73,7 @@ def parse_tasks(texts: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def make_tasks(weights: dict[str, float], train: Sequence[Labelled]) -> list[Task]:
+def make_tasks(weights: dict[str, float], train: Sequence[LabelledImage]) -> list[Task]:
     """Make the tasks that these images can answer.
 
     Raises
@@ -90,7 +90,7 @@ def make_tasks(weights: dict[str, float], train: Sequence[Labelled]) -> list[Tas
     return tasks
 
 
-def drawing_weights(samples: Sequence[Labelled], power: float = 0.5) -> NDArray[np.float64]:
+def drawing_weights(samples: Sequence[LabelledImage], power: float = 0.5) -> NDArray[np.float64]:
     """Probability of drawing each sample, float64 (N,), summing to 1.
 
     A group of n images of one source and label gets a share in proportion to n ** power; see
@@ -102,7 +102,7 @@ def drawing_weights(samples: Sequence[Labelled], power: float = 0.5) -> NDArray[
     return np.asarray(weights / weights.sum())
 
 
-def _answer(task: str, sample: Labelled) -> str:
+def _answer(task: str, sample: LabelledImage) -> str:
     if task == "covid":
         return _COVID if sample.label == _COVID else f"not {_COVID}"
     return sample.label if task == "finding" else sample.source

@@ -7,10 +7,10 @@ from typing import Any
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.baseline import BaselineConfig, build_baseline
 from lungwatch.training.conclude import conclude
+from lungwatch.training.data.dataset import LabelMap
+from lungwatch.training.data.duplicates import LeakPolicy
 from lungwatch.training.fit import fit
 from lungwatch.training.fit_config import FitConfig
-from lungwatch.training.label_map import LabelMap
-from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.normalisation import Normalisation
 from lungwatch.training.prepare import prepare
 from lungwatch.training.progress import Progress

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from lungwatch.errors import ConfigError
+from lungwatch.training.data.pixels import FloatArray, KerasModel
+from lungwatch.training.evaluation.metrics import roc_auc
+from lungwatch.training.evaluation.scorers import load_keras
 from lungwatch.training.field_images import (
     CLASSES,
     LungField,
@@ -22,15 +25,11 @@ from lungwatch.training.field_network import (
     learn_fields,
     opacity_logit,
 )
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.keras_file import save_keras
 from lungwatch.training.lung_fields import FEWEST, FieldData, Group, open_finder, read_fields
-from lungwatch.training.metrics import roc_auc
-from lungwatch.training.pixels import FloatArray
 from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
-from lungwatch.training.scorers import load_keras
 from lungwatch.training.steps import Course, read_state, remove_checkpoints, take_steps
 
 FAMILY = "Lung fields on EfficientNet-Lite0"

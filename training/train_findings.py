@@ -9,7 +9,10 @@ import numpy as np
 from lungwatch.errors import ConfigError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.conclude import VALIDATION, judge
-from lungwatch.training.evaluate import measure
+from lungwatch.training.data.duplicates import LeakPolicy
+from lungwatch.training.data.pixels import FloatArray, KerasModel
+from lungwatch.training.evaluation.evaluation import evaluate_pixels
+from lungwatch.training.evaluation.scorers import KerasScorer, load_keras
 from lungwatch.training.findings_head import (
     OPACITY,
     LinearHead,
@@ -18,17 +21,13 @@ from lungwatch.training.findings_head import (
     choose_penalty,
     fit_head,
 )
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.head import POOLED
 from lungwatch.training.keras_file import save_keras
-from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.left_out import measure_left_out
-from lungwatch.training.pixels import FloatArray
 from lungwatch.training.prepare import prepare
 from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
-from lungwatch.training.scorers import KerasScorer, load_keras
 
 FAMILY = "Findings on lung fields"
 SIZE_PX = 320
@@ -138,7 +137,7 @@ def train_findings(
     run.write("metrics.json", metrics)
     judged = KerasScorer(root)
     if prepared.test.samples:
-        metrics["test"] = measure(judged, prepared.test.samples, prepared.test.pixels)
+        metrics["test"] = evaluate_pixels(judged, prepared.test.samples, prepared.test.pixels)
     if leave_out:
         metrics["left_out"] = measure_left_out(judged, prepared, leave_out)
     run.write("metrics.json", metrics)

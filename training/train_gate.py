@@ -14,10 +14,11 @@ import numpy as np
 
 from lungwatch.errors import ConfigError
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.foreign import KerasModel
-from lungwatch.training.gate_data import GateData, read_gate_data
-from lungwatch.training.gate_images import ByteArray, GateBatch, GateXray, draw_batch
-from lungwatch.training.gate_measure import measure_gate
+from lungwatch.training.data.dataset import LabelMap
+from lungwatch.training.data.gate_data import GateData, measure_gate, read_gate_data
+from lungwatch.training.data.gate_images import ByteArray, GateBatch, GateXray, draw_batch
+from lungwatch.training.data.pixels import FloatArray, KerasModel
+from lungwatch.training.evaluation.scorers import load_keras
 from lungwatch.training.gate_network import (
     LUNGS_CELL_PX,
     answering_network,
@@ -27,12 +28,9 @@ from lungwatch.training.gate_network import (
     train_on,
 )
 from lungwatch.training.keras_file import save_keras
-from lungwatch.training.label_map import LabelMap
-from lungwatch.training.pixels import FloatArray
 from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
-from lungwatch.training.scorers import load_keras
 from lungwatch.training.steps import (
     Course,
     read_state,
@@ -110,7 +108,7 @@ def train_gate(
     Parameters
     ----------
     location, masks, leave_out, labels
-        See `lungwatch.training.gate_data.read_gate_data`.
+        See `lungwatch.training.data.gate_data.read_gate_data`.
     root
         The run folder to fill.
     fitting
@@ -124,7 +122,7 @@ def train_gate(
     Returns
     -------
     dict
-        What is written to `metrics.json`; see `lungwatch.training.gate_measure.measure_gate`.
+        What is written to `metrics.json`; see `lungwatch.training.data.gate_data.measure_gate`.
 
     Raises
     ------

@@ -9,23 +9,23 @@ from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.backbones import cut_at_stride, load_backbone
 from lungwatch.training.conclude import conclude
-from lungwatch.training.evaluate import measure
+from lungwatch.training.data.dataset import LabelMap
+from lungwatch.training.data.duplicates import LeakPolicy
+from lungwatch.training.data.pixels import KerasModel
+from lungwatch.training.data.plots import plot_group_weights
+from lungwatch.training.evaluation.evaluation import evaluate_pixels
+from lungwatch.training.evaluation.scorers import KerasScorer, load_keras
 from lungwatch.training.fit import fit
 from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.fit_state import FitState
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.guidance import Guidance, guided_lesson, make_guide
-from lungwatch.training.label_map import LabelMap
-from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.left_out import measure_left_out
-from lungwatch.training.plot import plot_group_weights
 from lungwatch.training.prepare import prepare
 from lungwatch.training.progress import Progress
 from lungwatch.training.robust import WEIGHT
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
 from lungwatch.training.sampling import sampling_weights
-from lungwatch.training.scorers import KerasScorer, load_keras
 from lungwatch.training.segmenter import SIZE_PX
 from lungwatch.training.transfer import TransferConfig, build_transfer, unfreeze
 
@@ -149,7 +149,7 @@ def train_guided(
     metrics = conclude(run, state, prepared.val.pixels, prepared.val.targets)
     scorer = KerasScorer(root)
     if prepared.test.samples:
-        metrics["test"] = measure(scorer, prepared.test.samples, prepared.test.pixels)
+        metrics["test"] = evaluate_pixels(scorer, prepared.test.samples, prepared.test.pixels)
     if leave_out:
         metrics["left_out"] = measure_left_out(scorer, prepared, leave_out)
     run.write("metrics.json", metrics)

@@ -7,13 +7,13 @@ from typing import Any
 
 from lungwatch.errors import ConfigError
 from lungwatch.training.conclude import calibrated_on, judge
-from lungwatch.training.data_record import LearntImages, learnt_of, prefix
-from lungwatch.training.dataset import select
-from lungwatch.training.evaluate import measure
+from lungwatch.training.data.dataset import LabelMap, select
+from lungwatch.training.data.duplicates import LeakPolicy
+from lungwatch.training.data.splits import LearntImages, learnt_of, prefix
+from lungwatch.training.evaluation.evaluation import evaluate_pixels
+from lungwatch.training.evaluation.scorers import KerasScorer, load_keras
 from lungwatch.training.joined import Member, join_networks
 from lungwatch.training.keras_file import save_keras
-from lungwatch.training.label_map import LabelMap
-from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.left_out import measure_left_out
 from lungwatch.training.lung_box import learn_box
 from lungwatch.training.lung_view import FINER, MARGIN
@@ -21,7 +21,6 @@ from lungwatch.training.prepare import Prepared, prepare
 from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
-from lungwatch.training.scorers import KerasScorer, load_keras
 
 _FEWEST = 2
 _OF_MEMBERS = ("family", "network", "fit", "guidance", "normalisation", "data")
@@ -137,7 +136,7 @@ def train_join(
     run.write("metrics.json", metrics)
     judged = KerasScorer(root)
     if prepared.test.samples:
-        metrics["test"] = measure(judged, prepared.test.samples, prepared.test.pixels)
+        metrics["test"] = evaluate_pixels(judged, prepared.test.samples, prepared.test.pixels)
     if leave_out:
         metrics["left_out"] = measure_left_out(judged, prepared, leave_out)
     run.write("metrics.json", metrics)

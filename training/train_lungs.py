@@ -11,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, DatasetError
-from lungwatch.training.data_record import DataRecord
-from lungwatch.training.foreign import KerasModel
+from lungwatch.training.data.pixels import FloatArray, KerasModel, LungMasks, read_lung_masks
+from lungwatch.training.data.splits import DataRecord
+from lungwatch.training.evaluation.scorers import load_keras
 from lungwatch.training.keras_file import save_keras
-from lungwatch.training.lung_masks import LungMasks, read_lung_masks
-from lungwatch.training.pixels import FloatArray
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
-from lungwatch.training.scorers import load_keras
 from lungwatch.training.segmenter import (
     SEGMENTER_INPUT,
     build_segmenter,

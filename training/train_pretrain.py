@@ -8,8 +8,17 @@ from typing import Any
 import numpy as np
 
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.data_record import DataRecord, LearntImages, learnt_of
-from lungwatch.training.dataset import dataset_name
+from lungwatch.training.data.dataset import (
+    count_labels,
+    dataset_name,
+    labelled_split,
+    load_labelled,
+)
+from lungwatch.training.data.pixels import FloatArray, read_pixels
+from lungwatch.training.data.plots import plot_history
+from lungwatch.training.data.splits import DataRecord, LearntImages, learnt_of
+from lungwatch.training.evaluation.metrics import roc_auc
+from lungwatch.training.evaluation.scorers import load_keras
 from lungwatch.training.fit_tasks import (
     TasksConfig,
     TasksData,
@@ -17,16 +26,11 @@ from lungwatch.training.fit_tasks import (
     fit_tasks,
     predict_answers,
 )
-from lungwatch.training.labelled import count, load_labelled, of
-from lungwatch.training.metrics import roc_auc
 from lungwatch.training.normalisation import Normalisation
-from lungwatch.training.pixels import FloatArray, read_pixels
-from lungwatch.training.plot import plot_history
 from lungwatch.training.pretrain import PretrainConfig, build_pretraining
 from lungwatch.training.progress import Progress
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
-from lungwatch.training.scorers import load_keras
 from lungwatch.training.tasks import IntArray, Task, drawing_weights, make_tasks
 
 
@@ -46,7 +50,7 @@ def train_pretrain(
     Parameters
     ----------
     locations
-        Data sets with any classes; see `lungwatch.training.labelled.load_labelled`. Their test
+        Data sets with any classes; see `lungwatch.training.data.dataset.load_labelled`. Their test
         splits are not read.
     root
         The run folder to fill; `train transfer --weights` takes it.
@@ -79,7 +83,7 @@ def train_pretrain(
     """
     progress = progress or Progress()
     samples = [sample for location in locations for sample in load_labelled(location)]
-    train, val = of(samples, "train"), of(samples, "val")
+    train, val = labelled_split(samples, "train"), labelled_split(samples, "val")
     tasks = make_tasks(task_weights, train)
     answers = {task.name: (task.targets(train), task.targets(val)) for task in tasks}
     spec = PreprocessSpec(size_px=network.size_px)
@@ -97,8 +101,8 @@ def train_pretrain(
         "preprocess": spec.to_dict(),
         "data": {
             "names": [dataset_name(location) for location in locations],
-            "train": count(train),
-            "val": count(val),
+            "train": count_labels(train),
+            "val": count_labels(val),
         },
     }
     record = DataRecord(rows={})

@@ -9,24 +9,24 @@ from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.backbones import BACKBONE, load_backbone
 from lungwatch.training.blocks import blocks_of
 from lungwatch.training.conclude import RETRAINED_ON, calibrated_on, judge
-from lungwatch.training.fit import fit, predict_logits
+from lungwatch.training.data.dataset import LabelMap
+from lungwatch.training.data.duplicates import LeakPolicy
+from lungwatch.training.data.pixels import KerasModel
+from lungwatch.training.data.plots import plot_history
+from lungwatch.training.evaluation.scorers import load_keras, predict_logits
+from lungwatch.training.fit import fit
 from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.fit_head import HeadConfig
 from lungwatch.training.fit_state import FitState
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.frozen_phase import FrozenPhase
-from lungwatch.training.label_map import LabelMap
-from lungwatch.training.leaks import LeakPolicy
 from lungwatch.training.normalisation import Normalisation
 from lungwatch.training.phases import FINE_TUNED, FROZEN, Phase, better_phase
-from lungwatch.training.plot import plot_history
 from lungwatch.training.prepare import Prepared, prepare
 from lungwatch.training.progress import Progress
 from lungwatch.training.retrain import test_final
 from lungwatch.training.retrain_phases import retrain_phases, unfrozen
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
-from lungwatch.training.scorers import load_keras
 from lungwatch.training.search_space import Space
 from lungwatch.training.transfer import TransferConfig, build_transfer, unfreeze
 from lungwatch.training.transfer_grid import HeadChoice

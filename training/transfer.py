@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lungwatch.errors import ConfigError
 from lungwatch.training.backbones import BACKBONE, Backbone, load_backbone
 from lungwatch.training.blocks import blocks_of
-from lungwatch.training.foreign import KerasModel
+from lungwatch.training.data.pixels import KerasModel
 from lungwatch.training.grey_input import imagenet_grey
 from lungwatch.training.head import FEATURES, attach_head
 from lungwatch.training.normalisation import Standardisation

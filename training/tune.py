@@ -6,18 +6,18 @@ from typing import Any
 
 from lungwatch.training.baseline import BaselineConfig, build_baseline
 from lungwatch.training.conclude import RETRAINED_ON, calibrated_on, judge
-from lungwatch.training.fit import fit, predict_logits
+from lungwatch.training.data.pixels import KerasModel
+from lungwatch.training.data.plots import plot_history
+from lungwatch.training.evaluation.scorers import load_keras, predict_logits
+from lungwatch.training.fit import fit
 from lungwatch.training.fit_config import FitConfig
 from lungwatch.training.fit_state import FitState
-from lungwatch.training.foreign import KerasModel
 from lungwatch.training.normalisation import Standardisation
-from lungwatch.training.plot import plot_history
 from lungwatch.training.prepare import Prepared
 from lungwatch.training.progress import Progress
 from lungwatch.training.retrain import retrain, test_final
 from lungwatch.training.run import RunFolder
 from lungwatch.training.runtime import prepare_tensorflow
-from lungwatch.training.scorers import load_keras
 from lungwatch.training.search import Outcome, SearchConfig, SearchResult, Trial, search
 from lungwatch.training.search_space import Ladder, Number, Parameter, Range
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, LungwatchError, ModelError
-from lungwatch.training.foreign import KerasModel
-from lungwatch.training.scorers import load_keras
+from lungwatch.training.data.pixels import KerasModel
+from lungwatch.training.evaluation.scorers import load_keras
 
 
 def read_h5(file: Path, build: Callable[[], KerasModel]) -> KerasModel:

@@ -18,9 +18,9 @@ from lungwatch.contract import (
     Finding,
     ModelContract,
 )
-from lungwatch.daemon.model import Classifier
+from lungwatch.daemon.pipeline.model import Classifier
 from lungwatch.errors import DatasetError, ModelError
-from lungwatch.golden import golden_input
+from lungwatch.preprocess import golden_input
 from lungwatch.training.head import (
     FEATURES,
     LOGIT,
@@ -36,16 +36,14 @@ pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")
 
 from lungwatch.export.exporter import ExportRequest, export  # noqa: E402
-from lungwatch.export.parity import compare, synthetic_images  # noqa: E402
-from lungwatch.export.to_onnx import to_onnx  # noqa: E402
+from lungwatch.export.graph import compare, synthetic_images, to_onnx  # noqa: E402
 from lungwatch.preprocess import PreprocessSpec  # noqa: E402
-from lungwatch.training.calibrate import fit_calibration  # noqa: E402
-from lungwatch.training.dataset import load_dataset  # noqa: E402
-from lungwatch.training.fit import predict_logits  # noqa: E402
+from lungwatch.training.data.dataset import load_dataset  # noqa: E402
+from lungwatch.training.data.pixels import read_pixels  # noqa: E402
+from lungwatch.training.evaluation.calibration import fit_calibration  # noqa: E402
+from lungwatch.training.evaluation.metrics import roc_auc  # noqa: E402
+from lungwatch.training.evaluation.scorers import KerasScorer, OnnxScorer, predict_logits  # noqa: E402
 from lungwatch.training.gradcam import gradcam  # noqa: E402
-from lungwatch.training.metrics import roc_auc  # noqa: E402
-from lungwatch.training.pixels import read_pixels  # noqa: E402
-from lungwatch.training.scorers import KerasScorer, OnnxScorer  # noqa: E402
 
 SIDE = 32
 CONFIG = json.dumps({"preprocess": PreprocessSpec(size_px=SIDE).to_dict()})
@@ -226,7 +224,7 @@ def test_without_data_nothing_reads_the_scores(file, tmp_path):
 def test_int8_fits_the_findings_anew_and_tells_what_was_lost(file, data, tmp_path, monkeypatch):
     """To the quantised graph's own logits; the float graph's figure stands beside."""
     # Random weights on noise lose more than a trained network may.
-    monkeypatch.setattr("lungwatch.export.findings.LOSS_LIMIT", 0.1)
+    monkeypatch.setattr("lungwatch.export.references.LOSS_LIMIT", 0.1)
     request = ExportRequest(
         model=file, name="q", version="1.0.0", folder=tmp_path, data=data, int8=True
     )
@@ -245,7 +243,7 @@ def test_int8_fits_the_findings_anew_and_tells_what_was_lost(file, data, tmp_pat
 
 
 def test_a_finding_that_loses_too_much_in_int8_is_not_exported(file, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("lungwatch.export.findings.LOSS_LIMIT", -1.0)
+    monkeypatch.setattr("lungwatch.export.references.LOSS_LIMIT", -1.0)
     request = ExportRequest(
         model=file, name="q", version="1.0.0", folder=tmp_path, data=data, int8=True
     )

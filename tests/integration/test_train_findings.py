@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from lungwatch.cli.main import main
 from lungwatch.preprocess import PreprocessSpec, preprocess
+from lungwatch.training.data.dataset import Sample
 from lungwatch.training.head import FEATURES, HIDDEN, LOGIT
-from lungwatch.training.samples import Sample
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
-from lungwatch.daemon.model import Classifier
-from lungwatch.gate import GATE_LUNGS, GATE_SCORES
+from lungwatch.contract import GATE_LUNGS, GATE_SCORES
+from lungwatch.daemon.pipeline.model import Classifier
 from lungwatch.models import SHIPPED_DEFAULT
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
@@ -175,7 +175,7 @@ def real_network():
 
 def test_the_real_network_learns_and_ignores_what_is_unknown(real_network):
     """Turn, inversion and lungs of what is no chest, and lungs that nobody drew, teach nothing."""
-    from lungwatch.training.gate_images import GateBatch
+    from lungwatch.training.data.gate_images import GateBatch
     from lungwatch.training.gate_network import LUNGS_CELL_PX, compile_gate, train_on
 
     assert LUNGS_CELL_PX == 4
@@ -205,10 +205,10 @@ def test_the_real_network_learns_and_ignores_what_is_unknown(real_network):
 
 def test_the_exported_graph_answers_as_network_and_scores_say(real_network):
     """The float graph against Keras to 1e-4, its scores against NumPy's."""
-    from lungwatch.export.gate_graph import gate_to_onnx, look_with_onnx, with_scores
-    from lungwatch.training.gate_checks import Familiarity, GateThresholds
+    from lungwatch.export.gate import gate_to_onnx, look_with_onnx, with_scores
+    from lungwatch.training.evaluation.gate_rates import Familiarity, GateThresholds
+    from lungwatch.training.evaluation.scorers import onnx_session
     from lungwatch.training.gate_network import answering_network, look_with
-    from lungwatch.training.scorers import onnx_session
 
     pixels = np.random.default_rng(1).random((9, 64, 64, 1), dtype=np.float32)
     proto = gate_to_onnx(real_network)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lungwatch.errors import ConfigError, DatasetError
-from lungwatch.training.labelled import load_labelled
+from lungwatch.training.data.dataset import load_labelled
 from lungwatch.training.progress import Progress
 from lungwatch.training.tasks import parse_tasks
 

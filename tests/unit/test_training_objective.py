@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lungwatch.errors import ConfigError
+from lungwatch.training.data.dataset import Sample
 from lungwatch.training.gradcam import gradcam
 from lungwatch.training.guide_numbers import source_numbers
 from lungwatch.training.head import FEATURES, attach_head
@@ -14,7 +15,6 @@ from lungwatch.training.objective import (
     make_guided_step,
     ranking_loss,
 )
-from lungwatch.training.samples import Sample
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 tf = pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from lungwatch.errors import ConfigError
+from lungwatch.training.data.dataset import Sample
 from lungwatch.training.guidance import Guidance
 from lungwatch.training.histograms import exchange_histograms, read_histograms
 from lungwatch.training.memory import load_memory, save_memory
 from lungwatch.training.robust import RobustLoss, risk_groups
-from lungwatch.training.samples import Sample
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 tf = pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lungwatch.training.metrics import sigmoid
+from lungwatch.training.evaluation.metrics import sigmoid
 from lungwatch.training.two_logits import decide, join_logits, softmax, split_logit
 
 SMALLEST = np.float32(1e-45)  # a subnormal of one bit: half of it is no float32
