@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lungwatch.training.data.check import DatasetCheck
     from lungwatch.training.data.dataset import LabelMap, Sample
     from lungwatch.training.data.scan import ScannedImage, Unreadable
-    from lungwatch.training.run import RunFolder
+    from lungwatch.training.fitting.run import RunFolder
 
 
 def begin_run(folder: Path, config: dict[str, Any], *, resume: bool) -> "RunFolder":
@@ -31,7 +31,7 @@ def begin_run(folder: Path, config: dict[str, Any], *, resume: bool) -> "RunFold
         If it holds something already and is not to be resumed, was begun with another
         configuration, or cannot be made.
     """
-    from lungwatch.training.run import RunFolder
+    from lungwatch.training.fitting.run import RunFolder
 
     run = RunFolder(root=folder)
     try:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from lungwatch.training.normalisation import Normalisation
-    from lungwatch.training.progress import Progress
+    from lungwatch.training.fitting.run import Progress
+    from lungwatch.training.networks.backbones import Normalisation
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -374,7 +374,7 @@ def report(metrics: dict[str, Any], out: Path, *, as_json: bool) -> None:
 
 def progress() -> "Progress":
     """Lines for a log file; on a terminal also a bar that is drawn over."""
-    from lungwatch.training.progress import Progress
+    from lungwatch.training.fitting.run import Progress
 
     terminal = sys.stderr.isatty()
     start = "\r" if terminal else ""
@@ -450,7 +450,7 @@ def normalisation_of(kind: str, mean: float | None, std: float | None) -> "Norma
     ConfigError
         If mean and std do not belong to that kind.
     """
-    from lungwatch.training.normalisation import Normalisation
+    from lungwatch.training.networks.backbones import Normalisation
 
     if kind == _BACKBONE_ALONE and mean is None and std is None:
         return None

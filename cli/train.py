@@ -122,10 +122,8 @@ def pretrain(
     may have any names. Where nothing is split, 15 % are held out for validation; test splits are
     not read. All of the network learns, batch norm included.
     """
-    from lungwatch.training.fit_tasks import TasksConfig
-    from lungwatch.training.pretrain import PretrainConfig
-    from lungwatch.training.tasks import parse_tasks
-    from lungwatch.training.train_pretrain import train_pretrain
+    from lungwatch.training.fitting.trainer import TasksConfig, parse_tasks
+    from lungwatch.training.recipes.pretrain import PretrainConfig, train_pretrain
 
     metrics = train_pretrain(
         data,
@@ -182,7 +180,7 @@ def lungs(
     MASKS is a folder with images/NAME.* and masks/NAME.png, white where there is lung. A
     seventh of the pairs is held out to measure.
     """
-    from lungwatch.training.train_lungs import LungFitConfig, train_lungs
+    from lungwatch.training.recipes.lungs import LungFitConfig, train_lungs
 
     def on_epoch(row: dict[str, float]) -> None:
         click.echo(
@@ -278,7 +276,7 @@ def gate(
     other splits' images are left out. `lungwatch model renew` and `lungwatch export` put the
     gate into a bundle.
     """
-    from lungwatch.training.train_gate import GateFitConfig, train_gate
+    from lungwatch.training.recipes.lungs import GateFitConfig, train_gate
 
     metrics = train_gate(
         data,
@@ -388,7 +386,7 @@ def fields(
     FIELDS is a data set with the labels NORMAL, OTHER (abnormal, but no opacity) and OPACITY.
     `lungwatch train findings` makes a network for whole X-rays of it.
     """
-    from lungwatch.training.train_fields import FieldFitConfig, train_fields
+    from lungwatch.training.recipes.fields import FieldFitConfig, train_fields
 
     metrics = train_fields(
         fields,

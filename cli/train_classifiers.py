@@ -26,8 +26,8 @@ from lungwatch.cli.options import (
 if TYPE_CHECKING:
     from lungwatch.training.data.dataset import LabelMap
     from lungwatch.training.data.duplicates import LeakPolicy
-    from lungwatch.training.normalisation import NormalisationKind
-    from lungwatch.training.sampler import SamplerKind
+    from lungwatch.training.fitting.search import SamplerKind
+    from lungwatch.training.networks.backbones import NormalisationKind
 
 
 def _filters(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, ...]:
@@ -103,12 +103,10 @@ def baseline(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
     Training stops when the validation loss no longer falls. With --tune the best network is
     trained anew on train and two thirds of val, calibrated on the third, and tested once.
     """
-    from lungwatch.training.baseline import BaselineConfig
-    from lungwatch.training.fit_config import FitConfig
-    from lungwatch.training.normalisation import Normalisation
-    from lungwatch.training.search import SearchConfig
-    from lungwatch.training.train_baseline import train_baseline
-    from lungwatch.training.tune import TuneConfig
+    from lungwatch.training.fitting.search import SearchConfig
+    from lungwatch.training.fitting.trainer import FitConfig
+    from lungwatch.training.networks.backbones import BaselineConfig, Normalisation
+    from lungwatch.training.recipes.baseline import TuneConfig, train_baseline
 
     kind: NormalisationKind = options["normalisation"]
     leaks: LeakPolicy = options["leaks"]
@@ -250,11 +248,10 @@ def transfer(
     that does not lower the validation loss, the network with the frozen backbone is kept. What
     is kept is repeated on training and validation images, and tested once.
     """
-    from lungwatch.training.fit_config import FitConfig
-    from lungwatch.training.fit_head import HeadConfig
-    from lungwatch.training.train_transfer import train_transfer
-    from lungwatch.training.transfer import TransferConfig
-    from lungwatch.training.transfer_grid import GRID
+    from lungwatch.training.fitting.frozen import HEAD_GRID, HeadConfig
+    from lungwatch.training.fitting.trainer import FitConfig
+    from lungwatch.training.networks.backbones import TransferConfig
+    from lungwatch.training.recipes.transfer import train_transfer
 
     if unfreeze != "all" and not (unfreeze.isascii() and unfreeze.isdigit()):
         raise click.BadParameter("neither 'all' nor a number", param_hint="--unfreeze")
@@ -285,7 +282,7 @@ def transfer(
         ),
         frozen=frozen if freeze_epochs else None,
         tuning=tuning if epochs else None,
-        grid=GRID if grid else None,
+        grid=HEAD_GRID if grid else None,
         retrain=retrain,
         normalisation=normalisation_of(normalisation, mean, std),
         leave_out=leave_out,
@@ -399,16 +396,18 @@ def guided(*, data: Path, out: Path, resume: bool, as_json: bool, **options: Any
     """
     from dataclasses import replace
 
-    from lungwatch.training.disguise import STRONG, Disguise
-    from lungwatch.training.fit_config import FitConfig
-    from lungwatch.training.framing import Framing
-    from lungwatch.training.guidance import Guidance
-    from lungwatch.training.objective import Objective
-    from lungwatch.training.train_guided import cosine_rates, train_guided
-    from lungwatch.training.transfer import TransferConfig
+    from lungwatch.training.fitting.augmentation import (
+        STRONG_RANDOMISATION,
+        DomainRandomisation,
+        Framing,
+    )
+    from lungwatch.training.fitting.objectives import Objective
+    from lungwatch.training.fitting.trainer import FitConfig
+    from lungwatch.training.networks.backbones import TransferConfig
+    from lungwatch.training.recipes.guided import Guidance, cosine_rates, train_guided
 
     leaks: LeakPolicy = options["leaks"]
-    disguise = STRONG if options["strength"] == "strong" else Disguise()
+    disguise = STRONG_RANDOMISATION if options["strength"] == "strong" else DomainRandomisation()
     metrics = train_guided(
         data,
         out,
@@ -503,7 +502,7 @@ def findings(
     The network finds the lungs by itself and sees them alone; its map is of the whole image. It
     exports like any other.
     """
-    from lungwatch.training.train_findings import train_findings
+    from lungwatch.training.recipes.assembly import train_findings
 
     policy: LeakPolicy = leaks  # type: ignore[assignment]  # click has checked it
     metrics = train_findings(
@@ -564,7 +563,7 @@ def join(
     without any. The joint network exports like any
     other; its map is the sum of its members'.
     """
-    from lungwatch.training.train_join import train_join
+    from lungwatch.training.recipes.assembly import train_join
 
     policy: LeakPolicy = leaks  # type: ignore[assignment]  # click has checked it
     metrics = train_join(

@@ -48,16 +48,16 @@ from lungwatch.training.evaluation.gate_rates import (
     image_files,
     rates,
 )
-from lungwatch.training.evaluation.scorers import OnnxScorer, load_keras, onnx_session
-from lungwatch.training.gate_network import (
+from lungwatch.training.evaluation.scorers import OnnxScorer, onnx_session
+from lungwatch.training.fitting.run import RunFolder, prepare_tensorflow
+from lungwatch.training.networks.lite0_networks import (
     CHANCES,
     EMBEDDING,
     LUNGS_CELL_PX,
-    answering_network,
-    look_with,
+    gate_output_network,
+    gate_outputs,
 )
-from lungwatch.training.run import RunFolder
-from lungwatch.training.runtime import prepare_tensorflow
+from lungwatch.training.networks.weights import load_keras
 
 _AT_ONCE = 32
 
@@ -69,7 +69,7 @@ def gate_to_onnx(model: KerasModel) -> OnnxProto:
     -------
     onnx.ModelProto
         From `pixels`, float32 (N, S, S, 1), 0..1, to `chances`, `embedding` and `lungs`, as
-        `lungwatch.training.gate_network.answering_network` gives them.
+        `lungwatch.training.networks.lite0_networks.gate_output_network` gives them.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def gate_to_onnx(model: KerasModel) -> OnnxProto:
     except ImportError as error:
         raise MissingExtraError("exporting", "train") from error
 
-    answering = answering_network(model)
+    answering = gate_output_network(model)
     size = int(model.input_shape[1])
     signature = [tf.TensorSpec((None, size, size, 1), tf.float32, name=INPUT)]
 
@@ -400,7 +400,7 @@ def _parity(
         If a chance or a cell of the lungs differs by more than 1e-4.
     """
     few = pixels[:: max(1, len(pixels) // _PARITY_IMAGES)][:_PARITY_IMAGES]
-    ours, theirs = exported(few), look_with(answering_network(model), few)
+    ours, theirs = exported(few), gate_outputs(gate_output_network(model), few)
     found = {
         "images": len(few),
         "chances": float(np.abs(ours.chances - theirs.chances).max()),

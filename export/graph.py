@@ -26,23 +26,26 @@ from lungwatch.contract import (
 )
 from lungwatch.errors import MissingExtraError, ModelError
 from lungwatch.preprocess import PreprocessSpec, golden_input
-from lungwatch.training.augment import Augmentation, augment
 from lungwatch.training.data.pixels import FloatArray, KerasModel, OnnxProto, Tensor
 from lungwatch.training.evaluation.foreign import Declaration, last_layer
 from lungwatch.training.evaluation.metrics import sigmoid
 from lungwatch.training.evaluation.scorers import onnx_session, predict_logits
-from lungwatch.training.gradcam import gradcam, two_logits
-from lungwatch.training.head import (
+from lungwatch.training.fitting.augmentation import Augmentation, augment
+from lungwatch.training.fitting.run import prepare_tensorflow
+from lungwatch.training.networks.heads import (
+    BOX,
     FEATURES,
     HIDDEN,
     LOGIT,
-    answer_of,
     attach_head,
     further_findings,
+    gradcam,
+    has_lung_view,
     head_layers,
+    lay_back,
+    output_of,
+    two_logits,
 )
-from lungwatch.training.lung_view import BOX, lay_back, looks_at_lungs
-from lungwatch.training.runtime import prepare_tensorflow
 
 _FORM = "GlobalAveragePooling2D, at most one Dense layer with relu, and a last Dense layer"
 
@@ -146,7 +149,7 @@ def build_graph(model: KerasModel) -> tuple[Callable[[Tensor], dict[str, Tensor]
     ----------
     model
         Keras model from pixels to the binary logit, with the head of
-        `lungwatch.training.head`, and perhaps one for each further finding.
+        `lungwatch.training.networks.heads`, and perhaps one for each further finding.
 
     Returns
     -------
@@ -176,7 +179,7 @@ def build_graph(model: KerasModel) -> tuple[Callable[[Tensor], dict[str, Tensor]
             f"the network has no layers named {FEATURES}, {HIDDEN} and {LOGIT}: only networks "
             "with lungwatch's own head can be exported with their maps"
         ) from error
-    boxes = [model.get_layer(BOX).output] if looks_at_lungs(model) else []
+    boxes = [model.get_layer(BOX).output] if has_lung_view(model) else []
     inner = keras.Model(model.input, [features_layer.output, *boxes])
     size = int(model.input_shape[1])
     signature = [tf.TensorSpec((None, size, size, 1), tf.float32, name=INPUT)]
@@ -373,12 +376,12 @@ def compare(model: KerasModel, data: bytes, pixels: FloatArray, kind: str) -> Pa
     graph, _ = build_graph(model)
     found = run_onnx(data, pixels)
     closed = {name: value.numpy() for name, value in graph(pixels).items()}
-    main = answer_of(model)
+    main = output_of(model)
     probabilities = [found[PROBABILITY] - sigmoid(predict_logits(main, pixels))]
     maps = [found[CAM] - closed[CAM]]
     gradients = [closed[CAM] - gradcam(main, pixels)]
     for index, name in enumerate(further_findings(model)):
-        one = answer_of(model, name)
+        one = output_of(model, name)
         exported = sigmoid(found[FINDINGS][:, index])
         probabilities.append(exported - sigmoid(predict_logits(one, pixels)))
         maps.append(found[FINDING_CAMS][:, index] - closed[FINDING_CAMS][:, index])

@@ -27,7 +27,7 @@ from lungwatch.training.data.splits import LearntImages, learnt_from
 from lungwatch.training.evaluation.calibration import Rule, choose_decision, fit_calibration
 from lungwatch.training.evaluation.metrics import roc_auc, sigmoid
 from lungwatch.training.evaluation.scorers import Judgement, onnx_session
-from lungwatch.training.lung_box import FINDER
+from lungwatch.training.networks.lungs import FINDER
 
 LOSS_LIMIT = 0.005
 

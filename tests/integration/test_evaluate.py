@@ -398,7 +398,7 @@ def test_progress_counts_every_image_of_every_model(data):
 def test_the_shipped_graphs_probability_is_the_softmax_of_its_two_logits(data):
     from lungwatch.contract import INPUT, LOGITS, PROBABILITY
     from lungwatch.training.data.pixels import read_pixels
-    from lungwatch.training.two_logits import decide, softmax
+    from lungwatch.training.networks.heads import decide, softmax
 
     scorer = load_scorer(Path(SHIPPED_DEFAULT))
     pixels = read_pixels(load_dataset(data), scorer.judgement.preprocess)
@@ -410,7 +410,7 @@ def test_the_shipped_graphs_probability_is_the_softmax_of_its_two_logits(data):
 
 def test_a_keras_file_is_evaluated_like_a_bundle(data, tmp_path):
     pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
-    from lungwatch.training.baseline import BaselineConfig, build_baseline
+    from lungwatch.training.networks.backbones import BaselineConfig, build_baseline
 
     config = BaselineConfig(size_px=32, filters=(4, 4), dense_units=4, dropout=0.0)
     file = tmp_path / "tiny.keras"

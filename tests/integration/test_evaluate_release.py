@@ -18,7 +18,7 @@ from lungwatch.training.evaluation.metrics import Bootstrap
 from lungwatch.training.evaluation.release_criteria import CRITERIA, Criteria
 from lungwatch.training.evaluation.release_gate import ReleaseResult
 from lungwatch.training.evaluation.scorers import KerasScorer
-from lungwatch.training.head import attach_head
+from lungwatch.training.networks.heads import attach_head
 
 pytest.importorskip("onnx", reason="needs onnx (extra 'train')")
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra 'train')")

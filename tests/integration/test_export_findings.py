@@ -21,14 +21,14 @@ from lungwatch.contract import (
 from lungwatch.daemon.pipeline.model import Classifier
 from lungwatch.errors import DatasetError, ModelError
 from lungwatch.preprocess import golden_input
-from lungwatch.training.head import (
+from lungwatch.training.networks.heads import (
     FEATURES,
     LOGIT,
     POOLED,
-    answer_of,
     attach_finding,
     attach_head,
     further_findings,
+    output_of,
 )
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
@@ -43,7 +43,7 @@ from lungwatch.training.data.pixels import read_pixels  # noqa: E402
 from lungwatch.training.evaluation.calibration import fit_calibration  # noqa: E402
 from lungwatch.training.evaluation.metrics import roc_auc  # noqa: E402
 from lungwatch.training.evaluation.scorers import KerasScorer, OnnxScorer, predict_logits  # noqa: E402
-from lungwatch.training.gradcam import gradcam  # noqa: E402
+from lungwatch.training.networks.heads import gradcam  # noqa: E402
 
 SIDE = 32
 CONFIG = json.dumps({"preprocess": PreprocessSpec(size_px=SIDE).to_dict()})
@@ -96,7 +96,7 @@ def test_heads_are_found_by_their_layers():
     assert further_findings(network()) == ()
     model = network("opacity", "nodule")
     assert further_findings(model) == ("opacity", "nodule")
-    assert answer_of(model).output.name == model.get_layer(LOGIT).output.name
+    assert output_of(model).output.name == model.get_layer(LOGIT).output.name
 
 
 def test_the_graph_answers_every_finding_as_keras_does_and_explains_each():
@@ -110,7 +110,7 @@ def test_the_graph_answers_every_finding_as_keras_does_and_explains_each():
     assert cams.shape == (5, 2, 8, 8)
     assert peaks.shape == (5, 2)
     for index, name in enumerate(("opacity", "nodule")):
-        alone = answer_of(model, name)
+        alone = output_of(model, name)
         np.testing.assert_allclose(logits[:, index], predict_logits(alone, pixels), atol=1e-5)
         np.testing.assert_allclose(cams[:, index], gradcam(alone, pixels)[:, 1], atol=1e-4)
     assert ((cams.max(axis=(2, 3)) > 0) == (peaks > 0)).all()
@@ -135,7 +135,7 @@ def test_the_contract_has_calibration_threshold_golden_answer_and_scale(exported
     told = onnxruntime.InferenceSession(str(folder / "model.onnx")).get_modelmeta()
     assert ModelContract.from_json(told.custom_metadata_map[METADATA_KEY]) == contract
     golden = golden_input(contract.preprocess)[np.newaxis]
-    logit = predict_logits(answer_of(keras.models.load_model(file), "opacity"), golden)[0]
+    logit = predict_logits(output_of(keras.models.load_model(file), "opacity"), golden)[0]
     assert contract.golden.findings == (pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5),)
     for name, images in (("val", 36), ("test", 18)):
         measured = contract.metrics[f"{data.name}/{name}"]["findings"]["opacity"]
@@ -157,7 +157,7 @@ def test_the_daemon_scores_what_was_exported(exported, file):
     folder, contract = exported
     classifier = Classifier.load(folder)
     pixels = synthetic_images(contract.preprocess, 3)
-    logits = predict_logits(answer_of(keras.models.load_model(file), "opacity"), pixels)
+    logits = predict_logits(output_of(keras.models.load_model(file), "opacity"), pixels)
     for found, logit in zip(classifier.run(pixels), logits, strict=True):
         wanted = contract.findings[0].calibration.probability(float(logit))
         assert found.findings == {

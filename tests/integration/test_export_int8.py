@@ -16,13 +16,13 @@ from lungwatch.contract import INPUT, LOGITS
 from lungwatch.daemon.pipeline.model import Classifier
 from lungwatch.export import quantise
 from lungwatch.preprocess import golden_input
-from lungwatch.training.baseline import BaselineConfig
 from lungwatch.training.data.dataset import load_dataset, select
 from lungwatch.training.data.pixels import read_pixels, targets
 from lungwatch.training.evaluation.calibration import fit_calibration
 from lungwatch.training.evaluation.scorers import OnnxScorer
-from lungwatch.training.fit_config import FitConfig
-from lungwatch.training.train_baseline import train_baseline
+from lungwatch.training.fitting.trainer import FitConfig
+from lungwatch.training.networks.backbones import BaselineConfig
+from lungwatch.training.recipes.baseline import train_baseline
 
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")

@@ -11,15 +11,13 @@ from click.testing import CliRunner
 from lungwatch.cli.main import main
 from lungwatch.errors import ConfigError, DatasetError
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.baseline import BaselineConfig, build_baseline
 from lungwatch.training.evaluation.scorers import KerasScorer
-from lungwatch.training.fit_config import FitConfig
-from lungwatch.training.normalisation import Normalisation
-from lungwatch.training.prepare import prepare
-from lungwatch.training.progress import Progress
-from lungwatch.training.search import SearchConfig
-from lungwatch.training.train_baseline import train_baseline
-from lungwatch.training.tune import TuneConfig
+from lungwatch.training.fitting.preparation import prepare
+from lungwatch.training.fitting.run import Progress
+from lungwatch.training.fitting.search import SearchConfig
+from lungwatch.training.fitting.trainer import FitConfig
+from lungwatch.training.networks.backbones import BaselineConfig, Normalisation, build_baseline
+from lungwatch.training.recipes.baseline import TuneConfig, train_baseline
 
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("optuna", reason="needs Optuna (extra 'train')")

@@ -26,13 +26,13 @@ from lungwatch.contract import (
 from lungwatch.errors import ConfigError, DatasetError, MissingExtraError, ModelError
 from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import PreprocessSpec, golden_digest, golden_input, preprocess
-from lungwatch.training.baseline import BaselineConfig, build_baseline
 from lungwatch.training.data.dataset import load_dataset
 from lungwatch.training.evaluation.evaluation import evaluate
 from lungwatch.training.evaluation.scorers import KerasScorer, load_scorer
-from lungwatch.training.fit_config import FitConfig
-from lungwatch.training.progress import Progress
-from lungwatch.training.train_baseline import train_baseline
+from lungwatch.training.fitting.run import Progress
+from lungwatch.training.fitting.trainer import FitConfig
+from lungwatch.training.networks.backbones import BaselineConfig, build_baseline
+from lungwatch.training.recipes.baseline import train_baseline
 
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")

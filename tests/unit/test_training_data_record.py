@@ -18,8 +18,8 @@ from lungwatch.training.data.splits import (
     prefixes,
     sha256_of,
 )
-from lungwatch.training.prepare import hold_back
-from lungwatch.training.run import RunFolder
+from lungwatch.training.fitting.preparation import hold_back
+from lungwatch.training.fitting.run import RunFolder
 from tests.unit.test_export_bundle import contract
 
 

@@ -19,7 +19,7 @@ from lungwatch.training.data.dataset import (
     select,
 )
 from lungwatch.training.data.pixels import read_pixels, targets
-from lungwatch.training.sampling import epoch_order, sampling_weights
+from lungwatch.training.fitting.trainer import epoch_order, sampling_weights
 
 
 def image(path):

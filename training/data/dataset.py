@@ -433,7 +433,7 @@ _HELD_OUT_PERCENT = 15
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImage:
-    """A file and what is known about it; as `lungwatch.training.data.dataset.Sample`, any label.
+    """A file and what is known about it; as `dataset.Sample`, any label.
 
     Attributes
     ----------
@@ -462,7 +462,7 @@ def load_labelled(location: Path) -> list[LabelledImage]:
     Parameters
     ----------
     location
-        As for `lungwatch.training.data.dataset.load_dataset`, with any classes. Of a data set that
+        As for `dataset.load_dataset`, with any classes. Of a data set that
         is not split, 15 % of the patients (of the images, where those are unknown) are held
         out for validation, always the same.
 

@@ -33,7 +33,7 @@ from lungwatch.training.evaluation.gate_rates import (
     first_failures,
     turned_copies,
 )
-from lungwatch.training.gate_network import answering_network, look_with
+from lungwatch.training.networks.lite0_networks import gate_output_network, gate_outputs
 
 # Longest side of what is warped: a network of 160 px sees no more.
 _LONGEST_PX = 256
@@ -116,7 +116,7 @@ def read_gate_data(
         The data set, with the splits train and val; see `load_dataset`. Every X-ray in it is
         taken for an upright frontal one of a chest; findings do not matter.
     masks
-        See `lungwatch.training.data.pixels.read_lung_masks`.
+        See `pixels.read_lung_masks`.
     spec
         The network's preprocessing.
     leave_out
@@ -243,7 +243,7 @@ def measure_gate(
     Parameters
     ----------
     model
-        Of `lungwatch.training.gate_network.build_gate_network`.
+        Of `lite0_networks.build_gate_network`.
     data
         What it was trained on, and what measures it.
     spec
@@ -258,10 +258,10 @@ def measure_gate(
         pictures their number, how many are kept, and how many each check refuses first; `dice`
         of the lungs on the masks held out.
     """
-    answering = answering_network(model)
+    answering = gate_output_network(model)
 
     def look(pixels: FloatArray) -> GateOutput:
-        return look_with(answering, pixels)
+        return gate_outputs(answering, pixels)
 
     train, val = look(data.train.pixels), look(data.val.pixels)
     familiarity = Familiarity.of(train.embedding)

@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 
 from lungwatch.errors import MissingExtraError
-from lungwatch.training.augment import NO_AUGMENTATION, Augmentation, augment
 from lungwatch.training.data.check import Confound, DatasetCheck
 from lungwatch.training.data.dataset import CLASSES, SPLITS
 from lungwatch.training.data.pixels import FloatArray
 from lungwatch.training.data.scan import HISTOGRAM_BINS, ScannedImage
 from lungwatch.training.data.splits import SplitTable
+from lungwatch.training.fitting.augmentation import NO_AUGMENTATION, Augmentation, augment
 
 _GRID_COLUMNS = 8
 

@@ -495,7 +495,7 @@ class EvaluationRequest:
     lung_masks
         Folder with `images` and `masks`, against which the maps are held; None for none.
     labels
-        What labels mean that are no finding; see `lungwatch.training.data.dataset.load_dataset`.
+        What labels mean that are no finding; see `dataset.load_dataset`.
     """
 
     data: Sequence[Path]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, ModelError
 from lungwatch.training.data.pixels import FloatArray, KerasModel
-from lungwatch.training.head import FEATURES, HIDDEN, LOGIT, further_findings
+from lungwatch.training.networks.heads import FEATURES, HIDDEN, LOGIT, further_findings
 
 OutputKind = Literal["sigmoid", "logit", "softmax"]
 

@@ -25,7 +25,7 @@ from lungwatch.training.data.pixels import (
 )
 from lungwatch.training.evaluation.metrics import Bootstrap, interval
 from lungwatch.training.evaluation.scorers import KerasScorer, OnnxScorer, Scorer
-from lungwatch.training.head import HIDDEN, LOGIT
+from lungwatch.training.networks.heads import HIDDEN, LOGIT
 
 _SIDE_PX = 64
 
@@ -583,7 +583,7 @@ def _shuffled_keras(
 ) -> Callable[[FloatArray], FloatArray]:
     import keras
 
-    from lungwatch.training.gradcam import gradcam
+    from lungwatch.training.networks.heads import gradcam
 
     model = keras.models.clone_model(scorer.model)
     model.set_weights(scorer.model.get_weights())

@@ -1,4 +1,7 @@
-"""Release criteria: what a model must reach before it ships, each with its bound and the reason."""
+"""Release criteria: what a model must reach before it ships.
+
+Each with its bound and the reason.
+"""
 
 import difflib
 import json

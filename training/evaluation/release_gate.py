@@ -34,7 +34,7 @@ from lungwatch.training.evaluation.metrics import (
 from lungwatch.training.evaluation.release_criteria import Check, Criteria, Verdict, overall
 from lungwatch.training.evaluation.release_images import Answers, ask, count_images
 from lungwatch.training.evaluation.scorers import Scorer
-from lungwatch.training.run import RunFolder
+from lungwatch.training.fitting.run import RunFolder
 
 _ROWS = {
     "COVID vs NORMAL": "against NORMAL",
@@ -440,7 +440,7 @@ def run_release_gate(
     request
         What it is measured on.
     model_sha256
-        Digest of the model's files; see `lungwatch.training.evaluation.scorers.model_digest`.
+        Digest of the model's files; see `scorers.model_digest`.
     gate
         The bundle's content gate, which also finds the lungs; None if there is none.
     on_total
@@ -521,9 +521,9 @@ def check_lesions(
     Parameters
     ----------
     found
-        Of `lungwatch.training.evaluation.maps.measure_lesions`.
+        Of `maps.measure_lesions`.
     shuffled
-        Of `lungwatch.training.evaluation.maps.compare_randomised`, or why there is nothing.
+        Of `maps.compare_randomised`, or why there is nothing.
     """
     on, cases = found["data"], found["images"] - found["without_map"]
     beside = {

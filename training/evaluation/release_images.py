@@ -1,4 +1,7 @@
-"""Images and answers of the release gate: as they are, without lungs, lungs alone, and altered."""
+"""Images and answers of the release gate: as they are, without lungs, lungs alone.
+
+And altered.
+"""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,7 @@
-"""Scorers: Keras networks and exported graphs under one interface, with a cache of their scores."""
+"""Scorers: Keras networks and exported graphs under one interface.
+
+With a cache of their scores.
+"""
 
 import hashlib
 import io
@@ -38,10 +41,8 @@ from lungwatch.training.evaluation.foreign import (
     foreign_outputs,
     has_own_head,
 )
-from lungwatch.training.gradcam import gradcam
-from lungwatch.training.head import FEATURES, POOLED, answer_of, further_findings
-from lungwatch.training.run import RunFolder
-from lungwatch.training.runtime import prepare_tensorflow
+from lungwatch.training.fitting.run import RunFolder, prepare_tensorflow
+from lungwatch.training.networks.heads import FEATURES, POOLED, further_findings, gradcam, output_of
 
 
 def predict_logits(model: KerasModel, pixels: FloatArray, batch_size: int = 64) -> FloatArray:
@@ -131,7 +132,7 @@ class KerasScorer:
                 f"{DECLARE}"
             )
         self.foreign = declared
-        self.model = self.network if declared else answer_of(self.network)
+        self.model = self.network if declared else output_of(self.network)
         self.further = [] if declared else further_findings(self.network)
         if declared:
             size = declared.check(self.model, name)
@@ -164,7 +165,7 @@ class KerasScorer:
         names = [one.name for one in self.judgement.findings] or self.further
         if unknown := set(names) - set(self.further):
             raise ModelError(f"{self.judgement.name} has no head for {', '.join(sorted(unknown))}")
-        columns = [predict_logits(answer_of(self.network, name), pixels) for name in names]
+        columns = [predict_logits(output_of(self.network, name), pixels) for name in names]
         return np.stack(columns, axis=1) if columns else np.empty((len(pixels), 0), np.float32)
 
     def maps(self, pixels: FloatArray) -> FloatArray:
