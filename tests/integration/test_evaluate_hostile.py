@@ -23,6 +23,8 @@ from lungwatch.plaintext import visible
 
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra 'train')")
 
+pytestmark = pytest.mark.slow
+
 NAMES = [
     "=cmd|' C calc'!A0.png",
     "+1+1.png",

@@ -16,6 +16,8 @@ from lungwatch.db.queries import ResultFilter, list_results
 from lungwatch.db.store import Store
 from lungwatch.golden import golden_pixels
 
+pytestmark = pytest.mark.slow
+
 
 class FailsOnce:
     """Stands before a function and lets its first call fail as a busy disk does."""

@@ -18,6 +18,7 @@ from lungwatch.daemon.statusserver import StatusServer
 from lungwatch.daemon.vitals import Vitals
 from lungwatch.db.monitoring import Signs
 from lungwatch.errors import DatabaseError
+from tests.support.waits import PATIENCE_S, wait_for
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SIGNS = Signs(
@@ -131,7 +132,7 @@ def test_what_hangs_is_not_asked_twice_and_delays_nobody_beyond_the_limit():
 
     def hang():
         asked.append(1)
-        release.wait(60)
+        release.wait(PATIENCE_S)
         return SIGNS
 
     bounded = Bounded(hang, limit_s=0.05)
@@ -154,7 +155,7 @@ def test_the_death_of_its_thread_is_told(monkeypatch):
     server = serve(check_of(WELL), on_crash=lambda *_: told.set())
     monkeypatch.setattr(server._server, "service_actions", lambda: 1 / 0)
     server.start()
-    assert told.wait(30)
+    assert told.wait(PATIENCE_S)
     server.stop()
 
 
@@ -165,23 +166,20 @@ def test_a_server_that_answers_nobody_any_more_starves_the_watchdog(monkeypatch)
 
     def hang(*_):
         asked.set()
-        assert release.wait(30)
+        assert release.wait(PATIENCE_S)
         return False
 
-    def wait_for(stuck):
-        deadline = time.monotonic() + 30
-        while [one.stage for one in vitals.stuck(time.monotonic())] != stuck:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    def stuck():
+        return [one.stage for one in vitals.stuck(time.monotonic())]
 
     monkeypatch.setattr(server._server, "verify_request", hang)
     server.start()
     try:
         with socket.create_connection(("127.0.0.1", server.port), 30):
-            assert asked.wait(30)
-            wait_for(["status"])
+            assert asked.wait(PATIENCE_S)
+            wait_for(lambda: stuck() == ["status"], stuck)
             release.set()
-        wait_for([])
+        wait_for(lambda: stuck() == [], stuck)
     finally:
         release.set()
         server.stop()
