@@ -206,7 +206,7 @@ def test_events_lost_by_the_kernel_are_said_and_made_up_for(make_home, picture):
             noise.touch()
             noise.unlink()
         home.drop("x.png", picture(1))
-        os.kill(daemon.process.pid, signal.SIGCONT)
+        daemon.resume()
         home.wait_until_ended([picture(1)])
         daemon.wait_until_said("action=inotify_overflow")
         assert daemon.stop() == 0, daemon.log()

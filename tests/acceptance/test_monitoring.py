@@ -182,7 +182,7 @@ def test_doctor_shows_the_running_daemon_and_one_that_hangs(make_home, picture, 
         daemon.suspend()
         home.drop("y.png", picture(2))
         said = home.command("doctor", "--json")
-        daemon.process.send_signal(signal.SIGCONT)
+        daemon.resume()
         hung = {check["name"]: check for check in json.loads(said.stdout)}
         assert said.returncode == 1
         assert {n for n, check in hung.items() if check["ok"] is False} == {"daemon", "health"}

@@ -58,8 +58,10 @@ def test_no_patient_is_named_when_a_folder_is_unusable(make_home, named):
     """`work/` is made unusable while the daemon runs: the file stays where it is."""
     home = make_home()
     with home.daemon() as daemon:
+        daemon.suspend()  # a look at the folder in between would find none
         (home.root / "work").rmdir()
         (home.root / "work").write_text("not a folder")
+        daemon.resume()
         home.drop(f"{NAME}.dcm", named("RG1_J2KI.dcm"), old=True)
         daemon.wait_until_said("action=left_alone")
         assert daemon.stop() == 0

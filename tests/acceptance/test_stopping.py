@@ -26,7 +26,7 @@ def signal_in_the_middle(home, run, contents, number):
     run.suspend()
     drop(home, contents[BEFORE:])
     run.process.send_signal(number)
-    run.process.send_signal(signal.SIGCONT)
+    run.resume()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -18,6 +18,8 @@ from lungwatch.training.data.dataset import load_dataset
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'train')")
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra 'train')")
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("COVID", "NORMAL", "OTHER_PNEUMONIA")
 
 

@@ -18,6 +18,8 @@ from lungwatch.imaging.reader import read_radiograph
 
 pytest.importorskip("onnx", reason="the extra 'train' is not installed")
 
+pytestmark = pytest.mark.slow
+
 IN_REFERENCE = 80
 IN_WINDOW = 40
 

@@ -35,6 +35,8 @@ from lungwatch.training.evaluation.scorers import Judgement, load_scorer
 
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra 'train')")
 
+pytestmark = pytest.mark.slow
+
 NASTY = "<img src=x onerror=alert(1)>&$a$.png"
 QUICK = ["--bootstrap", "50"]
 

@@ -18,6 +18,8 @@ from lungwatch.models import SHIPPED_DEFAULT
 
 pytest.importorskip("onnx")
 gated = pytest.importorskip("tests.support.bundles")
+
+pytestmark = pytest.mark.slow
 SHIPPED = Path(str(resources.files("lungwatch.models"))) / SHIPPED_DEFAULT
 
 

@@ -23,6 +23,8 @@ from lungwatch.preprocess import golden_pixels
 
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra 'train')")
 
+pytestmark = pytest.mark.slow
+
 NAMES = [
     "=cmd|' C calc'!A0.png",
     "+1+1.png",

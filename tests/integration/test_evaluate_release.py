@@ -23,6 +23,8 @@ from lungwatch.training.networks.heads import attach_head
 pytest.importorskip("onnx", reason="needs onnx (extra 'train')")
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra 'train')")
 shortcuts = pytest.importorskip("tests.support.shortcuts")
+
+pytestmark = pytest.mark.slow
 SHIPPED = Path(str(resources.files("lungwatch.models"))) / SHIPPED_DEFAULT
 
 

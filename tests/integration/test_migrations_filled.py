@@ -19,6 +19,8 @@ from lungwatch.db.queries import ResultFilter, list_results
 from lungwatch.db.states import DeliveryState, State
 from lungwatch.errors import DatabaseError
 
+pytestmark = pytest.mark.slow
+
 OLDER = REVISIONS[:-1]
 LONG = "ä\N{PILE OF POO}'\"\\ \n" * 2000
 

@@ -17,6 +17,8 @@ from lungwatch.db.queries import ResultFilter, list_results
 from lungwatch.db.results import Store
 from lungwatch.preprocess import golden_pixels
 
+pytestmark = pytest.mark.slow
+
 
 class FailsOnce:
     """Stands before a function and lets its first call fail as a busy disk does."""

@@ -104,7 +104,7 @@ class DaemonProcess:
         return process
 
     def suspend(self) -> None:
-        """Stop every thread of it, until it is sent SIGCONT."""
+        """Stop every thread of it, until `resume`."""
         self.process.send_signal(signal.SIGSTOP)
         threads = Path(f"/proc/{self.process.pid}/task")
         # On a busy machine some of them run on for a while.
@@ -115,6 +115,10 @@ class DaemonProcess:
             ),
             "it does not stop",
         )
+
+    def resume(self) -> None:
+        """Let it go on after `suspend`."""
+        self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> int:
         """Ask it to end; return its exit status."""

@@ -599,6 +599,7 @@ class _Everything(frozenset[str]):
         return True
 
 
+@pytest.mark.slow
 class TestEveryFile:
     def test_of_pydicom_is_either_read_or_refused(self) -> None:
         """Hundreds of real and deliberately broken files; none may raise anything else."""
@@ -660,6 +661,7 @@ class TestEveryFile:
             assert verdicts[path.name] == "read"
 
 
+@pytest.mark.slow
 class TestFuzz:
     """Nothing in a file raises anything but `FileRejected`."""
 

@@ -9,6 +9,7 @@ import pytest
 from lungwatch.daemon.retry import OutageKind, Outages, ShutdownRequested, outage_of
 from lungwatch.db.engine import DatabaseBusyError, DatabaseFullError
 from lungwatch.errors import DatabaseError
+from tests.support.waits import wait_for
 
 
 @pytest.mark.parametrize(
@@ -44,8 +45,7 @@ def test_several_that_wait_for_the_same_thing_say_so_once(caplog):
     ]
     for thread in threads:
         thread.start()
-    while "short_of_space" not in caplog.text:
-        pass
+    wait_for(lambda: "short_of_space" in caplog.text)
     assert outages.current == {OutageKind.SPACE}
     is_over.set()
     for thread in threads:

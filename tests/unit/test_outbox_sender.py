@@ -31,23 +31,14 @@ from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
 from lungwatch.errors import ConfigError, MissingExtraError
 from lungwatch.imaging.radiograph import RadiographMeta
+from tests.support.clock import ManualClock
+from tests.support.waits import PATIENCE_S
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 UP, DOWN = "UP@localhost:104", "DOWN@localhost:105"
 RESULTS = 30
 DAYS, LOOKS_A_DAY = 4, 12
 STORED = Answer(verdict=Verdict.STORED, text="C-STORE status 0x0000")
-
-
-class Clock:
-    def __init__(self):
-        self.time = T0
-
-    def now(self):
-        return self.time
-
-    def monotonic(self):
-        return (self.time - T0).total_seconds()
 
 
 class Network:
@@ -114,7 +105,7 @@ class Bench:
         self.home = Home(root)
         self.home.prepare()
         self.engine = open_database(config.database_url)
-        self.clock = Clock()
+        self.clock = ManualClock(T0)
         self.network = Network()
         self.crashes: list[tuple[str, BaseException]] = []
         monkeypatch.setattr(module, "StorageScu", lambda *_: self.network)
@@ -275,7 +266,7 @@ def test_a_sender_that_dies_is_reported(bench: Bench, monkeypatch: pytest.Monkey
         bench.sender, "_thread", module.Worker("sender", bench.sender._run, lambda *_: dead.set())
     )
     bench.sender.start()
-    assert dead.wait(30)
+    assert dead.wait(PATIENCE_S)
 
 
 def test_a_stopped_sender_begins_nothing_more(bench: Bench):

@@ -15,6 +15,7 @@ from lungwatch.daemon.retry import OutageKind, SystemClock
 from lungwatch.daemon.stage import Progress, TimeLimited
 from lungwatch.db.statistics import HealthCounts
 from lungwatch.errors import DatabaseError
+from tests.support.waits import PATIENCE_S, wait_for
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SIGNS = HealthCounts(
@@ -128,7 +129,7 @@ def test_what_hangs_is_not_asked_twice_and_delays_nobody_beyond_the_limit():
 
     def hang():
         asked.append(1)
-        release.wait(60)
+        release.wait(PATIENCE_S)
         return SIGNS
 
     bounded = TimeLimited(hang, limit_s=0.05)
@@ -151,7 +152,7 @@ def test_the_death_of_its_thread_is_told(monkeypatch):
     server = serve(check_of(WELL), on_crash=lambda *_: told.set())
     monkeypatch.setattr(server._server, "service_actions", lambda: 1 / 0)
     server.start()
-    assert told.wait(30)
+    assert told.wait(PATIENCE_S)
     server.stop()
 
 
@@ -162,23 +163,20 @@ def test_a_server_that_answers_nobody_any_more_starves_the_watchdog(monkeypatch)
 
     def hang(*_):
         asked.set()
-        assert release.wait(30)
+        assert release.wait(PATIENCE_S)
         return False
 
-    def wait_for(stuck):
-        deadline = time.monotonic() + 30
-        while [one.stage for one in vitals.stuck(time.monotonic())] != stuck:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    def stuck():
+        return [one.stage for one in vitals.stuck(time.monotonic())]
 
     monkeypatch.setattr(server._server, "verify_request", hang)
     server.start()
     try:
         with socket.create_connection(("127.0.0.1", server.port), 30):
-            assert asked.wait(30)
-            wait_for(["status"])
+            assert asked.wait(PATIENCE_S)
+            wait_for(lambda: stuck() == ["status"], stuck)
             release.set()
-        wait_for([])
+        wait_for(lambda: stuck() == [], stuck)
     finally:
         release.set()
         server.stop()
