@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help install uninstall systemd-check demo test lint bench chaos fuzz wheel-check clean
+.PHONY: help install uninstall systemd-check demo test lint bench chaos fuzz structure wheel-check clean
 
 help:
 	@echo "make demo         a real chest X-ray, and what is none, through the real daemon"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench        what each stage costs, as ratios"
 	@echo "make chaos        faults injected into the real daemon: nothing lost, nothing doubled"
 	@echo "make fuzz         damaged files by the thousand, guided by coverage"
+	@echo "make structure    size and shape of the packages: files, lines, functions, import cycles"
 	@echo "make wheel-check  the built wheel in an environment of its own, without TensorFlow"
 	@echo "make systemd-check  systemd's own verdict on the units"
 	@echo "make install      as a service of this machine; make uninstall: see systemd/README.md"
@@ -48,6 +49,10 @@ chaos: $(VENV)/.base.stamp
 fuzz: $(VENV)/.base.stamp
 	$(PIP) install --editable '.[fuzz]'
 	$(BIN)/python fuzz/run.py $(ARGS)
+
+# ARGS="--rev main~20 --list" compares with another revision and lists the names.
+structure: $(VENV)/.made.stamp
+	$(BIN)/python tests/packaging/structure.py $(ARGS)
 
 # Built by way of the sdist, so that both are proved and no stale build/ is picked up.
 wheel-check: $(VENV)/.dev.stamp

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from chaos.ledger import Audit
-from chaos.pictures import picture
 from chaos.place import ChaosError, Place
+from tests.support.pictures import picture
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,25 +1,13 @@
 """Ledger of dropped files against folders and database after a run."""
 
-import hashlib
-import sqlite3
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-_ENDS = ("done", "rejected", "failed")
+from tests.support.record import Row, read_rows, sha256
+
 _PNG_END = b"IEND\xaeB`\x82"
-_ROWS = """
-    SELECT image.sha256, result.state, result.reason, image.path, result.overlay,
-        (SELECT count(*) FROM arrival WHERE arrival.result_id = result.id)
-    FROM result JOIN image ON image.id = result.image_id
-"""
-
-
-class LedgerError(RuntimeError):
-    """The record cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,64 +35,6 @@ class Audit:
     def is_clean(self) -> bool:
         """Whether each content is there exactly once, and whole."""
         return not (self.lost or self.duplicated or self.damaged)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One result as the SQLite file has it."""
-
-    sha256: str
-    state: str
-    reason: str | None
-    path: str | None
-    overlay: str | None
-    arrivals: int
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing more is to be done, the file's last move included."""
-        is_kept = self.path is not None and self.path.startswith(("done/", "quarantine/"))
-        return self.state in _ENDS and is_kept
-
-
-def read_rows(database: Path | str, *, timeout_s: float = 30) -> list[Row]:
-    """Return every result.
-
-    Parameters
-    ----------
-    database
-        The SQLite file, or the URL of a PostgreSQL database.
-
-    Raises
-    ------
-    LedgerError
-        If the database cannot be read.
-    """
-    try:
-        if isinstance(database, str):
-            found = _read_postgres(database, timeout_s)
-        elif database.exists():
-            with closing(sqlite3.connect(database, timeout=timeout_s)) as connection:
-                found = connection.execute(_ROWS).fetchall()
-        else:
-            return []
-    except sqlite3.Error as error:
-        raise LedgerError(str(error)) from error
-    return [
-        Row(sha256=sha, state=state, reason=reason, path=path, overlay=overlay, arrivals=arrivals)
-        for sha, state, reason, path, overlay, arrivals in found
-    ]
-
-
-def _read_postgres(url: str, timeout_s: float) -> list[tuple[Any, ...]]:
-    import psycopg  # noqa: PLC0415
-
-    try:
-        options = f"-c lock_timeout={round(timeout_s * 1000)}"
-        with psycopg.connect(url, options=options) as connection:
-            return connection.execute(_ROWS).fetchall()
-    except psycopg.Error as error:
-        raise LedgerError(str(error)) from error
 
 
 def audit(home: Path, dropped: Mapping[str, str], database: str = "") -> Audit:
@@ -146,14 +76,9 @@ def audit(home: Path, dropped: Mapping[str, str], database: str = "") -> Audit:
     )
 
 
-def sha256(content: bytes) -> str:
-    """Return a content's identity."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def _is_settled(home: Path, row: Row) -> bool:
     """Whether a result has its end, its file and, where it is due, its overlay."""
-    if not row.has_ended or row.path is None:
+    if not row.is_settled or row.path is None:
         return False
     path = home / row.path
     if not path.is_file() or sha256(path.read_bytes()) != row.sha256:

@@ -1,20 +1,17 @@
 """A home folder of its own and the command in processes of its own, as an administrator has."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
-from chaos.ledger import Audit, LedgerError, Row, audit, read_rows, sha256
+from chaos.ledger import Audit, audit
+from tests.support.processes import DaemonProcess, environment, run_command
+from tests.support.record import RecordError, Row, read_rows, sha256
+from tests.support.waits import PATIENCE_S
 
-COMMAND = Path(sys.executable).with_name("lungwatch")
-# Longer than anything takes on an idle machine; what fails here has hung.
-PATIENCE_S = 120.0
 _POLL_S = 0.03
 # Small overlays, and no file given up because the harness kills the process; what is dropped is
 # drawn, and a content gate may well tell it from an X-ray.
@@ -30,30 +27,26 @@ class ChaosError(RuntimeError):
     """The daemon did what it must not, or the harness could not do what it should."""
 
 
-@dataclass
-class Place:
+class Place(DaemonProcess):
     """A home, what was dropped into it, and the daemon in it.
 
     Attributes
     ----------
+    dropped
+        The name of each dropped content by its SHA-256.
     on_start
         Called with the process's number as soon as there is one.
     """
 
-    root: Path
-    env: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    starts: int = 0
-    process: subprocess.Popen[bytes] | None = None
-    on_start: Callable[[int], None] | None = None
+    error: ClassVar[type[Exception]] = ChaosError
 
-    def __post_init__(self) -> None:
+    def __init__(self, root: Path, env: dict[str, str]) -> None:
+        super().__init__(root, root.parent / f"{root.name}.log")
+        self.env = env
+        self.dropped: dict[str, str] = {}
+        self.on_start: Callable[[int], None] | None = None
+        self.incoming = root / "incoming"
         self.incoming.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def incoming(self) -> Path:
-        """The drop folder."""
-        return self.root / "incoming"
 
     @property
     def database(self) -> Path:
@@ -64,11 +57,6 @@ class Place:
     def _url(self) -> str:
         """Another database's URL, where the record is not in the SQLite file."""
         return self.env.get("LUNGWATCH_DATABASE_URL", "")
-
-    @property
-    def log_file(self) -> Path:
-        """Where the daemons of this home write their log."""
-        return self.root.parent / f"{self.root.name}.log"
 
     def drop(self, name: str, content: bytes, *, plainly: bool = False) -> None:
         """Let a file appear in the drop folder; `plainly` without rename, as a copy does."""
@@ -86,90 +74,30 @@ class Place:
 
     def command(self, *args: str) -> subprocess.CompletedProcess[str]:
         """Run a command in this home to its end."""
-        return subprocess.run(
-            [COMMAND, *args, "--home", str(self.root)],
-            env=self._environment({}),
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            timeout=600,
-            check=False,
-        )
+        env = self.environment({})
+        return run_command(*args, "--home", str(self.root), env=env, timeout_s=600)
+
+    def environment(self, env: Mapping[str, str]) -> dict[str, str]:
+        """Return the harness's settings, this home's and some of its own."""
+        return environment(_SETTINGS, self.env, env)
 
     def start(self, *args: str, **env: str) -> subprocess.Popen[bytes]:
         """Start the daemon without waiting for it."""
-        self.starts += 1
-        with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                [COMMAND, "run", *args, "--home", str(self.root)],
-                env=self._environment(env),
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-            )
+        process = super().start(*args, **env)
         if self.on_start is not None:
-            self.on_start(self.process.pid)
-        return self.process
-
-    def start_ready(self, *args: str, **env: str) -> subprocess.Popen[bytes]:
-        """Start the daemon and wait until it says that it is ready."""
-        before = self.log().count("action=ready")
-        process = self.start(*args, **env)
-        self.wait_for(
-            lambda: self.log().count("action=ready") > before or process.poll() is not None,
-            "no start",
-        )
-        if process.poll() is not None:
-            raise ChaosError(f"the start failed: {self.log()[-500:]}")
+            self.on_start(process.pid)
         return process
-
-    def kill(self) -> None:
-        """End the daemon as a power cut or the kernel would."""
-        if self.process is not None:
-            if self.process.poll() is None:
-                self.process.kill()
-            self.process.wait(PATIENCE_S)
-
-    def suspend(self) -> None:
-        """Stop every thread of the daemon, until it is sent SIGCONT."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-        threads = Path(f"/proc/{self.process.pid}/task")
-        # On a busy machine some of them run on for a while.
-        self.wait_for(
-            lambda: all(
-                stat.read_text().rpartition(")")[2].split()[0] == "T"
-                for stat in threads.glob("*/stat")
-            ),
-            "it does not stop",
-        )
-
-    def stop(self) -> int:
-        """Ask the daemon to end; return its exit status."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE_S)
-
-    def log(self) -> str:
-        """What the daemons said."""
-        if not self.log_file.exists():
-            return ""
-        return self.log_file.read_text(errors="surrogateescape")
-
-    @property
-    def is_running(self) -> bool:
-        """Whether there is a daemon that has not ended."""
-        return self.process is not None and self.process.poll() is None
 
     def rows(self) -> list[Row] | None:
         """Every result; None while the database cannot be read."""
         try:
             return read_rows(self._url or self.database, timeout_s=0.2)
-        except LedgerError:
+        except RecordError:
             return None
 
     def ended(self) -> set[str]:
         """The contents that have their end."""
-        return {row.sha256 for row in self.rows() or () if row.has_ended}
+        return {row.sha256 for row in self.rows() or () if row.is_settled}
 
     def waiting(self) -> set[str]:
         """The contents that have no end yet."""
@@ -206,20 +134,6 @@ class Place:
             time.sleep(_POLL_S)
         return time.monotonic() - since_s
 
-    def wait_for(self, is_true: Callable[[], bool], what: str) -> None:
-        """Wait until something holds.
-
-        Raises
-        ------
-        ChaosError
-            If it does not for a long time.
-        """
-        deadline = time.monotonic() + PATIENCE_S
-        while not is_true():
-            if time.monotonic() > deadline:
-                raise ChaosError(f"{what}: {self.log()[-500:]}")
-            time.sleep(_POLL_S)
-
     def audit(self) -> Audit:
         """Compare what was dropped with folders and record, and ask `lungwatch reconcile`."""
         found = audit(self.root, self.dropped, self._url)
@@ -234,7 +148,3 @@ class Place:
             duplicated=found.duplicated,
             damaged=(*found.damaged, *sorted(differences)),
         )
-
-    def _environment(self, env: dict[str, str]) -> dict[str, str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("LUNGWATCH_")}
-        return inherited | _SETTINGS | self.env | env

@@ -10,7 +10,8 @@ from chaos import shim
 from chaos.disk import Disk, Forgotten
 from chaos.fault import Lab
 from chaos.faults.power import after_cut, loaded, record
-from chaos.place import PATIENCE_S, ChaosError, Place
+from chaos.place import ChaosError, Place
+from tests.support.waits import PATIENCE_S
 
 # The worst case first, then what may have arrived besides, by chance.
 _SEEDS = (None, *range(12))

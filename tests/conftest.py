@@ -1,14 +1,18 @@
 """What every test may use, and what every test has to keep."""
 
 import fcntl
-import gc
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support import markers
+from tests.support.leaks import leak_guard
+from tests.support.postgres import find_programs, running
+
+__all__ = ["leak_guard"]
 
 # Before anything imports TensorFlow: its start-up chatter would bury a failure.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -19,16 +23,28 @@ os.environ["MPLBACKEND"] = "Agg"
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     for _pool in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(_pool, "1")
+# A busy machine is slow at times: no example fails for that.
+settings.register_profile("lungwatch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lungwatch")
 # A developer's own settings must not decide what a test sees.
 for _name in [name for name in os.environ if name.startswith("LUNGWATCH_")]:
     if not _name.startswith("LUNGWATCH_TEST_"):
         del os.environ[_name]
 
-_GRACE_S = 5.0
-# Opened once by a library and kept for the life of the process.
-_KEPT_TARGETS = ("/dev/null", "/dev/urandom", "/dev/random", "anon_inode:[eventpoll]")
-_KEPT_SUFFIXES = (".so", ".py", ".pyc", ".ttf")
-_KEPT_THREADS = ("pytest_timeout", "tf_", "TF_")
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no module all of whose tests `-m` leaves out: TensorFlow alone takes seconds."""
+    if collection_path.suffix == ".py" and markers.is_left_out(
+        collection_path, config.option.markexpr
+    ):
+        return True
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests, before `-m` selects among them."""
+    markers.apply(items)
 
 
 def testdata(name: str) -> Path:
@@ -97,9 +113,6 @@ def postgres() -> Iterator[str]:
         yield given
         return
     pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
-    # Here: `test_leak_guard` takes this file alone.
-    from chaos.postgres_server import find_programs, running
-
     programs = find_programs()
     if programs is None:
         pytest.skip("no PostgreSQL server is installed, and LUNGWATCH_TEST_POSTGRES names none")
@@ -123,50 +136,3 @@ def empty_postgres(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> I
             connection.execute(text("CREATE SCHEMA public"))
         engine.dispose()
         yield postgres
-
-
-@pytest.fixture(autouse=True)
-def leak_guard() -> Iterator[None]:
-    """Fail the test that leaves a thread or a file descriptor behind."""
-    threads, descriptors = _threads(), _descriptors()
-    yield
-    deadline = time.monotonic() + _GRACE_S
-    while leaked := _leaked(threads, descriptors):
-        if time.monotonic() > deadline:
-            pytest.fail(f"left behind: {', '.join(leaked)}")
-        gc.collect()
-        time.sleep(0.05)
-
-
-def _leaked(threads: set[threading.Thread], descriptors: dict[int, str]) -> list[str]:
-    new_threads = [
-        f"thread {thread.name!r}"
-        for thread in _threads() - threads
-        if not thread.name.startswith(_KEPT_THREADS)
-    ]
-    new_descriptors = [
-        f"descriptor {number} ({target})"
-        for number, target in _descriptors().items()
-        if descriptors.get(number) != target
-        and target not in _KEPT_TARGETS
-        and not target.endswith(_KEPT_SUFFIXES)
-    ]
-    return new_threads + new_descriptors
-
-
-def _threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.is_alive()}
-
-
-def _descriptors() -> dict[int, str]:
-    """Descriptor number -> what it leads to; empty where there is no /proc."""
-    folder = Path("/proc/self/fd")
-    found: dict[int, str] = {}
-    if not folder.is_dir():
-        return found
-    for entry in folder.iterdir():
-        try:
-            found[int(entry.name)] = str(entry.readlink())
-        except OSError:  # the one that listed the folder
-            continue
-    return found

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from chaos.fault import Fault, Lab, PassingFault, Trial
-from chaos.pictures import picture
 from chaos.place import ChaosError, Place
+from tests.support.pictures import picture
 
 _PAGE = 4096
 

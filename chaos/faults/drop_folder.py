@@ -5,8 +5,8 @@ import subprocess
 from typing import ClassVar
 
 from chaos.fault import PassingFault
-from chaos.pictures import picture
 from chaos.place import Place
+from tests.support.pictures import picture
 
 
 class DropFolderGone(PassingFault):

@@ -1,7 +1,6 @@
 """The kernel's events are lost, or refused from the start."""
 
 import errno
-import signal
 import uuid
 from pathlib import Path
 from typing import ClassVar
@@ -42,8 +41,7 @@ class EventsLost(PassingFault):
 
     def heal(self, place: Place) -> None:
         """Let it go on."""
-        assert place.process is not None
-        place.process.send_signal(signal.SIGCONT)
+        place.resume()
 
 
 class NoWatches(PassingFault):

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from chaos.fault import Fault, Lab, Trial
 from chaos.leakplot import Sample, plot, verdict
-from chaos.pictures import picture
 from chaos.place import Place
+from tests.support.pictures import picture
 
 _BACKLOG = 100
 _PERIOD_S = 1.0
@@ -32,7 +32,6 @@ class Leaks(Fault):
         samples: list[Sample] = []
         began_s = time.monotonic()
         while dropper.is_alive() or place.waiting():
-            assert place.process is not None
             if place.process.poll() is not None:
                 break
             samples.append(_sample(place.process.pid, began_s, len(place.ended())))

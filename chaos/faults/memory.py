@@ -5,9 +5,9 @@ from typing import ClassVar
 from chaos import cgroup, shim
 from chaos.cgroup import MemoryGroup
 from chaos.fault import PassingFault
-from chaos.pictures import large
 from chaos.place import Place
 from chaos.shim import Shim
+from tests.support.pictures import large
 
 _ROOM = 4 << 20
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from chaos.fault import Lab, PassingFault, Trial
 from chaos.faults.kill import KillAtRandom
 from chaos.place import Place
-from chaos.postgres_server import Server, find_programs, running
+from tests.support.postgres import Server, find_programs, running
 
 
 class KillWithPostgres(KillAtRandom):

@@ -8,9 +8,9 @@ from typing import ClassVar
 from chaos import shim
 from chaos.disk import SYNC, Call, Disk, read_calls
 from chaos.fault import Fault, Lab, Trial
-from chaos.pictures import picture
 from chaos.place import Place
 from chaos.shim import Shim
+from tests.support.pictures import picture
 
 _FILES = 12
 

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 from chaos.fault import Fault, Lab, Trial
-from chaos.pictures import dicom
 from chaos.place import ChaosError, Place
+from tests.support.pictures import dicom
 
 _POINTS = ("packed", "stored")
 _FILES = 4

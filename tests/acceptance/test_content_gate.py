@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
-gated = pytest.importorskip("tests.gated")
+gated = pytest.importorskip("tests.support.bundles")
 _COLUMNS = "state, reason, message, label, flags, gate_score, lung_area, lung_share, uncertain_from"
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lungwatch.daemon.crashpoint import CRASH_POINTS
+from lungwatch.daemon.stage import CRASH_POINTS
 
 SIGKILLED = -signal.SIGKILL
 STREAM = 60
@@ -97,7 +97,7 @@ def test_killed_while_a_stream_comes_in_nothing_is_lost_or_doubled(make_home, pi
                 number, content = waiting.pop()
                 home.drop(f"{number}.png", content)
             time.sleep(0.01)
-        assert daemon.kill() == SIGKILLED, daemon.stderr()
+        assert daemon.kill() == SIGKILLED, daemon.log()
     for number, content in waiting:
         home.drop(f"{number}.png", content)
     last = home.run_once()

@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from lungwatch.daemon.decoder.faults import poison
-
-from .conftest import END_S, START_S, wait_for
+from lungwatch.daemon.pipeline.sandbox import fault_mark
+from tests.support.waits import wait_for
 
 FAULTS = {
     "segfault": "decoder_crashed",
@@ -30,7 +29,7 @@ def decoders_of(daemon):
             command = (status.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == daemon.process.pid and b"lungwatch.daemon.decoder.child" in command:
+        if parent == daemon.process.pid and b"lungwatch.daemon.pipeline.sandbox" in command:
             found.append(int(status.parent.name))
     return sorted(found)
 
@@ -45,7 +44,7 @@ def is_alive(pid):
 def test_each_fault_costs_one_file_and_a_retry_finds_it_whole(make_home, picture):
     """Among others, each poisoned file fails with its own reason; the daemon is the same one."""
     home = make_home(DECODE_TIMEOUT_S="6", DECODE_MEMORY_MB="768")
-    poisoned = {fault: picture(number) + poison(fault) for number, fault in enumerate(FAULTS)}
+    poisoned = {fault: picture(number) + fault_mark(fault) for number, fault in enumerate(FAULTS)}
     neighbours = [picture(100 + number) for number in range(NEIGHBOURS)]
     contents = [*poisoned.values(), *neighbours]
     home.env["TEST_DECODER"] = "1"
@@ -58,8 +57,8 @@ def test_each_fault_costs_one_file_and_a_retry_finds_it_whole(make_home, picture
             home.drop(f"after-{number}.png", content)
         home.wait_until_ended(contents)
         assert daemon.process.poll() is None
-        assert daemon.stop() == 0, daemon.stderr()
-    assert "Traceback" not in daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
+    assert "Traceback" not in daemon.log()
     rows = {fault: home.row(content) for fault, content in poisoned.items()}
     assert {fault: (row.state, row.reason) for fault, row in rows.items()} == {
         fault: ("failed", reason) for fault, reason in FAULTS.items()
@@ -118,10 +117,10 @@ def test_decoders_end_with_a_daemon_that_is_killed(make_home):
     home = make_home()
     with home.daemon() as daemon:
         # Each is started by its own thread, of which "ready" says nothing.
-        wait_for(lambda: len(decoders_of(daemon)) == 2, START_S, daemon.stderr)
+        wait_for(lambda: len(decoders_of(daemon)) == 2, daemon.log)
         decoders = decoders_of(daemon)
         daemon.kill()
-        wait_for(lambda: not any(is_alive(pid) for pid in decoders), END_S, daemon.stderr)
+        wait_for(lambda: not any(is_alive(pid) for pid in decoders), daemon.log)
 
 
 def test_a_stop_meant_for_the_group_leaves_the_decoders_to_the_drain(make_home, picture):
@@ -139,7 +138,7 @@ def test_a_stop_meant_for_the_group_leaves_the_decoders_to_the_drain(make_home, 
         home.drop("y.png", picture(2))
         home.wait_until_ended([picture(2)])
         assert decoders_of(daemon) == decoders
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
     assert not any(is_alive(pid) for pid in decoders)
     home.assert_settled([picture(1), picture(2)])
 
@@ -154,7 +153,7 @@ def test_a_decoder_killed_from_outside_is_replaced_at_no_cost(make_home, picture
             home.wait_until_ended([content])
             (decoder,) = decoders_of(daemon)
             os.kill(decoder, signal.SIGKILL)
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
     assert {home.row(content).state for content in contents} == {"done"}
     home.assert_settled(contents)
 
@@ -162,14 +161,14 @@ def test_a_decoder_killed_from_outside_is_replaced_at_no_cost(make_home, picture
 @pytest.mark.parametrize("retried", [False, True], ids=["gone", "dropped again"])
 def test_a_file_taken_away_while_it_is_decoded_has_an_end(make_home, picture, retried):
     home = make_home(DECODE_TIMEOUT_S="3", TEST_DECODER="1")
-    content = picture(1) + poison("hang")
+    content = picture(1) + fault_mark("hang")
     with home.daemon() as daemon:
         home.drop("x.png", content)
         daemon.wait_until_said("action=claimed")
         (path,) = home.files("work")
         path.unlink()
         daemon.wait_until_said("action=failed")
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
     row = home.row(content)
     # By whether the decoder had opened it when it went.
     assert row.reason in ("decoder_timed_out", "file_vanished")

@@ -68,9 +68,9 @@ def test_a_full_disk_is_waited_out_by_the_same_process(small_disk, contents):
         (home.root / "ballast").unlink()
         home.wait_until_ended(contents)
         daemon.wait_until_said("action=space_back")
-        assert daemon.stderr().count("action=short_of_space") <= 2
-        assert daemon.stop() == 0, daemon.stderr()
-    assert "Traceback" not in daemon.stderr()
+        assert daemon.log().count("action=short_of_space") <= 2
+        assert daemon.stop() == 0, daemon.log()
+    assert "Traceback" not in daemon.log()
     assert {row.state for row in home.rows()} == {"done"}
     home.assert_settled(contents)
 
@@ -88,7 +88,7 @@ def test_a_disk_that_fills_up_while_files_are_in_hand_costs_none_of_them(small_d
             (home.root / "ballast").unlink()
             time.sleep(0.3)
         home.wait_until_ended(contents)
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
     assert {row.state for row in home.rows()} == {"done"}
     home.assert_settled(contents)
 
@@ -100,7 +100,7 @@ def test_a_stop_is_heard_while_the_disk_is_full(small_disk, contents):
         fill(home)
         show(home)
         daemon.wait_until_said("action=short_of_space")
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
     (home.root / "ballast").unlink()
     again = home.run_once()
     assert again.returncode == 0, again.stderr
@@ -127,10 +127,10 @@ def test_a_drop_folder_that_goes_and_comes_back_is_watched_again(
         daemon.wait_until_said("action=watching")
         home.drop("after.png", picture(2))
         home.wait_until_ended([picture(1), picture(2)])
-        assert daemon.stderr().count("action=drop_folder_lost") == 1
-        assert daemon.stderr().count("action=drop_folder_back") == 1
-        assert daemon.stop() == 0, daemon.stderr()
-    assert "Traceback" not in daemon.stderr()
+        assert daemon.log().count("action=drop_folder_lost") == 1
+        assert daemon.log().count("action=drop_folder_back") == 1
+        assert daemon.stop() == 0, daemon.log()
+    assert "Traceback" not in daemon.log()
     home.assert_settled([picture(1), picture(2)])
 
 
@@ -143,13 +143,13 @@ def test_a_mount_that_leaves_a_bare_folder_of_another_disk_is_noticed(make_home,
             pytest.skip("mounting takes root's rights")
         try:
             daemon.wait_until_said("action=drop_folder_lost")
-            assert "another file system" in daemon.stderr()
+            assert "another file system" in daemon.log()
         finally:
             subprocess.run(["umount", "--lazy", str(home.incoming)], check=True)
         daemon.wait_until_said("action=drop_folder_back")
         home.drop("x.png", picture(1))
         home.wait_until_ended([picture(1)])
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
     home.assert_settled([picture(1)])
 
 
@@ -165,8 +165,8 @@ def test_a_database_locked_beyond_the_timeout_is_waited_for(make_home, contents)
             other.rollback()
         home.wait_until_ended(contents)
         daemon.wait_until_said("action=database_back")
-        assert daemon.stderr().count("action=database_away") == 1
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.log().count("action=database_away") == 1
+        assert daemon.stop() == 0, daemon.log()
     home.assert_settled(contents)
 
 
@@ -206,10 +206,10 @@ def test_events_lost_by_the_kernel_are_said_and_made_up_for(make_home, picture):
             noise.touch()
             noise.unlink()
         home.drop("x.png", picture(1))
-        os.kill(daemon.process.pid, signal.SIGCONT)
+        daemon.resume()
         home.wait_until_ended([picture(1)])
         daemon.wait_until_said("action=inotify_overflow")
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
     home.assert_settled([picture(1)])
 
 
@@ -274,5 +274,5 @@ def test_the_folder_of_an_archive_goes_with_its_last_file(make_home, picture, tm
         home.drop("study.zip", packed)
         home.wait_until_ended([packed, picture(1), picture(2)])
         assert list(home.incoming.iterdir()) == []
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
     home.assert_settled([packed, picture(1), picture(2)])

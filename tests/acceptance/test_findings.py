@@ -10,7 +10,7 @@ import cv2
 import pytest
 
 pytest.importorskip("onnx")
-gated = pytest.importorskip("tests.gated")
+gated = pytest.importorskip("tests.support.bundles")
 # Of the bundle's calibration, slope 2 and intercept 1; the threshold is 0.5.
 PRESENT, ABSENT = 0.25, -1.0
 PROBABILITY = {PRESENT: 0.8175744761936437, ABSENT: 0.2689414213699951}

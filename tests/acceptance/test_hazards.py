@@ -30,7 +30,7 @@ def test_a_locked_database_delays_and_loses_nothing(make_home, contents):
             assert home.rows() == []
             other.rollback()
         home.wait_until_ended(contents)
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
     home.assert_settled(contents)
 
 
@@ -45,11 +45,11 @@ def test_a_database_locked_beyond_the_timeout_is_waited_for_and_a_stop_is_still_
             drop(home, contents)
             daemon.wait_until_said("action=database_away")
             assert daemon.process.poll() is None
-            assert daemon.stop() == 0, daemon.stderr()
+            assert daemon.stop() == 0, daemon.log()
             other.rollback()
-        assert daemon.stderr().count("action=database_away") == 1
-        assert "locked" in daemon.stderr()
-        assert "Traceback" not in daemon.stderr()
+        assert daemon.log().count("action=database_away") == 1
+        assert "locked" in daemon.log()
+        assert "Traceback" not in daemon.log()
     assert home.run_once().returncode == 0
     home.assert_settled(contents)
 
@@ -67,8 +67,8 @@ def test_a_dead_thread_stops_the_daemon_and_the_next_start_goes_on(make_home, co
         assert daemon.process.wait(60) == 1
     finally:
         daemon.kill()
-    assert "action=crashed" in daemon.stderr()
-    assert "Traceback" not in daemon.stderr()
+    assert "action=crashed" in daemon.log()
+    assert "Traceback" not in daemon.log()
     year.unlink()
     assert home.run_once().returncode == 0
     assert {row.state for row in home.rows()} == {"done"}

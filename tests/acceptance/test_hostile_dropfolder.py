@@ -22,7 +22,8 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from .conftest import END_S, sha256, wait_for
+from tests.support.record import sha256
+from tests.support.waits import wait_for
 
 PATIENT = "Zzyzxson"
 NAMES = [
@@ -43,7 +44,7 @@ NAMES = [
 ]
 SPARSE_BYTES = 10 << 30
 # The malice costs some processes' time and their replacement.
-PATIENCE_S = 3 * END_S
+PATIENCE_S = 180
 
 
 def dicom(syntax=ExplicitVRLittleEndian, **values):
@@ -232,9 +233,9 @@ def attacked(make_home, picture):
         home.drop("after.png", after)
         contents = [*named.values(), *(content for content, _ in bad.values()), linked, after]
         home.wait_until_ended([*contents, swapped[-1]], PATIENCE_S)
-        wait_for(lambda: not home.files("work"), PATIENCE_S, home.log)
-        assert daemon.stop() == 0, daemon.stderr()
-        log = daemon.stderr()
+        wait_for(lambda: not home.files("work"), home.log, PATIENCE_S)
+        assert daemon.stop() == 0, daemon.log()
+        log = daemon.log()
     locked.chmod(0o700)
     patch.undo()
     home.bad, home.named, home.linked, home.swapped = bad, named, linked, swapped

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import sha256
+from tests.support.record import sha256
 
 
 def corrupt(path):
@@ -235,7 +235,7 @@ def test_claiming_pauses_before_the_disk_is_full_and_resumes_with_a_margin(make_
             time.sleep(0.5)  # a few looks at the folder, none of which may resume
             os.truncate(filler, (mib - 30) * 2**20)
             home.wait_until_ended([picture(1), picture(2)])
-            (free_mb,) = re.findall(r"action=resumed.* free_mb=(\d+)", daemon.stderr())
+            (free_mb,) = re.findall(r"action=resumed.* free_mb=(\d+)", daemon.log())
             assert int(free_mb) >= 22
             assert daemon.stop() == 0
     finally:

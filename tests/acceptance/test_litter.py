@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from .conftest import END_S, wait_for
+from tests.support.waits import wait_for
 
 LITTER = {
     "@eaDir/xray.png/SYNOPHOTO_THUMB_XL.jpg": "@eaDir",
@@ -52,17 +52,17 @@ def test_one_x_ray_among_litter_is_one_result_and_the_rest_is_told_once(home, pi
     """However long it lies: by the daemon, by `doctor`, and in no row."""
     with home.daemon() as daemon:
         home.wait_until_ended([picture(0)])
-        wait_for(lambda: told(daemon.stderr()) == EXPECTED, END_S, daemon.stderr)
+        wait_for(lambda: told(daemon.log()) == EXPECTED, daemon.log)
         # One more look at least, at which nothing is told again.
         home.drop("again/xray.png", picture(0))
         daemon.wait_until_said("action=duplicate")
         checks = json.loads(home.command("doctor", "--json").stdout)
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
     (check,) = [check for check in checks if check["name"] == "waiting"]
     assert (check["data"]["files"], check["data"]["skipped"]) == (0, EXPECTED)
     assert "16 skipped for their names" in check["detail"]
-    assert told(daemon.stderr()) == EXPECTED
-    assert "Doe" not in daemon.stderr()
+    assert told(daemon.log()) == EXPECTED
+    assert "Doe" not in daemon.log()
     assert len(home.files("incoming")) == len(LITTER) + len(UNFINISHED)
     home.assert_settled([picture(0)], arrivals=2)
 

@@ -4,24 +4,22 @@ import http.client
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
-import time
 from contextlib import closing
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.runningcheck import check_running
+from lungwatch.daemon.doctor import check_running
+from tests.support.peers import free_port, is_listening
+from tests.support.waits import PATIENCE_S, wait_for
 
 
 @pytest.fixture
 def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return free_port()
 
 
 def get(port, path, method="GET", host="127.0.0.1"):
@@ -33,17 +31,9 @@ def get(port, path, method="GET", host="127.0.0.1"):
     return answer.status, body
 
 
-def is_listening(port):
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 def wait_until_listening(daemon, port):
-    deadline = time.monotonic() + 60
-    while not is_listening(port):
-        assert daemon.process.poll() is None, daemon.stderr()
-        assert time.monotonic() < deadline, daemon.stderr()
-        time.sleep(0.05)
+    daemon.wait_for(lambda: is_listening(port) or not daemon.is_running)
+    assert daemon.is_running, daemon.log()
 
 
 def files_of(text):
@@ -85,30 +75,28 @@ def test_metrics_health_textfile_and_json_log_tell_the_truth(make_home, picture,
     finally:
         daemon.kill()
     assert files_of(textfile.read_text()) == recorded
-    lines = [json.loads(line) for line in daemon.stderr().splitlines()]
+    lines = [json.loads(line) for line in daemon.log().splitlines()]
     (stopped,) = [line for line in lines if line["action"] == "stopped"]
     assert (stopped["ended"], stopped["left"]) == (2, 0)
     assert {"ready", "stopped"} <= {line["action"] for line in lines}
-    assert "DOE" not in daemon.stderr() + textfile.read_text() + text
+    assert "DOE" not in daemon.log() + textfile.read_text() + text
 
 
 def wait_for_reason(daemon, port, code):
     """Return what /health says once it gives a reason."""
-    deadline = time.monotonic() + 60
-    while True:
+    asked = []
+
+    def has_come():
         status, body = get(port, "/health")
-        told = json.loads(body)
-        if code in {reason["code"] for reason in told["reasons"]}:
-            return status, told
-        assert time.monotonic() < deadline, body + daemon.stderr()
-        time.sleep(0.1)
+        asked[:] = status, json.loads(body)
+        return code in {reason["code"] for reason in asked[1]["reasons"]}
+
+    wait_for(has_come, lambda: f"{asked} {daemon.log()}")
+    return asked
 
 
 def wait_until_well(daemon, port):
-    deadline = time.monotonic() + 60
-    while get(port, "/health")[0] != 200:
-        assert time.monotonic() < deadline, daemon.stderr()
-        time.sleep(0.1)
+    wait_for(lambda: get(port, "/health")[0] == 200, daemon.log)
 
 
 def test_health_is_503_while_another_program_locks_the_database_and_during_the_drain(
@@ -134,10 +122,10 @@ def test_health_is_503_while_another_program_locks_the_database_and_during_the_d
             assert wait_for_reason(daemon, port, "stopping")[0] == 503
             assert get(port, "/ready") == (503, "stopping\n")
             other.rollback()
-        assert daemon.process.wait(60) == 0, daemon.stderr()
+        assert daemon.process.wait(PATIENCE_S) == 0, daemon.log()
     finally:
         daemon.kill()
-    last = json.loads(daemon.stderr().splitlines()[-1])
+    last = json.loads(daemon.log().splitlines()[-1])
     assert (last["action"], last["left"]) == ("stopped", 0)
     assert last["ended"] == len([row for row in home.rows() if row.has_ended])
 
@@ -194,7 +182,7 @@ def test_doctor_shows_the_running_daemon_and_one_that_hangs(make_home, picture, 
         daemon.suspend()
         home.drop("y.png", picture(2))
         said = home.command("doctor", "--json")
-        daemon.process.send_signal(signal.SIGCONT)
+        daemon.resume()
         hung = {check["name"]: check for check in json.loads(said.stdout)}
         assert said.returncode == 1
         assert {n for n, check in hung.items() if check["ok"] is False} == {"daemon", "health"}

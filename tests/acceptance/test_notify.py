@@ -12,16 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waits import PATIENCE_S, wait_for
+
 PERIOD_S = 0.5
-WAIT_S = 60.0
-
-
-def wait_for(is_true, show):
-    deadline = time.monotonic() + WAIT_S
-    while not is_true():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {WAIT_S} s: {show()}")
-        time.sleep(0.05)
 
 
 class Manager:
@@ -85,7 +78,7 @@ def test_the_manager_hears_of_readiness_work_and_the_end(manager, make_home, pic
 
 def test_a_daemon_that_cannot_start_never_says_that_it_is_ready(manager, make_home, tmp_path):
     home = make_home(MODEL=str(tmp_path / "nowhere"))
-    assert home.daemon().launch().process.wait(WAIT_S) == 1
+    assert home.daemon().launch().process.wait(PATIENCE_S) == 1
     assert "READY=1" not in manager.listen()
 
 
@@ -102,7 +95,7 @@ def test_a_stage_that_hangs_starves_the_watchdog_and_is_named(
         manager.said.clear()
         time.sleep(4 * PERIOD_S)
         assert "WATCHDOG=1" not in manager.listen()
-        assert daemon.stderr().count("action=stuck") == 1
+        assert daemon.log().count("action=stuck") == 1
     del home.env["HANG_AT"]
     assert home.run_once().returncode == 0
     home.assert_settled([picture(2)])

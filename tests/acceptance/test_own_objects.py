@@ -12,14 +12,15 @@ import numpy as np
 import pydicom
 import pytest
 
-from lungwatch.daemon.config import load_config
-from lungwatch.daemon.dicomout import ResultFacts, build_objects
+from lungwatch.daemon.configfile import load_config
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.pacs.objects import build_objects
+from lungwatch.daemon.pacs.source import ResultFacts
 from lungwatch.daemon.retention import Retention
 from lungwatch.db.engine import open_engine
-
-from .conftest import END_S, sha256, wait_for
-from .test_pacs_in import free_port
+from tests.support.peers import free_port
+from tests.support.record import sha256
+from tests.support.waits import wait_for
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("storescu"), reason="needs DCMTK (Debian's package 'dcmtk')"
@@ -90,13 +91,12 @@ def test_forwarded_objects_are_acknowledged_counted_and_make_no_row(
             assert sent.returncode == 0, sent.stderr
         wait_for(
             lambda: (
-                daemon.stderr().count("action=own_object") == 4
+                daemon.log().count("action=own_object") == 4
                 and [row.arrivals for row in home.rows() if row.is_kept] == [2]
             ),
-            END_S,
-            daemon.stderr,
+            daemon.log,
         )
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
     assert [row.state for row in home.rows()] == ["done"]
     assert {path.parent.name for path in home.files("quarantine")} == {"own_objects"}
     # The meta information is the listener's own: the data set is what came.

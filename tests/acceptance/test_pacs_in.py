@@ -15,18 +15,14 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from .conftest import COMMAND, wait_for
+from tests.support.peers import free_port
+from tests.support.processes import COMMAND
+from tests.support.waits import wait_for
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("storescu"), reason="needs DCMTK (Debian's package 'dcmtk')"
 )
 OUT_OF_RESOURCES = "0xa700"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -85,14 +81,14 @@ def test_what_is_sent_is_screened_under_its_own_identity(make_home, find_testdat
         assert dcmtk("echoscu", port).returncode == 0
         sent = dcmtk("storescu", port, find_testdata("RG1_UNCR.dcm"))
         assert sent.returncode == 0, sent.stderr
-        wait_for(lambda: [r for r in home.rows() if r.is_kept], 60, daemon.stderr)
+        wait_for(lambda: [r for r in home.rows() if r.is_kept], daemon.log)
         (row,) = home.rows()
         assert row.state == "done"
         (result,) = home.results()
         assert result["source_name"].startswith("pacs-")
         assert result["study_uid"]
         assert daemon.stop() == 0
-        assert "action=received" in daemon.stderr()
+        assert "action=received" in daemon.log()
 
 
 def test_300_images_over_four_associations_are_acknowledged_and_recorded_once(make_home, x_rays):
@@ -112,8 +108,8 @@ def test_300_images_over_four_associations_are_acknowledged_and_recorded_once(ma
         assert [answer.returncode for answer in answers] == [0] * 4, answers[0].stderr
         wait_for(
             lambda: sum(row.has_ended and row.is_kept for row in home.rows()) == 300,
-            200,
-            lambda: f"{len(home.rows())} rows; {daemon.stderr()[-500:]}",
+            lambda: f"{len(home.rows())} rows; {daemon.log()[-500:]}",
+            240,
         )
         rows = home.rows()
         assert {(row.state, row.arrivals) for row in rows} == {("done", 1)}
@@ -241,12 +237,12 @@ def test_a_flood_of_connections_is_bounded_and_survived(make_home):
                 continue
             flood.append(connection)
         assert len(flood) > 50
-        wait_for(lambda: 'why="too many"' in daemon.stderr(), 30, daemon.stderr)
+        wait_for(lambda: 'why="too many"' in daemon.log(), daemon.log)
         threads = len(list(Path(f"/proc/{daemon.process.pid}/task").iterdir()))
         assert threads < 120
         for connection in flood:
             connection.close()
-        wait_for(lambda: dcmtk("echoscu", port).returncode == 0, 60, daemon.stderr)
+        wait_for(lambda: dcmtk("echoscu", port).returncode == 0, daemon.log)
 
 
 def test_below_the_watermark_the_sender_keeps_its_copy(make_home, x_rays):
@@ -260,7 +256,7 @@ def test_below_the_watermark_the_sender_keeps_its_copy(make_home, x_rays):
         text=True,
     )
     try:
-        wait_for(lambda: dcmtk("echoscu", port).returncode == 0, 60, lambda: "no echo")
+        wait_for(lambda: dcmtk("echoscu", port).returncode == 0, lambda: "no echo")
         sent = dcmtk("storescu", port, "-v", x_rays(1)[0])
         assert "OutOfResources" in sent.stderr + sent.stdout
         assert waiting(home) == []
@@ -286,7 +282,7 @@ def test_a_kill_after_success_loses_nothing(make_home, x_rays):
     for key in slow:
         del home.env[key]
     with home.daemon() as daemon:
-        wait_for(lambda: [r for r in home.rows() if r.is_kept], 60, daemon.stderr)
+        wait_for(lambda: [r for r in home.rows() if r.is_kept], daemon.log)
         assert [row.state for row in home.rows()] == ["done"]
 
 
@@ -340,5 +336,5 @@ def test_tls_lets_in_who_has_a_certificate(make_home, certificates, x_rays):
         sent = dcmtk("storescu", port, *with_certificate, path)
         assert sent.returncode == 0, sent.stderr
         silent.close()
-        wait_for(lambda: [r for r in home.rows() if r.is_kept], 60, daemon.stderr)
+        wait_for(lambda: [r for r in home.rows() if r.is_kept], daemon.log)
         daemon.wait_until_said('why="TLS handshake"')

@@ -2,12 +2,9 @@
 
 import io
 import json
-import shutil
 import signal
 import socket
 import subprocess
-import urllib.request
-from abc import ABC, abstractmethod
 from collections import Counter
 
 import cv2
@@ -15,7 +12,8 @@ import pydicom
 import pytest
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
-from .conftest import END_S, START_S, wait_for
+from tests.support.peers import Orthanc, StoreScp, program
+from tests.support.waits import wait_for
 
 SIGKILLED = -signal.SIGKILL
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -34,138 +32,6 @@ PresentationContext2 = SecondaryCaptureImageStorage\\Uncompressed
 [Pictures]
 PresentationContexts = Pictures
 """
-
-
-def program(name: str, package: str):
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/bin:/usr/bin")
-    if path is None:
-        pytest.skip(f"{name} is not installed (Debian's package {package})")
-    return path
-
-
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-class Peer(ABC):
-    """A program that listens; inside the ``with`` it does."""
-
-    def __init__(self, folder, port: int):
-        self.folder = folder
-        self.port = port
-        self.log_file = folder.with_suffix(".log")
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @abstractmethod
-    def command(self) -> list[str]:
-        """The program and its arguments."""
-
-    def __enter__(self):
-        with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command(), cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
-            )
-        wait_for(self.answers, START_S, lambda: self.log_file.read_text(errors="replace")[-2000:])
-        return self
-
-    def __exit__(self, *_: object):
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait(END_S)
-
-    def answers(self):
-        with socket.socket() as caller:
-            return caller.connect_ex(("127.0.0.1", self.port)) == 0
-
-
-class StoreScp(Peer):
-    """DCMTK's `storescp`, which writes a file for everything that it is sent, twice for twice."""
-
-    def __init__(self, folder, *options: str):
-        super().__init__(folder, free_port())
-        folder.mkdir()
-        self._options = options
-
-    def command(self):
-        return [
-            program("storescp", "dcmtk"),
-            *self._options,
-            "--unique-filenames",
-            "--output-directory",
-            str(self.folder),
-            str(self.port),
-        ]
-
-    @property
-    def name(self):
-        return f"STORESCP@127.0.0.1:{self.port}"
-
-    def receipts(self):
-        """How many objects came, the one included that is being written at the moment."""
-        return len(list(self.folder.iterdir()))
-
-    def received(self):
-        """The SOP Instance UIDs of what came, each as often as it came; when all is written."""
-        return Counter(
-            str(pydicom.dcmread(path, force=True).SOPInstanceUID) for path in self.folder.iterdir()
-        )
-
-
-class Orthanc(Peer):
-    """Orthanc with nothing but its core, on this machine alone."""
-
-    def __init__(self, folder):
-        super().__init__(folder, free_port())
-        self.http = free_port()
-        folder.mkdir()
-        (folder / "orthanc.json").write_text(
-            json.dumps(
-                {
-                    "Name": "test",
-                    "StorageDirectory": str(folder / "storage"),
-                    "IndexDirectory": str(folder / "storage"),
-                    "Plugins": [],
-                    "HttpPort": self.http,
-                    "DicomPort": self.port,
-                    "DicomAet": "ORTHANC",
-                    "RemoteAccessAllowed": False,
-                    "AuthenticationEnabled": False,
-                }
-            )
-        )
-
-    def command(self):
-        return [program("Orthanc", "orthanc"), str(self.folder / "orthanc.json")]
-
-    @property
-    def name(self):
-        return f"ORTHANC@127.0.0.1:{self.port}"
-
-    def get(self, path: str):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=30) as answer:
-            return answer.read()
-
-    def ask(self, path: str):
-        return json.loads(self.get(path))
-
-    def answers(self):
-        try:
-            return super().answers() and bool(self.ask("/system"))
-        except OSError:
-            return False
-
-    def datasets(self):
-        return [
-            pydicom.dcmread(io.BytesIO(self.get(f"/instances/{instance}/file")))
-            for instance in self.ask("/instances")
-        ]
-
-    def newcomers(self):
-        """How many objects it ever took in as new."""
-        changes = self.ask("/changes?limit=1000")["Changes"]
-        return sum(change["ChangeType"] == "NewInstance" for change in changes)
 
 
 @pytest.fixture
@@ -218,7 +84,7 @@ def states(home):
 
 
 def wait_until_sent(home, count: int):
-    wait_for(lambda: states(home) == {"sent": count}, END_S, lambda: f"{states(home)}{home.log()}")
+    wait_for(lambda: states(home) == {"sent": count}, lambda: f"{states(home)}{home.log()}")
 
 
 def test_results_lie_beside_the_original_and_conform(orthanc, home_for, rg1, tmp_path):
@@ -283,11 +149,11 @@ def test_an_archive_stopped_in_the_middle_gets_all_and_none_twice(orthanc, home_
     with home.daemon() as daemon:
         with orthanc:
             home.drop("first.dcm", contents[0])
-            wait_for(lambda: len(orthanc.ask("/instances")) > 0, END_S, home.log)
+            wait_for(lambda: len(orthanc.ask("/instances")) > 0, home.log)
         for number, content in enumerate(contents[1:]):
             home.drop(f"{number}.dcm", content)
         home.wait_until_ended(contents)
-        wait_for(lambda: "action=unreachable" in daemon.stderr(), END_S, daemon.stderr)
+        wait_for(lambda: "action=unreachable" in daemon.log(), daemon.log)
         with orthanc:
             wait_until_sent(home, 2 * BATCH)
             uids = Counter(str(dataset.SOPInstanceUID) for dataset in orthanc.datasets())
@@ -322,7 +188,7 @@ def test_killed_at_any_moment_of_a_batch_all_arrive(home_for, radiograph, tmp_pa
             home.drop(f"{number}.dcm", content, old=True)
         for receipts in (1, 4):
             with home.daemon():
-                wait_for(lambda least=receipts: peer.receipts() >= least, END_S, home.log)
+                wait_for(lambda least=receipts: peer.receipts() >= least, home.log)
         with home.daemon() as daemon:
             home.wait_until_ended(contents)
             wait_until_sent(home, 2 * BATCH)
@@ -407,7 +273,7 @@ def test_what_is_refused_for_good_fails_is_seen_and_can_be_sent_later(
     home = home_for(picky)
     with picky, home.daemon() as daemon:
         home.drop("chest.dcm", rg1.read_bytes())
-        wait_for(lambda: states(home) == {"sent": 1, "failed": 1}, END_S, home.log)
+        wait_for(lambda: states(home) == {"sent": 1, "failed": 1}, home.log)
         assert daemon.stop() == 0
         (failed,) = json.loads(home.command("pacs", "queue", "--json").stdout)
         assert (failed["kind"], failed["error"]) == ("sr", "SOP class not accepted")
@@ -433,7 +299,7 @@ def test_a_destination_that_never_answers_does_not_hold_up_a_stop(make_home, rg1
         with home.daemon() as daemon:
             home.drop("chest.dcm", rg1.read_bytes())
             home.wait_until_ended([rg1.read_bytes()])
-            wait_for(lambda: "sending" in states(home), END_S, home.log)
+            wait_for(lambda: "sending" in states(home), home.log)
             assert daemon.stop() == 0
     assert set(states(home)) <= {"queued", "sending"}
 

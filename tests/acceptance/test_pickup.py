@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waits import wait_for
+
 # The goal is 2 s; what was measured is in the report. A busy machine may take longer.
-BOUND_S = 20.0
+BOUND_S = 60.0
 STALL_S = 3.0
 BURST = {"inotify": 500, "polling": 50}
 COPIED, COPIES = 20, 6
@@ -25,9 +27,9 @@ def running(request, make_home, picture):
     home.before = picture(0)
     home.drop("from before.png", home.before)
     with home.daemon() as daemon:
-        assert f"observer={request.param}" in daemon.stderr()
+        assert f"observer={request.param}" in daemon.log()
         yield home
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
     status, report = home.reconcile()
     assert (status, report["differences"]) == (0, [])
 
@@ -172,10 +174,10 @@ def test_the_same_content_under_two_names_is_one_result_that_arrived_twice(runni
     running.wait_until_ended([content], BOUND_S)
     second = running.drop("second.png", content)
     third = running.drop("third.png", content)
-    deadline = time.monotonic() + BOUND_S
-    while running.row(content).arrivals < 3 or second.exists() or third.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(
+        lambda: running.row(content).arrivals == 3 and not second.exists() and not third.exists(),
+        lambda: running.row(content),
+    )
     row = running.row(content)
     assert (row.state, row.arrivals, row.attempts) == ("done", 3, 1)
     assert (running.root / row.path).read_bytes() == content
@@ -192,10 +194,7 @@ def test_copies_that_come_while_the_first_is_in_hand_make_no_second_result(runni
     def arrivals():
         return sum(row.arrivals for row in running.rows() if row.sha256 in digests)
 
-    deadline = time.monotonic() + 60
-    while arrivals() < COPIED * COPIES:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: arrivals() >= COPIED * COPIES, arrivals)
     running.wait_until_ended(contents)
     rows = [row for row in running.rows() if row.sha256 in digests]
     assert len(rows) == COPIED

@@ -41,9 +41,9 @@ def test_no_patient_is_named_in_the_log_whatever_becomes_of_the_file(make_home, 
         home.wait_until_ended(contents)
         duplicate = home.drop(f"{NAME} twice.dcm", done)
         while duplicate.exists():
-            assert daemon.process.poll() is None, daemon.stderr()
+            assert daemon.process.poll() is None, daemon.log()
         assert daemon.stop() == 0
-        log = daemon.stderr()
+        log = daemon.log()
     assert {row.state for row in home.rows()} == {"done", "rejected"}
     for action in ("filed", "rejected", "duplicate"):
         assert f"action={action}" in log
@@ -58,12 +58,14 @@ def test_no_patient_is_named_when_a_folder_is_unusable(make_home, named):
     """`work/` is made unusable while the daemon runs: the file stays where it is."""
     home = make_home()
     with home.daemon() as daemon:
+        daemon.suspend()  # a look at the folder in between would find none
         (home.root / "work").rmdir()
         (home.root / "work").write_text("not a folder")
+        daemon.resume()
         home.drop(f"{NAME}.dcm", named("RG1_J2KI.dcm"), old=True)
         daemon.wait_until_said("action=left_alone")
         assert daemon.stop() == 0
-        log = daemon.stderr()
+        log = daemon.log()
     assert "Traceback" not in log
     assert NAME.lower() not in log.lower()
     assert (home.incoming / f"{NAME}.dcm").exists()

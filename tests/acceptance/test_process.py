@@ -16,7 +16,7 @@ def test_no_module_of_the_training_side_is_imported(make_home, picture):
     assert said.returncode == 0, said.stderr
     imported = set(re.findall(r"^import time:.*\| +(\S+)$", said.stderr, re.MULTILINE))
     assert "onnxruntime" in imported
-    assert "lungwatch.daemon.pipeline" in imported
+    assert "lungwatch.daemon.pipeline.pipeline" in imported
     assert not {name for name in imported if name.split(".")[0] in (*HEAVY, "onnx")}
     ours = {name for name in imported if name.startswith("lungwatch.")}
     assert not {name for name in ours if name.split(".")[1] in ("training", "export")}
@@ -47,7 +47,7 @@ def test_run_once_gives_500_files_their_end_in_bounded_memory(make_home, picture
     record_property("peak_mb", peak_mb)
     record_property("elapsed_s", round(elapsed_s, 1))
     print(f"{COUNT} files in {elapsed_s:.1f} s, {peak_mb} MiB at most")
-    assert run.process.returncode == 0, run.stderr()
+    assert run.process.returncode == 0, run.log()
     home.assert_settled(contents)
     assert {row.state for row in home.rows()} == {"done"}
     assert home.files("incoming") == []

@@ -10,8 +10,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from .conftest import sha256, wait_for
-from .test_pacs_out import StoreScp, program
+from tests.support.peers import StoreScp, program
+from tests.support.record import sha256
+from tests.support.waits import wait_for
 
 SIGKILLED = -signal.SIGKILL
 OTHER = "baseline-1.1.0"
@@ -130,8 +131,7 @@ def test_a_running_daemon_takes_up_what_its_own_model_is_asked_for(home, picture
         assert json.loads(said.stdout)["daemon_running"] is True
         wait_for(
             lambda: [row.state for row in home.rows()] == ["done"] * 4,
-            60,
-            lambda: f"{home.rows()} {daemon.stderr()}",
+            lambda: f"{home.rows()} {daemon.log()}",
         )
         assert daemon.stop() == 0
     assert_both(home, [picture(1), picture(2)], models=2)
@@ -152,7 +152,7 @@ def test_what_the_second_model_refuses_stays_where_the_first_ones_result_is(
     make_home, shipped_bundle, picture, tmp_path
 ):
     pytest.importorskip("onnx")
-    gated = pytest.importorskip("tests.gated")
+    gated = pytest.importorskip("tests.support.bundles")
     bundle = gated.gated_bundle(shipped_bundle, tmp_path)
     grey = cv2.imdecode(np.frombuffer(picture(2), np.uint8), cv2.IMREAD_GRAYSCALE)
     # Of full range, and dark on the whole: darker by a factor would be stretched.
@@ -202,7 +202,7 @@ def test_the_shift_is_told_and_activating_asks_first(home):
         f"# ours\ngate = 'flag'  # research\nmodel = \"{OTHER}\"\n"
     )
     with home.daemon() as daemon:
-        assert f"model={OTHER}" in daemon.stderr()
+        assert f"model={OTHER}" in daemon.log()
     audited = json.loads(home.command("audit", "list", "--json").stdout)
     (noted,) = [row for row in audited if row["action"] == "model activate"]
     assert (noted["target"], noted["outcome"]) == (f"model {OTHER}", "ok")

@@ -1,11 +1,11 @@
 """A database server that is not there yet when the daemon starts, as after a power cut."""
 
 import hashlib
-import time
 
 import pytest
 
-from chaos.postgres_server import find_programs, running
+from tests.support.postgres import find_programs, running
+from tests.support.waits import wait_for
 
 
 @pytest.fixture
@@ -33,15 +33,12 @@ def test_a_server_that_boots_later_is_waited_for(programs, late, tmp_path, pictu
         with running(programs) as server:
             (tmp_path / "late").symlink_to(server.url.partition("host=")[2])
             daemon.wait_until_said("action=ready")
-            deadline = time.monotonic() + 60
-            while not late.kept():
-                assert time.monotonic() < deadline, daemon.stderr()
-                time.sleep(0.05)
-            assert daemon.stop() == 0, daemon.stderr()
+            wait_for(late.kept, daemon.log)
+            assert daemon.stop() == 0, daemon.log()
     finally:
         daemon.kill()
-    assert daemon.stderr().count("action=database_away") == 1
-    assert "action=database_back" in daemon.stderr()
+    assert daemon.log().count("action=database_away") == 1
+    assert "action=database_back" in daemon.log()
     assert late.kept() == {hashlib.sha256(picture(1)).hexdigest(): 1}
 
 
@@ -49,10 +46,10 @@ def test_a_stop_is_heard_while_it_is_waited_for(late):
     daemon = late.daemon().launch()
     try:
         daemon.wait_until_said("action=database_away")
-        assert daemon.stop() == 0, daemon.stderr()
+        assert daemon.stop() == 0, daemon.log()
     finally:
         daemon.kill()
-    assert "Traceback" not in daemon.stderr()
+    assert "Traceback" not in daemon.log()
     assert late.files("incoming") == [late.root / "incoming" / "x.png"]
 
 

@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from .conftest import END_S, sha256, wait_for
+from tests.support.record import sha256
+from tests.support.waits import PATIENCE_S, wait_for
 
 BEFORE, COUNT = 10, 60
 
@@ -21,11 +22,11 @@ def drop(home, contents):
 
 def signal_in_the_middle(home, run, contents, number):
     """Send a signal when some files have their ends and most wait, however slow this process is."""
-    wait_for(lambda: any(row.has_ended for row in home.rows()), END_S, run.stderr)
+    wait_for(lambda: any(row.has_ended for row in home.rows()), run.log)
     run.suspend()
     drop(home, contents[BEFORE:])
     run.process.send_signal(number)
-    run.process.send_signal(signal.SIGCONT)
+    run.resume()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -34,7 +35,7 @@ def test_a_stop_drains_and_exits_0_and_the_next_start_takes_the_rest(make_home, 
     drop(home, contents[:BEFORE])
     with home.daemon() as daemon:
         signal_in_the_middle(home, daemon, contents, number)
-        assert daemon.process.wait(60) == 0, daemon.stderr()
+        assert daemon.process.wait(PATIENCE_S) == 0, daemon.log()
     left = home.files("incoming")
     assert 0 < len(left) < COUNT
     assert home.files("work") == []
@@ -49,8 +50,8 @@ def test_a_stop_that_may_not_wait_leaves_work_that_the_next_start_finishes(make_
     drop(home, contents[:BEFORE])
     with home.daemon() as daemon:
         signal_in_the_middle(home, daemon, contents, signal.SIGTERM)
-        assert daemon.process.wait(END_S) == 0, daemon.stderr()
-        assert "Traceback" not in daemon.stderr()
+        assert daemon.process.wait(PATIENCE_S) == 0, daemon.log()
+        assert "Traceback" not in daemon.log()
     assert len(home.files("incoming", "work")) > 0
     assert home.run_once().returncode == 0
     home.assert_settled(contents)
@@ -64,8 +65,8 @@ def test_a_stop_ends_run_once_early_too(make_home, contents):
     drop(home, contents[:BEFORE])
     run = home.daemon("--once").launch()
     signal_in_the_middle(home, run, contents, signal.SIGTERM)
-    status = run.process.wait(END_S)
-    assert home.files("incoming"), run.stderr()
+    status = run.process.wait(PATIENCE_S)
+    assert home.files("incoming"), run.log()
     assert status == 1
     assert home.run_once().returncode == 0
     home.assert_settled(contents)

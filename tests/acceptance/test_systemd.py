@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waits import wait_for
+
 _BOOT_S = 60.0
-WAIT_S = 60.0
 _REPOSITORY = Path(__file__).parents[2]
 _PACKAGES = {"": "core", "cli": "cli", "daemon": "daemon", "db": "db", "models": "models"}
 # Of this very version, since the tests' own compiled packages are used; and not in a home
@@ -171,14 +172,6 @@ def skip_unless_possible():
             pytest.skip(f"{program} is not installed")
     if not _PYTHON.exists():
         pytest.skip(f"{_PYTHON} is not installed, and the service is not shown home folders")
-
-
-def wait_for(is_true, show):
-    deadline = time.monotonic() + WAIT_S
-    while not is_true():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {WAIT_S} s: {show()}")
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,9 @@ from lungwatch.cli.main import main
 from lungwatch.models import SHIPPED_DEFAULT
 
 pytest.importorskip("onnx")
-gated = pytest.importorskip("tests.gated")
+gated = pytest.importorskip("tests.support.bundles")
+
+pytestmark = pytest.mark.slow
 SHIPPED = Path(str(resources.files("lungwatch.models"))) / SHIPPED_DEFAULT
 
 

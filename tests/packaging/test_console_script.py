@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from lungwatch import RESEARCH_USE_ONLY, __version__
 from lungwatch.cli.main import main
-from tests.commandtree import walk, words
+from tests.support.commands import walk, words
 
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("lungwatch")

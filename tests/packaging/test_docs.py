@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.commandtree import child, outermost, walk, words
+from tests.support.commands import child, outermost, walk, words
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "systemd" / "README.md"])

@@ -13,7 +13,7 @@ OVERLAY = b"\x89PNG...IEND\xaeB`\x82"
 SCHEMA = """
     CREATE TABLE image (id INTEGER PRIMARY KEY, sha256 TEXT, path TEXT);
     CREATE TABLE result (id INTEGER PRIMARY KEY, image_id INTEGER, state TEXT, reason TEXT,
-        overlay TEXT);
+        overlay TEXT, message TEXT, attempts INTEGER, probability REAL);
     CREATE TABLE arrival (id INTEGER PRIMARY KEY, result_id INTEGER);
 """
 
@@ -26,7 +26,7 @@ def harness(monkeypatch):
 @pytest.fixture
 def home(tmp_path):
     """A home in which each content has its one end, and what was dropped."""
-    from chaos.ledger import sha256
+    from tests.support.record import sha256
 
     for folder in ("incoming", "work", "done", "quarantine", "overlays"):
         (tmp_path / folder).mkdir()
@@ -39,7 +39,7 @@ def home(tmp_path):
                 "INSERT INTO image VALUES (?, ?, ?)", (number, sha256(content), f"done/{number}")
             )
             connection.execute(
-                "INSERT INTO result VALUES (?, ?, 'done', NULL, ?)",
+                "INSERT INTO result VALUES (?, ?, 'done', NULL, ?, NULL, 1, 0.5)",
                 (number, number, f"overlays/{number}.png"),
             )
             connection.execute("INSERT INTO arrival (result_id) VALUES (?)", (number,))
@@ -47,7 +47,8 @@ def home(tmp_path):
 
 
 def examine(home, *statements):
-    from chaos.ledger import audit, sha256
+    from chaos.ledger import audit
+    from tests.support.record import sha256
 
     with closing(sqlite3.connect(home / "lungwatch.db")) as connection, connection:
         for statement in statements:
@@ -106,7 +107,7 @@ def test_a_second_copy_is_a_duplicate(home, folder):
 @pytest.mark.parametrize(
     "statement",
     [
-        "INSERT INTO result VALUES (9, 2, 'done', NULL, 'overlays/2.png')",
+        "INSERT INTO result VALUES (9, 2, 'done', NULL, 'overlays/2.png', NULL, 1, 0.5)",
         "INSERT INTO arrival (result_id) VALUES (2)",
     ],
 )

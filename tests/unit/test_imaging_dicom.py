@@ -35,9 +35,10 @@ from pydicom.uid import (
 )
 
 from lungwatch.errors import FileRejected, Reason
-from lungwatch.imaging import Radiograph, ReadPolicy, read_radiograph
 from lungwatch.imaging.codestream import frame_header
-from lungwatch.imaging.dicom import is_dicom
+from lungwatch.imaging.dicomfile import is_dicom
+from lungwatch.imaging.radiograph import Radiograph
+from lungwatch.imaging.reader import ReadPolicy, read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
 
 STORED = (np.indices((80, 100)).sum(axis=0) * 20).astype(np.uint16)
@@ -598,6 +599,7 @@ class _Everything(frozenset[str]):
         return True
 
 
+@pytest.mark.slow
 class TestEveryFile:
     def test_of_pydicom_is_either_read_or_refused(self) -> None:
         """Hundreds of real and deliberately broken files; none may raise anything else."""
@@ -659,6 +661,7 @@ class TestEveryFile:
             assert verdicts[path.name] == "read"
 
 
+@pytest.mark.slow
 class TestFuzz:
     """Nothing in a file raises anything but `FileRejected`."""
 

@@ -6,9 +6,10 @@ import threading
 
 import pytest
 
-from lungwatch.daemon.outage import Abandoned, OutageKind, Outages, outage_of
-from lungwatch.db.failures import DatabaseBusyError, DatabaseFullError
+from lungwatch.daemon.retry import OutageKind, Outages, ShutdownRequested, outage_of
+from lungwatch.db.engine import DatabaseBusyError, DatabaseFullError
 from lungwatch.errors import DatabaseError
+from tests.support.waits import wait_for
 
 
 @pytest.mark.parametrize(
@@ -44,8 +45,7 @@ def test_several_that_wait_for_the_same_thing_say_so_once(caplog):
     ]
     for thread in threads:
         thread.start()
-    while "short_of_space" not in caplog.text:
-        pass
+    wait_for(lambda: "short_of_space" in caplog.text)
     assert outages.current == {OutageKind.SPACE}
     is_over.set()
     for thread in threads:
@@ -78,6 +78,6 @@ def test_once_abandoned_nobody_waits_and_nobody_tries_in_vain():
 
     outages.abandon()
     for _ in range(2):
-        with pytest.raises(Abandoned):
+        with pytest.raises(ShutdownRequested):
             outages.ride_out(step)
     assert len(tries) == 1

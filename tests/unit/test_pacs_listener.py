@@ -2,45 +2,36 @@
 
 import socket
 import threading
-import time
 
 import pytest
 
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.vitals import Vitals, limits_of
+from lungwatch.daemon.stage import Progress, progress_limits
+from tests.support.clock import ManualClock
+from tests.support.waits import PATIENCE_S, wait_for
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="needs pynetdicom (extra 'pacs')")
-PATIENCE_S = 30
 
 
-class Clock:
-    """A clock that a test turns by hand."""
-
-    def __init__(self):
-        self.seconds = 100.0
-
-    def monotonic(self):
-        return self.seconds
-
-
-def wait_for(stuck, vitals, clock):
+def wait_until_stuck(stages, vitals, clock):
     """Wait until just these stages are stuck; one that goes on shows that a moment later."""
-    deadline = time.monotonic() + PATIENCE_S
-    while (found := [one.stage for one in vitals.stuck(clock.seconds)]) != stuck:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.01)
+
+    def stuck():
+        return [one.stage for one in vitals.stuck(clock.monotonic())]
+
+    wait_for(lambda: stuck() == stages, stuck)
 
 
 @pytest.fixture
 def listening(tmp_path):
     """A started listener, its home, the record of its progress, and that record's clock."""
-    from lungwatch.daemon.dicomnet.listener import Listener
+    from lungwatch.daemon.pacs.listener import Listener
 
     config = Config(home=tmp_path, min_free_mb=0, stuck_s=7)
-    home, clock = Home(tmp_path), Clock()
+    home, clock = Home(tmp_path), ManualClock()
     home.prepare()
-    vitals = Vitals(clock, limits_of(config))
+    vitals = Progress(clock, progress_limits(config))
     crashes = []
     listener = Listener(config, home, lambda *crash: crashes.append(crash), vitals)
     listener.start()
@@ -53,16 +44,16 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
     listening, monkeypatch, rg1
 ):
     """Stuck after `stuck_s`, and no longer once the file is written and success was answered."""
-    from lungwatch.daemon.dicomnet import reception
+    from lungwatch.daemon.pacs import listener as module
 
     listener, home, vitals, clock = listening
-    release, real = threading.Event(), reception.write_atomic
+    release, real = threading.Event(), module.write_atomic
 
     def hanging(path, data):
         assert release.wait(PATIENCE_S)
         real(path, data)
 
-    monkeypatch.setattr(reception, "write_atomic", hanging)
+    monkeypatch.setattr(module, "write_atomic", hanging)
     try:
         entity = pynetdicom.AE()
         entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1")
@@ -70,24 +61,22 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
         answers = []
         sender = threading.Thread(target=lambda: answers.append(association.send_c_store(rg1)))
         sender.start()
-        deadline = time.monotonic() + PATIENCE_S
-        while "reception" not in vitals.snapshot() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert vitals.stuck(clock.seconds) == []
-        clock.seconds += 8
-        wait_for(["reception"], vitals, clock)
+        wait_for(lambda: "reception" in vitals.snapshot())
+        assert vitals.stuck(clock.monotonic()) == []
+        clock.advance(8)
+        wait_until_stuck(["reception"], vitals, clock)
         release.set()
         sender.join(PATIENCE_S)
         association.release()
     finally:
         release.set()
     assert answers[0].Status == 0
-    assert vitals.stuck(clock.seconds) == []
+    assert vitals.stuck(clock.monotonic()) == []
     assert len(list(home.incoming.glob("*.dcm"))) == 1
 
 
 def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(listening, monkeypatch):
-    from lungwatch.daemon.dicomnet.server import BoundedServer
+    from lungwatch.daemon.pacs.listener import BoundedServer
 
     listener, _, vitals, clock = listening
     release, asked = threading.Event(), threading.Event()
@@ -99,13 +88,13 @@ def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(list
 
     monkeypatch.setattr(BoundedServer, "verify_request", hanging)
     try:
-        clock.seconds += 8
-        wait_for([], vitals, clock)
+        clock.advance(8)
+        wait_until_stuck([], vitals, clock)
         with socket.create_connection(("127.0.0.1", listener.port), PATIENCE_S):
             assert asked.wait(PATIENCE_S)
-            clock.seconds += 8
-            wait_for(["listener"], vitals, clock)
+            clock.advance(8)
+            wait_until_stuck(["listener"], vitals, clock)
             release.set()
-        wait_for([], vitals, clock)
+        wait_until_stuck([], vitals, clock)
     finally:
         release.set()

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lungwatch.flags import Flag
-from lungwatch.imaging import ReadPolicy
-from lungwatch.imaging.shutter import shutter_of
-from tests.radiographs import radiograph, read
+from lungwatch.errors import Flag
+from lungwatch.imaging.display import shutter_of
+from lungwatch.imaging.reader import ReadPolicy
+from tests.support.radiographs import radiograph, read
 
 SHAPE = (80, 100)
 ROWS, COLUMNS = np.mgrid[1 : SHAPE[0] + 1, 1 : SHAPE[1] + 1]

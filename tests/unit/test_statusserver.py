@@ -10,17 +10,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lungwatch.daemon.bounded import Bounded
-from lungwatch.daemon.clock import SystemClock
-from lungwatch.daemon.health import HealthCheck, Phase, Probes
-from lungwatch.daemon.outage import OutageKind
-from lungwatch.daemon.statusserver import StatusServer
-from lungwatch.daemon.vitals import Vitals
-from lungwatch.db.monitoring import Signs
+from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, StatusServer
+from lungwatch.daemon.retry import OutageKind, SystemClock
+from lungwatch.daemon.stage import Progress, TimeLimited
+from lungwatch.db.statistics import HealthCounts
 from lungwatch.errors import DatabaseError
+from tests.support.waits import PATIENCE_S, wait_for
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-SIGNS = Signs(
+SIGNS = HealthCounts(
     queued=0,
     oldest_queued=None,
     outbox_waiting=0,
@@ -39,7 +37,7 @@ class StandingClock:
 
 
 def read(answer):
-    return Bounded(lambda: answer, limit_s=30)
+    return TimeLimited(lambda: answer, limit_s=30)
 
 
 WELL = Probes(
@@ -84,9 +82,9 @@ def away():
 
 old = NOW - timedelta(days=1)
 TROUBLES = {
-    "database": ("failing", {"signs": Bounded(fail, limit_s=30)}),
+    "database": ("failing", {"signs": TimeLimited(fail, limit_s=30)}),
     "disk": ("failing", {"free_mb": read(10)}),
-    "folders": ("failing", {"free_mb": Bounded(away, limit_s=30)}),
+    "folders": ("failing", {"free_mb": TimeLimited(away, limit_s=30)}),
     "stuck": ("failing", {"stuck": lambda: {"decode": 400.0}}),
     "outage_drop_folder": ("failing", {"outages": lambda: frozenset({OutageKind.DROP_FOLDER})}),
     "starting": ("failing", {"phase": lambda: Phase.STARTING}),
@@ -99,7 +97,7 @@ TROUBLES = {
 
 
 def serve(check, *, on_crash=refuse_to_crash, vitals=None):
-    return StatusServer(0, lambda: b"", check, on_crash, vitals or Vitals(SystemClock()))
+    return StatusServer(0, lambda: b"", check, on_crash, vitals or Progress(SystemClock()))
 
 
 @pytest.mark.parametrize("code", TROUBLES)
@@ -131,10 +129,10 @@ def test_what_hangs_is_not_asked_twice_and_delays_nobody_beyond_the_limit():
 
     def hang():
         asked.append(1)
-        release.wait(60)
+        release.wait(PATIENCE_S)
         return SIGNS
 
-    bounded = Bounded(hang, limit_s=0.05)
+    bounded = TimeLimited(hang, limit_s=0.05)
     health = check_of(replace(WELL, signs=bounded)).examine()
     assert not health.database
     with pytest.raises(TimeoutError):
@@ -154,34 +152,31 @@ def test_the_death_of_its_thread_is_told(monkeypatch):
     server = serve(check_of(WELL), on_crash=lambda *_: told.set())
     monkeypatch.setattr(server._server, "service_actions", lambda: 1 / 0)
     server.start()
-    assert told.wait(30)
+    assert told.wait(PATIENCE_S)
     server.stop()
 
 
 def test_a_server_that_answers_nobody_any_more_starves_the_watchdog(monkeypatch):
     release, asked = threading.Event(), threading.Event()
-    vitals = Vitals(SystemClock(), {"status": 2.0})
+    vitals = Progress(SystemClock(), {"status": 2.0})
     server = serve(check_of(WELL), vitals=vitals)
 
     def hang(*_):
         asked.set()
-        assert release.wait(30)
+        assert release.wait(PATIENCE_S)
         return False
 
-    def wait_for(stuck):
-        deadline = time.monotonic() + 30
-        while [one.stage for one in vitals.stuck(time.monotonic())] != stuck:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    def stuck():
+        return [one.stage for one in vitals.stuck(time.monotonic())]
 
     monkeypatch.setattr(server._server, "verify_request", hang)
     server.start()
     try:
         with socket.create_connection(("127.0.0.1", server.port), 30):
-            assert asked.wait(30)
-            wait_for(["status"])
+            assert asked.wait(PATIENCE_S)
+            wait_for(lambda: stuck() == ["status"], stuck)
             release.set()
-        wait_for([])
+        wait_for(lambda: stuck() == [], stuck)
     finally:
         release.set()
         server.stop()

@@ -14,10 +14,9 @@ from pydicom.uid import (
     XRayAngiographicImageStorage,
 )
 
-from lungwatch.errors import FileRejected, Reason
-from lungwatch.flags import Flag
-from lungwatch.imaging import ReadPolicy, read_radiograph
-from tests.radiographs import code, radiograph, read
+from lungwatch.errors import FileRejected, Flag, Reason
+from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from tests.support.radiographs import code, radiograph, read
 
 DX = {
     "SOPClassUID": DigitalXRayImageStorageForPresentation,

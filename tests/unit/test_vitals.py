@@ -7,21 +7,14 @@ from contextlib import ExitStack, closing
 import pytest
 
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.vitals import Stuck, Vitals, limits_of
-from lungwatch.daemon.watchdog import Watchdog
+from lungwatch.daemon.service import Watchdog
+from lungwatch.daemon.stage import Progress, StuckStage, progress_limits
+from tests.support.clock import ManualClock
 
 
-class Clock:
-    """A clock that a test turns by hand."""
-
-    def __init__(self):
-        self.seconds = 100.0
-
+class Clock(ManualClock):
     def now(self):
         raise AssertionError("progress is not measured by the wall clock")
-
-    def monotonic(self):
-        return self.seconds
 
 
 @pytest.fixture
@@ -31,25 +24,25 @@ def clock():
 
 @pytest.fixture
 def vitals(clock):
-    return Vitals(clock, {"decode": 10.0})
+    return Progress(clock, {"decode": 10.0})
 
 
 def stages(vitals, clock):
-    return [one.stage for one in vitals.stuck(clock.seconds)]
+    return [one.stage for one in vitals.stuck(clock.monotonic())]
 
 
 def test_an_idle_stage_is_never_stuck(vitals, clock):
     with vitals.busy("decode"):
-        clock.seconds += 9
-    clock.seconds += 10_000
-    assert vitals.stuck(clock.seconds) == []
+        clock.advance(9)
+    clock.advance(10_000)
+    assert vitals.stuck(clock.monotonic()) == []
     assert vitals.snapshot()["decode"].finished == 1
 
 
 def test_a_unit_of_work_beyond_its_limit_is_stuck_until_it_ends(vitals, clock):
     with vitals.busy("decode"):
-        clock.seconds += 11
-        assert vitals.stuck(clock.seconds) == [Stuck(stage="decode", seconds=11.0)]
+        clock.advance(11)
+        assert vitals.stuck(clock.monotonic()) == [StuckStage(stage="decode", seconds=11.0)]
         assert vitals.snapshot()["decode"].oldest_s == 11.0
     assert stages(vitals, clock) == []
 
@@ -57,14 +50,14 @@ def test_a_unit_of_work_beyond_its_limit_is_stuck_until_it_ends(vitals, clock):
 def test_a_unit_that_fails_has_ended_too(vitals, clock):
     with pytest.raises(OSError, match="gone"), vitals.busy("decode"):
         raise OSError("gone")
-    clock.seconds += 100
+    clock.advance(100)
     assert stages(vitals, clock) == []
 
 
 def test_others_that_go_on_do_not_hide_the_one_that_hangs(vitals, clock):
     with vitals.busy("decode"):
         for _ in range(4):
-            clock.seconds += 3
+            clock.advance(3)
             with vitals.busy("decode"):
                 pass
         assert stages(vitals, clock) == ["decode"]
@@ -73,11 +66,11 @@ def test_others_that_go_on_do_not_hide_the_one_that_hangs(vitals, clock):
 def test_a_beat_renews_the_work_of_its_own_thread_alone(vitals, clock):
     with ExitStack() as work:
         work.enter_context(vitals.busy("decode"))
-        clock.seconds += 8
+        clock.advance(8)
         other = threading.Thread(target=vitals.beat, args=("decode",))
         other.start()
         other.join()
-        clock.seconds += 3
+        clock.advance(3)
         assert stages(vitals, clock) == ["decode"]
         vitals.beat("decode")
         assert stages(vitals, clock) == []
@@ -86,30 +79,30 @@ def test_a_beat_renews_the_work_of_its_own_thread_alone(vitals, clock):
 def test_a_queue_in_which_nothing_moves_is_stuck(vitals, clock):
     waiting = 0
     vitals.watch_queue("decode", lambda: waiting)
-    clock.seconds += 100
+    clock.advance(100)
     waiting = 1
     assert stages(vitals, clock) == []  # it has only just come
-    clock.seconds += 9
+    clock.advance(9)
     with vitals.busy("decode"):
         pass
-    clock.seconds += 9
+    clock.advance(9)
     assert stages(vitals, clock) == []
-    clock.seconds += 2
+    clock.advance(2)
     assert stages(vitals, clock) == ["decode"]
 
 
 def test_time_in_a_known_trouble_does_not_count(vitals, clock):
     with vitals.busy("decode"):
-        clock.seconds += 1000
-        vitals.excuse(clock.seconds)
+        clock.advance(1000)
+        vitals.excuse(clock.monotonic())
         assert stages(vitals, clock) == []
-        clock.seconds += 11
+        clock.advance(11)
         assert stages(vitals, clock) == ["decode"]
 
 
 def test_a_stage_may_use_up_its_own_timeouts_first():
-    short = limits_of(Config(decode_timeout_s=1.0, retries=0))["decode"]
-    long = limits_of(Config(decode_timeout_s=100.0, retries=6))["decode"]
+    short = progress_limits(Config(decode_timeout_s=1.0, retries=0))["decode"]
+    long = progress_limits(Config(decode_timeout_s=100.0, retries=6))["decode"]
     assert long - short == 2 * 99 + 0.5 * (64 - 1)
 
 
@@ -155,7 +148,7 @@ class TestWatchdog:
         for _ in range(60):
             watchdog.tick()
             fed += self.heard(manager).count("WATCHDOG=1")
-            clock.seconds += 1
+            clock.advance(1)
         assert fed == 6
 
     def test_a_stuck_stage_starves_it_and_is_named_once(
@@ -164,7 +157,7 @@ class TestWatchdog:
         with vitals.busy("decode"):
             for _ in range(40):
                 watchdog.tick()
-                clock.seconds += 1
+                clock.advance(1)
             said = self.heard(manager)
         assert said.count("WATCHDOG=1") == 2  # at 0 and 10 s; the limit is 10 s
         assert "STATUS=no progress: decode" in said
@@ -183,7 +176,7 @@ class TestWatchdog:
         with vitals.busy("decode"):
             for _ in range(40):
                 watchdog.tick()
-                clock.seconds += 1
+                clock.advance(1)
         assert self.heard(manager).count("WATCHDOG=1") == 4
 
     @pytest.mark.parametrize(

@@ -8,10 +8,9 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from lungwatch.imaging.bodypart import part_of
-from lungwatch.imaging.view import view_of
+from lungwatch.imaging.subject import part_of, view_of
 from lungwatch.imaging.vocabulary import fold, readings, vocabulary
-from tests.radiographs import radiograph
+from tests.support.radiographs import radiograph
 
 CHEST = """
 CHEST|chest |Chest PA|PORT CHEST|CHEST_PORTABLE|CHEST1VIEW|CHESTPA|CHEST 2 VIEWS|CHEST,PA|CHEST-PA

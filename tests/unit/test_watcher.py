@@ -1,13 +1,12 @@
 """Which observer is chosen, and that its hints arrive."""
 
 import os
-import threading
 
 import pytest
 
-from lungwatch.daemon.stability import Hint, Writer
-from lungwatch.daemon.watcher import Watcher, file_system_of
-from lungwatch.daemon.writercheck import writer_of
+from lungwatch.daemon.intake.eligibility import Hint, WriterState, writer_of
+from lungwatch.daemon.intake.watch import Watcher, file_system_of
+from tests.support.waits import PATIENCE_S, wait_for
 
 MOUNTS = """\
 22 1 8:1 / / rw - ext4 /dev/sda1 rw
@@ -44,15 +43,14 @@ def test_a_closed_file_gives_the_hint_that_it_is_complete(tmp_path):
     watcher.start()
     try:
         (tmp_path / "x.png").write_bytes(b"x")
-        assert watcher.wake.wait(10)
+        assert watcher.wake.wait(PATIENCE_S)
         hints = {}
-        settled = threading.Event()
-        for _ in range(100):
-            hints |= watcher.take_hints()
-            if hints.get(tmp_path / "x.png") is Hint.COMPLETE:
-                break
-            settled.wait(0.05)
-        assert hints[tmp_path / "x.png"] is Hint.COMPLETE
+
+        def is_complete():
+            hints.update(watcher.take_hints())
+            return hints.get(tmp_path / "x.png") is Hint.COMPLETE
+
+        wait_for(is_complete, lambda: hints)
     finally:
         watcher.stop()
 
@@ -62,11 +60,11 @@ def test_the_kernel_tells_of_an_open_writer(tmp_path):
     with path.open("wb") as file:
         file.write(b"half")
         file.flush()
-        assert writer_of(path) is Writer.SOMEBODY
-    assert writer_of(path) is Writer.NONE
+        assert writer_of(path) is WriterState.SOMEBODY
+    assert writer_of(path) is WriterState.NONE
 
 
 def test_asking_about_a_fifo_does_not_block(tmp_path):
     path = tmp_path / "fifo"
     os.mkfifo(path)
-    assert writer_of(path) is not Writer.SOMEBODY
+    assert writer_of(path) is not WriterState.SOMEBODY

@@ -1,0 +1,167 @@
+"""DICOM peers: DCMTK's `storescp`, and Orthanc."""
+
+import io
+import json
+import shutil
+import socket
+import subprocess
+import urllib.request
+from abc import ABC, abstractmethod
+from collections import Counter
+from pathlib import Path
+from typing import Any, Self
+
+import pydicom
+import pytest
+
+from tests.support.waits import PATIENCE_S, wait_for
+
+
+def program(name: str, package: str) -> str:
+    """Return a program's path; skip the test where it is not installed."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/bin:/usr/bin")
+    if path is None:
+        pytest.skip(f"{name} is not installed (Debian's package {package})")
+    return path
+
+
+def free_port() -> int:
+    """Return a TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_listening(port: int) -> bool:
+    """Whether somebody listens on a port of this machine."""
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Peer(ABC):
+    """A program that listens; inside the ``with`` it does."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
+        self.port = port
+        self.log_file = folder.with_suffix(".log")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """Return the program and its arguments."""
+
+    def __enter__(self) -> Self:
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(), cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
+            )
+        wait_for(self.answers, lambda: self.log_file.read_text(errors="replace")[-2000:])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+
+    def answers(self) -> bool:
+        """Whether it takes connections."""
+        return is_listening(self.port)
+
+
+class StoreScp(Peer):
+    """DCMTK's `storescp`, which writes a file for everything that it is sent, twice for twice."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        super().__init__(folder, free_port())
+        folder.mkdir()
+        self._options = options
+
+    def command(self) -> list[str]:
+        """Return the program and its arguments."""
+        return [
+            program("storescp", "dcmtk"),
+            *self._options,
+            "--unique-filenames",
+            "--output-directory",
+            str(self.folder),
+            str(self.port),
+        ]
+
+    @property
+    def name(self) -> str:
+        """As a destination."""
+        return f"STORESCP@127.0.0.1:{self.port}"
+
+    def receipts(self) -> int:
+        """Count the objects that came, the one included that is being written at the moment."""
+        return len(list(self.folder.iterdir()))
+
+    def received(self) -> Counter[str]:
+        """Return the SOP Instance UIDs, each as often as it came; when all is written."""
+        return Counter(
+            str(pydicom.dcmread(path, force=True).SOPInstanceUID) for path in self.folder.iterdir()
+        )
+
+
+class Orthanc(Peer):
+    """Orthanc with nothing but its core, on this machine alone."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, free_port())
+        self.http = free_port()
+        folder.mkdir()
+        (folder / "orthanc.json").write_text(
+            json.dumps(
+                {
+                    "Name": "test",
+                    "StorageDirectory": str(folder / "storage"),
+                    "IndexDirectory": str(folder / "storage"),
+                    "Plugins": [],
+                    "HttpPort": self.http,
+                    "DicomPort": self.port,
+                    "DicomAet": "ORTHANC",
+                    "RemoteAccessAllowed": False,
+                    "AuthenticationEnabled": False,
+                }
+            )
+        )
+
+    def command(self) -> list[str]:
+        """Return the program and its arguments."""
+        return [program("Orthanc", "orthanc"), str(self.folder / "orthanc.json")]
+
+    @property
+    def name(self) -> str:
+        """As a destination."""
+        return f"ORTHANC@127.0.0.1:{self.port}"
+
+    def get(self, path: str) -> bytes:
+        """Return what its REST interface answers."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=60) as answer:
+            content: bytes = answer.read()
+            return content
+
+    def ask(self, path: str) -> Any:
+        """Return the JSON that its REST interface answers."""
+        return json.loads(self.get(path))
+
+    def answers(self) -> bool:
+        """Whether both of its ports are served."""
+        try:
+            return super().answers() and bool(self.ask("/system"))
+        except OSError:
+            return False
+
+    def datasets(self) -> list[pydicom.Dataset]:
+        """Return the objects that it has."""
+        return [
+            pydicom.dcmread(io.BytesIO(self.get(f"/instances/{instance}/file")))
+            for instance in self.ask("/instances")
+        ]
+
+    def newcomers(self) -> int:
+        """Count the objects that it ever took in as new."""
+        changes = self.ask("/changes?limit=1000")["Changes"]
+        return sum(change["ChangeType"] == "NewInstance" for change in changes)
