@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 from lungwatch.daemon.intake.eligibility import IGNORED_NAMES, UNFINISHED_NAMES, NameRules
 from lungwatch.errors import ConfigError
-from lungwatch.imaging.reader import ReadPolicy
+from lungwatch.imaging.radiograph import ReadPolicy
 from lungwatch.models import SHIPPED_DEFAULT
 
 _TLS = "+tls"
@@ -322,7 +322,7 @@ class Config:
         Show the untouched X-ray beside the one under the map. A negative answer has no map, and
         one X-ray, either way.
     modalities, reject_lateral, min_side_px, max_pixels
-        What counts as a chest radiograph; see `lungwatch.imaging.ReadPolicy`.
+        What counts as a chest radiograph; see `lungwatch.imaging.radiograph.ReadPolicy`.
     body_parts, view_positions
         Values of BodyPartExamined and ViewPosition that are taken for the chest and for a frontal
         view beside those that are known (docs/dicom-reading.md).
