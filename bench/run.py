@@ -19,18 +19,12 @@ from tabulate import tabulate
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.decoder.process import Decoder
-from lungwatch.daemon.decoder.wire import Setup
-from lungwatch.daemon.model import Classifier, find_bundle
-from lungwatch.daemon.overlay import (
-    OverlayText,
-    encode_png,
-    make_preview,
-    render_overlay,
-)
-from lungwatch.imaging import read_radiograph
-from lungwatch.imaging.lettering import letters_in_line
-from lungwatch.preprocess import preprocess
+from lungwatch.daemon.overlay.render import encode_png, make_preview, render_overlay
+from lungwatch.daemon.overlay.text import OverlayText
+from lungwatch.daemon.pipeline.decode import Decoder, DecoderSetup
+from lungwatch.daemon.pipeline.model import Classifier, find_bundle
+from lungwatch.imaging.reader import read_radiograph
+from lungwatch.preprocess import letters_in_line, preprocess
 
 UNIT = "classify"
 
@@ -66,7 +60,7 @@ def stages(stack: ExitStack) -> dict[str, Callable[[], object]]:
     if gate is not None:
         seen = preprocess(pixels, gate.contract.preprocess)[np.newaxis]
         gating["content gate"] = lambda: gate.run(seen)
-    setup = Setup(
+    setup = DecoderSetup(
         policy=config.read_policy,
         spec=contract.preprocess,
         overlay_side_px=config.overlay_side_px,

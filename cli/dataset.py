@@ -1,7 +1,8 @@
-"""`lungwatch dataset`: look at labelled X-rays before a network does."""
+"""`lungwatch dataset`: explore, check and split a data set."""
 
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,22 +10,68 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.atomicfile import write_atomic
 from lungwatch.cli.options import json_option, label_map_option
-from lungwatch.cli.output import cell_text, print_json, print_table, to_csv
-from lungwatch.cli.run_folder import begin_run, write_look
+from lungwatch.cli.output import cell_text, print_json, print_table, to_csv, to_json
+from lungwatch.errors import ConfigError, DatasetError
+from lungwatch.files import make_dirs, write_atomic
 
 if TYPE_CHECKING:
-    from lungwatch.training.dataset_check import DatasetCheck
-    from lungwatch.training.label_map import LabelMap
-    from lungwatch.training.look import Look
-    from lungwatch.training.run import RunFolder
-    from lungwatch.training.samples import Sample
-    from lungwatch.training.scan import Unreadable
+    from lungwatch.training.data.check import DatasetCheck
+    from lungwatch.training.data.dataset import LabelMap, Sample
+    from lungwatch.training.data.scan import ScannedImage, Unreadable
+    from lungwatch.training.fitting.run import RunFolder
+
+
+def begin_run(folder: Path, config: dict[str, Any], *, resume: bool) -> "RunFolder":
+    """Open a run folder before the work whose result it holds.
+
+    Raises
+    ------
+    ConfigError
+        If it holds something already and is not to be resumed, was begun with another
+        configuration, or cannot be made.
+    """
+    from lungwatch.training.fitting.run import RunFolder
+
+    run = RunFolder(root=folder)
+    try:
+        begun = (folder / "config.json").is_file()
+        if not begun and folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty; choose another folder")
+        run.begin(config, resume=resume)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
+    return run
+
+
+def write_look(
+    run: "RunFolder", results: object, report: str, pictures: Mapping[str, bytes]
+) -> None:
+    """Write results.json, plots and report.html.
+
+    Raises
+    ------
+    DatasetError
+        If they cannot be written.
+    """
+    files = {"results.json": (to_json(results) + "\n").encode("utf-8", "backslashreplace")}
+    for number, (caption, data) in enumerate(pictures.items(), start=1):
+        name = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]
+        files[f"plots/{number:02d}-{name}.png"] = data
+    files["report.html"] = report.encode("utf-8", "replace")
+    try:
+        make_dirs(run.root / "plots")
+        for name, data in files.items():
+            write_atomic(run.root / name, data)
+    except OSError as error:
+        raise DatasetError(f"{run.root} cannot be written: {error.strerror}") from error
+
 
 _LISTED = 20
 
+
 _data = click.argument("data", type=click.Path(path_type=Path))
+
 _seed = click.option(
     "--seed", type=click.IntRange(0), default=1, show_default=True, help="Of every random choice."
 )
@@ -76,11 +123,11 @@ def explore(
 
     The run folder shows images of patients: keep it as safe as the data set.
     """
-    from lungwatch.training.dataset import list_dataset
-    from lungwatch.training.exploration import explore as sum_up
-    from lungwatch.training.exploration import per_image
-    from lungwatch.training.exploration_plots import draw_exploration
-    from lungwatch.training.report_html import exploration_html
+    from lungwatch.training.data.dataset import list_dataset
+    from lungwatch.training.data.plots import draw_exploration
+    from lungwatch.training.data.scan import explore as sum_up
+    from lungwatch.training.data.scan import per_image
+    from lungwatch.training.evaluation.report import exploration_html
 
     run = _begin("explore", data, out, resume=resume, seed=seed, labels=labels)
     listing = list_dataset(data, labels)
@@ -135,8 +182,8 @@ def check(
     Exit code 1 if something must be mended: an unreadable file, an empty split, a split of
     one class, one X-ray or patient in two splits, or one X-ray under two labels.
     """
-    from lungwatch.training.dataset import list_dataset
-    from lungwatch.training.dataset_check import check_dataset
+    from lungwatch.training.data.check import check_dataset
+    from lungwatch.training.data.dataset import list_dataset
 
     run = _begin("check", data, out, resume=resume, seed=seed, labels=labels)
     listing = list_dataset(data, labels)
@@ -145,8 +192,8 @@ def check(
         data, listing.samples, looks, unreadable, labels=listing.labels, seed=seed
     )
     if run:
-        from lungwatch.training.check_plots import draw_check
-        from lungwatch.training.report_html import check_html
+        from lungwatch.training.data.plots import draw_check
+        from lungwatch.training.evaluation.report import check_html
 
         pictures = draw_check(found, looks)
         write_look(run, found, check_html(str(data), found, pictures), pictures)
@@ -190,13 +237,12 @@ def split(
 
     Splits that DATA has already are not looked at. The same seed gives the same manifest.
     """
-    from lungwatch.training.dataset import MANIFEST, load_dataset
-    from lungwatch.training.duplicates import find_duplicates
-    from lungwatch.training.groups import together
-    from lungwatch.training.report_html import split_html
-    from lungwatch.training.scan import require_readable
-    from lungwatch.training.split_table import draw_split, split_table
-    from lungwatch.training.splitting import split_groups, write_manifest
+    from lungwatch.training.data.dataset import MANIFEST, load_dataset
+    from lungwatch.training.data.duplicates import find_duplicates, together
+    from lungwatch.training.data.plots import draw_split
+    from lungwatch.training.data.scan import require_readable
+    from lungwatch.training.data.splits import split_groups, split_table, write_manifest
+    from lungwatch.training.evaluation.report import split_html
 
     run = _begin("split", data, out, resume=resume, seed=seed, labels=labels, val=val, test=test)
     assert run is not None
@@ -247,9 +293,8 @@ def _begin(
 
 def _scan(
     samples: "Sequence[Sample]", run: "RunFolder | None" = None
-) -> "tuple[list[Look], list[Unreadable]]":
-    from lungwatch.training.scan import scan
-    from lungwatch.training.scan_cache import ScanCache
+) -> "tuple[list[ScannedImage], list[Unreadable]]":
+    from lungwatch.training.data.scan import ScanCache, scan
 
     cache = ScanCache(run.root / "scan") if run else None
     hidden = not sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""`lungwatch evaluate`: measure a model on data sets."""
+"""`lungwatch evaluate`: figures of a model on data sets."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,9 +11,9 @@ from lungwatch.cli.options import foreign_options, json_option, label_map_option
 from lungwatch.cli.output import cell_text, print_json
 
 if TYPE_CHECKING:
-    from lungwatch.training.evaluation import ThresholdSource
-    from lungwatch.training.label_map import LabelMap
-    from lungwatch.training.samples import Split
+    from lungwatch.training.data.dataset import LabelMap, Split
+    from lungwatch.training.evaluation.evaluation import ThresholdSource
+
 
 _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "ece", "brier")
 
@@ -174,15 +174,19 @@ def evaluate(
         return
     if not data:
         raise click.UsageError("give DATA to measure on")
-    from lungwatch.cli.evaluation_files import write_evaluation
-    from lungwatch.cli.run_folder import begin_run
-    from lungwatch.training.bootstrap import Bootstrap
-    from lungwatch.training.data_record import learnt_of
-    from lungwatch.training.declared import Declaration
-    from lungwatch.training.evaluation import EvaluationRequest, run_evaluation
-    from lungwatch.training.evaluation_plots import require_matplotlib
-    from lungwatch.training.score_cache import ScoreCache, model_digest
-    from lungwatch.training.scorers import load_scorer, place_of
+    from lungwatch.cli.dataset import begin_run
+    from lungwatch.cli.evaluate_forms import write_evaluation
+    from lungwatch.training.data.splits import learnt_of
+    from lungwatch.training.evaluation.evaluation import EvaluationRequest, run_evaluation
+    from lungwatch.training.evaluation.evaluation_plots import require_matplotlib
+    from lungwatch.training.evaluation.foreign import Declaration
+    from lungwatch.training.evaluation.metrics import Bootstrap
+    from lungwatch.training.evaluation.scorers import (
+        ScoreCache,
+        load_scorer,
+        model_digest,
+        place_of,
+    )
 
     request = EvaluationRequest(
         data=data,
@@ -245,8 +249,8 @@ def _split(text: str) -> "Split | None":
 
 
 def _threshold(aim: str | None, data: Path | None, split: str) -> "ThresholdSource | None":
-    from lungwatch.training.aim import Aim
-    from lungwatch.training.evaluation import ThresholdSource
+    from lungwatch.training.evaluation.calibration import Aim
+    from lungwatch.training.evaluation.evaluation import ThresholdSource
 
     if data is None:
         if aim is not None:
@@ -258,7 +262,7 @@ def _threshold(aim: str | None, data: Path | None, split: str) -> "ThresholdSour
 
 
 def _print(result: dict[str, Any]) -> None:
-    from lungwatch.training.bootstrap import FEWEST
+    from lungwatch.training.evaluation.metrics import FEWEST
 
     _say(
         f"{result['model']} on {result['data']}, split {result['split']}: "
@@ -345,7 +349,7 @@ def _print_learnt(found: dict[str, Any] | None, images: int) -> None:
 
 
 def _print_lungs(found: dict[str, Any]) -> None:
-    from lungwatch.training.bootstrap import FEWEST
+    from lungwatch.training.evaluation.metrics import FEWEST
 
     few = ["all"] if found["images"] - found["without_map"] < FEWEST else []
     _say(

@@ -1,4 +1,4 @@
-"""Output of results for people and programs: tables, JSON, CSV."""
+"""Output of commands: tables, fields, JSON, CSV."""
 
 import csv
 import dataclasses
@@ -11,9 +11,10 @@ from typing import Any
 
 import click
 
-from lungwatch.plaintext import visible
+from lungwatch.errors import visible
 
 _EMPTY = "-"
+
 # A spreadsheet takes a cell that begins so for a formula, and file names and DICOM values
 # come from outside (CWE-1236).
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")

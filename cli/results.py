@@ -1,7 +1,6 @@
-"""`lungwatch results`: list, show, export and count what the database holds."""
+"""`lungwatch results`: list, show, export, count and compare results."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -10,21 +9,240 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.audit import note, noting_failure
+from lungwatch.cli.keeping import note, noting_failure
 from lungwatch.cli.options import filter_options, home_options, json_option
 from lungwatch.cli.output import cell_text, print_fields, print_json, print_table, to_csv, to_json
-from lungwatch.cli.results_compare import compare
-from lungwatch.cli.results_drift import print_drift
+from lungwatch.errors import LungwatchError, NotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy import Engine
 
-    from lungwatch.daemon.drift import ReferenceChoice
-    from lungwatch.db.rows import ResultRow
+    from lungwatch.comparison import Shift
+    from lungwatch.daemon.monitor.drift import Drift, ReferenceChoice
+    from lungwatch.db.queries import ResultRow
+    from lungwatch.db.rescoring import ModelRow, ScoredPair
     from lungwatch.db.statistics import Statistics
 
+
+def print_drift(
+    home: Path | None,
+    config_path: Path | None,
+    reference: "ReferenceChoice | None",
+    *,
+    as_json: bool,
+) -> None:
+    """Look for drift and print what is found.
+
+    Parameters
+    ----------
+    reference
+        "site" or "bundle"; None: as configured.
+
+    Raises
+    ------
+    ModelError
+        If the bundle is damaged, or has no reference of its own and that is asked for.
+    """
+    from lungwatch.bundle import read_bundle
+    from lungwatch.comparison import DriftReference
+    from lungwatch.daemon.configfile import load_config
+    from lungwatch.daemon.monitor.drift import examine_drift
+    from lungwatch.daemon.pipeline.model import find_bundle
+    from lungwatch.db.maintenance import open_existing
+
+    config = load_config(config_path, home)
+    chosen = reference or config.drift_reference
+    files = read_bundle(find_bundle(config.model, config.home))
+    files.check_digests()
+    bundle = DriftReference.from_json(files.drift) if files.drift is not None else None
+    engine = open_existing(config.database_url)
+    try:
+        found = examine_drift(
+            engine, files.model_sha256, bundle, reference=chosen, since=config.drift_since
+        )
+    finally:
+        engine.dispose()
+    if as_json:
+        print_json(found)
+    else:
+        _print(found, files.id)
+
+
+def _print(found: "Drift", model: str) -> None:
+    click.echo(f"Model {cell_text(model)}. Drift: {cell_text(found.summary())}\n")
+    if found.scopes:
+        print_table(
+            ("station", "results", "compared with"),
+            [(one.station or "(all)", one.results, one.reference) for one in found.scopes],
+        )
+        click.echo()
+    if found.tests:
+        print_table(
+            (
+                "station",
+                "what",
+                "alarm",
+                "distance",
+                "p",
+                "reference",
+                "window",
+                "differs",
+                "since",
+            ),
+            [
+                (
+                    test.station or "(all)",
+                    test.what,
+                    "ALARM" if test.alarm else None,
+                    test.statistic,
+                    f"{test.p:.1e}",
+                    test.reference_count,
+                    test.window_count,
+                    test.told,
+                    test.since,
+                )
+                for test in found.tests
+            ],
+        )
+        if not any(test.what.startswith("component_") for test in found.tests):
+            click.echo(
+                "\nThe embedding is not compared: the results have no components, for which the "
+                "bundle needs a drift.json (docs/monitoring.md)."
+            )
+        click.echo(
+            f"\nAlarms are wrong in at most 1 of {round(1 / found.false_alarm_rate)} windows of a "
+            "station without any shift; they say nothing of accuracy."
+        )
+    click.echo(RESEARCH_USE_ONLY)
+
+
+@click.command()
+@home_options
+@click.option(
+    "--model",
+    "names",
+    multiple=True,
+    required=True,
+    help="Name-version; twice: the model before, and the one after.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.csv",
+    help="Known truth, as for `lungwatch calibrate`: for the threshold that keeps the sensitivity.",
+)
+@json_option
+def compare(
+    *,
+    home: Path | None,
+    config_path: Path | None,
+    names: tuple[str, ...],
+    labels: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare two models on the images that both have scored.
+
+    Agreement, how the score shifts, which decisions change, and the threshold with which the
+    second model calls as many positive as the first. `lungwatch rescore` makes the second rows.
+    """
+    from lungwatch.daemon.configfile import load_config
+    from lungwatch.db.maintenance import open_existing
+    from lungwatch.db.rescoring import known_models, scored_pairs
+
+    if len(names) != 2:
+        raise click.UsageError("give --model twice: the model before, and the one after")
+    config = load_config(config_path, home)
+    engine = open_existing(config.database_url)
+    try:
+        models = known_models(engine)
+        a, b = _one(models, names[0]), _one(models, names[1])
+        if a.id == b.id:
+            raise click.UsageError("the two models are one")
+        pairs = scored_pairs(engine, a.id, b.id)
+        if not pairs:
+            raise LungwatchError(
+                f"no image was scored by both {a.full_name} and {b.full_name}; `lungwatch rescore "
+                f"--model {b.full_name}` scores what is filed"
+            )
+        covid = None if labels is None else _known_covid(engine, pairs, labels)
+        shift = shift_of(pairs, covid)
+    finally:
+        engine.dispose()
+    if as_json:
+        print_json({"model_a": a.full_name, "model_b": b.full_name, **_values(shift)})
+        return
+    click.echo(cell_text(f"{b.full_name} (B) after {a.full_name} (A)") + "\n")
+    print_shift(shift)
+    click.echo(f"\n{RESEARCH_USE_ONLY}")
+
+
+def shift_of(pairs: "list[ScoredPair]", covid: list[bool] | None = None) -> "Shift":
+    """Measure what the record has of two models; at least one pair."""
+    from lungwatch.comparison import measure_shift
+
+    return measure_shift(
+        labels_a=[pair.label_a for pair in pairs],
+        labels_b=[pair.label_b for pair in pairs],
+        probabilities_a=[pair.probability_a for pair in pairs],
+        probabilities_b=[pair.probability_b for pair in pairs],
+        thresholds_a=[pair.threshold_a for pair in pairs],
+        covid=covid,
+    )
+
+
+def print_shift(shift: "Shift") -> None:
+    """Print a shift report as people read it."""
+    quantiles = ", ".join(f"{rank}: {value:+.3f}" for rank, value in shift.quantiles.items())
+    fields: dict[str, object] = {
+        "images": shift.images,
+        "same label": f"{shift.agreement:.1%}",
+        "Cohen's kappa": shift.kappa,
+        "score shift": f"mean {shift.mean:+.3f}; quantiles {quantiles}",
+        "positive by A": f"{shift.positive_rate:.1%}",
+        "threshold of B that calls as many positive": shift.threshold_same_rate,
+    }
+    if shift.sensitivity is not None:
+        fields["sensitivity of A"] = f"{shift.sensitivity:.1%} of {shift.covid_cases} COVID cases"
+        fields["threshold of B that finds as many"] = shift.threshold_same_sensitivity
+    print_fields(fields)
+    if shift.flips:
+        click.echo()
+        print_table(
+            ("before", "after", "images"),
+            [(flip.before, flip.after, flip.images) for flip in shift.flips],
+        )
+
+
+def _values(shift: "Shift") -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {**asdict(shift), "flipped": shift.flipped}
+
+
+def _one(models: "list[ModelRow]", name: str) -> "ModelRow":
+    """Return the model of a name and version, or of the beginning of its SHA-256."""
+    found = [one for one in models if name in (one.full_name, one.name)]
+    if not found and len(name) >= 6:
+        found = [one for one in models if one.sha256.startswith(name.lower())]
+    if len(found) == 1:
+        return found[0]
+    told = ", ".join(f"{one.full_name} ({one.sha256[:12]})" for one in found or models) or "none"
+    if found:
+        raise NotFoundError(f"'{name}' is {len(found)} models: {told}; give the digest's beginning")
+    raise NotFoundError(f"no results of a model '{name}'; there are: {told}")
+
+
+def _known_covid(engine: "Engine", pairs: "list[ScoredPair]", labels: Path) -> list[bool]:
+    from lungwatch.cli.model import truth_by_image
+
+    truth = truth_by_image(engine, labels)
+    return [truth.get(pair.sha256, False) for pair in pairs]
+
+
+if TYPE_CHECKING:
     Row = TypeVar("Row", bound=ResultRow)
 
 
@@ -121,7 +339,7 @@ def show(id_or_hash: str, home: Path | None, config_path: Path | None, as_json: 
 
     Named by its number, or by the first six or more characters of its file's SHA-256.
     """
-    from lungwatch.db.delivery_queries import deliveries_of
+    from lungwatch.db.deliveries import deliveries_of
     from lungwatch.db.queries import get_result
 
     with _opened(home, config_path) as (engine, root):
@@ -152,8 +370,8 @@ def export(
     output: Path, home: Path | None, config_path: Path | None, **chosen: Unpack[Chosen]
 ) -> None:
     """Write results to a CSV or JSON file, newest first."""
-    from lungwatch.atomicfile import write_atomic
     from lungwatch.errors import LungwatchError
+    from lungwatch.files import write_atomic
 
     kind = output.suffix.lower()
     if kind not in (".csv", ".json"):
@@ -210,7 +428,7 @@ def stats(
     if reference:
         raise click.UsageError("--reference goes with --drift")
     from lungwatch.db.queries import ResultFilter
-    from lungwatch.db.queries import stats as count
+    from lungwatch.db.statistics import stats as count
 
     with _opened(home, config_path) as (engine, _root):
         counted = count(engine, ResultFilter(**chosen))
@@ -244,8 +462,8 @@ def _print_statistics(counted: "Statistics") -> None:
 @contextmanager
 def _opened(home: Path | None, config_path: Path | None) -> "Iterator[tuple[Engine, Path]]":
     """Open the database that the configuration names, and say where the home is."""
-    from lungwatch.daemon.config import load_config
-    from lungwatch.db.migrate import open_existing
+    from lungwatch.daemon.configfile import load_config
+    from lungwatch.db.maintenance import open_existing
 
     config = load_config(config_path, home)
     engine = open_existing(config.database_url)
@@ -271,6 +489,6 @@ def _absolute(row: "Row", root: Path) -> "Row":
 
 
 def _csv(rows: "Sequence[ResultRow]") -> str:
-    from lungwatch.db.rows import ResultRow
+    from lungwatch.db.queries import ResultRow
 
     return to_csv([field.name for field in fields(ResultRow)], [asdict(row) for row in rows])

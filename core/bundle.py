@@ -1,9 +1,7 @@
-"""The files of a model bundle, each read once: what is checked is what is run.
+"""Files of a model bundle, each read once: what is checked is what is run.
 
-A bundle is a folder: `model.onnx`, `bundle.json` with the digests of the others, a `gate.onnx`
-if the model has a content gate, a `drift.json` if it has a reference for drift, mostly a
-`card.md`, a `learnt.json` that tells the images it learnt from, and a `bundle.sig` if somebody
-signed it.
+A bundle is a folder with `model.onnx` and `bundle.json`; optional are `gate.onnx`, `drift.json`,
+`card.md`, `learnt.json` (images that it learnt from) and `bundle.sig`.
 """
 
 import contextlib
@@ -18,16 +16,25 @@ from pathlib import Path
 from lungwatch.errors import ModelError
 
 MODEL_FILE = "model.onnx"
+
 GATE_FILE = "gate.onnx"
+
 DRIFT_FILE = "drift.json"
+
 ABOUT_FILE = "bundle.json"
+
 CARD_FILE = "card.md"
+
 LEARNT_FILE = "learnt.json"
+
 SIGNATURE_FILE = "bundle.sig"
+
 
 # Protocol buffers, and so ONNX files, end at 2 GiB.
 _MAX_MODEL_BYTES = 2 << 30
+
 _MAX_GATE_BYTES = 64 << 20
+
 _MAX_TEXT_BYTES = 4 << 20
 
 

@@ -1,9 +1,9 @@
-"""Model contract: the metadata of an ONNX model that the daemon relies on.
+"""Model contract: the metadata of an ONNX model, and of its content gate.
 
-The daemon runs nothing it does not understand: the contract names its version, how the
-input is made, what the outputs mean, where the threshold lies and what the model answers on
-a picture that everybody can generate. No TensorFlow and no `onnx` is needed to read it;
-onnxruntime shows the metadata of a session.
+That the daemon relies on.
+
+It names its version, the preprocessing, the meaning of the outputs, the threshold, and the
+answers on the golden picture. Reading it needs neither TensorFlow nor `onnx`.
 """
 
 import json
@@ -13,48 +13,216 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
-from lungwatch.errors import ModelError
-from lungwatch.flags import Flag
-from lungwatch.gate import GateContract
+from lungwatch.errors import GATE_REASONS, Flag, ModelError, Reason
 from lungwatch.preprocess import PreprocessSpec
 
+GATE_SCORES = "scores"
+
+GATE_LUNGS = "lungs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateCheck:
+    """One question that the gate answers.
+
+    Attributes
+    ----------
+    name
+        For reports ("frontal", "upright", …).
+    threshold
+        Smallest score, 0..1, that passes; chosen on chest X-rays alone.
+    reason
+        Why a picture below it is refused: one of `GATE_REASONS`.
+    """
+
+    name: str
+    threshold: float
+    reason: Reason
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ModelError(f"gate check {self.name!r}: a name is a text")
+        if not 0 < self.threshold < 1:
+            raise ModelError(f"gate check {self.name!r}: threshold {self.threshold} not in 0..1")
+        if self.reason not in GATE_REASONS:
+            raise ModelError(f"gate check {self.name!r}: unknown reason {self.reason}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the gate says of one picture.
+
+    Attributes
+    ----------
+    score
+        0..1: that of the check which refused it, else the lowest of all.
+    check
+        Name of that check.
+    reason
+        Why it is refused; None if it passes.
+    """
+
+    score: float
+    check: str
+    reason: Reason | None
+
+    @property
+    def flag(self) -> Flag | None:
+        """The flag that stands for the refusal where the gate flags instead of refusing."""
+        return None if self.reason is None else Flag(self.reason.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateContract:
+    """Everything a runtime must know of a bundle's gate.
+
+    Attributes
+    ----------
+    preprocess
+        How a radiograph becomes the gate's input.
+    checks
+        In the order of the graph's columns; the first that fails gives the reason.
+    lungs_side_px
+        Side of the lung field that the graph returns.
+    lung_area
+        (least, most) share of the picture that is lung in nearly all training images: outside of
+        it the flag `partial_lungs` is set.
+    golden_scores, golden_lung_area
+        What the gate answers on `lungwatch.preprocess.golden_input`.
+    tolerance
+        Largest absolute difference from those that another processor's arithmetic may make.
+    provenance, metrics
+        Plain JSON values.
+    """
+
+    preprocess: PreprocessSpec
+    checks: tuple[GateCheck, ...]
+    lungs_side_px: int
+    lung_area: tuple[float, float]
+    golden_scores: tuple[float, ...]
+    golden_lung_area: float
+    tolerance: float = 0.02
+    provenance: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.checks or len(self.golden_scores) != len(self.checks):
+            raise ModelError("gate: as many golden scores as checks, and at least one")
+        if len({check.name for check in self.checks}) != len(self.checks):
+            raise ModelError("gate: two checks have one name")
+        for value in (*self.golden_scores, self.golden_lung_area):
+            if not 0 <= value <= 1:
+                raise ModelError(f"gate: a golden answer is {value}, not within 0..1")
+        if not 0 < self.tolerance < 0.5:
+            raise ModelError(f"gate.tolerance is {self.tolerance}, not within 0..0.5")
+        if not 4 <= self.lungs_side_px <= 1024:
+            raise ModelError(f"gate.lungs_side_px is {self.lungs_side_px}, not within 4..1024")
+        if len(self.lung_area) != 2 or not 0 <= self.lung_area[0] < self.lung_area[1] <= 1:
+            raise ModelError("gate.lung_area must satisfy 0 <= least < most <= 1")
+
+    def verdict(self, scores: Sequence[float]) -> Verdict:
+        """Judge one picture by the graph's scores, one a check.
+
+        Raises
+        ------
+        ModelError
+            If there are not as many as checks, or one is no number.
+        """
+        if len(scores) != len(self.checks) or not all(math.isfinite(s) for s in scores):
+            raise ModelError("the gate's scores are not what its contract says")
+        pairs = list(zip(self.checks, scores, strict=True))
+        for check, score in pairs:
+            if score < check.threshold:
+                return Verdict(score=score, check=check.name, reason=check.reason)
+        check, score = min(pairs, key=lambda pair: pair[1])
+        return Verdict(score=score, check=check.name, reason=None)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read the section `gate` of a contract.
+
+        Raises
+        ------
+        ModelError
+            If it is incomplete, holds unknown keys or values that make no sense.
+        """
+        try:
+            return cls(
+                **{
+                    **values,
+                    "preprocess": PreprocessSpec.from_dict(values["preprocess"]),
+                    "checks": tuple(
+                        GateCheck(**{**one, "reason": Reason(one["reason"])})
+                        for one in values["checks"]
+                    ),
+                    "lung_area": tuple(values["lung_area"]),
+                    "golden_scores": tuple(values["golden_scores"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"the contract's gate is not understood: {error}") from error
+
+
 CONTRACT_VERSION = 3
+
 # Version 1 called the negative class NORMAL, and knew neither gate nor map_reference; version 2
 # had COVID as its only finding.
 _READ_VERSIONS = (1, 2, CONTRACT_VERSION)
+
 METADATA_KEY = "lungwatch.contract"
 
+
 INPUT = "pixels"
+
 PROBABILITY = "probability"
+
 LOGITS = "logits"
+
 CAM = "cam"
+
 EMBEDDING = "embedding"
+
 OUTPUTS = (PROBABILITY, LOGITS, CAM, EMBEDDING)
+
 # The largest value of each map before it was scaled to 0..1; a graph of contract 1 has none.
 CAM_PEAK = "cam_peak"
+
 # Of the findings beside COVID, (N, F), in the contract's order; a graph without any has none.
 FINDINGS = "findings"
+
 # Their maps, (N, F, side, side), each 0..1, and what each was divided by, (N, F): optional.
 FINDING_CAMS = "finding_cams"
+
 FINDING_PEAKS = "finding_peaks"
 
+
 NEGATIVE: Literal["NEGATIVE"] = "NEGATIVE"
+
 COVID: Literal["COVID"] = "COVID"
+
 UNCERTAIN: Literal["UNCERTAIN"] = "UNCERTAIN"
+
 Label = Literal["NEGATIVE", "COVID", "UNCERTAIN"]
+
 LABELS: tuple[Label, ...] = (COVID, NEGATIVE, UNCERTAIN)
+
 MEANINGS: dict[Label, str] = {
     COVID: "COVID-19 pattern found",
     NEGATIVE: "no COVID-19 pattern found; other disease is not assessed",
     UNCERTAIN: "the model abstains; COVID-19 pattern indeterminate",
 }
+
 """What each label says to a reader, in one clause."""
+
 _OTHER_OPACITY = (
     "no COVID-19 pattern found, but an opacity; this does not mean a normal chest X-ray"
 )
 
+
 COVID_FINDING = "covid"
+
 OPACITY = "opacity"
+
 _FINDING_NAME = re.compile(r"[a-z][a-z0-9_]{0,13}")
 
 
@@ -162,7 +330,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """What the model answers on `lungwatch.golden.golden_input`: a self-test anyone can run.
+    """What the model answers on `lungwatch.preprocess.golden_input`: a self-test anyone can run.
 
     Attributes
     ----------

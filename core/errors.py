@@ -1,16 +1,85 @@
-"""One tree of errors and one list of reason codes.
+"""Errors, reason codes and flags, and text from outside made safe to show.
 
-A *rejection* says that a file is no usable chest X-ray: the fault lies with the file,
-running it again changes nothing. A *failure* says that this program or its machine could
-not finish. Both leave the file in quarantine with a reason code that stays stable between
-versions, since people query for it.
+A *rejection* says that a file is not a usable chest X-ray: running it again changes nothing. A
+*failure* says that this program or its machine could not finish. Both leave the file in
+quarantine with a reason code. Codes are never renamed, since people query for them.
 """
 
+import unicodedata
+from collections.abc import Iterable
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lungwatch.imaging.radiograph import RadiographMeta
+
+
+class Flag(StrEnum):
+    """Codes as recorded in the database; `FLAGS` says what each means and when it is set."""
+
+    # What the file says, or does not say.
+    VIEW_UNKNOWN = "view_unknown"
+    DECUBITUS = "decubitus"
+    BODY_PART_UNKNOWN = "body_part_unknown"
+    DESCRIPTION_DISAGREES = "description_disagrees"
+    # What reading had to mend.
+    ORIENTATION_CORRECTED = "orientation_corrected"
+    DEPTH_CORRECTED = "depth_corrected"
+    TABLE_IGNORED = "table_ignored"
+    WINDOW_IGNORED = "window_ignored"
+    FRAME_REMOVED = "frame_removed"
+    SHUTTER_APPLIED = "shutter_applied"
+    SHUTTER_IGNORED = "shutter_ignored"
+    # What the picture is like.
+    LOW_DETAIL = "low_detail"
+    TEXT_BURNT_IN = "text_burnt_in"
+    PARTIAL_LUNGS = "partial_lungs"
+    # What the content gate would have refused, where it is set to flag instead.
+    NOT_FRONTAL_CHEST = "not_frontal_chest"
+    ROTATED = "rotated"
+    INVERTED = "inverted"
+    NO_LUNGS = "no_lungs"
+    NOT_GATED = "not_gated"
+    # What the model found beside its answer.
+    OTHER_OPACITY = "other_opacity"
+    # What the map is like.
+    ATTENTION_OUTSIDE_LUNGS = "attention_outside_lungs"
+    EMPTY_MAP = "empty_map"
+
+
+FLAGS: dict[Flag, str] = {
+    Flag.VIEW_UNKNOWN: "the file does not say from which side the X-ray was taken",
+    Flag.DECUBITUS: "the patient lay on the side (decubitus)",
+    Flag.BODY_PART_UNKNOWN: "the file does not name the chest, or names more than it",
+    Flag.DESCRIPTION_DISAGREES: "a description in the file names another view or body part",
+    Flag.ORIENTATION_CORRECTED: "turned or mirrored as Patient Orientation says",
+    Flag.DEPTH_CORRECTED: "stated depth, sign or range was wrong: the pixels decided",
+    Flag.TABLE_IGNORED: "a broken look-up table was left out",
+    Flag.WINDOW_IGNORED: "a window that belongs to other values was left out",
+    Flag.FRAME_REMOVED: "a uniform frame around the X-ray was cut off",
+    Flag.SHUTTER_APPLIED: "what lies outside the display shutter is black",
+    Flag.SHUTTER_IGNORED: "a display shutter without a sensible shape was left out",
+    Flag.LOW_DETAIL: "the X-ray has less detail than the model was trained on",
+    Flag.TEXT_BURNT_IN: "letters are burnt into the pixels",
+    Flag.PARTIAL_LUNGS: "part of the lungs is outside of the picture, or cannot be found",
+    Flag.NOT_FRONTAL_CHEST: "the content gate does not see a frontal chest X-ray",
+    Flag.ROTATED: "the content gate sees a turned chest",
+    Flag.INVERTED: "the content gate sees inverted grey values",
+    Flag.NO_LUNGS: "the content gate does not find the lungs",
+    Flag.NOT_GATED: "the model has no content gate: what is shown was not checked",
+    Flag.OTHER_OPACITY: "the lungs show an opacity, though no COVID-19 pattern",
+    Flag.ATTENTION_OUTSIDE_LUNGS: "most of the map for COVID lies outside the lungs",
+    Flag.EMPTY_MAP: "the map is empty: Grad-CAM shows nothing for the answer",
+}
+
+"""What each flag says to a reader, in one clause of at most 64 characters (a code's meaning)."""
+
+
+def flags_in_order(flags: Iterable[Flag]) -> tuple[Flag, ...]:
+    """Return flags each once, in the order in which `Flag` lists them."""
+    found = set(flags)
+    return tuple(flag for flag in Flag if flag in found)
 
 
 class Reason(StrEnum):
@@ -125,3 +194,47 @@ class MissingExtraError(LungwatchError):
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs the extra '{extra}': pip install 'lungwatch[{extra}]'")
         self.extra = extra
+
+
+def visible(text: str) -> str:
+    r"""Return text in which nothing steers what shows it, on one line.
+
+    Control characters, line and paragraph separators, characters that turn the direction of
+    the text or have no width, and bytes that are no UTF-8 become escapes, as in ``\x1b``.
+    Letters, signs and spaces of any script stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if _is_harmless(char) else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _is_harmless(char: str) -> bool:
+    # The wide space of Japanese names, for one, is not "printable".
+    return char.isprintable() or unicodedata.category(char) == "Zs"
+
+
+GATE_REASONS = (Reason.NOT_FRONTAL_CHEST, Reason.ROTATED, Reason.INVERTED, Reason.NO_LUNGS)
+
+
+def describe(error: Exception) -> str:
+    """Describe an error that was foreseen, without the file name that an OSError quotes."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error)
+
+
+def describe_unexpected(error: BaseException) -> str:
+    """Say what an unexpected error is, without the texts that may quote patients' data."""
+    if isinstance(error, LungwatchError):
+        return str(error)
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = ""
+    if trace is not None:
+        where = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+    return type(error).__name__ + where

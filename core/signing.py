@@ -1,4 +1,4 @@
-"""Ed25519 keys (RFC 8032), and the signatures of model bundles that they make.
+"""Ed25519 keys (RFC 8032) and signatures of model bundles.
 
 Imported only where a key is at hand: it loads the package `cryptography`.
 """
@@ -15,17 +15,17 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-    Ed25519PrivateKey,
-    Ed25519PublicKey,
-)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from lungwatch.atomicfile import create_private
 from lungwatch.errors import ConfigError, ModelError
+from lungwatch.files import create_private
 
 _FORMAT = "lungwatch bundle signature 1"
+
 _MAX_KEY_BYTES = 64 << 10
+
 _PUBLIC = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
+
 KEY_ENDINGS = (".pem", ".pub")
 
 

@@ -12,13 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from lungwatch.atomicfile import fsync_dir, make_dirs, write_atomic
 from lungwatch.contract import Calibration, Decision
 from lungwatch.errors import ModelError
+from lungwatch.files import fsync_dir, make_dirs, write_atomic
 
-FORMAT = 1
+CALIBRATION_FORMAT = 1
+
 _DIGEST_DIGITS = 12
+
 _MARK_DIGITS = 8
+
 _MAX_BYTES = 1 << 20
 
 
@@ -88,7 +91,7 @@ class SiteCalibration:
 
     def to_json(self) -> str:
         """Return the record as JSON."""
-        values = {"format": FORMAT, "id": self.id, **self._values()}
+        values = {"format": CALIBRATION_FORMAT, "id": self.id, **self._values()}
         return json.dumps(values, indent=2) + "\n"
 
     @classmethod
@@ -102,7 +105,7 @@ class SiteCalibration:
         """
         try:
             values: dict[str, Any] = json.loads(text)
-            if values.pop("format") != FORMAT:
+            if values.pop("format") != CALIBRATION_FORMAT:
                 raise ModelError("it is of another format; make it again")
             name = values.pop("id")
             record = cls(

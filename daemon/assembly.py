@@ -1,38 +1,45 @@
-"""The daemon's parts, put together for one home and one model; nothing is started here."""
+"""Assembly of the daemon's parts for one home and one model, with the optional services.
+
+The PACS listener and the monitoring port.
+"""
 
 import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from sqlalchemy import Engine
 
-from lungwatch.daemon.claiming import Claimer
-from lungwatch.daemon.clock import Clock
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.filing import Filing
-from lungwatch.daemon.finishing import Finisher
-from lungwatch.daemon.health import Phase
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.inflight import InFlight
-from lungwatch.daemon.intake import Intake
+from lungwatch.daemon.intake.claims import Claimer
+from lungwatch.daemon.intake.eligibility import CompletenessCheck
+from lungwatch.daemon.intake.intake import Intake
+from lungwatch.daemon.intake.watch import Watcher
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.model import Classifier, find_bundle
-from lungwatch.daemon.outage import Outages
-from lungwatch.daemon.outbox.sender import Sender
-from lungwatch.daemon.pipeline import Pipeline
-from lungwatch.daemon.stability import Stability
-from lungwatch.daemon.trust import Trust
-from lungwatch.daemon.vitals import Vitals
-from lungwatch.daemon.watcher import Watcher
-from lungwatch.daemon.writer import Writer
+from lungwatch.daemon.monitor.drift import DriftWatch, examine_drift
+from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, disk_usage, free_mb_of
+from lungwatch.daemon.pacs import make_listener
+from lungwatch.daemon.pacs.outbox import Sender
+from lungwatch.daemon.pipeline.filing import Filing
+from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, find_bundle
+from lungwatch.daemon.pipeline.pipeline import Pipeline
+from lungwatch.daemon.pipeline.record import Recorder
+from lungwatch.daemon.retry import Clock, Outages
+from lungwatch.daemon.stage import DatabaseWriter, InFlight, Progress, TimeLimited
+from lungwatch.db.engine import open_engine
 from lungwatch.db.queries import is_known, queued
-from lungwatch.db.store import Store
+from lungwatch.db.results import Store
+from lungwatch.db.statistics import health_counts, metric_counts
 from lungwatch.sitecalibration import SiteCalibration, other_builds, read_calibration
 
 _LOCAL_STABILITY_S = 1.0
+
 _REMOTE_STABILITY_S = 5.0
+
 _QUEUED_AT_ONCE = 100
 
 
@@ -56,7 +63,7 @@ class Common:
     home: Home
     clock: Clock
     outages: Outages
-    vitals: Vitals
+    vitals: Progress
     stopped: threading.Event
     on_crash: Callable[[str, BaseException], None]
     phase: Callable[[], Phase]
@@ -99,7 +106,7 @@ class Assembly:
     intake: Intake
     in_flight: InFlight
     pipeline: Pipeline
-    writer: Writer
+    writer: DatabaseWriter
     sender: Sender | None
 
 
@@ -115,7 +122,7 @@ def load_model(config: Config, home: Home, store: Store, clock: Clock) -> ModelI
     classifier = Classifier.load(
         find_bundle(config.model, home.root),
         threads=config.inference_threads,
-        trust=Trust.of(config),
+        trust=BundlePolicy.of(config),
     )
     contract = classifier.contract
     if classifier.gate is None:
@@ -156,7 +163,7 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
         If the configuration names what cannot be used.
     """
     config, home, clock = common.config, common.home, common.clock
-    writer = Writer(common.outages, common.on_crash, common.vitals)
+    writer = DatabaseWriter(common.outages, common.on_crash, common.vitals)
     sender = _make_sender(common, engine, writer)
     filing = Filing(home, store, writer, clock)
     in_flight = InFlight(config.max_in_flight)
@@ -167,7 +174,7 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
         store=store,
         writer=writer,
         filing=filing,
-        finisher=Finisher(
+        finisher=Recorder(
             home=home,
             store=store,
             writer=writer,
@@ -224,7 +231,7 @@ def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) ->
     )
 
 
-def _make_sender(common: Common, engine: Engine, writer: Writer) -> Sender | None:
+def _make_sender(common: Common, engine: Engine, writer: DatabaseWriter) -> Sender | None:
     if not common.config.pacs_destinations:
         return None
     return Sender(
@@ -239,9 +246,9 @@ def _make_sender(common: Common, engine: Engine, writer: Writer) -> Sender | Non
     )
 
 
-def _stability(config: Config, watcher: Watcher) -> Stability:
+def _stability(config: Config, watcher: Watcher) -> CompletenessCheck:
     chosen_s = _REMOTE_STABILITY_S if watcher.is_polling else _LOCAL_STABILITY_S
-    return Stability(
+    return CompletenessCheck(
         stability_s=config.stability_s or chosen_s,
         open_timeout_s=config.open_timeout_s,
     )
@@ -251,3 +258,115 @@ def _queued(engine: Engine, home: Home, model_id: int, *, own_only: bool) -> lis
     rows = queued(engine, _QUEUED_AT_ONCE, model_id, own_only=own_only)
     found = ((home.absolute(row.path), row.source_name) for row in rows if row.path)
     return [(path, name) for path, name in found if path.is_file()]
+
+
+_BUSY_TIMEOUT_S = 1.0
+
+_LIMIT_S = 3.0  # fewer than a scrape or a health check is given
+
+
+class OptionalService(Protocol):
+    """A part with threads of its own that the pipeline does without."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End, with its threads."""
+
+
+def make_services(
+    common: Common, model: ModelInUse, assembly: Assembly
+) -> tuple[OptionalService | None, OptionalService | None]:
+    """Make the listener and the monitor, each None if not asked for.
+
+    A port is taken here, not at `start`.
+
+    Raises
+    ------
+    LungwatchError
+        If a port cannot be had or an extra is not installed.
+    """
+    config = common.config
+    listener = None
+    if config.pacs_port:
+        listener = make_listener(config, common.home, common.on_crash, common.vitals)
+    monitor = None
+    if config.metrics_port or config.metrics_textfile:
+        monitor = _make_monitor(common, model, assembly)
+    return listener, monitor
+
+
+def _make_monitor(common: Common, model: ModelInUse, assembly: Assembly) -> OptionalService:
+    from lungwatch.daemon.monitor.metrics import (  # noqa: PLC0415 - loads its library
+        WINDOW,
+        Metrics,
+        Monitor,
+    )
+
+    config, home, intake = common.config, common.home, assembly.intake
+    # Connections of its own: the pipeline's must not wait for one that hangs.
+    engine = open_engine(config.database_url, busy_timeout_s=_BUSY_TIMEOUT_S)
+    read_signs = TimeLimited(partial(health_counts, engine, writable=True), limit_s=_LIMIT_S)
+    health = HealthCheck(
+        Probes(
+            phase=common.phase,
+            signs=read_signs,
+            free_mb=TimeLimited(lambda: free_mb_of(home), limit_s=_LIMIT_S),
+            waiting=lambda: intake.waiting,
+            oldest_waiting=lambda: intake.waiting_files.oldest_at,
+            left_alone=lambda: intake.left_alone,
+            skipped=lambda: intake.skipped.by_pattern,
+            in_hand=lambda: assembly.in_flight.count,
+            queues=lambda: {n: stage.waiting for n, stage in common.vitals.snapshot().items()},
+            outages=lambda: common.outages.current,
+            stuck=lambda: {
+                one.stage: round(one.seconds, 1)
+                for one in common.vitals.stuck(common.clock.monotonic())
+            },
+        ),
+        model=model.id,
+        min_free_mb=config.min_free_mb,
+        clock=common.clock,
+    )
+    metrics = Metrics(
+        health=health,
+        read_signs=read_signs,
+        read_figures=TimeLimited(
+            partial(metric_counts, engine, model.row, WINDOW), limit_s=_LIMIT_S
+        ),
+        read_drift=TimeLimited(
+            DriftWatch(
+                partial(
+                    examine_drift,
+                    engine,
+                    model.classifier.sha256,
+                    model.classifier.drift,
+                    reference=config.drift_reference,
+                    since=config.drift_since,
+                ),
+                common.clock,
+            ),
+            limit_s=_LIMIT_S,
+        ),
+        read_disks=TimeLimited(lambda: disk_usage(home, config.database_url), limit_s=_LIMIT_S),
+        model=model.id,
+        gate=config.gate if model.classifier.gate is not None else "none",
+        vitals=common.vitals,
+        clock=common.clock,
+    )
+    common.vitals.on_finished = metrics.observe
+
+    def close() -> None:
+        metrics.close()
+        engine.dispose()
+
+    return Monitor(
+        metrics,
+        health,
+        common.on_crash,
+        on_stop=close,
+        vitals=common.vitals,
+        port=config.metrics_port,
+        textfile=config.metrics_textfile,
+    )

@@ -1,35 +1,253 @@
-"""The configuration, read once into a frozen object.
+"""Configuration keys: types, ranges, defaults, help texts and cross-field validation."""
 
-Sources, the later ones winning: defaults, the TOML file, `LUNGWATCH_…` in the environment,
-options of the command line. An unknown key or a bad value stops the start with its name.
-"""
-
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast, get_args, get_origin
 
-from lungwatch.daemon.configchecks import (
-    OBJECT_KINDS,
-    check_drift,
-    check_names,
-    check_receiving,
-    check_sending,
-)
-from lungwatch.daemon.configkey import Key
-from lungwatch.daemon.configsources import PREFIX, values_from_environment, values_from_file
-from lungwatch.daemon.databasepassword import url_with_password
-from lungwatch.daemon.namerules import IGNORED_NAMES, UNFINISHED_NAMES, NameRules
+from lungwatch.daemon.intake.eligibility import IGNORED_NAMES, UNFINISHED_NAMES, NameRules
 from lungwatch.errors import ConfigError
-from lungwatch.imaging import ReadPolicy
+from lungwatch.imaging.reader import ReadPolicy
 from lungwatch.models import SHIPPED_DEFAULT
 
+_TLS = "+tls"
+
+# An AE title: up to 16 of the default repertoire but backslash and controls (PS3.5, 6.2).
+_AE_TITLE = re.compile(r"[\x20-\x5b\x5d-\x7e]{1,16}")
+
+_ADDRESS = re.compile(
+    r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:@\[\]]+)):(?P<port>[0-9]{1,5})"
+)
+
+_MAX_PORT = 65_535
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """An application entity that takes objects by C-STORE.
+
+    Attributes
+    ----------
+    name
+        As configured; names the destination in the database.
+    ae_title
+        Of the called application entity, without padding.
+    tls
+        Whether the connection is encrypted.
+    """
+
+    name: str
+    ae_title: str
+    host: str
+    port: int
+    tls: bool
+
+
+def is_ae_title(text: str) -> bool:
+    """Whether a text can be the title of an application entity."""
+    return _AE_TITLE.fullmatch(text) is not None and not text.isspace()
+
+
+def parse_destination(text: str) -> Destination:
+    """Return the destination that ``AETITLE@host:port`` or ``AETITLE@host:port+tls`` names.
+
+    Raises
+    ------
+    ConfigError
+        If the text is no such thing.
+    """
+    tls = text.endswith(_TLS)
+    ae_title, _, address = text.removesuffix(_TLS).rpartition("@")
+    found = _ADDRESS.fullmatch(address)
+    if not is_ae_title(ae_title) or found is None:
+        raise ConfigError(
+            f"{text!r} is no destination: write AETITLE@host:port, or AETITLE@host:port{_TLS}, "
+            "the title of at most 16 characters"
+        )
+    port = int(found["port"])
+    if not 1 <= port <= _MAX_PORT:
+        raise ConfigError(f"{text!r} is no destination: a port is within 1..{_MAX_PORT}")
+    return Destination(
+        name=text, ae_title=ae_title.strip(), host=found["six"] or found["host"], port=port, tls=tls
+    )
+
+
+_PARSERS: dict[Any, Callable[[str], object]] = {
+    int: int,
+    float: float,
+    tuple: lambda text: [part.strip() for part in text.split(",") if part.strip()],
+    bool: lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """What is allowed for one key.
+
+    Attributes
+    ----------
+    name
+        As in the TOML file.
+    kind
+        Type of its value: str, int, float, bool, `Path`, or tuple for a list of strings.
+    choices
+        The values that a str may have; any if empty.
+    limits
+        Least and greatest value of a number; None for any.
+    """
+
+    name: str
+    kind: type
+    choices: tuple[str, ...] = ()
+    limits: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, name: str, annotation: object, limits: tuple[float, float] | None) -> "Key":
+        """Return the key of a field with this annotation."""
+        if get_origin(annotation) is Literal:
+            return cls(name=name, kind=str, choices=get_args(annotation))
+        kind = get_origin(annotation) or annotation
+        return cls(name=name, kind=cast(type, kind), limits=limits)
+
+    def parse(self, text: str, variable: str) -> object:
+        """Turn an environment variable's text into what the TOML file would hold.
+
+        Raises
+        ------
+        ConfigError
+            If the text is none; it names the variable.
+        """
+        try:
+            return _PARSERS[self.kind](text) if self.kind in _PARSERS else text
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"{variable}: {text!r} is not a value for '{self.name}'") from error
+
+    def check(self, value: object, where: str) -> object:
+        """Return the value as the configuration holds it.
+
+        Raises
+        ------
+        ConfigError
+            If its type, or it, is not allowed; it says where it was found.
+        """
+        problem = f"bad value for '{self.name}' {where}: "
+        typed = self._typed(value)
+        if typed is None:
+            raise ConfigError(f"{problem}{value!r}")
+        if self.choices and typed not in self.choices:
+            *others, last = self.choices
+            raise ConfigError(f"{problem}{value!r} is not {', '.join(others)} or {last}")
+        if self.limits and isinstance(typed, int | float):
+            low, high = self.limits
+            if not low <= typed <= high:
+                raise ConfigError(f"{problem}{typed} is not within {low}..{high}")
+        return typed
+
+    def _typed(self, value: object) -> object | None:
+        if self.kind is tuple:
+            is_list = isinstance(value, list) and all(isinstance(part, str) for part in value)
+            return tuple(cast(list[str], value)) if is_list else None
+        if self.kind is Path:
+            return Path(value) if isinstance(value, str) and value else None
+        if self.kind is float and type(value) is int:
+            return float(value)
+        return value if type(value) is self.kind else None
+
+
+OBJECT_KINDS = ("sc", "sr")
+
+
+def check_names(config: "Config") -> None:
+    """Refuse a pattern with which nothing would ever be taken.
+
+    Raises
+    ------
+    ConfigError
+        If there is one.
+    """
+    for key in ("ignored_names", "unfinished_names"):
+        for pattern in getattr(config, key):
+            if not pattern.strip("*"):
+                raise ConfigError(f"bad value for '{key}': {pattern!r} matches every name, or none")
+
+
+def check_drift(config: "Config") -> None:
+    """Refuse a beginning that is no time.
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+    """
+    try:
+        _ = config.drift_since
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"bad value for 'drift_from': {config.drift_from!r} is no date or time: write "
+            "2026-01-31 or 2026-01-31T08:00"
+        ) from error
+
+
+def check_receiving(config: "Config") -> None:
+    """Refuse a port that is open to a network from which nobody may send.
+
+    Raises
+    ------
+    ConfigError
+        If it is.
+    """
+    if not config.pacs_port or config.pacs_calling_addresses:
+        return
+    if config.pacs_address not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError(
+            f"'pacs_address' {config.pacs_address} is open to the network: name who may send in "
+            "'pacs_calling_addresses'"
+        )
+
+
+def check_sending(config: "Config") -> None:
+    """Refuse what can be told of the destinations before one of them is asked.
+
+    Raises
+    ------
+    ConfigError
+        For a bad title, destination or kind of object, or a pseudonym without its key.
+    """
+    if not is_ae_title(config.pacs_ae_title):
+        raise ConfigError(
+            f"bad value for 'pacs_ae_title': {config.pacs_ae_title!r} is not of 1 to 16 characters"
+        )
+    for text in config.pacs_destinations:
+        try:
+            parse_destination(text)
+        except ConfigError as error:
+            raise ConfigError(f"bad value for 'pacs_destinations': {error}") from error
+    if len(set(config.pacs_destinations)) < len(config.pacs_destinations):
+        raise ConfigError("bad value for 'pacs_destinations': one is named twice")
+    kinds = config.pacs_send
+    if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(OBJECT_KINDS):
+        raise ConfigError(
+            f"bad value for 'pacs_send': {list(kinds)!r} is not of sc and sr, each once"
+        )
+    if config.pacs_deidentify and not config.pacs_deidentify_key:
+        raise ConfigError(
+            "'pacs_deidentify' needs 'pacs_deidentify_key', the path of a file with a secret: "
+            "make one with `head -c 32 /dev/urandom > FILE; chmod 600 FILE`"
+        )
+    if config.pacs_retry_max_s < config.pacs_retry_s:
+        raise ConfigError("'pacs_retry_max_s' is less than 'pacs_retry_s'")
+
+
 ObserverChoice = Literal["auto", "inotify", "polling"]
+
 GateChoice = Literal["refuse", "flag"]
+
 SrChoice = Literal["comprehensive-3d", "comprehensive"]
+
 DriftChoice = Literal["site", "bundle"]
+
 LogFormat = Literal["auto", "text", "json", "journald"]
 
 
@@ -281,54 +499,3 @@ _RANGES: dict[str, tuple[float, float]] = {
     "pacs_retry_s": (0.1, 3600),
     "pacs_retry_max_s": (0.1, 86_400),
 }
-_KEYS = {key.name: Key.of(key.name, key.type, _RANGES.get(key.name)) for key in fields(Config)}
-
-
-def load_config(
-    config_path: Path | None = None,
-    home: Path | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> Config:
-    """Read the configuration.
-
-    Parameters
-    ----------
-    config_path
-        A TOML file; None for `LUNGWATCH_CONFIG`, then `lungwatch.toml` in the home if there.
-    home
-        From the command line; wins over everything.
-    environ
-        The environment; the process's own if None.
-
-    Raises
-    ------
-    ConfigError
-        For a missing or malformed file, an unknown key, a value of the wrong type or out of
-        range: the message names the key and where it was found.
-    """
-    environ = os.environ if environ is None else environ
-    from_env = values_from_environment(environ, _KEYS)
-    if config_path is None and environ.get(PREFIX + "CONFIG"):
-        config_path = Path(environ[PREFIX + "CONFIG"])
-    if config_path is None:
-        candidate = Path(home or from_env.get("home") or Config.home) / "lungwatch.toml"
-        config_path = candidate if candidate.is_file() else None
-    values = values_from_file(config_path, _KEYS) if config_path else {}
-    values |= from_env
-    if home is not None:
-        values["home"] = home
-    values["home"] = Path(values.get("home", Config.home)).expanduser().absolute()
-    config = Config(**values)
-    if not config.database_url:
-        if "?" in str(config.home):  # the rest would be read as the URL's parameters
-            raise ConfigError(f"'home' must not contain '?': {config.home}")
-        values["database_url"] = f"sqlite:///{config.home / 'lungwatch.db'}"
-        config = Config(**values)
-    if config.database_password_file:
-        values["database_url"] = url_with_password(config)
-        config = Config(**values)
-    check_names(config)
-    check_drift(config)
-    check_sending(config)
-    check_receiving(config)
-    return config

@@ -1,21 +1,28 @@
-"""The folders of a lungwatch home, and where each file belongs in them."""
+"""Folders of a home, its lock and free space, and the database that belongs to it."""
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
+import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from lungwatch.atomicfile import make_dirs
+from sqlalchemy import Engine
+
+from lungwatch.daemon.logs import event
+from lungwatch.db.engine import Owner, describe_url, owner_of, take_ownership
 from lungwatch.errors import HomeError, Reason
-from lungwatch.imaging.dicom import is_dicom
-from lungwatch.imaging.raster import is_raster
-from lungwatch.imaging.reader import ZIP_SIGNATURE
+from lungwatch.files import make_dirs, write_atomic
+from lungwatch.imaging.dicomfile import is_dicom
+from lungwatch.imaging.reader import ZIP_SIGNATURE, is_raster
 
 _MIB = 1024 * 1024
+
 _HEAD_BYTES = 132
 
 
@@ -166,3 +173,103 @@ def suffix_of(path: Path) -> str:
     if is_dicom(head):
         return ".dcm"
     return ".zip" if head.startswith(ZIP_SIGNATURE) else ".bin"
+
+
+class Watermark:
+    """Looks at the free space of a home, and says when claiming pauses and goes on.
+
+    Parameters
+    ----------
+    min_free_mb
+        In MiB.
+    """
+
+    def __init__(self, home: Home, min_free_mb: int) -> None:
+        self._home = home
+        self._min_free_mb = min_free_mb
+        self.is_short = False
+
+    def has_space(self) -> bool:
+        """Whether there is room for more; says so when that changes."""
+        try:
+            free_mb = self._home.free_mb()
+        except OSError:
+            return False  # the home itself is away; the drop folder's scan says so
+        # A tenth more before it goes on: what is claimed next would have it pause again.
+        enough_mb = self._min_free_mb * (11 if self.is_short else 10) / 10
+        is_short = free_mb < enough_mb
+        if is_short != self.is_short:
+            self.is_short = is_short
+            event(
+                "paused" if is_short else "resumed",
+                level=logging.WARNING,
+                reason="disk",
+                free_mb=free_mb,
+                min_free_mb=self._min_free_mb,
+            )
+        return not is_short
+
+
+def claim_database(home: Home, engine: Engine, now: datetime) -> None:
+    """Make a database this home's own, at the first start; the home must be locked.
+
+    Raises
+    ------
+    HomeError
+        If it is another home's.
+    """
+    if _lies_within(home, engine):
+        return
+    mark = _home_id(home)
+    if mark is None:
+        # The home first: a crash in between leaves a mark that nothing refers to.
+        mark = str(uuid.uuid4())
+        try:
+            write_atomic(_id_file(home), f"{mark}\n".encode())
+        except OSError as error:
+            raise HomeError(
+                f"cannot write {_id_file(home)}: {error.strerror}; change its owner or mode"
+            ) from error
+    place = f"{socket.gethostname()}:{home.root}"
+    _require_same(home, engine, mark, take_ownership(engine, Owner(mark=mark, place=place), now))
+
+
+def check_database(home: Home, engine: Engine) -> None:
+    """Refuse another home's database; changes nothing.
+
+    Raises
+    ------
+    HomeError
+        If it is another home's.
+    """
+    if not _lies_within(home, engine) and (owner := owner_of(engine)) is not None:
+        _require_same(home, engine, _home_id(home), owner)
+
+
+def _lies_within(home: Home, engine: Engine) -> bool:
+    """Whether the database is a file of this home's, and moves and is copied with it."""
+    is_file = engine.dialect.name == "sqlite"
+    path = Path(engine.url.database or "").resolve()
+    return is_file and path.is_relative_to(home.root.resolve())
+
+
+def _id_file(home: Home) -> Path:
+    return home.root / ".home-id"
+
+
+def _home_id(home: Home) -> str | None:
+    try:
+        return _id_file(home).read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise HomeError(f"cannot read {_id_file(home)}; restore it or change its mode") from error
+
+
+def _require_same(home: Home, engine: Engine, mark: str | None, owner: Owner) -> None:
+    if owner.mark != mark:
+        raise HomeError(
+            f"the database {describe_url(engine.url)} belongs to another home ({owner.place}): "
+            "give this one a database of its own, or, should it be that home moved here, write "
+            f"{owner.mark} into {_id_file(home)}"
+        )

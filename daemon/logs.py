@@ -1,14 +1,130 @@
-"""One line an event: key=value, an action, the content's short hash, no patient data.
+"""Log events and their formats: text, JSON lines and systemd's journal.
 
 File names are never logged: modalities and people put patients' names into them.
 """
 
+import contextlib
+import json
 import logging
 import os
+import re
+import socket
+import struct
+import sys
 import warnings
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 
 from lungwatch.daemon.config import LogFormat
-from lungwatch.daemon.logformats import JournalHandler, JsonFormatter, is_journal
+from lungwatch.errors import ConfigError
+
+JOURNAL = Path("/run/systemd/journal/socket")
+
+_LONGEST = 4096  # characters of one value: an entry must fit into one datagram
+
+# Of syslog(3), which the journal counts by.
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, in ASCII: no value can end the line or steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fixed = {"time": time, "level": record.levelname.lower()}
+        fields = {key: _plain(value) for key, value in fields_of(record).items()}
+        return json.dumps({**fixed, **{k: v for k, v in fields.items() if k not in fixed}})
+
+
+class JournalHandler(logging.Handler):
+    """Writes entries by the journal's native protocol (systemd, Native Journal Protocol).
+
+    Parameters
+    ----------
+    address
+        The journal's datagram socket.
+
+    Raises
+    ------
+    ConfigError
+        If nothing can be sent there.
+    """
+
+    def __init__(self, address: Path = JOURNAL) -> None:
+        super().__init__()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._address = str(address)
+        try:
+            self._socket.sendto(b"", self._address)  # an empty entry is dropped
+        except OSError as error:
+            self.close()
+            raise ConfigError(
+                f"log_format is journald, and {address} takes nothing ({error.strerror}); "
+                "choose text, json or auto"
+            ) from error
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send an event; to standard error if the journal takes nothing."""
+        try:
+            self._socket.sendto(journal_entry(record), self._address)
+        except OSError:
+            with contextlib.suppress(OSError):
+                sys.stderr.write(record.getMessage() + "\n")
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+        super().close()
+
+
+def journal_entry(record: logging.LogRecord) -> bytes:
+    """Return a record as the journal's native protocol has it."""
+    priority = next((p for level, p in _PRIORITIES if record.levelno >= level), 7)
+    fields = {
+        **{_field_name(key): value for key, value in fields_of(record).items()},
+        "MESSAGE": record.getMessage(),
+        "PRIORITY": priority,
+        "SYSLOG_IDENTIFIER": "lungwatch",
+    }
+    return b"".join(_field(name, str(value)[:_LONGEST]) for name, value in fields.items())
+
+
+def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
+    """Say whether a descriptor leads to the journal (JOURNAL_STREAM, systemd.exec(5))."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, object]:
+    """Return an event's fields; a record that is no event has its message alone."""
+    fields = getattr(record, "event_fields", None)
+    return dict(fields) if fields is not None else {"action": "log", "text": record.getMessage()}
+
+
+def _field_name(key: str) -> str:
+    return re.sub("[^A-Z0-9_]", "_", key.upper()).lstrip("_") or "FIELD"
+
+
+def _field(name: str, value: str) -> bytes:
+    data = value.encode("utf-8", "backslashreplace")
+    if b"\n" in data:  # a value of several lines is given with its length
+        return name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
+    return f"{name}=".encode() + data + b"\n"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bool | int | None):
+        return value
+    # Neither infinity nor NaN has a form in JSON.
+    if isinstance(value, float) and abs(value) < float("inf"):
+        return value
+    return str(value)
+
 
 _log = logging.getLogger("lungwatch")
 

@@ -1,4 +1,4 @@
-"""Proof that folders and database agree, file by file, and the mending of what does not."""
+"""Reconciliation of folders and database, file by file."""
 
 import hashlib
 import os
@@ -10,23 +10,26 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from lungwatch.atomicfile import move_atomic
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.outbox.packing import stray_files
-from lungwatch.daemon.ownobject import is_own_object
+from lungwatch.daemon.intake.claims import is_own_object
+from lungwatch.daemon.pacs.outbox import stray_files
 from lungwatch.db.queries import TrackedFile, iter_all
+from lungwatch.db.results import Store
 from lungwatch.db.states import State
-from lungwatch.db.store import Store
 from lungwatch.errors import Reason
+from lungwatch.files import move_atomic
 
 _CHUNK_BYTES = 1 << 20
+
 # File systems take 255 bytes, and eight digits and a hyphen are put before a stranger's name.
 _NAME_BYTES = 240
+
 _HOW = "run `lungwatch reconcile` without --dry-run while no daemon runs"
+
 _ENDS = {State.DONE, State.REJECTED, State.FAILED}
 
 
-class DifferenceKind(StrEnum):
+class DiscrepancyKind(StrEnum):
     """How folders and database can differ."""
 
     MISSING_FILE = "missing_file"
@@ -42,7 +45,7 @@ class DifferenceKind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class Discrepancy:
     """One thing that folders and database do not agree on.
 
     Attributes
@@ -55,7 +58,7 @@ class Difference:
         What it did, or what a person can do.
     """
 
-    kind: DifferenceKind
+    kind: DiscrepancyKind
     result_id: int | None
     sha256: str | None
     path: str | None
@@ -64,7 +67,7 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Reconciliation:
     """What a reconciliation found.
 
     Attributes
@@ -79,7 +82,7 @@ class Report:
     files: int
     overlays: int
     in_flight: int
-    differences: tuple[Difference, ...]
+    differences: tuple[Discrepancy, ...]
 
     @property
     def agrees(self) -> bool:
@@ -116,7 +119,7 @@ class Reconciler:
         self._is_running = is_running
         self._on_file = on_file
 
-    def run(self) -> Report:
+    def run(self) -> Reconciliation:
         """Compare, and mend if asked to."""
         rows = list(iter_all(self._engine))
         moving = [row for row in rows if row.state not in _ENDS]
@@ -130,7 +133,7 @@ class Reconciler:
         if not self._is_running:
             differences += self._check_work(moving)
             differences += self._check_outbox()
-        return Report(
+        return Reconciliation(
             results=len(rows),
             files=len(digests),
             overlays=len(overlays),
@@ -144,7 +147,7 @@ class Reconciler:
 
     def _check_rows(
         self, rows: list[TrackedFile], digests: dict[Path, str | None]
-    ) -> Iterator[Difference]:
+    ) -> Iterator[Discrepancy]:
         for row in rows:
             if row.state not in _ENDS or row.reason == Reason.FILE_VANISHED:
                 continue
@@ -154,22 +157,22 @@ class Reconciler:
             folder = self._home.done if row.state is State.DONE else self._home.quarantine
             if path not in digests:
                 yield self._row_difference(
-                    DifferenceKind.MISSING_FILE,
+                    DiscrepancyKind.MISSING_FILE,
                     row,
                     "restore it from a backup, or drop the original again",
                 )
             elif digests[path] != row.sha256:
                 yield self._row_difference(
-                    DifferenceKind.WRONG_CONTENT, row, "its bytes changed; restore the original"
+                    DiscrepancyKind.WRONG_CONTENT, row, "its bytes changed; restore the original"
                 )
             elif not path.is_relative_to(folder) and not _shared(row, rows):
                 yield self._row_difference(
-                    DifferenceKind.WRONG_PLACE, row, f"the row says {row.state}"
+                    DiscrepancyKind.WRONG_PLACE, row, f"the row says {row.state}"
                 )
 
     def _check_files(
         self, rows: list[TrackedFile], digests: dict[Path, str | None]
-    ) -> Iterator[Difference]:
+    ) -> Iterator[Discrepancy]:
         places = {row.path for row in rows}
         kept = {row.sha256 for row in rows if row.path and self._home.exists(row.path)}
         # Of which a crash came between the row and the file's removal.
@@ -185,8 +188,8 @@ class Reconciler:
                 if self._mend:
                     path.unlink()
                 what = "a second copy of a filed content" if digest in kept else "kept long enough"
-                yield Difference(
-                    kind=DifferenceKind.EXTRA_COPY,
+                yield Discrepancy(
+                    kind=DiscrepancyKind.EXTRA_COPY,
                     result_id=None,
                     sha256=digest,
                     path=relative,
@@ -198,8 +201,8 @@ class Reconciler:
                 # A name of its own: two strangers may be called the same.
                 name = f"{uuid.uuid4().hex[:8]}-".encode() + os.fsencode(path.name)[-_NAME_BYTES:]
                 move_atomic(path, self._home.incoming / os.fsdecode(name))
-            yield Difference(
-                kind=DifferenceKind.UNKNOWN_FILE,
+            yield Discrepancy(
+                kind=DiscrepancyKind.UNKNOWN_FILE,
                 result_id=None,
                 sha256=digest,
                 path=relative,
@@ -215,20 +218,22 @@ class Reconciler:
             and is_own_object(path)
         )
 
-    def _check_overlays(self, rows: list[TrackedFile], overlays: set[Path]) -> Iterator[Difference]:
+    def _check_overlays(
+        self, rows: list[TrackedFile], overlays: set[Path]
+    ) -> Iterator[Discrepancy]:
         named = {self._home.absolute(row.overlay) for row in rows if row.overlay}
         for row in rows:
             if row.overlay and self._home.absolute(row.overlay) not in overlays:
                 yield self._row_difference(
-                    DifferenceKind.MISSING_OVERLAY, row, "restore it from a backup"
+                    DiscrepancyKind.MISSING_OVERLAY, row, "restore it from a backup"
                 )
         if self._is_running:
             return  # an overlay appears a moment before its row
         for path in sorted(overlays - named):
             if self._mend:
                 path.unlink()
-            yield Difference(
-                kind=DifferenceKind.UNKNOWN_OVERLAY,
+            yield Discrepancy(
+                kind=DiscrepancyKind.UNKNOWN_OVERLAY,
                 result_id=None,
                 sha256=None,
                 path=self._home.relative(path),
@@ -236,18 +241,18 @@ class Reconciler:
                 remedy="no row names it; removed" if self._mend else _HOW,
             )
 
-    def _check_work(self, moving: list[TrackedFile]) -> Iterator[Difference]:
+    def _check_work(self, moving: list[TrackedFile]) -> Iterator[Discrepancy]:
         remedy = "start the daemon, or `lungwatch run --once`: it goes on with it"
         for row in moving:
             is_filed = row.state is State.QUEUED and (row.path or "").startswith("done/")
             yield self._row_difference(
-                DifferenceKind.UNFINISHED,
+                DiscrepancyKind.UNFINISHED,
                 row,
                 "give `lungwatch rescore` with its model again" if is_filed else remedy,
             )
         for path in _files(self._home.work):
-            yield Difference(
-                kind=DifferenceKind.LEFT_IN_WORK,
+            yield Discrepancy(
+                kind=DiscrepancyKind.LEFT_IN_WORK,
                 result_id=None,
                 sha256=None,
                 # The name below work/ is the sender's own and may hold a patient's.
@@ -256,13 +261,13 @@ class Reconciler:
                 remedy=remedy,
             )
 
-    def _check_outbox(self) -> Iterator[Difference]:
+    def _check_outbox(self) -> Iterator[Discrepancy]:
         # The other way round is no difference: what waits and has no file is built anew.
         for path in stray_files(self._home, self._engine):
             if self._mend:
                 path.unlink()
-            yield Difference(
-                kind=DifferenceKind.UNKNOWN_OBJECT,
+            yield Discrepancy(
+                kind=DiscrepancyKind.UNKNOWN_OBJECT,
                 result_id=None,
                 sha256=None,
                 path=self._home.relative(path),
@@ -270,8 +275,8 @@ class Reconciler:
                 remedy="no destination waits for it; removed" if self._mend else _HOW,
             )
 
-    def _row_difference(self, kind: DifferenceKind, row: TrackedFile, remedy: str) -> Difference:
-        return Difference(
+    def _row_difference(self, kind: DiscrepancyKind, row: TrackedFile, remedy: str) -> Discrepancy:
+        return Discrepancy(
             kind=kind,
             result_id=row.result_id,
             sha256=row.sha256,

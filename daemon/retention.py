@@ -1,33 +1,179 @@
-"""Removing what has been kept for long enough: never a file that is not finished with."""
+"""Backups of a home's database, and retention: removal of files past their limits."""
 
+import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
-from lungwatch.atomicfile import fsync_dir
-from lungwatch.daemon.backup import backups
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
-from lungwatch.db.keeping import (
-    Kept,
-    forget_original,
-    forget_overlay,
-    kept_originals,
-    kept_overlays,
+from lungwatch.daemon.stage import crashpoint
+from lungwatch.db.maintenance import (
+    RemovableFile,
+    check_copy,
+    checkpoint_wal,
+    copy_database,
+    mark_original_removed,
+    mark_overlay_removed,
+    removable_originals,
+    removable_overlays,
+    restore_marker,
+    sqlite_path,
 )
+from lungwatch.errors import DatabaseError, NotFoundError
+from lungwatch.files import fsync_dir, make_dirs, write_atomic
+
+_SUFFIX = ".db"
+
+_STAMP = "%Y%m%dT%H%M%S.%fZ"
+
+# What an administrator laid beside them sorts anywhere: taken for the newest, it would cost the
+# backup that is.
+_NAME = re.compile(r"lungwatch-\d{8}T\d{6}\.\d{6}Z\.db", re.ASCII)
+
+# Beside the database lie SQLite's own files, which belong to it alone.
+_COMPANIONS = ("-wal", "-shm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backup:
+    """One backup.
+
+    Attributes
+    ----------
+    removed
+        Older ones that made room for it.
+    """
+
+    path: Path
+    size_bytes: int
+    removed: tuple[Path, ...]
+
+
+def create_backup(
+    home: Home, url: URL, now: datetime, *, keep: int, output: Path | None = None
+) -> Backup:
+    """Copy the database, beside a running daemon or without one, and prove the copy whole.
+
+    Parameters
+    ----------
+    now
+        In UTC; names the file.
+    keep
+        How many are kept in its folder, this one among them; 0 for all.
+    output
+        A folder, or the name of a file that is not there yet; None for the home's `backups/`.
+
+    Raises
+    ------
+    DatabaseError
+        If the database cannot be copied whole, or there is a file of that name.
+    NotFoundError
+        If there is no database yet, or no folder to write to.
+    """
+    source = sqlite_path(url)
+    if not source.is_file():
+        raise NotFoundError("there is no database yet; run `lungwatch run` first")
+    if output is None:
+        make_dirs(home.backups)
+        output = home.backups
+    target = output
+    if output.is_dir():
+        target = output / f"lungwatch-{now.strftime(_STAMP)}{_SUFFIX}"
+    elif output.exists():
+        raise DatabaseError(f"{output} is there already: name another file, or a folder")
+    elif not output.parent.is_dir():
+        raise NotFoundError(f"there is no folder {output.parent}: create it first")
+    copy_database(source, target)
+    old = backups(output)[:-keep] if keep and output.is_dir() else []
+    for path in old:
+        path.unlink()
+    return Backup(path=target, size_bytes=target.stat().st_size, removed=tuple(old))
+
+
+def backups(folder: Path) -> list[Path]:
+    """Return the backups in a folder, the oldest first; files of other names are none."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+@contextlib.contextmanager
+def restored(url: URL, backup: Path, now: datetime) -> Iterator[Path | None]:
+    """Put a backup in the database's place; the home must be locked.
+
+    Whenever it breaks off, there is either the former database or the restored one under the
+    database's name, each whole by itself, and from the first change until the context ends
+    nothing else opens it: what happened after the backup is in the folders alone, and
+    `Reconciler` has to put files that the backup does not know back into the drop folder.
+
+    Yields
+    ------
+    Path or None
+        Where the database that was there is now; it is kept.
+
+    Raises
+    ------
+    DatabaseError
+        If the backup is not whole or cannot be copied, and nothing is changed then; or if its
+        place cannot be changed.
+    """
+    database = sqlite_path(url)
+    if not backup.is_file():
+        raise NotFoundError(f"no backup at {backup}")
+    check_copy(backup)
+    fresh = database.with_name(f"{database.name}.restored")
+    copy_database(backup, fresh)
+    crashpoint("restore_copied")
+    aside = database.with_name(f"{database.name}.before-restore-{now.strftime(_STAMP)}")
+    marker = restore_marker(database)
+    try:
+        write_atomic(marker, f"{backup.absolute()}\n".encode(errors="surrogateescape"))
+        crashpoint("restore_marked")
+        is_there = _swap(database, fresh, aside)
+        yield aside if is_there else None
+        marker.unlink()
+        fsync_dir(marker.parent)
+    except OSError as error:
+        raise DatabaseError(f"the backup cannot be restored: {error.strerror}") from error
+
+
+def _swap(database: Path, fresh: Path, aside: Path) -> bool:
+    """Exchange the database for a fresh file; say whether there was one, now kept aside."""
+    # There is a database under its name at every moment: a daemon would begin a new one.
+    is_there = database.exists()
+    if is_there:
+        # Its log belongs to its name and would be taken for the restored one's.
+        checkpoint_wal(database)
+        aside.hardlink_to(database)
+        crashpoint("restore_kept")
+    for companion in _COMPANIONS:
+        path = database.with_name(database.name + companion)
+        if path.exists():
+            path.rename(aside.with_name(aside.name + companion))
+    fsync_dir(database.parent)
+    crashpoint("restore_parted")
+    fresh.replace(database)
+    fsync_dir(database.parent)
+    crashpoint("restore_replaced")
+    return is_there
+
 
 Folder = Literal["done", "quarantine", "overlays", "backups"]
+
 _FOLDERS: tuple[Folder, ...] = ("done", "quarantine", "overlays", "backups")
+
 _GIB = 1024**3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class FolderLimits:
     """What one folder may keep.
 
     Attributes
@@ -59,7 +205,7 @@ class Candidate:
     path: str
     since: datetime
     size_bytes: int
-    row: Kept | None
+    row: RemovableFile | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +224,7 @@ class Removal:
     path: str
     since: datetime
     size_bytes: int
-    row: Kept | None
+    row: RemovableFile | None
     why: Literal["age", "space"]
     reason: str
 
@@ -94,7 +240,7 @@ class Retention:
         self._home = home
         self._engine = engine
         self._limits = {
-            folder: Limits(
+            folder: FolderLimits(
                 days=getattr(config, f"retain_{folder}_days"),
                 gb=getattr(config, f"retain_{folder}_gb"),
             )
@@ -153,9 +299,9 @@ class Retention:
         row = removal.row
         if row is not None:
             forgotten = (
-                forget_overlay(self._engine, row, now)
+                mark_overlay_removed(self._engine, row, now)
                 if removal.folder == "overlays"
-                else forget_original(self._engine, row, now)
+                else mark_original_removed(self._engine, row, now)
             )
             if not forgotten:
                 return False
@@ -166,11 +312,11 @@ class Retention:
         return True
 
     def _candidates(self) -> Iterator[Candidate]:
-        rows: list[tuple[Folder, Kept]] = [
+        rows: list[tuple[Folder, RemovableFile]] = [
             ("done" if row.path.startswith("done/") else "quarantine", row)
-            for row in kept_originals(self._engine)
+            for row in removable_originals(self._engine)
         ]
-        rows += [("overlays", row) for row in kept_overlays(self._engine)]
+        rows += [("overlays", row) for row in removable_overlays(self._engine)]
         for folder, row in rows:
             if (size := self._size(row.path)) is not None:
                 yield Candidate(

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lungwatch.daemon.bounded import Bounded
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.namerules import NameRules
-from lungwatch.db.migrate import open_existing
-from lungwatch.db.monitoring import Signs, signs
+from lungwatch.daemon.intake.eligibility import NameRules
+from lungwatch.daemon.stage import TimeLimited
+from lungwatch.db.maintenance import open_existing
+from lungwatch.db.statistics import HealthCounts, health_counts
 from lungwatch.errors import NotFoundError
 
 _LIMIT_S = 5.0
+
 _LOCKS = Path("/proc/locks")  # proc_locks(5)
+
 _MOST_COUNTED = 100_000
 
 
@@ -98,10 +100,10 @@ def ask_health(port: int) -> dict[str, object]:
             raise OSError("it is not lungwatch that answers there")
         return found
 
-    return Bounded(ask, limit_s=_LIMIT_S)()
+    return TimeLimited(ask, limit_s=_LIMIT_S)()
 
 
-def read_signs(config: Config) -> Signs | None:
+def read_signs(config: Config) -> HealthCounts | None:
     """Return the database's signs; None before the first run.
 
     Raises
@@ -112,17 +114,17 @@ def read_signs(config: Config) -> Signs | None:
         If it cannot be read.
     """
 
-    def read() -> Signs | None:
+    def read() -> HealthCounts | None:
         try:
             engine = open_existing(config.database_url)
         except NotFoundError:
             return None
         try:
-            return signs(engine)
+            return health_counts(engine)
         finally:
             engine.dispose()
 
-    return Bounded(read, limit_s=_LIMIT_S)()
+    return TimeLimited(read, limit_s=_LIMIT_S)()
 
 
 def backlog_of(home: Home, names: NameRules, now: datetime) -> Backlog:
@@ -158,7 +160,7 @@ def backlog_of(home: Home, names: NameRules, now: datetime) -> Backlog:
             skipped=dict(skipped),
         )
 
-    return Bounded(count, limit_s=_LIMIT_S)()
+    return TimeLimited(count, limit_s=_LIMIT_S)()
 
 
 def _has_open(pid: int, path: Path) -> bool:

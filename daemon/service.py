@@ -1,38 +1,151 @@
-"""The daemon as a whole: started in order, watched, stopped."""
+"""The service: start, supervision of its threads, systemd notification, and stop."""
 
 import logging
+import os
 import signal
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from sqlalchemy import Engine
 
-from lungwatch.daemon.assembly import Assembly, Common, assemble, load_model
-from lungwatch.daemon.clock import Clock, SystemClock
-from lungwatch.daemon.companions import make_companions
+from lungwatch.daemon.assembly import Assembly, Common, assemble, load_model, make_services
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.errortext import describe_unexpected
-from lungwatch.daemon.health import Phase
-from lungwatch.daemon.home import Home
+from lungwatch.daemon.home import Home, claim_database
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.notify import notify
-from lungwatch.daemon.outage import Abandoned, OutageKind, Outages
-from lungwatch.daemon.outbox.plan import plan_of
-from lungwatch.daemon.ownership import claim_database
-from lungwatch.daemon.recovery import check_clear, recover
-from lungwatch.daemon.vitals import Vitals, limits_of
-from lungwatch.daemon.watchdog import Watchdog
-from lungwatch.daemon.worker import Worker
-from lungwatch.db.integrity import check_intact
-from lungwatch.db.migrate import open_database
-from lungwatch.db.store import Store
-from lungwatch.errors import HomeError
+from lungwatch.daemon.monitor.health import Phase
+from lungwatch.daemon.pacs.scu import plan_of
+from lungwatch.daemon.pipeline.filing import check_clear, recover
+from lungwatch.daemon.retry import Clock, OutageKind, Outages, ShutdownRequested, SystemClock
+from lungwatch.daemon.stage import Progress, StuckStage, Worker, progress_limits
+from lungwatch.db.engine import check_integrity
+from lungwatch.db.maintenance import open_database
+from lungwatch.db.results import Store
+from lungwatch.errors import HomeError, describe_unexpected
+
+
+def notify(message: str) -> None:
+    """Tell the service manager something ("READY=1"); nothing happens without one.
+
+    Raises
+    ------
+    OSError
+        If the manager's socket is named and cannot be written to.
+    """
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):  # a socket in the abstract namespace
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+        connection.sendto(message.encode(), address)
+
+
+_PER_PERIOD = 3
+
+_STATUS_S = 5.0
+
+
+class Watchdog:
+    """Feeds the manager's watchdog from the main loop, for as long as nothing is stuck.
+
+    Silence has the manager kill and restart the service. What was in hand is taken up by the
+    next process, as after any crash.
+
+    Parameters
+    ----------
+    vitals
+        The record of progress.
+    clock
+        Only its monotonic time is used.
+    is_excused
+        Whether something known, such as a full disk, makes everybody wait: a restart would
+        not help, and time spent so is nobody's fault.
+    dead
+        The threads that should live and do not, by name.
+    status
+        One line for `systemctl status`, without patients' data.
+    environ
+        For WATCHDOG_USEC and WATCHDOG_PID; the process's own if None.
+    """
+
+    def __init__(
+        self,
+        *,
+        vitals: Progress,
+        clock: Clock,
+        is_excused: Callable[[], bool],
+        dead: Callable[[], list[str]],
+        status: Callable[[], str],
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._vitals = vitals
+        self._clock = clock
+        self._is_excused = is_excused
+        self._dead = dead
+        self._status = status
+        self._period_s = _period_s(os.environ if environ is None else environ)
+        self._fed_s = self._said_s = float("-inf")
+        self._last_status = ""
+        self._stuck: set[str] = set()
+
+    def wait_s(self, most_s: float) -> float:
+        """Return how long the main loop may sleep between two ticks."""
+        return most_s if self._period_s is None else min(most_s, self._period_s)
+
+    def tick(self) -> None:
+        """Look at every stage, then feed the watchdog or not."""
+        now_s = self._clock.monotonic()
+        if self._is_excused():
+            self._vitals.excuse(now_s)
+        stuck = self._vitals.stuck(now_s)
+        self._report(stuck)
+        dead = self._dead()
+        if stuck or dead:
+            names = ", ".join([one.stage for one in stuck] + dead)
+            self._say(f"no progress: {names}", now_s)
+            return
+        self._say(self._status(), now_s)
+        if self._period_s is not None and now_s - self._fed_s >= self._period_s:
+            self._fed_s = now_s
+            notify("WATCHDOG=1")
+
+    def _report(self, stuck: list[StuckStage]) -> None:
+        """Log each stage once when it sticks, and once when it goes on."""
+        for one in stuck:
+            if one.stage not in self._stuck:
+                event("stuck", level=logging.ERROR, stage=one.stage, seconds=round(one.seconds))
+        names = {one.stage for one in stuck}
+        for stage in sorted(self._stuck - names):
+            event("unstuck", level=logging.WARNING, stage=stage)
+        self._stuck = names
+
+    def _say(self, status: str, now_s: float) -> None:
+        if status != self._last_status and now_s - self._said_s >= _STATUS_S:
+            self._last_status, self._said_s = status, now_s
+            notify(f"STATUS={status}")
+
+
+def _period_s(environ: Mapping[str, str]) -> float | None:
+    """Return the seconds between two signs of life; None if nobody expects any."""
+    try:
+        timeout_s = int(environ.get("WATCHDOG_USEC", "")) / 1e6
+    except ValueError:
+        return None
+    # Set for another process, whose environment this one has inherited.
+    if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return timeout_s / _PER_PERIOD
+
 
 _HEALTH_S = 1.0
+
 _SENDER_S = 5.0
+
 _STOP_SLACK_S = 15.0
 
-Progress = Callable[[int, int], None]
+
+ProgressCallback = Callable[[int, int], None]
 
 
 class Service:
@@ -60,7 +173,7 @@ class Service:
         self._assembly: Assembly | None = None
         self._is_ready = False
         self._outages = Outages()
-        self._vitals = Vitals(self._clock, limits_of(config))
+        self._vitals = Progress(self._clock, progress_limits(config))
         self._drain_timer = threading.Timer(config.drain_s, self._outages.abandon)
         self._drain_timer.daemon = True
 
@@ -71,7 +184,7 @@ class Service:
             return Phase.STOPPING
         return Phase.READY if self._is_ready else Phase.STARTING
 
-    def run(self, *, once: bool = False, on_progress: Progress | None = None) -> int:
+    def run(self, *, once: bool = False, on_progress: ProgressCallback | None = None) -> int:
         """Work until stopped, or with `once` until every file in the drop folder has an end.
 
         Parameters
@@ -102,7 +215,7 @@ class Service:
                 # A server that boots later than this machine is no reason to give up.
                 notify("STATUS=opening the database")
                 engine = self._open() if once else self._outages.ride_out(self._open)
-            except Abandoned:
+            except ShutdownRequested:
                 event("stopped", ended=0, left=0)
                 return 0
             try:
@@ -115,7 +228,7 @@ class Service:
         """Open the database, if it is whole and this home's."""
         engine = open_database(self._config.database_url)
         try:
-            check_intact(engine)
+            check_integrity(engine)
             claim_database(self._home, engine, self._clock.now())
         except BaseException:
             engine.dispose()
@@ -139,7 +252,7 @@ class Service:
             if self._assembly.sender is not None:
                 self._assembly.sender.cancel()
 
-    def _run(self, engine: Engine, *, once: bool, on_progress: Progress | None) -> int:
+    def _run(self, engine: Engine, *, once: bool, on_progress: ProgressCallback | None) -> int:
         common = Common(
             config=self._config,
             home=self._home,
@@ -158,7 +271,7 @@ class Service:
         recover(self._home, engine, store, self._clock)
         parts = self._assembly = assemble(common, engine, store, model)
         # Before the threads: a port that cannot be had is a reason not to start.
-        listener, monitor = (None, None) if once else make_companions(common, model, parts)
+        listener, monitor = (None, None) if once else make_services(common, model, parts)
         parts.writer.start()
         parts.pipeline.start()
         try:
@@ -172,7 +285,7 @@ class Service:
                 self._work_off(parts, on_progress)
             else:
                 self._serve(parts)
-        except Abandoned:
+        except ShutdownRequested:
             pass  # stopped while a trouble lasted: the next start goes on
         finally:
             self._say_stopping()
@@ -215,7 +328,7 @@ class Service:
             parts.intake.stop()
             thread.join()
 
-    def _work_off(self, parts: Assembly, on_progress: Progress | None) -> None:
+    def _work_off(self, parts: Assembly, on_progress: ProgressCallback | None) -> None:
         """Scan on this thread until there is nothing left to take and nothing in flight."""
         intake, in_flight = parts.intake, parts.in_flight
         intake.resume()

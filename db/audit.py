@@ -1,4 +1,4 @@
-"""Who did what: changes, deletions and exports, one row each, never altered."""
+"""Audit trail: changes, deletions and exports, one row each, never altered."""
 
 import getpass
 import os
@@ -10,15 +10,14 @@ from typing import Literal
 
 from sqlalchemy import Connection, Engine, insert, select
 
-from lungwatch.db.changes import clean
-from lungwatch.db.engine import reading, writing
-from lungwatch.db.schema import Audit
+from lungwatch.db.engine import clean, reading, writing
+from lungwatch.db.models import Audit
 
 Outcome = Literal["started", "ok", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deed:
+class AuditEvent:
     """One thing that was done, as it is written down.
 
     Attributes
@@ -63,7 +62,7 @@ class AuditRow:
     detail: dict[str, object]
 
 
-def note(engine: Engine, now: datetime, deeds: Sequence[Deed]) -> None:
+def record_events(engine: Engine, now: datetime, deeds: Sequence[AuditEvent]) -> None:
     """Write down what this process's user did: all of it, or nothing.
 
     Raises
@@ -72,10 +71,10 @@ def note(engine: Engine, now: datetime, deeds: Sequence[Deed]) -> None:
         If the database cannot be written.
     """
     with writing(engine) as connection:
-        note_within(connection, now, deeds)
+        add_events(connection, now, deeds)
 
 
-def note_within(connection: Connection, now: datetime, deeds: Sequence[Deed]) -> None:
+def add_events(connection: Connection, now: datetime, deeds: Sequence[AuditEvent]) -> None:
     """Write down what this process's user did within the transaction that does it."""
     # The environment names the user, in bytes of anybody's choice.
     by = {

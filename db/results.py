@@ -1,29 +1,33 @@
-"""Result transitions of a claimed file; each method is one transaction."""
+"""Results: every write to images, models and results, one transaction a method."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, Engine, select
 
-from lungwatch.db.audit import Deed, note_within
-from lungwatch.db.changes import (
+from lungwatch.db.audit import AuditEvent, add_events
+from lungwatch.db.claims import Claim, Drop, claim_drop
+from lungwatch.db.deliveries import OutboxPlan, queue_deliveries
+from lungwatch.db.engine import (
     change_state,
     clean,
     has_ended_at,
+    insert_if_new,
     meta_columns,
+    reading,
+    update_image,
     update_image_of,
+    writing,
 )
-from lungwatch.db.deliveries import OutboxPlan, queue_deliveries
-from lungwatch.db.engine import writing
-from lungwatch.db.schema import Result
+from lungwatch.db.models import Image, Model, Plausibility, Result
 from lungwatch.db.states import State
 from lungwatch.errors import NotFoundError, Reason
-from lungwatch.plausibility import Plausibility
 
 if TYPE_CHECKING:
-    from lungwatch.imaging import RadiographMeta
+    from lungwatch.imaging.radiograph import RadiographMeta
+
 
 _NOT_GATED = Plausibility()
 
@@ -245,7 +249,9 @@ class ResultWriter:
             )
             update_image_of(connection, result_id, path=None)
 
-    def request_retry(self, *, result_id: int, now: datetime, deeds: Sequence[Deed] = ()) -> None:
+    def request_retry(
+        self, *, result_id: int, now: datetime, deeds: Sequence[AuditEvent] = ()
+    ) -> None:
         """Ask for another run of a failed or rejected result.
 
         Parameters
@@ -276,7 +282,7 @@ class ResultWriter:
                 duration_ms=None,
                 **asdict(_NOT_GATED),
             )
-            note_within(connection, now, deeds)
+            add_events(connection, now, deeds)
 
     def _end(
         self,
@@ -311,3 +317,115 @@ def _state_of(connection: Connection, result_id: int) -> State:
     if state is None:
         raise NotFoundError(f"there is no result {result_id}")
     return state
+
+
+class Store(ResultWriter):
+    """The writing side of the record.
+
+    Every method may raise `DatabaseError`; `DatabaseBusyError`, which is also a
+    `TransientError`, where trying again may help.
+
+    Parameters
+    ----------
+    outbox
+        What is to be sent of each result that is done, and whereto; None for nothing.
+    """
+
+    def register_model(
+        self, *, name: str, version: str, sha256: str, contract_json: str, now: datetime
+    ) -> int:
+        """Note that a model is in use and return its row's id; the same file has one row."""
+        with writing(self._engine) as connection:
+            insert_if_new(
+                connection,
+                Model,
+                ("sha256",),
+                {
+                    "name": clean(name),
+                    "version": clean(version),
+                    "sha256": sha256,
+                    "contract": contract_json,
+                    "first_used_at": now,
+                },
+            )
+            return connection.execute(select(Model.id).where(Model.sha256 == sha256)).scalar_one()
+
+    def claim(
+        self,
+        *,
+        token: str,
+        sha256: str,
+        size_bytes: int,
+        source_name: str,
+        path: str,
+        model_id: int,
+        max_attempts: int,
+        now: datetime,
+        exists: Callable[[str], bool],
+        arrival: bool = True,
+    ) -> Claim:
+        """Note a dropped file and decide what is to be done with it.
+
+        Parameters
+        ----------
+        token
+            Names this drop, whatever happens: seen again after a crash, it counts once.
+        sha256, size_bytes
+            Of the file's bytes.
+        source_name
+            The name it was dropped under.
+        path
+            Where the file is now, relative to the home.
+        model_id
+            The model that is to score it.
+        max_attempts
+            Runs that may end in a crash before the file is given up.
+        now
+            The time, with a zone.
+        exists
+            Says whether a path relative to the home is there. A copy that is recorded but
+            gone gives way to this one.
+        arrival
+            False for a file that nobody dropped (another run of one that is filed).
+
+        Raises
+        ------
+        IllegalTransition
+            If another process changed the result in between.
+        """
+        drop = Drop(
+            token=token,
+            sha256=sha256,
+            size_bytes=size_bytes,
+            source_name=source_name,
+            path=path,
+            model_id=model_id,
+            max_attempts=max_attempts,
+            now=now,
+            exists=exists,
+            arrival=arrival,
+        )
+        with writing(self._engine) as connection:
+            return claim_drop(connection, drop)
+
+    def filed_as_done(self, image_id: int) -> datetime | None:
+        """Return when an image was received, if some model's result of it is done; else None."""
+        statement = (
+            select(Image.received_at)
+            .join(Result)
+            .where(Image.id == image_id, Result.state == State.DONE)
+            .limit(1)
+        )
+        with reading(self._engine) as connection:
+            return connection.scalar(statement)
+
+    def set_path(self, *, image_id: int, path: str | None) -> None:
+        """Note where an image's file is now, relative to the home; None if it is nowhere.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such image.
+        """
+        with writing(self._engine) as connection:
+            update_image(connection, image_id, path=path)

@@ -1,15 +1,22 @@
-"""Counts over the results."""
+"""Statistics: counts for people, figures for monitoring, rows for drift detection."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import tzinfo
+from datetime import datetime, tzinfo
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, and_, case, func, select
 
-from lungwatch.db.engine import reading
-from lungwatch.db.rows import ResultFilter
-from lungwatch.db.selects import select_for_statistics
+from lungwatch.db.engine import reading, writing
+from lungwatch.db.models import Delivery, Image, Model, Result
+from lungwatch.db.queries import ResultFilter, select_for_statistics
+from lungwatch.db.states import UNSENT, DeliveryState, State
+from lungwatch.errors import GATE_REASONS
+
+if TYPE_CHECKING:
+    from sqlalchemy import Row, Select
+
 
 SCORE_BINS = 10
 
@@ -84,3 +91,283 @@ def stats(
         by_model=dict(models.most_common()),
         scores=tuple(scores),
     )
+
+
+_ENDS = (State.DONE, State.REJECTED, State.FAILED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthCounts:
+    """The few figures that health is told from, cheap to read.
+
+    Attributes
+    ----------
+    queued, oldest_queued
+        Results to be tried again, and when the first of them was asked for; not those that
+        another model is to score beside a result that is done.
+    outbox_waiting, oldest_delivery
+        Objects to be sent, and when the oldest of them was queued.
+    outbox_ended
+        Objects that were refused for good or were invalid.
+    last_done
+        When the last result came about.
+    """
+
+    queued: int
+    oldest_queued: datetime | None
+    outbox_waiting: int
+    oldest_delivery: datetime | None
+    outbox_ended: int
+    last_done: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricCounts:
+    """The database at one time.
+
+    Attributes
+    ----------
+    ends
+        Results by end and reason (empty for none).
+    retried
+        Results that took more than one attempt.
+    attempts
+        Of all results, since each was last dropped or asked for.
+    deliveries
+        The outbox by destination and state.
+    delivery_attempts
+        Of all that is in the outbox, by destination.
+    scored
+        How many probabilities of the model there are.
+    first, last
+        Probabilities of the model's first and last results, up to the asked number.
+    """
+
+    ends: dict[tuple[str, str], int]
+    retried: int
+    attempts: int
+    deliveries: dict[tuple[str, str], int]
+    delivery_attempts: dict[str, int]
+    scored: int
+    first: list[float]
+    last: list[float]
+
+
+def health_counts(engine: Engine, *, writable: bool = False) -> HealthCounts:
+    """Read the signs.
+
+    Parameters
+    ----------
+    writable
+        Whether to try, first, that a transaction that writes could begin; nothing is written.
+
+    Raises
+    ------
+    DatabaseError
+        If the database cannot be opened, read or, if asked for, written.
+    """
+    if writable:
+        with writing(engine) as connection:
+            connection.execute(select(1))
+    ended = (DeliveryState.FAILED, DeliveryState.INVALID)
+    results = (
+        select(func.count(), func.min(Result.claimed_at))
+        .join_from(Result, Image)
+        # Filed already, and asked of another model: nobody waits for a first answer.
+        .where(Result.state == State.QUEUED, Image.path.is_(None) | ~Image.path.startswith("done/"))
+    )
+    deliveries = select(
+        func.sum(case((Delivery.state.in_(UNSENT), 1), else_=0)),
+        func.min(case((Delivery.state.in_(UNSENT), Delivery.created_at))),
+        func.sum(case((Delivery.state.in_(ended), 1), else_=0)),
+    ).where(Delivery.state.in_((*UNSENT, *ended)))
+    # The newest by the index over finished_at, which rejections share: a maximum over the done
+    # alone would read them all.
+    last = (
+        select(Result.finished_at)
+        .where(Result.state == State.DONE, Result.finished_at.is_not(None))
+        .order_by(Result.finished_at.desc())
+        .limit(1)
+    )
+    with reading(engine) as connection:
+        queued, oldest_queued = connection.execute(results).one()
+        unsent, oldest_delivery, given_up = connection.execute(deliveries).one()
+        return HealthCounts(
+            queued=queued,
+            oldest_queued=oldest_queued,
+            outbox_waiting=unsent or 0,
+            oldest_delivery=oldest_delivery,
+            outbox_ended=given_up or 0,
+            last_done=connection.scalar(last),
+        )
+
+
+def metric_counts(engine: Engine, model_id: int, window: int) -> MetricCounts:
+    """Read the figures.
+
+    Parameters
+    ----------
+    model_id
+        Whose probabilities.
+    window
+        Most probabilities at either end.
+
+    Raises
+    ------
+    DatabaseError
+        If the database cannot be read.
+    """
+    of_model = (
+        Result.state == State.DONE,
+        Result.model_id == model_id,
+        Result.probability.is_not(None),
+    )
+    done = select(Result.probability).where(*of_model)
+    results = select(
+        Result.state,
+        Result.reason,
+        func.count(),
+        func.sum(Result.attempts),
+        func.sum(case((Result.attempts > 1, 1), else_=0)),
+    ).group_by(Result.state, Result.reason)
+    outbox = select(
+        Delivery.destination, Delivery.state, func.count(), func.sum(Delivery.attempts)
+    ).group_by(Delivery.destination, Delivery.state)
+    with reading(engine) as connection:
+        rows = connection.execute(results).all()
+        queue = connection.execute(outbox).all()
+        attempts: Counter[str] = Counter()
+        for destination, _, _, tries in queue:
+            attempts[destination] += int(tries)
+        return MetricCounts(
+            ends={
+                (state.value, reason or ""): count
+                for state, reason, count, _, _ in rows
+                if state in _ENDS
+            },
+            retried=sum(int(row[4]) for row in rows),
+            attempts=sum(int(row[3]) for row in rows),
+            deliveries={(name, state.value): count for name, state, count, _ in queue},
+            delivery_attempts=dict(attempts),
+            scored=connection.scalar(select(func.count()).select_from(Result).where(*of_model))
+            or 0,
+            first=_probabilities(connection.scalars(done.order_by(Result.id).limit(window))),
+            last=_probabilities(connection.scalars(done.order_by(Result.id.desc()).limit(window))),
+        )
+
+
+def _probabilities(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftRow:
+    """What drift is told from of one result: scored, or refused by the content gate.
+
+    Attributes
+    ----------
+    finished_at
+        UTC.
+    reason
+        Why the content gate refused the picture; None for a scored one.
+    logit, gate_score, lung_area, lung_share
+        As recorded; None where unknown.
+    components
+        The reduced embedding; None where the bundle has no axes, or nothing was scored.
+    station, view_position, modality, manufacturer_model, photometric, format, rows, columns, \
+bits_stored
+        As the file says.
+    """
+
+    id: int
+    finished_at: datetime
+    reason: str | None
+    logit: float | None
+    gate_score: float | None
+    lung_area: float | None
+    lung_share: float | None
+    components: list[float] | None
+    station: str | None
+    view_position: str | None
+    modality: str | None
+    manufacturer_model: str | None
+    photometric: str | None
+    format: str | None
+    rows: int | None
+    columns: int | None
+    bits_stored: int | None
+
+
+def drift_rows(
+    engine: Engine, model_sha256: str, *, first: int, last: int, since: datetime | None = None
+) -> tuple[list[DriftRow], list[DriftRow]]:
+    """Return the first results of a model and its newest ones; they may overlap.
+
+    The index over `finished_at` bounds what is read: nothing before the model was first used, and
+    no more than is asked for.
+
+    Parameters
+    ----------
+    model_sha256
+        Of the model's file.
+    first, last
+        At most so many each.
+    since
+        Nothing that ended before; None for the model's first use.
+
+    Returns
+    -------
+    oldest, newest
+        The oldest first; the newest first.
+
+    Raises
+    ------
+    DatabaseError
+        If the database cannot be read.
+    """
+    with reading(engine) as connection:
+        model = connection.execute(
+            select(Model.id, Model.first_used_at).where(Model.sha256 == model_sha256)
+        ).first()
+        if model is None:
+            return [], []
+        start = model.first_used_at if since is None else max(since, model.first_used_at)
+        chosen = _select_drift(model.id).where(Result.finished_at >= start)
+        oldest = chosen.order_by(Result.finished_at, Result.id).limit(first)
+        newest = chosen.order_by(Result.finished_at.desc(), Result.id.desc()).limit(last)
+        return _drift_rows(connection.execute(oldest)), _drift_rows(connection.execute(newest))
+
+
+def _select_drift(model_id: int) -> "Select[*tuple[Any, ...]]":
+    scored = and_(Result.state.in_((State.RECORDED, State.DONE)), Result.logit.is_not(None))
+    refused = and_(Result.state == State.REJECTED, Result.reason.in_(GATE_REASONS))
+    # As a value, not a condition: SQLite would take the index over `state`, which is nearly every
+    # row, and sort them all.
+    is_told = case((scored, 1), (refused, 1), else_=0)
+    columns: tuple[Any, ...] = (
+        Result.id,
+        Result.finished_at,
+        Result.reason,
+        Result.logit,
+        Result.gate_score,
+        Result.lung_area,
+        Result.lung_share,
+        Result.components,
+        Image.station,
+        Image.view_position,
+        Image.modality,
+        Image.manufacturer_model,
+        Image.photometric,
+        Image.format,
+        # `Image.rows` would be a method of the row that comes back.
+        Image.rows.label("rows"),
+        Image.columns.label("columns"),
+        Image.bits_stored,
+    )
+    return (
+        select(*columns).join_from(Result, Image).where(Result.model_id == model_id, is_told == 1)
+    )
+
+
+def _drift_rows(found: "Iterable[Row[*tuple[Any, ...]]]") -> list[DriftRow]:
+    return [DriftRow(**row._mapping) for row in found]  # noqa: SLF001 - SQLAlchemy's public name

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydicom.data import get_testdata_file
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.imaging import read_radiograph
+from lungwatch.imaging.reader import read_radiograph
 
 COMMAND = str(Path(sys.executable).with_name("lungwatch"))
 HOME = Path("demo-home")

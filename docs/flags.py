@@ -1,9 +1,9 @@
-"""Writes the table in flags.md from `lungwatch.flags`, the rules here and the tests: run it."""
+"""Writes the table in flags.md from `lungwatch.errors`, the rules here and the tests: run it."""
 
 import re
 from pathlib import Path
 
-from lungwatch.flags import FLAGS
+from lungwatch.errors import FLAGS
 
 PAGE = Path(__file__).with_suffix(".md")
 TESTS = Path(__file__).parents[1] / "tests"

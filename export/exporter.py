@@ -1,6 +1,9 @@
-"""Export of a trained run: convert, prove, measure, describe, write the bundle."""
+"""Export of a trained run: convert, verify, evaluate, write the bundle."""
 
+import hashlib
+import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,53 +11,198 @@ from typing import Any
 
 import numpy as np
 
+from lungwatch.bundle import ABOUT_FILE, CARD_FILE, DRIFT_FILE, GATE_FILE, LEARNT_FILE, MODEL_FILE
+from lungwatch.comparison import DriftReference
 from lungwatch.contract import (
     CAM,
     EMBEDDING,
     FINDINGS,
     PROBABILITY,
+    Calibration,
     Finding,
     Golden,
     ModelContract,
 )
 from lungwatch.errors import ConfigError, DatasetError, ModelError
-from lungwatch.export.bundle import write_bundle
-from lungwatch.export.card import write_card
-from lungwatch.export.degenerate import check_answers, check_validation, check_varied, check_weights
-from lungwatch.export.drift import make_reference
-from lungwatch.export.fidelity import check_size
-from lungwatch.export.figures import FIGURES, Figures, check_figures
-from lungwatch.export.findings import findings_of_graph, int8_loss, with_references
+from lungwatch.export.card import FIGURES, FigureTables, check_figures, write_card
 from lungwatch.export.gate import GateRequest, export_gate
-from lungwatch.export.int8 import make_int8, recalibrate, val_samples
-from lungwatch.export.own_form import own_form
-from lungwatch.export.parity import PROBABILITY_LIMIT, compare, run_onnx, synthetic_images
-from lungwatch.export.peaks import reference_of_data
-from lungwatch.export.to_onnx import to_onnx, with_contract
-from lungwatch.golden import golden_digest, golden_input
-from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.assess import Scored, assess
-from lungwatch.training.bootstrap import Bootstrap
-from lungwatch.training.calibrate import Rule
-from lungwatch.training.data_record import LearntImages, learnt_of, prefixes, sha256_of
-from lungwatch.training.dataset import dataset_name, load_dataset, select
-from lungwatch.training.declared import Declaration
-from lungwatch.training.evaluate import measure_findings
-from lungwatch.training.fit import predict_logits
-from lungwatch.training.foreign import KerasModel
-from lungwatch.training.label_map import LabelMap
-from lungwatch.training.metrics import sigmoid
-from lungwatch.training.pixels import FloatArray, read_pixels, targets
-from lungwatch.training.samples import Split
-from lungwatch.training.scorers import Judgement, KerasScorer, OnnxScorer
+from lungwatch.export.graph import (
+    PROBABILITY_LIMIT,
+    compare,
+    own_form,
+    run_onnx,
+    synthetic_images,
+    to_onnx,
+    with_contract,
+)
+from lungwatch.export.quantise import check_size, make_int8, recalibrate, val_samples
+from lungwatch.export.references import (
+    evaluate_sets,
+    findings_of_graph,
+    int8_loss,
+    make_reference,
+    reference_of_data,
+    with_references,
+)
+from lungwatch.files import fsync_dir, make_dirs, write_atomic
+from lungwatch.preprocess import PreprocessSpec, golden_digest, golden_input
+from lungwatch.training.data.dataset import LabelMap, dataset_name, load_dataset
+from lungwatch.training.data.pixels import FloatArray, KerasModel, read_pixels, targets
+from lungwatch.training.data.splits import LearntImages, learnt_of, prefixes, sha256_of
+from lungwatch.training.evaluation.calibration import Rule
+from lungwatch.training.evaluation.foreign import Declaration
+from lungwatch.training.evaluation.metrics import roc_auc, sigmoid
+from lungwatch.training.evaluation.scorers import Judgement, KerasScorer, OnnxScorer, predict_logits
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    model: bytes,
+    contract: ModelContract,
+    card: str,
+    gate: bytes | None = None,
+    drift: DriftReference | None = None,
+    learnt: bytes | None = None,
+    replace: bool = False,
+) -> Path:
+    """Write `<folder>/<name>-<version>/`, whole or not at all.
+
+    Parameters
+    ----------
+    gate
+        The content gate's ONNX file, if the contract describes one.
+    drift
+        The reference for drift, if there is one.
+    learnt
+        The record of the images that the network learnt from, if there is one.
+
+    Raises
+    ------
+    ModelError
+        If there is a gate that the contract does not describe, or the reverse; or the reference
+        is of another embedding.
+    ConfigError
+        If that version exists already and `replace` is not set: results in databases point
+        at a version by its name.
+    OSError
+        If writing fails.
+    """
+    if (gate is None) != (contract.gate is None):
+        raise ModelError(
+            f"{contract.id}: a content gate and its section in the contract go together"
+        )
+    target = folder / contract.id
+    if target.exists() and not replace:
+        raise ConfigError(f"{target} exists already; choose another version or replace it")
+    make_dirs(folder)
+    building = folder / f".tmp-{contract.id}"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    files = {MODEL_FILE: model, CARD_FILE: card.encode()}
+    if gate is not None:
+        files[GATE_FILE] = gate
+    if drift is not None:
+        drift.check(contract.embedding_size)
+        files[DRIFT_FILE] = (drift.to_json() + "\n").encode()
+    if learnt is not None:
+        files[LEARNT_FILE] = learnt
+    for name, data in files.items():
+        write_atomic(building / name, data)
+    about = {
+        "name": contract.name,
+        "version": contract.version,
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    write_atomic(building / ABOUT_FILE, (json.dumps(about, indent=2) + "\n").encode())
+    if target.exists():
+        shutil.rmtree(target)
+    building.rename(target)
+    fsync_dir(folder)
+    return target
+
+
+# A validation area up to this is about chance: 200 images of either class have a standard error
+# of 0.03 there.
+CHANCE_AUC = 0.55
+
+_CONSTANT = 1e-6
+
+
+def check_weights(model: KerasModel, name: str) -> None:
+    """Refuse weights that are no finite numbers.
+
+    Raises
+    ------
+    ModelError
+        If there are any; the first layer is named.
+    """
+    for weight in model.weights:
+        if not np.isfinite(np.asarray(weight)).all():
+            raise ModelError(
+                f"{name}: weights of {weight.path} are not finite: the training diverged; train "
+                "anew with a smaller learning rate"
+            )
+
+
+def check_varied(logits: FloatArray, name: str) -> None:
+    """Refuse a network that gives the same logit, (N,), for different images.
+
+    Raises
+    ------
+    ModelError
+        If it does, or gives what is no finite number.
+    """
+    if not np.isfinite(logits).all():
+        raise ModelError(f"{name} answers with what is no finite number: the training diverged")
+    if len(logits) > 1 and float(np.ptp(logits)) < _CONSTANT:
+        raise ModelError(f"{name} gives all {len(logits)} images the same answer: train anew")
+
+
+def check_validation(area: float, calibration: Calibration, name: str) -> None:
+    """Refuse a network that does not tell the classes apart on validation images.
+
+    Raises
+    ------
+    ModelError
+        If its area under the ROC curve is about chance or less, or no rising calibration fits.
+    """
+    if not area > CHANCE_AUC:
+        raise ModelError(
+            f"{name} has ROC-AUC {area:.3f} on validation images, not above {CHANCE_AUC}: no "
+            "better than chance; it is not exported"
+        )
+    # `fit_calibration` gives the identity, which no fit gives, where the slope is not above 0.
+    if calibration == Calibration():
+        raise ModelError(
+            f"{name} scores COVID lower on validation images: no calibration with a slope above 0 "
+            "fits; it is not exported"
+        )
+
+
+def check_answers(
+    truth: FloatArray, logits: FloatArray, calibration: Calibration, name: str
+) -> None:
+    """Refuse validation answers, (N,), that are constant or no better than chance.
+
+    Raises
+    ------
+    ModelError
+        If they are.
+    """
+    check_varied(logits, name)
+    check_validation(roc_auc(truth, logits), calibration, name)
+
 
 _PARITY_IMAGES = 50
+
 # What the metrics of runs said before calibration images were held back.
 _ALL_RELEARNT = "train and val"
-_OWN_SPLITS: tuple[Split, ...] = ("val", "test")
+
 # Processors without VNNI saturate in 16-bit sums, which moves an int8 network's answers further
 # than float rounding does. An allowance, not a measurement; a broken file is off by far more.
 _INT8_TOLERANCE = 0.02
+
 _OF_CONFIG = (
     "data",
     "fit",
@@ -66,6 +214,7 @@ _OF_CONFIG = (
     "normalisation",
     "tuning",
 )
+
 _OF_METRICS = ("phase", "trained_on", "calibrated_on")
 
 
@@ -118,7 +267,7 @@ class ExportRequest:
     replace: bool = False
     int8: bool = False
     max_mb: float = 20.0
-    figures: Figures = field(default_factory=dict)
+    figures: FigureTables = field(default_factory=dict)
     threshold_rule: Rule | None = None
     gate: GateRequest | None = None
     labels: LabelMap | None = None
@@ -213,7 +362,7 @@ def export(
     judgement = replace(judgement, findings=_findings(request, scorer, proto.SerializeToString()))
     contract = _contract(request, scorer, judgement, proto.SerializeToString(), provenance)
     exported = OnnxScorer(with_contract(proto, contract))
-    metrics = measure_sets(
+    metrics = evaluate_sets(
         exported, request.data, request.evaluate, progress, labels=request.labels, learnt=learnt
     )
     if request.data and (own := metrics.get(f"{dataset_name(request.data)}/val")):
@@ -388,7 +537,7 @@ def _findings(request: ExportRequest, scorer: KerasScorer, graph: bytes) -> tupl
     )
 
 
-def _figures(request: ExportRequest, scorer: KerasScorer) -> Figures:
+def _figures(request: ExportRequest, scorer: KerasScorer) -> FigureTables:
     recorded = scorer.metrics.get(FIGURES)
     own = check_figures(recorded, f"the run's {FIGURES}") if recorded else {}
     return {**own, **request.figures}
@@ -401,55 +550,3 @@ def _parity_images(request: ExportRequest, spec: PreprocessSpec) -> tuple[FloatA
     samples = load_dataset(data, request.labels)
     chosen = np.unique(np.linspace(0, len(samples) - 1, _PARITY_IMAGES).astype(int))
     return read_pixels([samples[i] for i in chosen], spec), f"evenly from {dataset_name(data)}"
-
-
-def measure_sets(
-    scorer: OnnxScorer,
-    data: Path | None,
-    evaluate: Sequence[Path],
-    progress: Callable[[int], None] | None = None,
-    *,
-    labels: LabelMap | None = None,
-    learnt: LearntImages | None = None,
-) -> dict[str, Any]:
-    """Measure an exported graph for its contract.
-
-    Parameters
-    ----------
-    scorer
-        The graph.
-    data
-        Data set of the training: its validation and test splits, as far as there are any.
-    evaluate
-        Further data sets: their test splits.
-    progress
-        Called with 1 for every image read.
-    labels
-        What labels mean that are no finding.
-    learnt
-        Images behind the network: those of the validation split that it learnt from are left out.
-    """
-    wanted: list[tuple[Path, Split]] = []
-    if data:
-        there = {s.split for s in load_dataset(data, labels)}
-        wanted += [(data, split) for split in _OWN_SPLITS if split in there]
-    wanted += [(path, "test") for path in evaluate]
-    found = {}
-    for path, split in wanted:
-        samples, name = load_dataset(path, labels), dataset_name(path)
-        if split == "val":
-            chosen = val_samples(samples, name, learnt)
-        else:
-            chosen = select(samples, split, name)
-        pixels = read_pixels(chosen, scorer.judgement.preprocess, progress=progress)
-        scored = Scored(samples=chosen, judgement=scorer.judgement, logits=scorer.logits(pixels))
-        assessed = assess(scored, Bootstrap())
-        # By source the card says nothing beyond the probes.
-        found[f"{dataset_name(path)}/{split}"] = {
-            name: value for name, value in assessed.items() if name != "sources"
-        }
-        if scorer.judgement.findings:
-            found[f"{dataset_name(path)}/{split}"]["findings"] = measure_findings(
-                scorer, chosen, pixels
-            )
-    return found

@@ -1,4 +1,7 @@
-"""Export of a trained content gate: `gate.onnx` and its section of the contract."""
+"""Export of a trained content gate: its ONNX graph, thresholds.
+
+Rates and section of the contract.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,50 +12,200 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.bundle import GATE_FILE, read_bundle
-from lungwatch.contract import INPUT
-from lungwatch.errors import DatasetError, ModelError
-from lungwatch.export.fidelity import check_size
-from lungwatch.export.gate_graph import gate_to_onnx, look_with_onnx, with_scores
-from lungwatch.export.int8 import count_quantised
-from lungwatch.export.quantise import describe_quantisation, quantise, spread
-from lungwatch.gate import GATE_LUNGS, GATE_SCORES, GateContract, Verdict
-from lungwatch.golden import golden_input
-from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.dataset import dataset_name, load_dataset, of_split
-from lungwatch.training.foreign import KerasModel
-from lungwatch.training.gate_checks import (
+from lungwatch.contract import GATE_LUNGS, GATE_SCORES, INPUT, GateContract, Verdict
+from lungwatch.errors import DatasetError, MissingExtraError, ModelError
+from lungwatch.export.graph import OPSET
+from lungwatch.export.quantise import (
+    check_size,
+    count_quantised,
+    describe_quantisation,
+    quantise,
+    spread,
+)
+from lungwatch.preprocess import PreprocessSpec, golden_input
+from lungwatch.training.data.dataset import LabelMap, Sample, dataset_name, load_dataset, of_split
+from lungwatch.training.data.gate_images import GateXray, draw_batch
+from lungwatch.training.data.pixels import (
+    FloatArray,
+    KerasModel,
+    OnnxProto,
+    OnnxSession,
+    Tensor,
+    read_pixels,
+)
+from lungwatch.training.evaluation.gate_rates import (
+    AS_IS,
+    LEAST_LUNGS,
+    VARIANTS,
     Familiarity,
-    GateLook,
+    GateOutcome,
+    GateOutput,
     GateThresholds,
     check_losses,
     choose_thresholds,
     exposures,
-)
-from lungwatch.training.gate_images import GateXray, draw_batch
-from lungwatch.training.gate_network import LUNGS_CELL_PX, answering_network, look_with
-from lungwatch.training.gate_rates import (
-    AS_IS,
-    VARIANTS,
-    Looked,
+    gate_outcomes,
     image_files,
-    look_at,
     rates,
 )
-from lungwatch.training.label_map import LabelMap
-from lungwatch.training.pixels import FloatArray, read_pixels
-from lungwatch.training.run import RunFolder
-from lungwatch.training.samples import Sample
-from lungwatch.training.scorers import OnnxScorer, load_keras, onnx_session
+from lungwatch.training.evaluation.scorers import OnnxScorer, onnx_session
+from lungwatch.training.fitting.run import RunFolder, prepare_tensorflow
+from lungwatch.training.networks.lite0_networks import (
+    CHANCES,
+    EMBEDDING,
+    LUNGS_CELL_PX,
+    gate_output_network,
+    gate_outputs,
+)
+from lungwatch.training.networks.weights import load_keras
+
+_AT_ONCE = 32
+
+
+def gate_to_onnx(model: KerasModel) -> OnnxProto:
+    """Convert a gate's network, without the scores that need fitting.
+
+    Returns
+    -------
+    onnx.ModelProto
+        From `pixels`, float32 (N, S, S, 1), 0..1, to `chances`, `embedding` and `lungs`, as
+        `lungwatch.training.networks.lite0_networks.gate_output_network` gives them.
+
+    Raises
+    ------
+    ModelError
+        If the conversion lost an output.
+    MissingExtraError
+        If TensorFlow or tf2onnx is not installed.
+    """
+    prepare_tensorflow()
+    try:
+        import tensorflow as tf
+        import tf2onnx
+    except ImportError as error:
+        raise MissingExtraError("exporting", "train") from error
+
+    answering = gate_output_network(model)
+    size = int(model.input_shape[1])
+    signature = [tf.TensorSpec((None, size, size, 1), tf.float32, name=INPUT)]
+
+    def graph(pixels: Tensor) -> dict[str, Tensor]:
+        return dict(answering(pixels, training=False))
+
+    # `from_keras` does not know Keras 3 (tensorflow-onnx #2329).
+    proto, _ = tf2onnx.convert.from_function(
+        tf.function(graph, input_signature=signature), input_signature=signature, opset=OPSET
+    )
+    names = {output.name for output in proto.graph.output}
+    if names != {CHANCES, EMBEDDING, GATE_LUNGS}:
+        raise ModelError(f"the conversion of the gate gave the outputs {sorted(names)}")
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return proto
+
+
+def look_with_onnx(session: OnnxSession, pixels: FloatArray) -> GateOutput:
+    """Ask such a graph about preprocessed pictures, (N, S, S, 1), 0..1."""
+    names = [CHANCES, EMBEDDING, GATE_LUNGS]
+    parts = np.array_split(pixels, max(1, -(-len(pixels) // _AT_ONCE)))
+    found = [session.run(names, {INPUT: part}) for part in parts]
+    chances, embedding, lungs = (np.concatenate(column) for column in zip(*found, strict=True))
+    return GateOutput(chances=chances, embedding=embedding, lungs=lungs)
+
+
+def with_scores(
+    proto: OnnxProto, familiarity: Familiarity, thresholds: GateThresholds
+) -> OnnxProto:
+    """Add the scores to a converted gate, and leave only what the gate's contract promises.
+
+    Parameters
+    ----------
+    proto
+        Of `gate_to_onnx`, quantised or not; left as it is.
+    familiarity, thresholds
+        What the distance and its score are made of.
+
+    Returns
+    -------
+    onnx.ModelProto
+        With the outputs `scores` and `lungs`; see `lungwatch.contract`.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    graph = made.graph
+
+    def constant(name: str, values: NDArray[np.float32] | NDArray[np.int64]) -> str:
+        graph.initializer.append(numpy_helper.from_array(values, f"gate_{name}"))
+        return f"gate_{name}"
+
+    def number(name: str, value: float) -> str:
+        return constant(name, np.array(value, np.float32))
+
+    def node(
+        kind: str,
+        name: str,
+        *inputs: str,
+        **attributes: Any,  # noqa: ANN401 - onnx's own
+    ) -> str:
+        output = f"gate_{name}"
+        graph.node.append(helper.make_node(kind, list(inputs), [output], output, **attributes))
+        return output
+
+    centred = node("Sub", "centred", EMBEDDING, constant("mean", familiarity.mean))
+    along = node("MatMul", "along", centred, constant("axes", familiarity.axes))
+    distance = node(
+        "ReduceSum",
+        "distance",
+        node("Mul", "squares", along, along),
+        constant("columns", np.array([1], np.int64)),
+        keepdims=1,
+    )
+    ratio = node("Div", "ratio", distance, number("furthest", thresholds.distance))
+    square = node("Mul", "ratio_2", ratio, ratio)
+    fourth = node("Mul", "ratio_4", square, square)
+    familiar = node("Reciprocal", "familiar", node("Add", "ratio_4_1", fourth, number("one", 1.0)))
+
+    is_lung = node("GreaterOrEqual", "is_lung", GATE_LUNGS, number("half", 0.5))
+    cells = node("Cast", "cells", is_lung, to=TensorProto.FLOAT)
+    area = node("ReduceMean", "area", cells, axes=[1, 2], keepdims=0)
+    column = node(
+        "Reshape", "area_column", area, constant("as_column", np.array([-1, 1], np.int64))
+    )
+    enough = node("Mul", "enough", column, number("per_area", 1.0 / (2 * LEAST_LUNGS)))
+    lungs = node("Clip", "lungs_score", enough, number("least", 0.0), number("most", 1.0))
+
+    graph.node.append(
+        helper.make_node("Concat", [CHANCES, lungs, familiar], [GATE_SCORES], GATE_SCORES, axis=1)
+    )
+    kept = [output for output in graph.output if output.name == GATE_LUNGS]
+    count = len(thresholds.checks())
+    del graph.output[:]
+    graph.output.append(
+        helper.make_tensor_value_info(GATE_SCORES, TensorProto.FLOAT, ["batch", count])
+    )
+    graph.output.extend(kept)
+    onnx.checker.check_model(made)
+    return made
+
 
 MAX_MB = 3.0
+
 KEPT, REFUSED = "kept", "refused"
 
+
 _PARITY_IMAGES = 32
+
 _PARITY_LIMIT = 1e-4
+
 # Beside the training images, which are upright chests all: the activations of what is none.
 _DRAWN_FOR_RANGES = 100
+
 # int8 arithmetic differs between processors; a score on a slope differs by more than a float's.
 _TOLERANCE = 0.05
+
 _OF_CONFIG = ("family", "fit", "data", "backend", "pictures")
 
 
@@ -105,7 +258,7 @@ def export_gate(
 ) -> ExportedGate:
     """Convert a gate, quantise it, choose its thresholds and measure it.
 
-    Thresholds follow the rule of `lungwatch.training.gate_checks`, on the int8 graph's own
+    Thresholds follow the rule of `training.evaluation.gate_rates`, on the int8 graph's own
     answers; distances are from the int8 graph's own embeddings of the training images.
 
     Parameters
@@ -214,7 +367,7 @@ class OnnxGate:
         self.contract = contract
 
     def run(self, batch: FloatArray) -> Sequence[_Answer]:
-        """See `lungwatch.training.gate_rates.Gate`."""
+        """See `lungwatch.training.evaluation.gate_rates.Gate`."""
         scores, lungs = self._session.run([GATE_SCORES, GATE_LUNGS], {INPUT: batch})
         return [
             _Answer(verdict=self.contract.verdict([float(one) for one in row]), lungs=field)
@@ -237,7 +390,7 @@ def _contract(data: bytes, thresholds: GateThresholds, spec: PreprocessSpec) -> 
 
 
 def _parity(
-    model: KerasModel, exported: Callable[[FloatArray], GateLook], pixels: FloatArray
+    model: KerasModel, exported: Callable[[FloatArray], GateOutput], pixels: FloatArray
 ) -> dict[str, Any]:
     """Hold the float graph against the Keras network.
 
@@ -247,7 +400,7 @@ def _parity(
         If a chance or a cell of the lungs differs by more than 1e-4.
     """
     few = pixels[:: max(1, len(pixels) // _PARITY_IMAGES)][:_PARITY_IMAGES]
-    ours, theirs = exported(few), look_with(answering_network(model), few)
+    ours, theirs = exported(few), gate_outputs(gate_output_network(model), few)
     found = {
         "images": len(few),
         "chances": float(np.abs(ours.chances - theirs.chances).max()),
@@ -262,7 +415,7 @@ def _parity(
     return found
 
 
-def _mean_difference(plain: GateLook, int8: GateLook) -> float:
+def _mean_difference(plain: GateOutput, int8: GateOutput) -> float:
     return round(float(np.abs(plain.chances - int8.chances).mean()), 6)
 
 
@@ -287,7 +440,7 @@ def _rates_of_splits(
         if not chosen:
             continue
         files = [sample.path for sample in chosen.values()]
-        looked = look_at(gate, root, files, variants=tuple(VARIANTS), progress=progress)
+        looked = gate_outcomes(gate, root, files, variants=tuple(VARIANTS), progress=progress)
         whole = f"{name}/{split}"
         rows += _rows([replace(one, folder=whole) for one in looked], as_is=KEPT)
         by_source = [
@@ -306,17 +459,17 @@ def _rates_of_folders(
     rows = []
     for folder in request.keep:
         files, whole = image_files(folder), folder.resolve().name
-        looked = look_at(gate, folder, files, variants=tuple(VARIANTS), progress=progress)
+        looked = gate_outcomes(gate, folder, files, variants=tuple(VARIANTS), progress=progress)
         rows += _rows([one for one in looked if one.variant == AS_IS], as_is=KEPT)
         copies = [replace(one, folder=whole) for one in looked if one.variant != AS_IS]
         rows += _rows(copies, as_is=KEPT)
     for folder in request.refuse:
-        looked = look_at(gate, folder, image_files(folder), progress=progress)
+        looked = gate_outcomes(gate, folder, image_files(folder), progress=progress)
         rows += _rows(looked, as_is=REFUSED)
     return rows
 
 
-def _rows(looked: Sequence[Looked], *, as_is: str) -> list[dict[str, Any]]:
+def _rows(looked: Sequence[GateOutcome], *, as_is: str) -> list[dict[str, Any]]:
     """Count by folder and copy; what becomes of a copy that is turned or inverted is clear."""
     return [
         {

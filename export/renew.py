@@ -1,4 +1,7 @@
-"""A bundle made anew around the same network: maps' peaks, content gate, drift, contract, card."""
+"""Renewal of a bundle around the same network: map scale, content gate, drift reference.
+
+Contract and card.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,25 +11,29 @@ from typing import Any
 import numpy as np
 
 from lungwatch.bundle import read_bundle
+from lungwatch.comparison import LEAST_VALUES, DriftReference
 from lungwatch.contract import ModelContract
-from lungwatch.driftreference import DriftReference
 from lungwatch.errors import DatasetError, MissingExtraError, ModelError
-from lungwatch.export.bundle import write_bundle
-from lungwatch.export.card import write_card
-from lungwatch.export.drift import make_reference
-from lungwatch.export.exporter import check_version, measure_sets
-from lungwatch.export.figures import FIGURES, Figures
+from lungwatch.export.card import (
+    FIGURES,
+    RELEASE_GATE,
+    FigureTables,
+    read_release_gate,
+    require_same_model,
+    write_card,
+)
+from lungwatch.export.exporter import check_version, write_bundle
 from lungwatch.export.gate import GateRequest, export_gate
-from lungwatch.export.parity import run_onnx
-from lungwatch.export.peaks import add_peak_output, reference_of_data
-from lungwatch.export.release_card import RELEASE_GATE, read_release_gate, require_same_model
-from lungwatch.export.to_onnx import with_contract
-from lungwatch.golden import golden_input
-from lungwatch.training.dataset import dataset_name
-from lungwatch.training.label_map import LabelMap
-from lungwatch.training.score_cache import model_digest
-from lungwatch.training.scorers import OnnxScorer
-from lungwatch.twosample import LEAST
+from lungwatch.export.graph import run_onnx, with_contract
+from lungwatch.export.references import (
+    add_peak_output,
+    evaluate_sets,
+    make_reference,
+    reference_of_data,
+)
+from lungwatch.preprocess import golden_input
+from lungwatch.training.data.dataset import LabelMap, dataset_name
+from lungwatch.training.evaluation.scorers import OnnxScorer, model_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +79,7 @@ class RenewRequest:
     reference: Path | None = None
     evaluate: Sequence[Path] = ()
     notes: str = ""
-    figures: Figures = field(default_factory=dict)
+    figures: FigureTables = field(default_factory=dict)
     release_gate: Path | None = None
     replace: bool = False
     labels: LabelMap | None = None
@@ -120,7 +127,9 @@ def renew(
     gate_request = request.gate or (GateRequest(run=request.bundle) if before.gate else None)
     gate = export_gate(gate_request, progress=progress) if gate_request else None
     scorer = OnnxScorer(model, str(request.bundle))
-    measured = measure_sets(scorer, request.data, request.evaluate, progress, labels=request.labels)
+    measured = evaluate_sets(
+        scorer, request.data, request.evaluate, progress, labels=request.labels
+    )
     drift = DriftReference.from_json(files.drift) if files.drift is not None else None
     if request.reference:
         drift = make_reference(
@@ -129,7 +138,7 @@ def renew(
         if drift is None:
             raise DatasetError(
                 f"{dataset_name(request.reference)}: too few pictures for a reference for drift "
-                f"({LEAST} that the gate accepts are needed)"
+                f"({LEAST_VALUES} that the gate accepts are needed)"
             )
     figures = {**before.metrics.get(FIGURES, {}), **request.figures}
     told: dict[str, Any] = {FIGURES: figures} if figures else {}

@@ -31,7 +31,7 @@ from targets import ABOUT, KEY, MODEL, SEPARATOR
 
 from lungwatch.bundle import BundleFiles
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.model import Classifier, find_bundle
+from lungwatch.daemon.pipeline.model import Classifier, find_bundle
 from lungwatch.models import SHIPPED_DEFAULT
 from lungwatch.signing import sign
 

@@ -18,13 +18,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lungwatch.bundle import BundleFiles
 from lungwatch.contract import ModelContract
-from lungwatch.daemon.config import Config, load_config
+from lungwatch.daemon.config import Config
+from lungwatch.daemon.configfile import load_config
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.namerules import NameRules
-from lungwatch.daemon.trust import Trust
-from lungwatch.daemon.unpacking import Unpacked, Unpacker
+from lungwatch.daemon.intake.archives import Unpacked, Unpacker
+from lungwatch.daemon.intake.eligibility import NameRules
+from lungwatch.daemon.pipeline.model import BundlePolicy
 from lungwatch.errors import ConfigError, FileRejected, ModelError, TransientError
-from lungwatch.imaging import ReadPolicy, read_radiograph
+from lungwatch.imaging.reader import ReadPolicy, read_radiograph
 from lungwatch.signing import fingerprint
 
 # Images of a few pixels make short inputs, which a fuzzer gets through by the thousand.
@@ -101,7 +102,7 @@ def bundle(data: bytes) -> None:
     """Read a bundle's bundle.json and bundle.sig: none but what was signed may be trusted."""
     about, _, signature = data.partition(SEPARATOR)
     files = BundleFiles(folder=Path("/m-1"), model=MODEL, about=about, signature=signature)
-    trust = Trust(keys={fingerprint(KEY.public_key()): KEY.public_key()})
+    trust = BundlePolicy(keys={fingerprint(KEY.public_key()): KEY.public_key()})
     with contextlib.suppress(ModelError):
         files.check_digests()
     try:

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from chaos.fault import PassingFault
 from chaos.place import Place
-from lungwatch.daemon.decoder.faults import poison
+from lungwatch.daemon.pipeline.sandbox import fault_mark
 from tests.support.pictures import png
 
 
@@ -25,7 +25,7 @@ class BadDecoder(PassingFault):
         """Drop three of each kind."""
         for number in range(9):
             kind = self._faults[number % 3]
-            place.drop(f"{kind}-{number}.png", png(7000 + number) + poison(kind))
+            place.drop(f"{kind}-{number}.png", png(7000 + number) + fault_mark(kind))
 
     def heal(self, place: Place) -> None:
         """Nothing to be done: each file costs itself."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from chaos.fault import Fault, Lab, Trial
 from chaos.place import ChaosError, Place
-from lungwatch.daemon.crashpoint import CRASH_POINTS
+from lungwatch.daemon.stage import CRASH_POINTS
 from tests.support.pictures import archive, picture, png
 
 # In sending to a PACS, see `chaos.faults.sending`; with what was sent, in the tests.

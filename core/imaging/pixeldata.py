@@ -1,42 +1,159 @@
-"""Pixel data decoding: encoded frames to stored values, for every transfer syntax."""
+"""Pixel data: decoders of every transfer syntax, and the check of what is decoded."""
 
+import importlib.util
+import logging
+import threading
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels.decoders.base import Decoder, get_decoder
+from pydicom.pixels.decoders.base import Decoder, DecodeRunner, get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
     UID,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     JPEGLSNearLossless,
     JPEGLSTransferSyntaxes,
     RLELossless,
 )
 
 from lungwatch.errors import FileRejected, Reason
-from lungwatch.imaging import codecplugin
-from lungwatch.imaging.attributes import code_of, number_of, short, text_of
-from lungwatch.imaging.codestream import FrameHeader, frame_header
-from lungwatch.imaging.depth import Layout, Samples, extract
-from lungwatch.imaging.dicomfile import frame_bytes, holds_bytes
-from lungwatch.imaging.encapsulation import is_encapsulated, single_frame
-from lungwatch.imaging.entropy import check_rle
-from lungwatch.imaging.wordorder import check_shape, in_order
+from lungwatch.imaging.codestream import (
+    FrameHeader,
+    check_jpeg,
+    check_jpeg2000,
+    check_rle,
+    damaged,
+    frame_header,
+)
+from lungwatch.imaging.dicomfile import frame_bytes, holds_bytes, is_encapsulated, single_frame
+from lungwatch.imaging.radiograph import code_of, number_of, short, text_of
+from lungwatch.imaging.samples import Layout, Samples, check_shape, extract_samples, in_byte_order
+
+PLUGIN = "lungwatch"
+
+JPEG_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
+
+JPEG2000_SYNTAXES = (JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
+
+SYNTAXES = (*JPEG_SYNTAXES, *JPEG2000_SYNTAXES)
+
+DECODER_DEPENDENCIES: dict[UID, tuple[str, ...]] = dict.fromkeys(SYNTAXES, ("imagecodecs",))
+
+
+def is_available(uid: str) -> bool:
+    """Whether frames of a transfer syntax can be decoded."""
+    return uid in SYNTAXES and importlib.util.find_spec("imagecodecs") is not None
+
+
+def decode_jpeg(src: bytes, runner: DecodeRunner) -> bytes:
+    """Decode one frame of JPEG.
+
+    Returns
+    -------
+    bytes
+        Samples in 8 bits, or in 16 where the codestream has more than 8; colours by pixel,
+        in the colour space that the codestream is in.
+
+    Raises
+    ------
+    FileRejected
+        As DAMAGED, if the entropy-coded data are.
+    """
+    import imagecodecs  # noqa: PLC0415 - 10 ms that only compressed files need
+
+    space = None
+    if runner.samples_per_pixel == 3:
+        # Equal on both sides: nothing is converted, which is pydicom's to do.
+        space = "RGB" if runner.photometric_interpretation == "RGB" else "YCBCR"
+    decoded = np.asarray(imagecodecs.jpeg8_decode(src, colorspace=space, outcolorspace=space))
+    if (header := frame_header(src)) is not None:
+        check_jpeg(src, header, decoded)
+    runner.set_option("bits_allocated", 8 * decoded.itemsize)
+    runner.set_option("planar_configuration", 0)
+    return decoded.tobytes()
+
+
+def decode_jpeg2000(src: bytes, runner: DecodeRunner) -> bytes:
+    """Decode one frame of JPEG 2000 or HTJ2K.
+
+    Returns
+    -------
+    bytes
+        Samples in 8 or 16 bits, extended to them where the codestream is signed; colours by
+        pixel, as RGB.
+
+    Raises
+    ------
+    FileRejected
+        As DAMAGED, if a marker stands where none may, or if OpenJPEG warns.
+    """
+    import imagecodecs  # noqa: PLC0415 - as above
+
+    check_jpeg2000(src)
+    logger = logging.getLogger("imagecodecs")
+    complaints = _WarningFilter()
+    logger.addFilter(complaints)
+    try:
+        decoded = np.asarray(imagecodecs.jpeg2k_decode(src, planar=False, verbose=1))
+    finally:
+        logger.removeFilter(complaints)
+    if complaints.heard:
+        raise damaged("JPEG 2000")
+    if runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
+        runner.set_option("photometric_interpretation", "RGB")
+    runner.set_option("bits_allocated", 8 * decoded.itemsize)
+    runner.set_option("planar_configuration", 0)
+    return decoded.tobytes()
+
+
+class _WarningFilter(logging.Filter):
+    """Hears what a codec says in this thread, and keeps it from the log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard = False
+        self._thread = threading.get_ident()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.thread != self._thread:
+            return True
+        self.heard = True
+        return False
+
+
+def register_decoders() -> None:
+    """Make the decoders known to pydicom."""
+    for syntax in JPEG_SYNTAXES:
+        get_decoder(syntax).add_plugin(PLUGIN, (__name__, decode_jpeg.__name__))
+    for syntax in JPEG2000_SYNTAXES:
+        get_decoder(syntax).add_plugin(PLUGIN, (__name__, decode_jpeg2000.__name__))
+
 
 _MONOCHROME = {"MONOCHROME1", "MONOCHROME2"}
+
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
+
 _PALETTE = "PALETTE COLOR"
+
 _LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K}
+
 _FAMILIES = {
-    "JPEG": codecplugin.JPEG_SYNTAXES,
-    "JPEG 2000": codecplugin.JPEG2000_SYNTAXES,
+    "JPEG": JPEG_SYNTAXES,
+    "JPEG 2000": JPEG2000_SYNTAXES,
     "JPEG-LS": tuple(JPEGLSTransferSyntaxes),
 }
+
 # pydicom masks unused bits and extends signs without a look at the pixels.
 _OPTIONS: Any = {
     "view_only": True,
@@ -44,6 +161,7 @@ _OPTIONS: Any = {
     "apply_j2k_sign_correction": False,
     "apply_jls_sign_correction": False,
 }
+
 # PS3.3 C.7.6.3.1 has them as type 1, and no image can be read for certain without one of them.
 _NEEDED = (
     "SamplesPerPixel",
@@ -53,10 +171,12 @@ _NEEDED = (
     "HighBit",
     "PixelRepresentation",
 )
+
 # A palette's image is decoded like a grey one, and coloured afterwards.
 _SAMPLES_PER_PIXEL = {**dict.fromkeys(_MONOCHROME | {_PALETTE}, 1), **dict.fromkeys(_COLOUR, 3)}
 
-codecplugin.register()
+
+register_decoders()
 
 
 def check_pixels(dataset: FileDataset, max_pixels: int) -> None:
@@ -110,7 +230,7 @@ def check_pixels(dataset: FileDataset, max_pixels: int) -> None:
         )
 
 
-def decode(dataset: FileDataset) -> Samples:
+def decode_pixels(dataset: FileDataset) -> Samples:
     """Decode the one frame of a data set for which `check_pixels` holds.
 
     Returns
@@ -150,9 +270,9 @@ def decode(dataset: FileDataset) -> Samples:
         return Samples(values=values)
     words, is_swapped = values.view(f"u{values.dtype.itemsize}"), False
     if not syntax.is_encapsulated:
-        words, is_swapped = in_order(words)
+        words, is_swapped = in_byte_order(words)
         check_shape(words)
-    samples = extract(
+    samples = extract_samples(
         words,
         Layout(
             stored=number_of(dataset, "BitsStored"),
@@ -230,7 +350,7 @@ def _decoder(syntax: UID) -> Decoder:
         ) from error
     if not decoder.is_available:
         packages = {
-            **dict.fromkeys(codecplugin.SYNTAXES, "imagecodecs"),
+            **dict.fromkeys(SYNTAXES, "imagecodecs"),
             **dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls"),
         }
         package = packages[syntax]
@@ -256,7 +376,7 @@ def _plugin(decoder: Decoder, dataset: FileDataset) -> str:
         JPEGExtended12Bit,
     )
     # Pillow knows the markers by which a JPEG file tells its colour space.
-    preferred = ("pillow",) if is_lossy_colour else (codecplugin.PLUGIN, "pyjpegls")
+    preferred = ("pillow",) if is_lossy_colour else (PLUGIN, "pyjpegls")
     return next((name for name in (*preferred, *available) if name in available), "")
 
 

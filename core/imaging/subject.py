@@ -1,4 +1,7 @@
-"""Subject: what a DICOM file says it shows, which must be a human chest made to be looked at."""
+"""Subject: what a DICOM file says it shows.
+
+Which must be a frontal human chest made for reading.
+"""
 
 from collections.abc import Collection
 
@@ -16,30 +19,257 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from lungwatch.errors import FileRejected, Reason
-from lungwatch.flags import Flag
-from lungwatch.imaging.attributes import code_of, codes_of, items_of, short, text_of, values_of
-from lungwatch.imaging.bodypart import CHEST, PARTLY, UNKNOWN, check_body_part, part_of
-from lungwatch.imaging.view import FRONTAL, check_view, view_of
-from lungwatch.imaging.vocabulary import readings, says_nothing, vocabulary
+from lungwatch.errors import FileRejected, Flag, Reason
+from lungwatch.imaging.geometry import directions_of
+from lungwatch.imaging.radiograph import code_of, codes_of, items_of, short, text_of, values_of
+from lungwatch.imaging.vocabulary import (
+    Lexicon,
+    fold,
+    is_listed,
+    readings,
+    says_nothing,
+    vocabulary,
+)
+
+CHEST, PARTLY, NO_PART = "chest", "partly_chest", ""
+
+# Kinds of words that name no part of the body.
+_SILENT = {"ignored"}
+
+
+def check_body_part(dataset: Dataset, accepted: Collection[str]) -> tuple[Flag, ...]:
+    """Refuse what is known not to be the chest.
+
+    Body Part Examined (0018,0015) and the Anatomic Region Sequence (0008,2218) say the same in
+    words and in code (PS3.3 C.8.11.2, 10.5); a file may have either, both or none. What one of
+    them names as something else is refused, whatever the other says.
+
+    Parameters
+    ----------
+    accepted
+        Further spellings that are taken for the chest (`ReadPolicy.body_parts`), in capitals.
+
+    Returns
+    -------
+    tuple of Flag
+        `BODY_PART_UNKNOWN` where nothing names the chest, or where it is one among others.
+
+    Raises
+    ------
+    FileRejected
+        `WRONG_BODY_PART`, with the part's name.
+    """
+    stated = code_of(dataset, "BodyPartExamined")
+    if stated and is_listed(stated, accepted):
+        return ()
+    by_name = part_of(*readings(dataset, "BodyPartExamined"))
+    if by_name not in (CHEST, PARTLY, NO_PART):
+        raise FileRejected(Reason.WRONG_BODY_PART, f"body part {short(stated)} is not the chest")
+    parts = {by_name}
+    for keyword in ("AnatomicRegionSequence", "PrimaryAnatomicStructureSequence"):
+        for value, meaning in codes_of(dataset, keyword):
+            parts.add(vocabulary().body_part_codes.get(value) or part_of(meaning))
+    if parts - {CHEST, PARTLY, NO_PART}:
+        raise FileRejected(Reason.WRONG_BODY_PART, "the region's code is not that of the chest")
+    if CHEST in parts and PARTLY not in parts:
+        return ()
+    return (Flag.BODY_PART_UNKNOWN,)
+
+
+def part_of(*texts: str) -> str:
+    """Name the part of the body that a text means.
+
+    Parameters
+    ----------
+    texts
+        What the text may be, where its character set is uncertain; the first that is known counts.
+
+    Returns
+    -------
+    str
+        "chest"; "partly_chest" where it is one part among others; the name of another part; or ""
+        where no word is known.
+    """
+    words = vocabulary().body_parts
+    for look_up in (words.look_up, words.look_up_damaged):
+        for text in texts:
+            kinds = look_up(text).kinds - _SILENT
+            others = sorted(kinds - {CHEST, PARTLY, "chest_adjective"})
+            if CHEST in kinds:
+                return PARTLY if others or PARTLY in kinds else CHEST
+            # "Thoracic" alone is the chest; with "spine" it is the spine.
+            if others:
+                return PARTLY if PARTLY in kinds else others[0]
+            if kinds:
+                return PARTLY if PARTLY in kinds else CHEST
+    return NO_PART
+
+
+FRONTAL, DECUBITUS, NOT_FRONTAL, NO_VIEW = "frontal", "decubitus", "not_frontal", ""
+
+# Patient Position (0018,5100) of who lies on the side (PS3.3 C.7.3.1.1.2).
+_ON_THE_SIDE = {"HFDL", "HFDR", "FFDL", "FFDR"}
+
+_CORES = ("PA", "AP")
+
+
+def check_view(
+    dataset: Dataset, accepted: Collection[str], *, refuse: bool = True
+) -> tuple[Flag, ...]:
+    """Refuse views that are not frontal.
+
+    View Position (0018,5101), the View Code Sequence (0054,0220) and Patient Orientation
+    (0020,0020) say the same in three ways (PS3.3 C.8.1.3, C.8.11.5, C.7.6.1.1.1). Frontal views
+    are known by what they are called; a position that is not on that list is not frontal.
+
+    Parameters
+    ----------
+    accepted
+        Further spellings that are taken for a frontal view (`ReadPolicy.view_positions`).
+    refuse
+        False lets every view pass; the flags are the same.
+
+    Returns
+    -------
+    tuple of Flag
+        `VIEW_UNKNOWN` where nothing names a view, `DECUBITUS` where the patient lay on the side.
+
+    Raises
+    ------
+    FileRejected
+        `NOT_FRONTAL`, with what says so.
+    """
+    stated = code_of(dataset, "ViewPosition")
+    is_accepted = bool(stated) and is_listed(stated, accepted)
+    by_name = FRONTAL if is_accepted else view_of(*readings(dataset, "ViewPosition"))
+    by_code = [
+        FRONTAL
+        if meaning and is_listed(meaning.upper(), accepted)
+        else _view_of_code(value, meaning)
+        for value, meaning in codes_of(dataset, "ViewCodeSequence")
+    ]
+    views = [by_name, *by_code, *_modifiers(dataset)]
+    if refuse and by_name == NOT_FRONTAL:
+        raise FileRejected(Reason.NOT_FRONTAL, f"view position {short(stated)} is not frontal")
+    if refuse and NOT_FRONTAL in views:
+        raise FileRejected(Reason.NOT_FRONTAL, "the view's code is not that of a frontal view")
+    if refuse and codes_of(dataset, "ProjectionEponymousNameCodeSequence"):
+        # CID 4012: Lindblom, Twining, Waters and others, none of which is an ordinary PA or AP.
+        raise FileRejected(Reason.NOT_FRONTAL, "the projection has a name of its own")
+    directions = directions_of(dataset)
+    if refuse and directions is not None and set("AP") & set(directions):
+        raise FileRejected(
+            Reason.NOT_FRONTAL,
+            f"rows and columns run {' and '.join(directions)}, as they do in no frontal view",
+        )
+    if DECUBITUS in views or code_of(dataset, "PatientPosition") in _ON_THE_SIDE:
+        return (Flag.DECUBITUS,)
+    return () if FRONTAL in views else (Flag.VIEW_UNKNOWN,)
+
+
+def view_of(*texts: str) -> str:
+    """Name the view that a text means, by what is allowed.
+
+    Parameters
+    ----------
+    texts
+        What the text may be, where its character set is uncertain; the first that is known counts.
+
+    Returns
+    -------
+    str
+        "frontal", "decubitus" (on the side, frontal all the same), "not_frontal", or "" where no
+        view is named.
+    """
+    views = [_view_of(text) for text in texts]
+    known = (view for view in views if view != NOT_FRONTAL)
+    return next(known, views[0] if views else NO_VIEW)
+
+
+def _view_of(text: str) -> str:
+    lexicon = vocabulary().views
+    text = _apart(text, lexicon)
+    found = lexicon.look_up(text)
+    kinds = set(found.kinds)
+    rest = " ".join(found.rest)
+    # "CHEST PA": the part's name is no view.
+    if rest and not vocabulary().body_parts.look_up(rest).rest:
+        rest = "" if _is_chest_only(rest) else rest
+    if rest or "not_frontal" in kinds:
+        return NOT_FRONTAL
+    if "lying" in kinds and FRONTAL not in kinds:
+        return NOT_FRONTAL
+    for kind in (DECUBITUS, FRONTAL):
+        if kind in kinds:
+            return kind
+    return NO_VIEW
+
+
+def _is_chest_only(text: str) -> bool:
+    return vocabulary().body_parts.look_up(text).kinds <= {"chest", "chest_adjective"}
+
+
+def _apart(text: str, lexicon: Lexicon) -> str:
+    """Set apart what is written as one word ("APSUPINE")."""
+    words = []
+    for word in fold(text):
+        for core in _CORES:
+            rest = word.removeprefix(core)
+            if rest not in ("", word) and not lexicon.look_up(rest).rest:
+                words += [core, rest]
+                break
+        else:
+            words.append(word)
+    return " ".join(words)
+
+
+def _view_of_code(value: str, meaning: str) -> str:
+    known = vocabulary().view_codes.get(value)
+    by_meaning = view_of(meaning)
+    if known is None:
+        return by_meaning
+    # A code of one view with the name of another: the name is what somebody reads and chooses.
+    clash = "not_frontal" in vocabulary().views.look_up(meaning).kinds
+    return NOT_FRONTAL if known == FRONTAL and clash else known
+
+
+def _modifiers(dataset: Dataset) -> list[str]:
+    """Return what modifiers make of a view: lordotic, crosstable, decubitus. Others are silent."""
+    items = items_of(dataset, "ViewCodeSequence")
+    codes = [code for item in items for code in codes_of(item, "ViewModifierCodeSequence")]
+    codes += codes_of(dataset, "PatientOrientationModifierCodeSequence")
+    views = []
+    for value, meaning in codes:
+        kinds = vocabulary().views.look_up(meaning).kinds
+        named = next((kind for kind in (DECUBITUS, NOT_FRONTAL) if kind in kinds), NO_VIEW)
+        views.append(vocabulary().view_codes.get(value, named))
+    # Frontal is the view's to say.
+    return [view for view in views if view != FRONTAL]
+
 
 _RADIOGRAPH_CLASSES = {
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
 }
+
 _CAPTURE_CLASSES = {
     SecondaryCaptureImageStorage,
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     MultiFrameTrueColorSecondaryCaptureImageStorage,
 }
+
 # Of every UID that DICOM itself has given out (PS3.5 9.1).
 _STANDARD_ROOT = "1.2.840.10008."
+
 _PROJECTION_MODALITIES = {"CR", "DX", "RG"}
+
 # Said of animals alone: PS3.3 C.7.1.1 makes these conditional on the patient being one.
 _OWNER_ROLES = {"OWNER", "VETERINARIAN"}
+
 _NEUTERED = {"ALTERED", "UNALTERED"}
+
 _DESCRIPTIONS = (
     "StudyDescription",
     "SeriesDescription",
@@ -53,6 +283,7 @@ _DESCRIPTIONS = (
     "ViewName",
     "ImageComments",
 )
+
 _DESCRIPTION_CODES = (
     "ProcedureCodeSequence",
     "RequestedProcedureCodeSequence",
@@ -60,6 +291,7 @@ _DESCRIPTION_CODES = (
     "ScheduledProtocolCodeSequence",
     "SeriesDescriptionCodeSequence",
 )
+
 # What was ordered is said in the request as well (PS3.3 10.6).
 _REQUEST = "RequestAttributesSequence"
 
@@ -260,7 +492,7 @@ def _description_disagrees(dataset: Dataset) -> bool:
         views = known.views.look_up(text).kinds
         # "Chest PA and lateral" describes a study of two images, of which this may be either.
         is_lateral = "not_frontal" in views and FRONTAL not in views and "decubitus" not in views
-        is_elsewhere = part_of(text) not in (CHEST, PARTLY, UNKNOWN)
+        is_elsewhere = part_of(text) not in (CHEST, PARTLY, NO_PART)
         is_animal = "animal" in known.species.look_up(text).kinds
         is_derived = "derivation" in known.image_types.look_up(text).kinds
         if is_lateral or is_elsewhere or is_animal or is_derived:

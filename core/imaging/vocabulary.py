@@ -1,4 +1,4 @@
-"""The vocabulary of what files show: body parts, views and species, in words and codes.
+"""Vocabulary of what files show: body parts, views and species, in words and codes.
 
 The words are in `vocabulary.toml`, in the languages in which files really name them.
 """
@@ -15,15 +15,19 @@ from typing import Any
 from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 
-from lungwatch.imaging.attributes import text_of
+from lungwatch.imaging.radiograph import text_of
 
 # From here on (CJK radicals, kana, Han, Hangul, and Thai) words are not set apart by spaces.
 _UNSPACED = re.compile("[\u0e00-\u0e7f\u2e80-\ud7ff\uf900-\ufaff]")
+
 _LETTERS = re.compile(r"[^\W\d_]+")
+
 # Letters that have no decomposition, as they are written where a keyboard lacks them.
 _PLAIN = str.maketrans({"Ł": "L", "Ø": "O", "Đ": "D", "Æ": "AE", "Œ": "OE", "Þ": "TH"})
+
 # A word that lost its accented letters is only known again by this many others.
 _FEWEST_LETTERS = 4
+
 # Descriptions are of 64 characters (PS3.5 6.2, VR LO); what is far longer is none.
 _MOST_CHARACTERS = 256
 

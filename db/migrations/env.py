@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from lungwatch.db.schema import Base
+from lungwatch.db.models import Base
 
 context.configure(
     connection=context.config.attributes["connection"],

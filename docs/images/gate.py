@@ -15,16 +15,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.contract import INPUT
-from lungwatch.daemon.model import Classifier, find_bundle
+from lungwatch.contract import GATE_SCORES, INPUT
+from lungwatch.daemon.pipeline.model import Classifier, find_bundle
 from lungwatch.errors import FileRejected
-from lungwatch.gate import GATE_SCORES
-from lungwatch.imaging import read_radiograph
+from lungwatch.imaging.reader import read_radiograph
 from lungwatch.models import SHIPPED_DEFAULT
 from lungwatch.preprocess import preprocess
-from lungwatch.training.gate_checks import turned_copies
-from lungwatch.training.gate_rates import image_files
-from lungwatch.training.scorers import onnx_session
+from lungwatch.training.evaluation.gate_rates import image_files, turned_copies
+from lungwatch.training.evaluation.scorers import onnx_session
 
 _PLACE = Path(__file__).with_suffix(".png")
 _TITLES = {

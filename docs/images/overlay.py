@@ -11,13 +11,12 @@ from pathlib import Path
 from pydicom.data import get_testdata_file
 
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.decoding import decode
-from lungwatch.daemon.drawing import draw_result
-from lungwatch.daemon.inference import classify
-from lungwatch.daemon.judging import judge
-from lungwatch.daemon.model import Classifier, find_bundle
-from lungwatch.daemon.overlay import encode_png
-from lungwatch.daemon.records import Claimed, Prepared
+from lungwatch.daemon.overlay.render import encode_png
+from lungwatch.daemon.pipeline.decode import decode_file
+from lungwatch.daemon.pipeline.model import Classifier, find_bundle
+from lungwatch.daemon.pipeline.pipeline import classify
+from lungwatch.daemon.pipeline.record import assess, draw_result
+from lungwatch.daemon.pipeline.records import Claimed, Prepared
 from lungwatch.errors import FileRejected, ProcessingFailed
 
 # It abstains on this radiograph, so that all of an overlay is seen; the default model has a
@@ -32,7 +31,7 @@ def main(model: str) -> None:
     classifier = Classifier.load(find_bundle(model))
     gate = classifier.gate
     path = Path(str(get_testdata_file("RG1_UNCR.dcm")))
-    decoded = decode(
+    decoded = decode_file(
         path,
         policy=config.read_policy,
         spec=classifier.contract.preprocess,
@@ -49,7 +48,7 @@ def main(model: str) -> None:
         started_s=0.0,
     )
     (classified,) = classify([Prepared(claim=claim, **vars(decoded))], classifier, _raise)
-    judged = judge(classified, classifier.contract)
+    judged = assess(classified, classifier.contract)
     picture = draw_result(classified, judged, classifier.contract, side_by_side=True)
     _PLACE.write_bytes(encode_png(picture))
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lungwatch.daemon.crashpoint import CRASH_POINTS
+from lungwatch.daemon.stage import CRASH_POINTS
 
 SIGKILLED = -signal.SIGKILL
 STREAM = 60

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lungwatch.daemon.decoder.faults import poison
+from lungwatch.daemon.pipeline.sandbox import fault_mark
 from tests.support.waits import wait_for
 
 FAULTS = {
@@ -29,7 +29,7 @@ def decoders_of(daemon):
             command = (status.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == daemon.process.pid and b"lungwatch.daemon.decoder.child" in command:
+        if parent == daemon.process.pid and b"lungwatch.daemon.pipeline.sandbox" in command:
             found.append(int(status.parent.name))
     return sorted(found)
 
@@ -44,7 +44,7 @@ def is_alive(pid):
 def test_each_fault_costs_one_file_and_a_retry_finds_it_whole(make_home, picture):
     """Among others, each poisoned file fails with its own reason; the daemon is the same one."""
     home = make_home(DECODE_TIMEOUT_S="6", DECODE_MEMORY_MB="768")
-    poisoned = {fault: picture(number) + poison(fault) for number, fault in enumerate(FAULTS)}
+    poisoned = {fault: picture(number) + fault_mark(fault) for number, fault in enumerate(FAULTS)}
     neighbours = [picture(100 + number) for number in range(NEIGHBOURS)]
     contents = [*poisoned.values(), *neighbours]
     home.env["TEST_DECODER"] = "1"
@@ -161,7 +161,7 @@ def test_a_decoder_killed_from_outside_is_replaced_at_no_cost(make_home, picture
 @pytest.mark.parametrize("retried", [False, True], ids=["gone", "dropped again"])
 def test_a_file_taken_away_while_it_is_decoded_has_an_end(make_home, picture, retried):
     home = make_home(DECODE_TIMEOUT_S="3", TEST_DECODER="1")
-    content = picture(1) + poison("hang")
+    content = picture(1) + fault_mark("hang")
     with home.daemon() as daemon:
         home.drop("x.png", content)
         daemon.wait_until_said("action=claimed")

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.runningcheck import check_running
+from lungwatch.daemon.doctor import check_running
 from tests.support.peers import free_port, is_listening
 from tests.support.waits import PATIENCE_S, wait_for
 

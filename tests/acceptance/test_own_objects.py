@@ -12,9 +12,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from lungwatch.daemon.config import load_config
-from lungwatch.daemon.dicomout import ResultFacts, build_objects
+from lungwatch.daemon.configfile import load_config
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.pacs.objects import build_objects
+from lungwatch.daemon.pacs.source import ResultFacts
 from lungwatch.daemon.retention import Retention
 from lungwatch.db.engine import open_engine
 from tests.support.peers import free_port

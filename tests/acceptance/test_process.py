@@ -16,7 +16,7 @@ def test_no_module_of_the_training_side_is_imported(make_home, picture):
     assert said.returncode == 0, said.stderr
     imported = set(re.findall(r"^import time:.*\| +(\S+)$", said.stderr, re.MULTILINE))
     assert "onnxruntime" in imported
-    assert "lungwatch.daemon.pipeline" in imported
+    assert "lungwatch.daemon.pipeline.pipeline" in imported
     assert not {name for name in imported if name.split(".")[0] in (*HEAVY, "onnx")}
     ours = {name for name in imported if name.startswith("lungwatch.")}
     assert not {name for name in ours if name.split(".")[1] in ("training", "export")}

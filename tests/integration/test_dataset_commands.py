@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.cli.main import main
-from lungwatch.training.dataset import load_dataset
+from lungwatch.training.data.dataset import load_dataset
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'train')")
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra 'train')")
@@ -171,7 +171,7 @@ def test_a_run_folder_holds_what_was_asked_with_what_and_what_came_out(data, tmp
 def test_an_interrupted_exploration_goes_on_and_ends_as_an_uninterrupted_one(
     data, tmp_path, monkeypatch
 ):
-    from lungwatch.training import scan as module
+    from lungwatch.training.data import scan as module
 
     run("explore", data, "-o", tmp_path / "whole")
     real, read = module.read_radiograph, []

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
-from lungwatch.daemon.model import Classifier, find_bundle
-from lungwatch.driftreference import COMPONENTS
-from lungwatch.imaging import read_radiograph
+from lungwatch.comparison import COMPONENTS
+from lungwatch.daemon.pipeline.model import Classifier, find_bundle
+from lungwatch.imaging.reader import read_radiograph
 
 pytest.importorskip("onnx", reason="the extra 'train' is not installed")
 

@@ -18,16 +18,20 @@ from lungwatch.contract import Calibration, Decision
 from lungwatch.errors import DatasetError, ModelError
 from lungwatch.models import SHIPPED_DEFAULT
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.aim import Aim
-from lungwatch.training.assess import aim_threshold, score
-from lungwatch.training.bootstrap import FIGURES, Bootstrap
-from lungwatch.training.data_record import LearntImages, prefixes, sha256_of
-from lungwatch.training.dataset import load_dataset
-from lungwatch.training.evaluate import summarise
-from lungwatch.training.evaluation import EvaluationRequest, ThresholdSource, run_evaluation
-from lungwatch.training.gallery import choose_cases, over_image
-from lungwatch.training.metrics import figures
-from lungwatch.training.scorers import Judgement, load_scorer
+from lungwatch.training.data.dataset import load_dataset
+from lungwatch.training.data.splits import LearntImages, prefixes, sha256_of
+from lungwatch.training.evaluation.calibration import Aim
+from lungwatch.training.evaluation.evaluation import (
+    EvaluationRequest,
+    ThresholdSource,
+    aim_threshold,
+    evaluate_logits,
+    run_evaluation,
+    score,
+)
+from lungwatch.training.evaluation.metrics import FIGURES, Bootstrap, figures
+from lungwatch.training.evaluation.report import choose_cases, over_image
+from lungwatch.training.evaluation.scorers import Judgement, load_scorer
 
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra 'train')")
 
@@ -178,13 +182,13 @@ def test_a_folder_with_something_in_it_is_left_alone(data, tmp_path):
 
 
 def test_an_interrupted_evaluation_keeps_what_was_scored(data, tmp_path, monkeypatch):
-    from lungwatch.training import assess
+    from lungwatch.training.evaluation import evaluation
 
     whole, part = tmp_path / "whole", tmp_path / "part"
     arguments = [SHIPPED_DEFAULT, data, "--split", "val", *QUICK, "--gallery", 0]
     threshold = ["--threshold-data", data, "--threshold-split", "train"]
     assert invoke(*arguments, *threshold, "-o", whole).exit_code == 0
-    real, read = assess.read_pixels, []
+    real, read = evaluation.read_pixels, []
 
     def interrupted(samples, spec, **more):
         read.append(len(samples))
@@ -192,7 +196,7 @@ def test_an_interrupted_evaluation_keeps_what_was_scored(data, tmp_path, monkeyp
             raise KeyboardInterrupt
         return real(samples, spec, **more)
 
-    monkeypatch.setattr(assess, "read_pixels", interrupted)
+    monkeypatch.setattr(evaluation, "read_pixels", interrupted)
     assert invoke(*arguments, *threshold, "-o", part).exit_code != 0
     assert len(read) == 2
     assert "holds a run already" in invoke(*arguments, *threshold, "-o", part).stderr
@@ -395,8 +399,8 @@ def test_progress_counts_every_image_of_every_model(data):
 
 def test_the_shipped_graphs_probability_is_the_softmax_of_its_two_logits(data):
     from lungwatch.contract import INPUT, LOGITS, PROBABILITY
-    from lungwatch.training.pixels import read_pixels
-    from lungwatch.training.two_logits import decide, softmax
+    from lungwatch.training.data.pixels import read_pixels
+    from lungwatch.training.networks.heads import decide, softmax
 
     scorer = load_scorer(Path(SHIPPED_DEFAULT))
     pixels = read_pixels(load_dataset(data), scorer.judgement.preprocess)
@@ -408,7 +412,7 @@ def test_the_shipped_graphs_probability_is_the_softmax_of_its_two_logits(data):
 
 def test_a_keras_file_is_evaluated_like_a_bundle(data, tmp_path):
     pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
-    from lungwatch.training.baseline import BaselineConfig, build_baseline
+    from lungwatch.training.networks.backbones import BaselineConfig, build_baseline
 
     config = BaselineConfig(size_px=32, filters=(4, 4), dense_units=4, dropout=0.0)
     file = tmp_path / "tiny.keras"
@@ -460,7 +464,7 @@ def test_images_that_were_learnt_from_are_counted_named_and_left_out_once(data):
     assert told["images"] == len(known)
     assert len(told["names"]) == 5
     assert set(told["names"]) <= {s.path.relative_to(data).as_posix() for s in known}
-    alone = summarise(Brightness().judgement, unknown, score(Brightness(), unknown).logits)
+    alone = evaluate_logits(Brightness().judgement, unknown, score(Brightness(), unknown).logits)
     assert {name: told["without"][name] for name in FIGURES} == {n: alone[n] for n in FIGURES}
     assert set(told["without"]["intervals"]) == set(FIGURES)
     (none,) = run_evaluation(Brightness(), request, learnt=LearntImages())

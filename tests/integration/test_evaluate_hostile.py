@@ -17,9 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 from lungwatch.cli.main import main
-from lungwatch.golden import golden_pixels
+from lungwatch.errors import visible
 from lungwatch.models import SHIPPED_DEFAULT
-from lungwatch.plaintext import visible
+from lungwatch.preprocess import golden_pixels
 
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra 'train')")
 

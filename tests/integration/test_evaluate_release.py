@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.cli.main import main
 from lungwatch.models import SHIPPED_DEFAULT
-from lungwatch.training.bootstrap import Bootstrap
-from lungwatch.training.head import attach_head
-from lungwatch.training.randomised import compare_randomised
-from lungwatch.training.release_criteria import CRITERIA, Criteria
-from lungwatch.training.release_gate import ReleaseResult
-from lungwatch.training.scorers import KerasScorer
+from lungwatch.training.evaluation.maps import compare_randomised
+from lungwatch.training.evaluation.metrics import Bootstrap
+from lungwatch.training.evaluation.release_criteria import CRITERIA, Criteria
+from lungwatch.training.evaluation.release_gate import ReleaseResult
+from lungwatch.training.evaluation.scorers import KerasScorer
+from lungwatch.training.networks.heads import attach_head
 
 pytest.importorskip("onnx", reason="needs onnx (extra 'train')")
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra 'train')")
@@ -110,7 +110,7 @@ def test_a_model_that_passes_leaves_with_0(data, monkeypatch):
         name = scorer.judgement.name
         return ReleaseResult(model=name, model_sha256=model_sha256, data=("d",), checks=checks)
 
-    monkeypatch.setattr("lungwatch.training.release_gate.run_release_gate", measured)
+    monkeypatch.setattr("lungwatch.training.evaluation.release_gate.run_release_gate", measured)
     result = invoke("evaluate", SHIPPED_DEFAULT, data, "--gate")
     assert (result.exit_code, result.stderr) == (0, "")
     assert f"release gate pass ({len(CRITERIA)} pass, 0 fail, 0 not measured)" in result.stdout

@@ -18,17 +18,17 @@ from lungwatch.contract import (
     Finding,
     ModelContract,
 )
-from lungwatch.daemon.model import Classifier
+from lungwatch.daemon.pipeline.model import Classifier
 from lungwatch.errors import DatasetError, ModelError
-from lungwatch.golden import golden_input
-from lungwatch.training.head import (
+from lungwatch.preprocess import golden_input
+from lungwatch.training.networks.heads import (
     FEATURES,
     LOGIT,
     POOLED,
-    answer_of,
     attach_finding,
     attach_head,
     further_findings,
+    output_of,
 )
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
@@ -36,16 +36,14 @@ pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")
 
 from lungwatch.export.exporter import ExportRequest, export  # noqa: E402
-from lungwatch.export.parity import compare, synthetic_images  # noqa: E402
-from lungwatch.export.to_onnx import to_onnx  # noqa: E402
+from lungwatch.export.graph import compare, synthetic_images, to_onnx  # noqa: E402
 from lungwatch.preprocess import PreprocessSpec  # noqa: E402
-from lungwatch.training.calibrate import fit_calibration  # noqa: E402
-from lungwatch.training.dataset import load_dataset  # noqa: E402
-from lungwatch.training.fit import predict_logits  # noqa: E402
-from lungwatch.training.gradcam import gradcam  # noqa: E402
-from lungwatch.training.metrics import roc_auc  # noqa: E402
-from lungwatch.training.pixels import read_pixels  # noqa: E402
-from lungwatch.training.scorers import KerasScorer, OnnxScorer  # noqa: E402
+from lungwatch.training.data.dataset import load_dataset  # noqa: E402
+from lungwatch.training.data.pixels import read_pixels  # noqa: E402
+from lungwatch.training.evaluation.calibration import fit_calibration  # noqa: E402
+from lungwatch.training.evaluation.metrics import roc_auc  # noqa: E402
+from lungwatch.training.evaluation.scorers import KerasScorer, OnnxScorer, predict_logits  # noqa: E402
+from lungwatch.training.networks.heads import gradcam  # noqa: E402
 
 SIDE = 32
 CONFIG = json.dumps({"preprocess": PreprocessSpec(size_px=SIDE).to_dict()})
@@ -98,7 +96,7 @@ def test_heads_are_found_by_their_layers():
     assert further_findings(network()) == ()
     model = network("opacity", "nodule")
     assert further_findings(model) == ("opacity", "nodule")
-    assert answer_of(model).output.name == model.get_layer(LOGIT).output.name
+    assert output_of(model).output.name == model.get_layer(LOGIT).output.name
 
 
 def test_the_graph_answers_every_finding_as_keras_does_and_explains_each():
@@ -112,7 +110,7 @@ def test_the_graph_answers_every_finding_as_keras_does_and_explains_each():
     assert cams.shape == (5, 2, 8, 8)
     assert peaks.shape == (5, 2)
     for index, name in enumerate(("opacity", "nodule")):
-        alone = answer_of(model, name)
+        alone = output_of(model, name)
         np.testing.assert_allclose(logits[:, index], predict_logits(alone, pixels), atol=1e-5)
         np.testing.assert_allclose(cams[:, index], gradcam(alone, pixels)[:, 1], atol=1e-4)
     assert ((cams.max(axis=(2, 3)) > 0) == (peaks > 0)).all()
@@ -137,7 +135,7 @@ def test_the_contract_has_calibration_threshold_golden_answer_and_scale(exported
     told = onnxruntime.InferenceSession(str(folder / "model.onnx")).get_modelmeta()
     assert ModelContract.from_json(told.custom_metadata_map[METADATA_KEY]) == contract
     golden = golden_input(contract.preprocess)[np.newaxis]
-    logit = predict_logits(answer_of(keras.models.load_model(file), "opacity"), golden)[0]
+    logit = predict_logits(output_of(keras.models.load_model(file), "opacity"), golden)[0]
     assert contract.golden.findings == (pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5),)
     for name, images in (("val", 36), ("test", 18)):
         measured = contract.metrics[f"{data.name}/{name}"]["findings"]["opacity"]
@@ -159,7 +157,7 @@ def test_the_daemon_scores_what_was_exported(exported, file):
     folder, contract = exported
     classifier = Classifier.load(folder)
     pixels = synthetic_images(contract.preprocess, 3)
-    logits = predict_logits(answer_of(keras.models.load_model(file), "opacity"), pixels)
+    logits = predict_logits(output_of(keras.models.load_model(file), "opacity"), pixels)
     for found, logit in zip(classifier.run(pixels), logits, strict=True):
         wanted = contract.findings[0].calibration.probability(float(logit))
         assert found.findings == {
@@ -226,7 +224,7 @@ def test_without_data_nothing_reads_the_scores(file, tmp_path):
 def test_int8_fits_the_findings_anew_and_tells_what_was_lost(file, data, tmp_path, monkeypatch):
     """To the quantised graph's own logits; the float graph's figure stands beside."""
     # Random weights on noise lose more than a trained network may.
-    monkeypatch.setattr("lungwatch.export.findings.LOSS_LIMIT", 0.1)
+    monkeypatch.setattr("lungwatch.export.references.LOSS_LIMIT", 0.1)
     request = ExportRequest(
         model=file, name="q", version="1.0.0", folder=tmp_path, data=data, int8=True
     )
@@ -245,7 +243,7 @@ def test_int8_fits_the_findings_anew_and_tells_what_was_lost(file, data, tmp_pat
 
 
 def test_a_finding_that_loses_too_much_in_int8_is_not_exported(file, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("lungwatch.export.findings.LOSS_LIMIT", -1.0)
+    monkeypatch.setattr("lungwatch.export.references.LOSS_LIMIT", -1.0)
     request = ExportRequest(
         model=file, name="q", version="1.0.0", folder=tmp_path, data=data, int8=True
     )

@@ -11,18 +11,18 @@ from click.testing import CliRunner
 
 from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
+from lungwatch.comparison import DriftReference
 from lungwatch.contract import INPUT, LOGITS
-from lungwatch.daemon.model import Classifier
-from lungwatch.driftreference import DriftReference
-from lungwatch.export import fidelity
-from lungwatch.golden import golden_input
-from lungwatch.training.baseline import BaselineConfig
-from lungwatch.training.calibrate import fit_calibration
-from lungwatch.training.dataset import load_dataset, select
-from lungwatch.training.fit_config import FitConfig
-from lungwatch.training.pixels import read_pixels, targets
-from lungwatch.training.scorers import OnnxScorer
-from lungwatch.training.train_baseline import train_baseline
+from lungwatch.daemon.pipeline.model import Classifier
+from lungwatch.export import quantise
+from lungwatch.preprocess import golden_input
+from lungwatch.training.data.dataset import load_dataset, select
+from lungwatch.training.data.pixels import read_pixels, targets
+from lungwatch.training.evaluation.calibration import fit_calibration
+from lungwatch.training.evaluation.scorers import OnnxScorer
+from lungwatch.training.fitting.trainer import FitConfig
+from lungwatch.training.networks.backbones import BaselineConfig
+from lungwatch.training.recipes.baseline import train_baseline
 
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")
@@ -187,7 +187,7 @@ def test_a_loss_too_large_or_a_file_too_large_writes_nothing(run, data, tmp_path
     large = export(run, out, "--data", str(data), "--max-mb", "0.001")
     assert large.exit_code == 1
     assert "more than 0.001" in large.stderr
-    monkeypatch.setattr(fidelity, "LOSS_LIMIT", -1.0)
+    monkeypatch.setattr(quantise, "LOSS_LIMIT", -1.0)
     lost = export(run, out, "--data", str(data))
     assert lost.exit_code == 1
     assert "ROC-AUC on validation, the limit is" in lost.stderr

@@ -15,14 +15,13 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
-from lungwatch.db import check_current, migrations, open_database, open_engine, open_existing
-from lungwatch.db import upgrade as upgrade_schema
-from lungwatch.db.deliveries import Deliveries, OutboxPlan
-from lungwatch.db.delivery_queries import list_deliveries
-from lungwatch.db.engine import reading, writing
-from lungwatch.db.migrate import REVISIONS
+from lungwatch.db import migrations
+from lungwatch.db.deliveries import Deliveries, OutboxPlan, list_deliveries
+from lungwatch.db.engine import open_engine, reading, writing
+from lungwatch.db.maintenance import REVISIONS, check_current, open_database, open_existing
+from lungwatch.db.maintenance import upgrade as upgrade_schema
+from lungwatch.db.models import Base
 from lungwatch.db.queries import get_result
-from lungwatch.db.schema import Base
 from lungwatch.errors import DatabaseError, NotFoundError
 
 FIRST_SCHEMA_ROWS = (

@@ -11,13 +11,12 @@ from alembic.config import Config
 from sqlalchemy import Engine, MetaData, Table, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
-from lungwatch.db import migrations, open_database, open_engine, open_existing
-from lungwatch.db import upgrade as upgrade_schema
-from lungwatch.db.delivery_states import DeliveryState
-from lungwatch.db.engine import reading, writing
-from lungwatch.db.migrate import REVISIONS
+from lungwatch.db import migrations
+from lungwatch.db.engine import open_engine, reading, writing
+from lungwatch.db.maintenance import REVISIONS, open_database, open_existing
+from lungwatch.db.maintenance import upgrade as upgrade_schema
 from lungwatch.db.queries import ResultFilter, list_results
-from lungwatch.db.states import State
+from lungwatch.db.states import DeliveryState, State
 from lungwatch.errors import DatabaseError
 
 pytestmark = pytest.mark.slow

@@ -7,14 +7,15 @@ import cv2
 import numpy as np
 import pytest
 
-from lungwatch.daemon import claiming, filing, finishing
-from lungwatch.daemon.config import load_config
+from lungwatch.daemon.configfile import load_config
+from lungwatch.daemon.intake import claims
+from lungwatch.daemon.pipeline import filing, record
 from lungwatch.daemon.service import Service
-from lungwatch.db.failures import DatabaseBusyError
-from lungwatch.db.migrate import open_database
+from lungwatch.db.engine import DatabaseBusyError
+from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import ResultFilter, list_results
-from lungwatch.db.store import Store
-from lungwatch.golden import golden_pixels
+from lungwatch.db.results import Store
+from lungwatch.preprocess import golden_pixels
 
 pytestmark = pytest.mark.slow
 
@@ -52,8 +53,8 @@ def run_over_one_picture(root: Path):
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        pytest.param(claiming, "fsync_dir", id="making the claim's move durable"),
-        pytest.param(finishing, "write_atomic", id="writing the overlay"),
+        pytest.param(claims, "fsync_dir", id="making the claim's move durable"),
+        pytest.param(record, "write_atomic", id="writing the overlay"),
         pytest.param(filing, "move_atomic", id="moving the recorded file"),
     ],
 )

@@ -11,15 +11,13 @@ from click.testing import CliRunner
 from lungwatch.cli.main import main
 from lungwatch.errors import ConfigError, DatasetError
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.baseline import BaselineConfig, build_baseline
-from lungwatch.training.fit_config import FitConfig
-from lungwatch.training.normalisation import Normalisation
-from lungwatch.training.prepare import prepare
-from lungwatch.training.progress import Progress
-from lungwatch.training.scorers import KerasScorer
-from lungwatch.training.search import SearchConfig
-from lungwatch.training.train_baseline import train_baseline
-from lungwatch.training.tune import TuneConfig
+from lungwatch.training.evaluation.scorers import KerasScorer
+from lungwatch.training.fitting.preparation import prepare
+from lungwatch.training.fitting.run import Progress
+from lungwatch.training.fitting.search import SearchConfig
+from lungwatch.training.fitting.trainer import FitConfig
+from lungwatch.training.networks.backbones import BaselineConfig, Normalisation, build_baseline
+from lungwatch.training.recipes.baseline import TuneConfig, train_baseline
 
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("optuna", reason="needs Optuna (extra 'train')")
@@ -167,8 +165,7 @@ def test_every_normalisation_survives_saving_and_the_export(kind, tmp_path):
     pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")
     import keras
 
-    from lungwatch.export.parity import compare
-    from lungwatch.export.to_onnx import to_onnx
+    from lungwatch.export.graph import compare, to_onnx
 
     pixels = np.random.default_rng(1).random((6, 32, 32, 1), dtype=np.float32)
     found = Normalisation(kind=kind).settle(pixels[:3], [pixels[3:]])

@@ -11,24 +11,25 @@ from click.testing import CliRunner
 
 from lungwatch.cli.main import main
 from lungwatch.preprocess import PreprocessSpec, preprocess
-from lungwatch.training.head import FEATURES, HIDDEN, LOGIT
-from lungwatch.training.samples import Sample
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.networks.heads import FEATURES, HIDDEN, LOGIT
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")
 
-from lungwatch.training.field_finder import build_field_finder, cut_field, see_field  # noqa: E402
-from lungwatch.training.field_images import plain_view  # noqa: E402 - of the extra
-from lungwatch.training.field_network import (  # noqa: E402
-    HIDDEN as CLASSES_HIDDEN,
-)
-from lungwatch.training.field_network import (  # noqa: E402
+from lungwatch.training.fitting.field_images import plain_view  # noqa: E402 - of the extra
+from lungwatch.training.networks.heads import BOX  # noqa: E402
+from lungwatch.training.networks.lite0_networks import HIDDEN as CLASSES_HIDDEN  # noqa: E402
+from lungwatch.training.networks.lite0_networks import (  # noqa: E402
     POOLED,
     THREE,
     TRUNK,
+    build_field_finder,
+    cut_field,
+    view_field,
 )
-from lungwatch.training.findings_head import (  # noqa: E402
+from lungwatch.training.recipes.assembly import (  # noqa: E402
     OPACITY,
     PENALTIES,
     LinearHead,
@@ -37,7 +38,6 @@ from lungwatch.training.findings_head import (  # noqa: E402
     fit_head,
     opacity_against_rest,
 )
-from lungwatch.training.lung_view import BOX  # noqa: E402
 
 SIDE, VIEW_PX, CHANNELS = 64, 32, 12
 
@@ -131,10 +131,10 @@ def run(*arguments: object) -> str:
 
 
 def test_an_interrupted_training_on_fields_goes_on_to_the_same_numbers(folder, monkeypatch):
-    from lungwatch.training import train_fields
+    from lungwatch.training.recipes import fields
 
-    monkeypatch.setattr(train_fields, "build_field_network", small_fields)
-    real, calls = train_fields.learn_fields, []
+    monkeypatch.setattr(fields, "build_field_network", small_fields)
+    real, calls = fields.learn_fields, []
     options = ("--size", 32, "--steps", 5, "--batch-size", 12, "--checkpoint-steps", 2)
     pairs = ("--pairs", folder / "whole", "--gate", folder / "gate", "--fewest", 5)
 
@@ -150,9 +150,9 @@ def test_an_interrupted_training_on_fields_goes_on_to_the_same_numbers(folder, m
         calls.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(train_fields, "learn_fields", cut_off)
+    monkeypatch.setattr(fields, "learn_fields", cut_off)
     assert CliRunner().invoke(main, [str(word) for word in words(cut)]).exit_code != 0
-    monkeypatch.setattr(train_fields, "learn_fields", real)
+    monkeypatch.setattr(fields, "learn_fields", real)
     run(*words(cut), "--resume")
     for name in ("history.csv", "metrics.json"):
         assert (cut / name).read_text() == (whole / name).read_text()
@@ -209,7 +209,7 @@ def test_the_graph_sees_the_field_that_is_cut_out(pieces):
     """The same box and nearly the same view as NumPy's, from the same chances of being lung."""
     gate = pieces[1]
     pixels = keras.Input((SIDE, SIDE, 1))
-    shown = see_field(pixels, build_field_finder(gate, SIDE), VIEW_PX)
+    shown = view_field(pixels, build_field_finder(gate, SIDE), VIEW_PX)
     model = keras.Model(pixels, shown)
     boxes = keras.Model(pixels, model.get_layer(BOX).output)
     _, seen = xrays(4)

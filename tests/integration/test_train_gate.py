@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
-from lungwatch.daemon.model import Classifier
-from lungwatch.gate import GATE_LUNGS, GATE_SCORES
+from lungwatch.contract import GATE_LUNGS, GATE_SCORES
+from lungwatch.daemon.pipeline.model import Classifier
 from lungwatch.models import SHIPPED_DEFAULT
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
@@ -100,10 +100,10 @@ def run(*arguments: str) -> str:
 
 @pytest.fixture
 def network(monkeypatch):
-    from lungwatch.training import train_gate
+    from lungwatch.training.recipes import lungs
 
-    monkeypatch.setattr(train_gate, "build_gate_network", small_network)
-    return train_gate
+    monkeypatch.setattr(lungs, "build_gate_network", small_network)
+    return lungs
 
 
 def test_an_interrupted_training_goes_on_to_the_same_numbers(folder, network, monkeypatch):
@@ -167,7 +167,7 @@ def test_a_source_left_out_and_what_leaks_teach_nothing(folder, network):
 @pytest.fixture(scope="module")
 def real_network():
     """The gate's own architecture with random weights, at a small size."""
-    from lungwatch.training.gate_network import build_gate_network
+    from lungwatch.training.networks.lite0_networks import build_gate_network
 
     keras.utils.set_random_seed(4)
     return build_gate_network(64, imagenet=False)
@@ -175,8 +175,8 @@ def real_network():
 
 def test_the_real_network_learns_and_ignores_what_is_unknown(real_network):
     """Turn, inversion and lungs of what is no chest, and lungs that nobody drew, teach nothing."""
-    from lungwatch.training.gate_images import GateBatch
-    from lungwatch.training.gate_network import LUNGS_CELL_PX, compile_gate, train_on
+    from lungwatch.training.data.gate_images import GateBatch
+    from lungwatch.training.networks.lite0_networks import LUNGS_CELL_PX, compile_gate, train_on
 
     assert LUNGS_CELL_PX == 4
     assert real_network.output["lungs"].shape[1:] == (16, 16, 1)
@@ -205,15 +205,15 @@ def test_the_real_network_learns_and_ignores_what_is_unknown(real_network):
 
 def test_the_exported_graph_answers_as_network_and_scores_say(real_network):
     """The float graph against Keras to 1e-4, its scores against NumPy's."""
-    from lungwatch.export.gate_graph import gate_to_onnx, look_with_onnx, with_scores
-    from lungwatch.training.gate_checks import Familiarity, GateThresholds
-    from lungwatch.training.gate_network import answering_network, look_with
-    from lungwatch.training.scorers import onnx_session
+    from lungwatch.export.gate import gate_to_onnx, look_with_onnx, with_scores
+    from lungwatch.training.evaluation.gate_rates import Familiarity, GateThresholds
+    from lungwatch.training.evaluation.scorers import onnx_session
+    from lungwatch.training.networks.lite0_networks import gate_output_network, gate_outputs
 
     pixels = np.random.default_rng(1).random((9, 64, 64, 1), dtype=np.float32)
     proto = gate_to_onnx(real_network)
     ours = look_with_onnx(onnx_session(proto.SerializeToString(), "float"), pixels)
-    theirs = look_with(answering_network(real_network), pixels)
+    theirs = gate_outputs(gate_output_network(real_network), pixels)
     for name in ("chances", "embedding", "lungs"):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-4)
     familiarity = Familiarity.of(theirs.embedding[:6])

@@ -108,7 +108,7 @@ def test_the_segmenter_finds_lungs_it_never_saw(lungs):
 
 def test_an_interrupted_segmenter_goes_on_to_the_same_numbers(folder, lungs, monkeypatch):
     """Cut off after the second epoch, then resumed: the same history and the same Dice."""
-    from lungwatch.training import train_lungs as module
+    from lungwatch.training.recipes import lungs as module
 
     real, calls = module._train_epoch, []
 
@@ -196,7 +196,7 @@ def test_a_guided_network_exports_with_its_maps(guided, folder):
 
 def test_robust_training_goes_on_to_the_same_numbers(words, folder, monkeypatch):
     """Group weights and the adversary are kept beside the checkpoint, its optimiser included."""
-    from lungwatch.training import fit as module
+    from lungwatch.training.fitting import trainer as module
 
     extra = ("--group-robust", 0.1, "--domain-adversarial", 0.3, "--exchange-histograms", 0.3)
     words = (*words, *extra, "--epochs", 2)

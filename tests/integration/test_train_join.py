@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from lungwatch.cli.main import main
 from lungwatch.contract import Calibration
 from lungwatch.errors import ModelError
-from lungwatch.training.head import FEATURES, attach_head
-from lungwatch.training.joined import Member, join_networks
+from lungwatch.training.networks.heads import FEATURES, Member, attach_head, join_networks
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")

@@ -8,18 +8,23 @@ import numpy as np
 import pytest
 
 from lungwatch.errors import ConfigError, DatasetError
-from lungwatch.training.labelled import load_labelled
-from lungwatch.training.progress import Progress
-from lungwatch.training.tasks import parse_tasks
+from lungwatch.training.data.dataset import load_labelled
+from lungwatch.training.fitting.run import Progress
+from lungwatch.training.fitting.trainer import parse_tasks
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 
-from lungwatch.training.backbones import BACKBONE, load_backbone  # noqa: E402
-from lungwatch.training.fit_tasks import TasksConfig  # noqa: E402
-from lungwatch.training.normalisation import Normalisation  # noqa: E402
-from lungwatch.training.pretrain import PretrainConfig  # noqa: E402
-from lungwatch.training.train_pretrain import train_pretrain  # noqa: E402
+from lungwatch.training.fitting.trainer import TasksConfig  # noqa: E402
+from lungwatch.training.networks.backbones import (  # noqa: E402
+    BACKBONE,
+    Normalisation,
+    load_backbone,
+)
+from lungwatch.training.recipes.pretrain import (  # noqa: E402
+    PretrainConfig,
+    train_pretrain,
+)
 
 FITTING = TasksConfig(epochs=2, batch_size=8, patience=2, seed=5)
 TASKS = {"finding": 1.0, "covid": 0.5, "source": 0.25}

@@ -24,16 +24,15 @@ from lungwatch.contract import (
     ModelContract,
 )
 from lungwatch.errors import ConfigError, DatasetError, MissingExtraError, ModelError
-from lungwatch.golden import golden_digest, golden_input
-from lungwatch.imaging import read_radiograph
-from lungwatch.preprocess import PreprocessSpec, preprocess
-from lungwatch.training.baseline import BaselineConfig, build_baseline
-from lungwatch.training.dataset import load_dataset
-from lungwatch.training.evaluate import evaluate
-from lungwatch.training.fit_config import FitConfig
-from lungwatch.training.progress import Progress
-from lungwatch.training.scorers import KerasScorer, load_scorer
-from lungwatch.training.train_baseline import train_baseline
+from lungwatch.imaging.reader import read_radiograph
+from lungwatch.preprocess import PreprocessSpec, golden_digest, golden_input, preprocess
+from lungwatch.training.data.dataset import load_dataset
+from lungwatch.training.evaluation.evaluation import evaluate
+from lungwatch.training.evaluation.scorers import KerasScorer, load_scorer
+from lungwatch.training.fitting.run import Progress
+from lungwatch.training.fitting.trainer import FitConfig
+from lungwatch.training.networks.backbones import BaselineConfig, build_baseline
+from lungwatch.training.recipes.baseline import train_baseline
 
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")
@@ -327,8 +326,7 @@ def test_parity_holds_on_a_real_chest_radiograph():
     pytest.importorskip("data_store", reason="needs pydicom-data (extra 'demo')")
     from pydicom.data import get_testdata_file
 
-    from lungwatch.export.parity import compare
-    from lungwatch.export.to_onnx import to_onnx
+    from lungwatch.export.graph import compare, to_onnx
 
     path = get_testdata_file("RG1_UNCR.dcm", download=False)
     from pathlib import Path
@@ -344,7 +342,7 @@ def test_parity_holds_on_a_real_chest_radiograph():
 def test_a_network_without_the_head_is_refused():
     import keras
 
-    from lungwatch.export.to_onnx import to_onnx
+    from lungwatch.export.graph import to_onnx
 
     plain = keras.Sequential([keras.Input((32, 32, 1)), keras.layers.Flatten()])
     with pytest.raises(ModelError, match="head"):

@@ -11,14 +11,12 @@ from click.testing import CliRunner
 
 from lungwatch.cli.main import main
 from lungwatch.errors import ConfigError
-from lungwatch.training.fit_config import FitConfig
-from lungwatch.training.fit_head import HeadConfig
-from lungwatch.training.normalisation import Normalisation
-from lungwatch.training.phases import FINE_TUNED, FROZEN
-from lungwatch.training.progress import Progress
-from lungwatch.training.search_space import Ladder
-from lungwatch.training.train_transfer import train_transfer
-from lungwatch.training.transfer import TransferConfig
+from lungwatch.training.fitting.frozen import FINE_TUNED, FROZEN, HeadConfig
+from lungwatch.training.fitting.run import Progress
+from lungwatch.training.fitting.search import Choices
+from lungwatch.training.fitting.trainer import FitConfig
+from lungwatch.training.networks.backbones import Normalisation, TransferConfig
+from lungwatch.training.recipes.transfer import train_transfer
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
@@ -188,9 +186,9 @@ def test_a_grid_is_searched_with_the_backbone_frozen_and_its_best_is_trained(
     data, network, tmp_path
 ):
     grid = {
-        "batch_size": Ladder(rungs=(16,), first=0, last=0),
-        "learning_rate": Ladder(rungs=(1e-5, 1e-2), first=0, last=1),
-        "dropout": Ladder(rungs=(0.0, 0.5), first=0, last=1),
+        "batch_size": Choices(rungs=(16,), first=0, last=0),
+        "learning_rate": Choices(rungs=(1e-5, 1e-2), first=0, last=1),
+        "dropout": Choices(rungs=(0.0, 0.5), first=0, last=1),
     }
     folder = tmp_path / "grid"
     metrics = train_transfer(

@@ -25,8 +25,8 @@ NOT_IMPORTED = (
     "lungwatch.training",
     "lungwatch.export",
     "lungwatch.db.migrations.env",
-    "lungwatch.daemon.dicomnet.listener",
-    "lungwatch.daemon.dicomnet.server",
+    "lungwatch.daemon.pacs.listener",
+    "lungwatch.daemon.pacs.listener",
 )
 # The folder that is not the repository, so that nothing is imported from there by accident.
 SCRATCH = Path(tempfile.mkdtemp(prefix="lungwatch-wheel-"))

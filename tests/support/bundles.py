@@ -23,12 +23,12 @@ from lungwatch.contract import (
     Calibration,
     Decision,
     Finding,
+    GateCheck,
+    GateContract,
     ModelContract,
 )
 from lungwatch.errors import Reason
-from lungwatch.gate import GateCheck, GateContract
-from lungwatch.golden import golden_input
-from lungwatch.preprocess import PreprocessSpec
+from lungwatch.preprocess import PreprocessSpec, golden_input
 
 SPEC = PreprocessSpec(size_px=64, intensity="as_is", fit="pad")
 CELLS = 16

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
-from lungwatch.golden import golden_pixels
+from lungwatch.preprocess import golden_pixels
 
 SIDE_PX = 64
 _LARGE_PX = 3000

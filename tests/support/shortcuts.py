@@ -13,11 +13,10 @@ import cv2
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from lungwatch.contract import Calibration, Decision
+from lungwatch.contract import Calibration, Decision, GateCheck, GateContract, Verdict
 from lungwatch.errors import Reason
-from lungwatch.gate import GateCheck, GateContract, Verdict
 from lungwatch.preprocess import PreprocessSpec, preprocess
-from lungwatch.training.scorers import Judgement
+from lungwatch.training.evaluation.scorers import Judgement
 
 SIDE = 96
 SPEC = PreprocessSpec(size_px=32, intensity="as_is")

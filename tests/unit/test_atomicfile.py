@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lungwatch.atomicfile import fsync_dir, make_dirs, move_atomic, write_atomic
+from lungwatch.files import fsync_dir, make_dirs, move_atomic, write_atomic
 
 
 @pytest.fixture

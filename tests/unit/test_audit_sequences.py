@@ -26,10 +26,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lungwatch.cli.main import main
 from lungwatch.daemon.home import Home
-from lungwatch.db import Store, open_database, open_engine
-from lungwatch.db.audit import Deed, audit_rows, note
+from lungwatch.db.audit import AuditEvent, audit_rows, record_events
+from lungwatch.db.engine import open_engine
+from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import get_result
-from lungwatch.imaging import RadiographMeta
+from lungwatch.db.results import Store
+from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 DOER = (getpass.getuser(), os.getuid(), socket.gethostname())
@@ -301,16 +303,16 @@ def engine(tmp_path):
 
 def test_what_was_begun_first_is_listed_as_the_older_whoever_wrote_first(engine):
     for minutes in (2, 1, 3, 1):
-        note(engine, T0 + timedelta(minutes=minutes), [Deed(action=f"a{minutes}")])
+        record_events(engine, T0 + timedelta(minutes=minutes), [AuditEvent(action=f"a{minutes}")])
     assert [row.action for row in audit_rows(engine)] == ["a3", "a2", "a1", "a1"]
     assert [row.id for row in audit_rows(engine, action="a1")] == [4, 2]
     assert [row.action for row in audit_rows(engine, limit=2)] == ["a3", "a2"]
 
 
 def test_deeds_are_written_down_together_or_not_at_all(engine):
-    deeds = [Deed(action="a"), Deed(action="b", detail={"no JSON": object()})]
+    deeds = [AuditEvent(action="a"), AuditEvent(action="b", detail={"no JSON": object()})]
     with pytest.raises(Exception, match="not JSON serializable"):
-        note(engine, T0, deeds)
+        record_events(engine, T0, deeds)
     assert audit_rows(engine) == []
 
 
@@ -319,7 +321,7 @@ def test_a_retry_that_cannot_be_written_down_does_not_happen(tmp_path):
     archive.write_bytes(_filled_home())
     shutil.unpack_archive(archive, tmp_path / "home", filter="data")
     engine = open_database(f"sqlite:///{tmp_path / 'home' / 'lungwatch.db'}")
-    deeds = [Deed(action="retry", detail={"no JSON": object()})]
+    deeds = [AuditEvent(action="retry", detail={"no JSON": object()})]
     with pytest.raises(Exception, match="not JSON serializable"):
         Store(engine).request_retry(result_id=1, now=T0, deeds=deeds)
     assert get_result(engine, 1).status == "rejected"
@@ -330,7 +332,7 @@ def test_a_retry_that_cannot_be_written_down_does_not_happen(tmp_path):
 @pytest.mark.parametrize("name", ["\udcff", "a\0b", "\x1b[2J", "\u202e"])
 def test_a_deed_is_written_down_whatever_its_doer_is_called(engine, monkeypatch, name):
     monkeypatch.setattr(getpass, "getuser", lambda: name)
-    note(engine, T0, [Deed(action="retry", target=name)])
+    record_events(engine, T0, [AuditEvent(action="retry", target=name)])
     (row,) = audit_rows(engine)
     assert row.uid == os.getuid()
     assert row.actor == row.target == name.replace("\udcff", "\\udcff").replace("\0", "\\x00")

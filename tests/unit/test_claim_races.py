@@ -5,12 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from lungwatch.daemon import leftalone
-from lungwatch.daemon.beneath import opened_beneath
-from lungwatch.daemon.claiming import Claimer
-from lungwatch.daemon.dropscan import DropScan
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.namerules import NameRules
+from lungwatch.daemon.intake import scan
+from lungwatch.daemon.intake.claims import Claimer, open_beneath
+from lungwatch.daemon.intake.eligibility import NameRules
+from lungwatch.daemon.intake.scan import DropScan
 
 
 @pytest.fixture
@@ -82,18 +81,18 @@ def test_no_way_out_of_a_folder_is_gone(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
     for way in ("..", "file", "loop", "missing"):
-        with pytest.raises(FileNotFoundError), opened_beneath(tmp_path, tmp_path.__class__(way)):
+        with pytest.raises(FileNotFoundError), open_beneath(tmp_path, tmp_path.__class__(way)):
             pass
 
 
 def test_a_file_too_large_to_read_keeps_no_other_waiting(place, monkeypatch):
     """A sparse file costs its dropper nothing, and would cost the daemon hours to hash."""
     said = []
-    monkeypatch.setattr(leftalone, "event", lambda *_, **fields: said.append(fields["reason"]))
+    monkeypatch.setattr(scan, "event", lambda *_, **fields: said.append(fields["reason"]))
     clock = SimpleNamespace(now=lambda: SimpleNamespace(timestamp=lambda: 0.0))
-    left = leftalone.LeftAlone()
-    skipped = leftalone.Skipped(30.0)
-    scan = DropScan(
+    left = scan.UnusableFiles()
+    skipped = scan.SkippedFiles(30.0)
+    drop_scan = DropScan(
         place.home.incoming,
         names=NameRules(),
         left_alone=left,
@@ -105,6 +104,6 @@ def test_a_file_too_large_to_read_keeps_no_other_waiting(place, monkeypatch):
     (place.home.incoming / "sparse").write_bytes(b"x")
     os.truncate(place.home.incoming / "sparse", 9 << 30)
     for _ in range(2):
-        assert [path.name for path, _ in scan.files()] == ["normal"]
+        assert [path.name for path, _ in drop_scan.files()] == ["normal"]
     assert said == ["larger than 8 GiB"]
     assert len(left) == 1

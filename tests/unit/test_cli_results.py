@@ -17,13 +17,13 @@ from lungwatch import RESEARCH_USE_ONLY, __version__
 from lungwatch.cli.main import COMMANDS, main
 from lungwatch.cli.options import parse_since, parse_until
 from lungwatch.cli.output import cell_text, to_csv, to_json
-from lungwatch.db import Store, open_database, open_engine
-from lungwatch.db.engine import writing
-from lungwatch.flags import Flag
-from lungwatch.imaging import RadiographMeta
+from lungwatch.db.engine import open_engine, writing
+from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import Plausibility
+from lungwatch.db.results import Store
+from lungwatch.errors import Flag, visible
+from lungwatch.imaging.radiograph import RadiographMeta
 from lungwatch.models import SHIPPED_DEFAULT
-from lungwatch.plaintext import visible
-from lungwatch.plausibility import Plausibility
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SHA = "ab" * 32

@@ -14,9 +14,9 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
-from lungwatch.errors import FileRejected, Reason
-from lungwatch.flags import Flag
-from lungwatch.imaging import Radiograph, read_radiograph
+from lungwatch.errors import FileRejected, Flag, Reason
+from lungwatch.imaging.radiograph import Radiograph
+from lungwatch.imaging.reader import read_radiograph
 
 Rgb = NDArray[np.uint8]
 

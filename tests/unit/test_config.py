@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lungwatch.daemon.config import Config, load_config
+from lungwatch.daemon.config import Config
+from lungwatch.daemon.configfile import load_config
 from lungwatch.errors import ConfigError
 
 

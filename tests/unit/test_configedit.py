@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from lungwatch.daemon.configedit import set_text
+from lungwatch.daemon.configfile import set_text
 from lungwatch.errors import ConfigError
 
 

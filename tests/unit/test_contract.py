@@ -12,12 +12,11 @@ from lungwatch.contract import (
     Calibration,
     Decision,
     Finding,
+    GateContract,
     Golden,
     ModelContract,
 )
-from lungwatch.errors import ModelError, Reason
-from lungwatch.flags import Flag
-from lungwatch.gate import GateContract
+from lungwatch.errors import Flag, ModelError, Reason
 from lungwatch.preprocess import PreprocessSpec
 
 

@@ -35,8 +35,8 @@ from pydicom.uid import (
 )
 
 from lungwatch.errors import FileRejected, Reason
-from lungwatch.imaging import read_radiograph
-from lungwatch.imaging.seam import has_seam
+from lungwatch.imaging.codestream import has_seam
+from lungwatch.imaging.reader import read_radiograph
 
 Samples = NDArray[Any]
 SOS, EOI = b"\xff\xda", b"\xff\xd9"

@@ -3,8 +3,8 @@
 import pytest
 from sqlalchemy import make_url
 
-from lungwatch.daemon.config import load_config
-from lungwatch.db.migrate import open_database
+from lungwatch.daemon.configfile import load_config
+from lungwatch.db.maintenance import open_database
 from lungwatch.errors import ConfigError, LungwatchError
 
 URL = "postgresql://screen@db.example/lungwatch"

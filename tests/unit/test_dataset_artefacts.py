@@ -4,10 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from lungwatch.training.artefacts import border_fraction, reduced
-from lungwatch.training.exploration import find_outliers
-from lungwatch.training.samples import Sample
-from lungwatch.training.scan import scan
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.scan import border_fraction, find_outliers, reduced, scan
 
 
 @pytest.fixture

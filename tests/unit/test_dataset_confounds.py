@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lungwatch.training.confounds import find_confounds, verdict
-from lungwatch.training.look import Look
-from lungwatch.training.samples import Sample
+from lungwatch.training.data.check import find_confounds, verdict
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.scan import ScannedImage
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'train')")
 
@@ -25,7 +25,7 @@ def looks_of(count, *, source="", seed=0, **by_class):
         if grey is not None:
             histogram[grey] += 1
         found.append(
-            Look(
+            ScannedImage(
                 sample=Sample(path=Path(f"{source}{index}"), finding=finding, source=source),
                 sha256=f"{source}{index}",
                 format="PNG",

@@ -4,11 +4,15 @@ import cv2
 import numpy as np
 import pytest
 
-from lungwatch.training.duplicates import find_duplicates, similar
-from lungwatch.training.fingerprints import Fingerprints
-from lungwatch.training.groups import clusters, together
-from lungwatch.training.samples import Sample
-from lungwatch.training.scan import scan
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.duplicates import (
+    Fingerprints,
+    clusters,
+    find_duplicates,
+    similar,
+    together,
+)
+from lungwatch.training.data.scan import scan
 
 
 def chest(seed):

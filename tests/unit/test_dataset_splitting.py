@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lungwatch.errors import DatasetError
-from lungwatch.training.look import Look
-from lungwatch.training.samples import SPLITS, Sample
-from lungwatch.training.splitting import split_groups
+from lungwatch.training.data.dataset import SPLITS, Sample
+from lungwatch.training.data.scan import ScannedImage
+from lungwatch.training.data.splits import split_groups
 
 KINDS = st.sampled_from(["COVID", "NORMAL", "OTHER_PNEUMONIA"])
 
 
 def look(index, finding, source=""):
-    return Look(
+    return ScannedImage(
         sample=Sample(path=Path(f"{index}.png"), finding=finding, source=source),
         sha256=str(index),
         format="PNG",

@@ -8,21 +8,23 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event
 
-from lungwatch.db import Store, open_database
-from lungwatch.db.deliveries import Deliveries, OutboxPlan
-from lungwatch.db.delivery_queries import (
+from lungwatch.db.deliveries import (
+    Deliveries,
     DeliveryRow,
+    OutboxPlan,
     deliveries_of,
-    due,
+    destination_statuses,
+    due_deliveries,
     is_unsent,
     list_deliveries,
-    queue_states,
     unsent_uids,
 )
-from lungwatch.db.delivery_states import DeliveryState, IllegalDeliveryTransition
+from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import ResultFilter, get_result, list_results
+from lungwatch.db.results import Store
+from lungwatch.db.states import DeliveryState, IllegalDeliveryTransition
 from lungwatch.errors import NotFoundError
-from lungwatch.imaging import RadiographMeta
+from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ONE, OTHER = "ONE@localhost:104", "OTHER@localhost:105+tls"
@@ -78,7 +80,7 @@ class Desk:
         return result_id
 
     def due(self, destination: str = ONE, now: datetime = T0) -> list[DeliveryRow]:
-        return due(self.engine, destination, now=now, longest=LONGEST, limit=100)
+        return due_deliveries(self.engine, destination, now=now, longest=LONGEST, limit=100)
 
     def one(self) -> DeliveryRow:
         """The first delivery of the first result."""
@@ -326,7 +328,7 @@ class TestQueries:
         desk.deliveries.invalid(second.id, "x")
         desk.deliveries.refused(third.id, error="x", next_attempt_at=T0, most=1)
         desk.deliveries.put_back([fourth.id], error="host down", next_attempt_at=T0)
-        one, other = queue_states(desk.engine)
+        one, other = destination_statuses(desk.engine)
         assert (one.destination, one.queued, one.failed, one.invalid) == (ONE, 1, 1, 1)
         assert (one.oldest_at, one.error) == (T0, "host down")
         assert (other.queued, other.failed, other.error) == (4, 0, None)

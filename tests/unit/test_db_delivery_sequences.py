@@ -10,14 +10,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from lungwatch.db import Store, open_database
-from lungwatch.db.deliveries import Deliveries, OutboxPlan
-from lungwatch.db.delivery_queries import due, list_deliveries
-from lungwatch.db.delivery_states import UNSENT, DeliveryState, IllegalDeliveryTransition
+from lungwatch.db.deliveries import Deliveries, OutboxPlan, due_deliveries, list_deliveries
 from lungwatch.db.engine import open_engine
-from lungwatch.db.keeping import forget_original, kept_originals
+from lungwatch.db.maintenance import mark_original_removed, open_database, removable_originals
 from lungwatch.db.queries import iter_all
-from lungwatch.imaging import RadiographMeta
+from lungwatch.db.results import Store
+from lungwatch.db.states import UNSENT, DeliveryState, IllegalDeliveryTransition
+from lungwatch.imaging.radiograph import RadiographMeta
 
 RESULTS, MOST_REFUSALS = 2, 2
 LONGEST = timedelta(hours=1)
@@ -97,7 +96,7 @@ class Outbox(RuleBasedStateMachine):
 
     @rule(destination=st.sampled_from(DESTINATIONS), limit=st.integers(1, 3))
     def start(self, destination: str, limit: int) -> None:
-        rows = due(self.engine, destination, now=self.now, longest=LONGEST, limit=limit)
+        rows = due_deliveries(self.engine, destination, now=self.now, longest=LONGEST, limit=limit)
         for row in rows:
             assert self.expected[row.id] is DeliveryState.QUEUED
         self.deliveries.start([row.id for row in rows])
@@ -166,8 +165,8 @@ class Outbox(RuleBasedStateMachine):
     def clean_up(self) -> None:
         """Retention takes what nothing waits for, and only that."""
         waiting = {row.sha256 for row in list_deliveries(self.engine) if row.state in UNSENT}
-        for kept in kept_originals(self.engine):
-            if forget_original(self.engine, kept, self.now):
+        for kept in removable_originals(self.engine):
+            if mark_original_removed(self.engine, kept, self.now):
                 self.removed.add(kept.path)
                 assert f"{int(kept.path.removeprefix('done/')):064x}" not in waiting
         there = {row.path for row in iter_all(self.engine)} - {None}

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from lungwatch.db import open_database, open_engine
-from lungwatch.db.engine import reading, writing
-from lungwatch.db.failures import DatabaseBusyError
-from lungwatch.db.schema import Image
-from lungwatch.db.types import UtcDateTime
+from lungwatch.db.engine import DatabaseBusyError, open_engine, reading, writing
+from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import Image, UtcDateTime
 from lungwatch.errors import DatabaseError, MissingExtraError, TransientError
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from lungwatch.db import State, Store, open_database, queries
+from lungwatch.db import queries
+from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import (
     ResultFilter,
     get_result,
@@ -16,11 +17,13 @@ from lungwatch.db.queries import (
     list_results,
     queued,
     rows_in_work,
-    stats,
     unfinished,
 )
+from lungwatch.db.results import Store
+from lungwatch.db.states import State
+from lungwatch.db.statistics import stats
 from lungwatch.errors import NotFoundError
-from lungwatch.imaging import RadiographMeta
+from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DIGESTS = ["111111" + "a" * 58, "111111" + "b" * 58, "222222" + "c" * 58, "3333" + "4" * 60]

@@ -8,15 +8,23 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from lungwatch.db import Claim, ClaimKind, State, Store, open_database
-from lungwatch.db.audit import Deed
+from lungwatch.db.audit import AuditEvent
+from lungwatch.db.claims import Claim, ClaimKind
+from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import ResultFilter, list_results, queued
-from lungwatch.db.rescoring import asked_for, queue_rescoring, rescorable
-from lungwatch.db.scored import scored_cases, scored_pairs
-from lungwatch.imaging import RadiographMeta
+from lungwatch.db.rescoring import (
+    count_unfinished,
+    queue_rescoring,
+    rescorable,
+    scored_cases,
+    scored_pairs,
+)
+from lungwatch.db.results import Store
+from lungwatch.db.states import State
+from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-DEED = Deed(action="rescore", target="model b-1")
+DEED = AuditEvent(action="rescore", target="model b-1")
 META = RadiographMeta(
     format="PNG", rows=9, columns=9, bits_stored=8, photometric="MONOCHROME2", transfer_syntax=None
 )
@@ -105,7 +113,7 @@ def test_each_filed_image_is_asked_for_once_the_newest_first(desk):
     assert desk.queued("b") == ["z", "y"]
     assert desk.ask("b") == 1
     assert desk.ask("b") == 0
-    assert asked_for(desk.engine, desk.models["b"]) == 3
+    assert count_unfinished(desk.engine, desk.models["b"]) == 3
     assert desk.ask("a") == 0
 
 

@@ -16,12 +16,14 @@ from hypothesis.stateful import (
 from hypothesis.strategies import sampled_from
 from sqlalchemy import func, select
 
-from lungwatch.db import Claim, ClaimKind, State, Store, open_database
+from lungwatch.db.claims import Claim, ClaimKind
 from lungwatch.db.engine import reading
+from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import Arrival, Result
 from lungwatch.db.queries import iter_all, queued
-from lungwatch.db.schema import Arrival, Result
-from lungwatch.db.states import TRANSITIONS
-from lungwatch.imaging import RadiographMeta
+from lungwatch.db.results import Store
+from lungwatch.db.states import RESULT_TRANSITIONS, State
+from lungwatch.imaging.radiograph import RadiographMeta
 
 CONTENTS = ("a" * 64, "b" * 64)
 MAX_ATTEMPTS = 2
@@ -262,7 +264,7 @@ def _reachable(state: State) -> set[State]:
     found: set[State] = set()
     waiting = [state]
     while waiting:
-        for target in TRANSITIONS[waiting.pop()] - found:
+        for target in RESULT_TRANSITIONS[waiting.pop()] - found:
             found.add(target)
             waiting.append(target)
     return found

@@ -4,7 +4,13 @@ import itertools
 
 import pytest
 
-from lungwatch.db.states import TRANSITIONS, UNFINISHED, IllegalTransition, State, check_transition
+from lungwatch.db.states import (
+    RESULT_TRANSITIONS,
+    UNFINISHED,
+    IllegalTransition,
+    State,
+    check_transition,
+)
 from lungwatch.errors import DatabaseError
 
 ALLOWED = {
@@ -31,11 +37,11 @@ def test_exactly_the_allowed_pairs_pass(current: State, target: State) -> None:
 
 
 def test_every_state_has_a_row_in_the_table() -> None:
-    assert set(TRANSITIONS) == set(State)
+    assert set(RESULT_TRANSITIONS) == set(State)
 
 
 def test_every_state_can_be_left_or_is_an_end() -> None:
-    assert {state for state in State if not TRANSITIONS[state]} == {State.DONE}
+    assert {state for state in State if not RESULT_TRANSITIONS[state]} == {State.DONE}
     assert {*UNFINISHED, State.DONE, State.REJECTED, State.FAILED} == set(State)
 
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, func, select
 
-from lungwatch.db import Claim, ClaimKind, State, Store, open_database
+from lungwatch.db.claims import Claim, ClaimKind
 from lungwatch.db.engine import reading
+from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import Arrival, Image, Model, Plausibility, Result
 from lungwatch.db.queries import ResultDetail, get_result
-from lungwatch.db.schema import Arrival, Image, Model, Result
-from lungwatch.db.states import IllegalTransition
+from lungwatch.db.results import Store
+from lungwatch.db.states import IllegalTransition, State
 from lungwatch.errors import NotFoundError
-from lungwatch.imaging import RadiographMeta
-from lungwatch.plausibility import Plausibility
+from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SHA = "ab" * 32

@@ -4,9 +4,9 @@ from itertools import product
 
 import pytest
 
-from lungwatch.db.delivery_states import (
+from lungwatch.db.states import (
     DELIVERY_ORDER,
-    TRANSITIONS,
+    DELIVERY_TRANSITIONS,
     UNSENT,
     DeliveryState,
     IllegalDeliveryTransition,
@@ -31,12 +31,12 @@ def test_the_table_holds_these_changes_and_no_other(
 ) -> None:
     if (current, target) in ALLOWED:
         check_delivery_transition(current, target)
-        assert target in TRANSITIONS[current]
+        assert target in DELIVERY_TRANSITIONS[current]
         return
     with pytest.raises(IllegalDeliveryTransition, match=f"from {current} to {target}"):
         check_delivery_transition(current, target)
 
 
 def test_every_state_has_its_row_and_its_rank() -> None:
-    assert set(TRANSITIONS) == set(DeliveryState) == set(DELIVERY_ORDER)
+    assert set(DELIVERY_TRANSITIONS) == set(DeliveryState) == set(DELIVERY_ORDER)
     assert set(UNSENT) < set(DeliveryState)

@@ -15,9 +15,9 @@ from pydicom.uid import (
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.dicomout import deidentify, report, secondary_capture, validate
-from lungwatch.daemon.dicomout.facts import conclusion
-from lungwatch.daemon.dicomout.validate_report import MANDATORY_ITEMS
+from lungwatch.daemon.pacs import objects, report
+from lungwatch.daemon.pacs.report import MANDATORY_ITEMS
+from lungwatch.daemon.pacs.source import conclusion
 
 TEXT = (Path(__file__).parents[2] / "docs/dicom-conformance.md").read_text(encoding="utf-8")
 
@@ -31,7 +31,7 @@ def test_every_configuration_key_named_exists_and_every_key_of_the_network_is_na
 
 def test_the_sop_classes_sent_are_those_validated():
     sent = {SecondaryCaptureImageStorage, ComprehensiveSRStorage, Comprehensive3DSRStorage}
-    assert set.union(*validate._CLASSES.values()) == sent
+    assert set.union(*objects._CLASSES.values()) == sent
     for uid in sent:
         assert f"| {uid} | yes | yes |" in TEXT
 
@@ -55,17 +55,17 @@ def test_every_code_of_the_report_is_named():
 
 
 def test_series_numbers_and_the_research_text_are_those_of_the_code():
-    assert f"{secondary_capture.SERIES_NUMBER} (Secondary Capture)" in TEXT
+    assert f"{objects.SERIES_NUMBER} (Secondary Capture)" in TEXT
     assert f"{report.SERIES_NUMBER} (report)" in TEXT
     assert RESEARCH_USE_ONLY in TEXT
 
 
 def test_every_attribute_that_deidentification_touches_is_named():
     section = TEXT.partition("### 5.4")[2].partition("\n## ")[0]
-    for keyword in (*deidentify._EMPTIED, *deidentify._REMOVED):
+    for keyword in (*objects._EMPTIED, *objects._REMOVED):
         assert keyword in section, keyword
-    assert f"{deidentify.DUMMY_DATE:%Y-%m-%d}" in section
-    assert f"{deidentify._ID_DIGITS} hexadecimal digits" in section
+    assert f"{objects.DUMMY_DATE:%Y-%m-%d}" in section
+    assert f"{objects._ID_DIGITS} hexadecimal digits" in section
 
 
 def test_every_attribute_named_is_in_the_dictionary():
@@ -78,33 +78,33 @@ def test_every_attribute_named_is_in_the_dictionary():
 
 def test_the_listeners_answers_and_limits_are_those_of_the_code():
     pytest.importorskip("pynetdicom", reason="needs the extra 'pacs'")
-    from lungwatch.daemon.dicomnet import listener, reception, server
+    from lungwatch.daemon.pacs import listener
 
     for status in (
-        reception.SUCCESS,
-        reception.OUT_OF_RESOURCES,
-        reception.CANNOT_UNDERSTAND,
-        reception.PROCESSING_FAILURE,
+        listener.SUCCESS,
+        listener.OUT_OF_RESOURCES,
+        listener.CANNOT_UNDERSTAND,
+        listener.PROCESSING_FAILURE,
     ):
         assert f"| 0x{status:04X} |" in TEXT
     assert f"{listener._PDU_BYTES} bytes" in TEXT
-    assert server.MAX_PDU_BYTES == 1024 * 1024
+    assert listener.MAX_PDU_BYTES == 1024 * 1024
     assert (
         f"request {listener._ACSE_S:.0f} s, message {listener._DIMSE_S:.0f} s, "
-        f"silence {listener._NETWORK_S:.0f} s, TLS handshake {server._HANDSHAKE_S:.0f} s"
+        f"silence {listener._NETWORK_S:.0f} s, TLS handshake {listener._HANDSHAKE_S:.0f} s"
     ) in TEXT
 
 
 def test_the_senders_limits_and_answers_are_those_of_the_code():
-    from lungwatch.daemon.outbox import scu, sender
+    from lungwatch.daemon.pacs import outbox, scu
 
-    assert sender.MAX_REFUSALS == 5
+    assert outbox.MAX_REFUSALS == 5
     assert "recorded as failed after the fifth" in TEXT
     assert (
         f"connection {scu._CONNECT_S:.0f} s, association {scu._ACSE_S:.0f} s, "
         f"message {scu._DIMSE_S:.0f} s"
     ) in TEXT
     assert f"0x{scu._DUPLICATE:04X}" in TEXT
-    asked = inspect.getsource(scu.StorageUser._entity)
+    asked = inspect.getsource(scu.StorageScu._entity)
     assert "[ExplicitVRLittleEndian, ImplicitVRLittleEndian]" in asked
     assert "Explicit VR Little Endian, Implicit VR Little Endian" in TEXT

@@ -18,17 +18,15 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.daemon.dicomout import (
-    InvalidObject,
+from lungwatch.daemon.pacs.objects import InvalidObjectError, build_objects, validate
+from lungwatch.daemon.pacs.source import (
     Predecessor,
     ResultFacts,
-    SourceUnusable,
-    build_objects,
+    UnusableSourceError,
+    read_source,
+    stable_uid,
 )
-from lungwatch.daemon.dicomout.source import read_source
-from lungwatch.daemon.dicomout.uids import stable_uid
-from lungwatch.daemon.dicomout.validate import validate
-from lungwatch.flags import FLAGS, Flag
+from lungwatch.errors import FLAGS, Flag
 
 pytest.importorskip("highdicom", reason="needs the extra 'pacs'")
 KEY = b"a secret of this test"
@@ -264,7 +262,7 @@ def test_a_report_with_another_opacity_than_the_record_is_invalid(facts, find_te
     other = replace(opaque, findings={**opaque.findings, "opacity": 0.5})
     turned = replace(opaque, flags=() if flags else ("other_opacity",))
     for wrong in (other, turned):
-        with pytest.raises(InvalidObject):
+        with pytest.raises(InvalidObjectError):
             validate(report.dataset, "sr", wrong, source)
 
 
@@ -469,12 +467,12 @@ def test_a_source_without_uids_cannot_be_answered(facts, tmp_path, keyword):
     source = pydicom.dcmread(path)
     delattr(source, keyword)
     source.save_as(path)
-    with pytest.raises(SourceUnusable, match=keyword):
+    with pytest.raises(UnusableSourceError, match=keyword):
         build_objects(facts, path)
 
 
 def test_what_is_no_dicom_file_cannot_be_answered(facts):
-    with pytest.raises(SourceUnusable):
+    with pytest.raises(UnusableSourceError):
         build_objects(facts, facts.overlay)
 
 
@@ -483,14 +481,14 @@ def test_whatever_is_broken_is_found_before_it_is_sent(facts, find_testdata, kin
     """Every attribute that must be there is taken out, and then emptied or overgrown."""
     path = find_testdata("RG1_UNCR.dcm")
     source = read_source(path).attributes
-    from lungwatch.daemon.dicomout import validate as module
+    from lungwatch.daemon.pacs import objects as module
 
     needed = (*module._NOT_EMPTY, *module._PRESENT, *module._OF_KIND[kind])
     for keyword in needed:
         (item,) = build_objects(facts, path, kinds=(kind,))
         validate(item.dataset, kind, facts, source)
         delattr(item.dataset, keyword)
-        with pytest.raises(InvalidObject, match=keyword):
+        with pytest.raises(InvalidObjectError, match=keyword):
             validate(item.dataset, kind, facts, source)
     breaks = {
         "SOPInstanceUID": lambda d: setattr(d, "SeriesInstanceUID", "1." * 32 + "1"),
@@ -528,11 +526,11 @@ def test_whatever_is_broken_is_found_before_it_is_sent(facts, find_testdata, kin
     for name, spoil in breaks.items():
         (item,) = build_objects(facts, path, kinds=(kind,))
         spoil(item.dataset)
-        with pytest.raises(InvalidObject):
+        with pytest.raises(InvalidObjectError):
             validate(item.dataset, kind, facts, source)
         assert name
     (item,) = build_objects(facts, path, kinds=(kind,))
-    with pytest.raises(InvalidObject):
+    with pytest.raises(InvalidObjectError):
         validate(item.dataset, "sr" if kind == "sc" else "sc", facts, source)
 
 

@@ -15,10 +15,15 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from lungwatch.daemon.dicomout import InvalidObject, ResultFacts, SourceUnusable, build_objects
-from lungwatch.daemon.dicomout.source import read_source
-from lungwatch.daemon.dicomout.validate import _NOT_EMPTY, _OF_KIND, validate
-from lungwatch.daemon.dicomout.validate_report import MANDATORY_ITEMS
+from lungwatch.daemon.pacs.objects import (
+    _NOT_EMPTY,
+    _OF_KIND,
+    InvalidObjectError,
+    build_objects,
+    validate,
+)
+from lungwatch.daemon.pacs.report import MANDATORY_ITEMS
+from lungwatch.daemon.pacs.source import ResultFacts, UnusableSourceError, read_source
 
 pytest.importorskip("highdicom", reason="needs the extra 'pacs'")
 SECRET = b"sixteen bytes or more"
@@ -134,7 +139,7 @@ def test_names_of_another_script_arrive_unharmed(facts, tmp_path):
 def test_a_source_that_cannot_be_answered_is_refused_by_attribute_not_value(
     facts, tmp_path, keyword, value
 ):
-    with pytest.raises(SourceUnusable, match=keyword) as refusal:
+    with pytest.raises(UnusableSourceError, match=keyword) as refusal:
         build_objects(facts, minimal(tmp_path, **{keyword: value}))
     assert value not in str(refusal.value)
 
@@ -153,7 +158,7 @@ def test_any_mandatory_attribute_that_is_empty_is_caught(facts, tmp_path, kind):
     for keyword in (*_NOT_EMPTY, *_OF_KIND[kind]):
         broken = copy.deepcopy(dataset)
         setattr(broken, keyword, b"" if keyword == "PixelData" else None)
-        with pytest.raises(InvalidObject, match=keyword):
+        with pytest.raises(InvalidObjectError, match=keyword):
             validate(broken, kind, facts, study)
 
 
@@ -173,7 +178,7 @@ def test_a_wrong_value_is_caught(facts, tmp_path, kind, keyword, value):
     dataset, study = plain(facts, minimal(tmp_path), kind)
     with pydicom.config.disable_value_validation():
         setattr(dataset, keyword, value)
-    with pytest.raises(InvalidObject):
+    with pytest.raises(InvalidObjectError):
         validate(dataset, kind, facts, study)
 
 
@@ -191,7 +196,7 @@ SPOILT_PICTURES = {
 def test_a_wrong_picture_is_caught(facts, tmp_path, spoil):
     dataset, study = plain(facts, minimal(tmp_path), "sc")
     spoil(dataset)
-    with pytest.raises(InvalidObject):
+    with pytest.raises(InvalidObjectError):
         validate(dataset, "sc", facts, study)
 
 
@@ -211,7 +216,7 @@ def cut_out(dataset, code):
 def test_a_report_without_any_mandatory_item_is_caught(facts, tmp_path, code):
     dataset, study = plain(facts, minimal(tmp_path), "sr")
     assert cut_out(dataset, code) > 0
-    with pytest.raises(InvalidObject):
+    with pytest.raises(InvalidObjectError):
         validate(dataset, "sr", facts, study)
 
 
@@ -230,7 +235,7 @@ def test_a_report_without_any_mandatory_item_is_caught(facts, tmp_path, code):
 )
 def test_a_report_of_other_facts_is_caught(facts, tmp_path, other):
     dataset, study = plain(facts, minimal(tmp_path), "sr")
-    with pytest.raises(InvalidObject):
+    with pytest.raises(InvalidObjectError):
         validate(dataset, "sr", replace(facts, **other), study)
 
 
@@ -252,7 +257,7 @@ def test_a_finding_that_was_not_made_is_caught(facts, tmp_path, label):
     other = replace(facts, label=label, probability=0.01)
     dataset, study = plain(other, path, "sr")
     item_of(dataset, "COVIDPATTERN")[1].ContentSequence.append(finding)
-    with pytest.raises(InvalidObject, match="finding"):
+    with pytest.raises(InvalidObjectError, match="finding"):
         validate(dataset, "sr", other, study)
 
 
@@ -261,7 +266,7 @@ def test_a_presence_that_is_not_the_labels_is_caught(facts, tmp_path, said):
     dataset, study = plain(facts, minimal(tmp_path), "sr")
     item, _ = item_of(dataset, "COVIDPATTERN")
     item.ConceptCodeSequence[0].CodeValue = getattr(codes.SCT, said).value
-    with pytest.raises(InvalidObject, match="presence"):
+    with pytest.raises(InvalidObjectError, match="presence"):
         validate(dataset, "sr", facts, study)
 
 
@@ -269,5 +274,5 @@ def test_an_algorithm_named_twice_is_caught(facts, tmp_path):
     dataset, study = plain(facts, minimal(tmp_path), "sr")
     item, group = item_of(dataset, "111001")
     group.ContentSequence.append(copy.deepcopy(item))
-    with pytest.raises(InvalidObject, match="once"):
+    with pytest.raises(InvalidObjectError, match="once"):
         validate(dataset, "sr", facts, study)

@@ -11,7 +11,8 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
-from lungwatch.daemon.dicomout import ResultFacts, build_objects
+from lungwatch.daemon.pacs.objects import build_objects
+from lungwatch.daemon.pacs.source import ResultFacts
 
 pytest.importorskip("highdicom", reason="needs the extra 'pacs'")
 KEY = b"sixteen bytes or more"

@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 
 from lungwatch.contract import Calibration, Decision, Finding, Golden, ModelContract
-from lungwatch.daemon.drawing import draw_result
-from lungwatch.daemon.judging import Judged
-from lungwatch.daemon.overlay import FindingText, OverlayText, render_overlay
-from lungwatch.daemon.overlay.colormap import blend
 from lungwatch.daemon.overlay.layout import lay_out
-from lungwatch.daemon.overlay.render import upsample
-from lungwatch.daemon.records import Claimed, Classified, Prepared, Scores
-from lungwatch.flags import Flag
-from lungwatch.imaging import RadiographMeta
-from lungwatch.plausibility import Plausibility
+from lungwatch.daemon.overlay.render import blend, render_overlay, upsample
+from lungwatch.daemon.overlay.text import FindingText, OverlayText
+from lungwatch.daemon.pipeline.record import Assessment, draw_result
+from lungwatch.daemon.pipeline.records import Claimed, Classified, Prepared, Scores
+from lungwatch.db.models import Plausibility
+from lungwatch.errors import Flag
+from lungwatch.imaging.radiograph import RadiographMeta
 from lungwatch.preprocess import PreprocessSpec, content_of
 
 REFERENCE = 8.0
@@ -33,7 +31,7 @@ CONTRACT = ModelContract(
     golden=Golden(input_sha256="0" * 64, probability=0.5, cam_mean=0.1),
     map_reference=REFERENCE,
 )
-JUDGED = Judged(
+JUDGED = Assessment(
     plausibility=Plausibility(gate_score=0.9, lung_area=0.3, lung_share=0.62),
     flags=(Flag.VIEW_UNKNOWN,),
 )

@@ -11,27 +11,26 @@ from sqlalchemy import event, insert, text
 
 from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
-from lungwatch.daemon.checkup import _drift
-from lungwatch.daemon.clock import SystemClock
-from lungwatch.daemon.config import load_config
-from lungwatch.daemon.drift import (
+from lungwatch.comparison import DriftReference, alarms
+from lungwatch.daemon.configfile import load_config
+from lungwatch.daemon.doctor import _drift
+from lungwatch.daemon.monitor.drift import (
     BASELINE,
     FALSE_ALARM_RATE,
     WINDOW,
     DriftWatch,
-    look,
+    examine_drift,
+    population_of,
 )
-from lungwatch.daemon.model import Classifier, find_bundle
-from lungwatch.daemon.population import population_of
-from lungwatch.db import open_database
-from lungwatch.db.driftrows import DriftRow, drift_rows
+from lungwatch.daemon.pipeline.model import Classifier, find_bundle
+from lungwatch.daemon.retry import SystemClock
 from lungwatch.db.engine import reading, writing
-from lungwatch.db.schema import Image, Model, Result
+from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import Image, Model, Result
 from lungwatch.db.states import State
-from lungwatch.driftreference import DriftReference
+from lungwatch.db.statistics import DriftRow, drift_rows
 from lungwatch.errors import ModelError, Reason
 from lungwatch.models import SHIPPED_DEFAULT
-from lungwatch.twosample import alarms
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 SHA = read_bundle(find_bundle(SHIPPED_DEFAULT)).model_sha256
@@ -221,7 +220,7 @@ class Clinic:
             connection.execute(insert(Result), results)
 
     def look(self, **options):
-        return look(self.engine, SHA, **options)
+        return examine_drift(self.engine, SHA, **options)
 
     def run(self, *arguments):
         said = CliRunner().invoke(main, ["results", "stats", "--home", str(self.home), *arguments])
@@ -310,8 +309,8 @@ def test_only_results_of_the_model_in_use_count(clinic, rng):
         )
     clinic.add([other_window(row) for row in ordinary(rng, 200, first=400)], model_id=2)
     assert clinic.look().alarms == ()
-    assert look(clinic.engine, "2" * 64).waiting_for == 130
-    assert look(clinic.engine, "3" * 64).waiting_for == 330
+    assert examine_drift(clinic.engine, "2" * 64).waiting_for == 130
+    assert examine_drift(clinic.engine, "3" * 64).waiting_for == 330
 
 
 def test_the_window_is_read_by_the_index(clinic):

@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from lungwatch.daemon.outage import ACTIONS
+from lungwatch.daemon.retry import ACTIONS
 
 ROOT = Path(__file__).parents[2]
 _FIELD = re.compile("`([a-z][a-z0-9_]*)`")

@@ -10,10 +10,9 @@ import pytest
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.contract import Calibration, Decision, Golden, ModelContract
 from lungwatch.errors import ConfigError, ModelError
-from lungwatch.export.bundle import write_bundle
 from lungwatch.export.card import write_card
-from lungwatch.export.exporter import ExportRequest
-from lungwatch.export.parity import Parity
+from lungwatch.export.exporter import ExportRequest, write_bundle
+from lungwatch.export.graph import Parity
 from lungwatch.preprocess import PreprocessSpec
 
 FIGURES = {

@@ -5,9 +5,9 @@ import pytest
 
 from lungwatch.contract import Calibration, Decision
 from lungwatch.errors import ModelError
-from lungwatch.export.fidelity import Answers, check_loss, check_size, compare_graphs
+from lungwatch.export.quantise import GraphAnswers, check_loss, check_size, compare_graphs
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.scorers import Judgement
+from lungwatch.training.evaluation.scorers import Judgement
 
 TRUTH = np.array([0, 0, 1, 1], np.float32)
 JUDGEMENT = Judgement(
@@ -21,7 +21,7 @@ JUDGEMENT = Judgement(
 def answers(logits, maps=None):
     if maps is None:
         maps = np.random.default_rng(0).random((len(logits), 2, 3, 3))
-    return Answers(
+    return GraphAnswers(
         logits=np.asarray(logits, np.float32),
         maps=np.asarray(maps, np.float32),
         judgement=JUDGEMENT,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lungwatch.errors import ConfigError
-from lungwatch.export.figures import FIGURES, figures_markdown, of_data_sets, read_figures
+from lungwatch.export.card import FIGURES, figures_markdown, of_data_sets, read_figures
 
 TABLES = {
     "Leave one source out": {

@@ -6,14 +6,14 @@ import pytest
 
 from lungwatch.contract import INPUT, OUTPUTS, Calibration, Decision
 from lungwatch.errors import DatasetError, ModelError
-from lungwatch.export import fidelity
+from lungwatch.export import quantise
 from lungwatch.export.exporter import ExportRequest
-from lungwatch.export.int8 import make_int8
+from lungwatch.export.quantise import make_int8
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.calibrate import fit_calibration
-from lungwatch.training.dataset import load_dataset, select
-from lungwatch.training.pixels import read_pixels, targets
-from lungwatch.training.scorers import Judgement, onnx_session
+from lungwatch.training.data.dataset import load_dataset, select
+from lungwatch.training.data.pixels import read_pixels, targets
+from lungwatch.training.evaluation.calibration import fit_calibration
+from lungwatch.training.evaluation.scorers import Judgement, onnx_session
 
 onnx = pytest.importorskip("onnx", reason="needs onnx (extra 'train')")
 pytest.importorskip("sympy", reason="needs sympy (extra 'train')")
@@ -157,7 +157,7 @@ def test_the_answer_does_not_depend_on_the_batch(made):
 
 
 def test_a_loss_at_the_limit_is_refused(data, monkeypatch):
-    monkeypatch.setattr(fidelity, "LOSS_LIMIT", 0.0)
+    monkeypatch.setattr(quantise, "LOSS_LIMIT", 0.0)
     with pytest.raises(ModelError, match="ROC-AUC on validation, the limit is"):
         make_int8(brightness_graph(), JUDGEMENT, data)
 

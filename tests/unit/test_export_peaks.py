@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 
 from lungwatch.contract import CAM, CAM_PEAK, INPUT, METADATA_KEY, OUTPUTS
 from lungwatch.errors import ModelError
-from lungwatch.export.parity import synthetic_images
-from lungwatch.export.peaks import add_peak_output, map_reference
+from lungwatch.export.graph import synthetic_images
+from lungwatch.export.references import add_peak_output, map_reference
 from lungwatch.models import SHIPPED_DEFAULT
-from lungwatch.training.scorers import OnnxScorer
+from lungwatch.training.evaluation.scorers import OnnxScorer
 
 MODELS = Path(str(resources.files("lungwatch.models")))
 SHIPPED = sorted(path.parent.name for path in MODELS.glob("*/model.onnx"))

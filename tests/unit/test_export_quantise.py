@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lungwatch.export.quantise import quantise, spread
-from lungwatch.training.samples import Sample
+from lungwatch.training.data.dataset import Sample
 
 
 def samples(**groups):

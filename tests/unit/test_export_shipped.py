@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.export.figures import of_data_sets
+from lungwatch.export.card import of_data_sets
 from lungwatch.models import SHIPPED_DEFAULT
-from lungwatch.training.evaluate import evaluate
-from lungwatch.training.scorers import load_scorer
+from lungwatch.training.evaluation.evaluation import evaluate
+from lungwatch.training.evaluation.scorers import load_scorer
 
 BUNDLE = Path(str(resources.files("lungwatch.models"))) / SHIPPED_DEFAULT
 REAL = Path(os.environ.get("LUNGWATCH_TEST_DATA", "")) / "open-cxr"

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
-from lungwatch.training.field_images import (
+from lungwatch.training.fitting.field_images import (
+    OUTSIDE,
     LungField,
     batch_counts,
-    draw_batch,
+    draw_field_batch,
     draw_view,
     plain_view,
     ready_field,
+    soft_lungs,
+    view,
 )
-from lungwatch.training.field_view import OUTSIDE, soft_lungs, view
 
 SIDE = 48
 
@@ -43,7 +45,7 @@ def field(picture):
 
 def test_the_graph_shows_what_training_shows(picture):
     pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
-    from lungwatch.training.field_view import view_tensor
+    from lungwatch.training.fitting.field_images import view_tensor
 
     pixels, mask = picture
     both = np.stack([pixels, pixels[::-1] ** 2]), np.stack([mask, mask[:, ::-1]])
@@ -119,6 +121,6 @@ def test_a_batch_has_as_many_of_each_source_and_finding(field):
     assert counts == {**dict.fromkeys(ready, 8), **dict.fromkeys(pairs, 2)}
     assert sum(batch_counts(ready, [], 32, 0.25).values()) == 32
     groups = {group: [field] for group in counts}
-    pixels, targets = draw_batch(groups, counts, 32, np.random.default_rng(0))
+    pixels, targets = draw_field_batch(groups, counts, 32, np.random.default_rng(0))
     assert pixels.shape == (32, 32, 32, 1)
     assert targets.sum(axis=0).tolist() == [12, 8, 12]

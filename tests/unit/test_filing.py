@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lungwatch import atomicfile
-from lungwatch.daemon.filing import Filing
+from lungwatch import files
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.pipeline.filing import Filing
 
 WHEN = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -55,20 +55,20 @@ def test_repeated_after_the_rename_it_finds_the_file_where_it_went(claimed, monk
             return filing.file(result_id=1, sha256="ab" * 32, received_at=WHEN, path=path)
         return filing.quarantine(image_id=1, sha256="ab" * 32, reason="too_small", path=path)
 
-    synchronise = atomicfile.fsync_dir
+    synchronise = files.fsync_dir
 
     def fail_once_moved(where):
         if not path.exists():
             raise OSError(errno.ESTALE, "Stale file handle")
         synchronise(where)
 
-    monkeypatch.setattr(atomicfile, "fsync_dir", fail_once_moved)
+    monkeypatch.setattr(files, "fsync_dir", fail_once_moved)
     with pytest.raises(OSError, match="Stale"):
         move()
     assert not path.exists()
     assert told.paths == []
 
-    monkeypatch.setattr(atomicfile, "fsync_dir", synchronise)
+    monkeypatch.setattr(files, "fsync_dir", synchronise)
     target = move()
     assert target.is_relative_to(home.root / folder)
     assert target.read_bytes().startswith(b"\x89PNG")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from lungwatch.contract import METADATA_KEY, ModelContract
-from lungwatch.daemon.model import Classifier
+from lungwatch.daemon.pipeline.model import Classifier
 from lungwatch.errors import ModelError
-from lungwatch.golden import golden_input
 from lungwatch.models import SHIPPED_DEFAULT
+from lungwatch.preprocess import golden_input
 
 onnx = pytest.importorskip("onnx")
 gated = pytest.importorskip("tests.support.bundles")

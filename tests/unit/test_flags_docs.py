@@ -5,8 +5,7 @@ import runpy
 from pathlib import Path
 
 from lungwatch.daemon.config import Config
-from lungwatch.flags import FLAGS, Flag
-from lungwatch.gate import GATE_REASONS
+from lungwatch.errors import FLAGS, GATE_REASONS, Flag
 
 PAGE = Path(__file__).parents[2] / "docs" / "flags.md"
 

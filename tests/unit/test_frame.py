@@ -7,14 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from lungwatch.errors import FileRejected, Reason
-from lungwatch.flags import Flag
-from lungwatch.golden import golden_pixels
-from lungwatch.imaging import Radiograph, ReadPolicy, read_radiograph
-from lungwatch.imaging.frame import frame_box
-from lungwatch.preprocess import PreprocessSpec, preprocess
-from lungwatch.training.lung_masks import read_lung_masks
-from lungwatch.training.pixels import read_pixels
+from lungwatch.errors import FileRejected, Flag, Reason
+from lungwatch.imaging.geometry import frame_box
+from lungwatch.imaging.radiograph import Radiograph
+from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from lungwatch.preprocess import PreprocessSpec, golden_pixels, preprocess
+from lungwatch.training.data.pixels import read_lung_masks, read_pixels
 from tests.support.radiographs import radiograph, read
 
 LEVELS = {"black": 0, "white": 255, "grey": 128, "dark grey": 40}

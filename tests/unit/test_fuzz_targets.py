@@ -10,10 +10,10 @@ import pytest
 
 from lungwatch.contract import ModelContract
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.namerules import NameRules
-from lungwatch.daemon.unpacking import Unpacker
+from lungwatch.daemon.intake.archives import Unpacker
+from lungwatch.daemon.intake.eligibility import NameRules
 from lungwatch.errors import FileRejected, ModelError, Reason
-from lungwatch.imaging import ReadPolicy
+from lungwatch.imaging.reader import ReadPolicy
 
 FUZZ = Path(__file__).parents[2] / "fuzz"
 CHANGES = 120
@@ -53,7 +53,7 @@ def test_damaged_input_is_refused_with_a_reason_or_read_within_its_promises(fuzz
 def test_the_seeds_of_images_are_read_whole(fuzz, tmp_path):
     """Else the fuzzer would start from refusals."""
     targets, seeds = fuzz
-    from lungwatch.imaging import read_radiograph
+    from lungwatch.imaging.reader import read_radiograph
 
     for data in seeds.seeds("dicom"):
         (tmp_path / "seed").write_bytes(data)

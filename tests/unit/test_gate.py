@@ -14,13 +14,12 @@ from click.testing import CliRunner
 
 from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
-from lungwatch.daemon.gate import ContentGate, GateRefused
-from lungwatch.daemon.inference import classify
-from lungwatch.daemon.model import Classifier
-from lungwatch.daemon.records import Claimed, Prepared
-from lungwatch.errors import ModelError, Reason
-from lungwatch.flags import Flag
-from lungwatch.imaging import RadiographMeta
+from lungwatch.daemon.pipeline.gate import ContentGate, GateRefused
+from lungwatch.daemon.pipeline.model import Classifier
+from lungwatch.daemon.pipeline.pipeline import classify
+from lungwatch.daemon.pipeline.records import Claimed, Prepared
+from lungwatch.errors import Flag, ModelError, Reason
+from lungwatch.imaging.radiograph import RadiographMeta
 from lungwatch.models import SHIPPED_DEFAULT
 
 pytest.importorskip("onnx")
@@ -130,11 +129,11 @@ class TestBundle:
     def test_a_signature_over_a_gated_bundle_is_worth_nothing_without_the_gate(self, bundle):
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-        from lungwatch.daemon.trust import Trust
+        from lungwatch.daemon.pipeline.model import BundlePolicy
         from lungwatch.signing import fingerprint, sign
 
         key = Ed25519PrivateKey.generate()
-        trust = Trust(keys={fingerprint(key.public_key()): key.public_key()})
+        trust = BundlePolicy(keys={fingerprint(key.public_key()): key.public_key()})
         signature = sign(read_bundle(bundle).statement(), key).to_bytes()
         (bundle / "bundle.sig").write_bytes(signature)
         assert Classifier.load(bundle, trust=trust).gate is not None

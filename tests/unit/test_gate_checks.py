@@ -5,10 +5,10 @@ import pytest
 
 from lungwatch.errors import ModelError, Reason
 from lungwatch.preprocess import PreprocessSpec, preprocess
-from lungwatch.training.gate_checks import (
+from lungwatch.training.evaluation.gate_rates import (
     LEAST_DISTANCE,
     Familiarity,
-    GateLook,
+    GateOutput,
     GateThresholds,
     check_losses,
     choose_thresholds,
@@ -27,7 +27,7 @@ def look(count: int = 400, *, chance: float = 0.99, spread: float = 1.0, area: i
     """Alike answers on many pictures, with `area` of 400 cells as lung."""
     lungs = np.zeros((count, 20, 20), np.float32)
     lungs.reshape(count, -1)[:, :area] = 0.9
-    return GateLook(
+    return GateOutput(
         chances=np.full((count, 3), chance, np.float32),
         embedding=(spread * RNG.standard_normal((count, 40))).astype(np.float32),
         lungs=lungs,
@@ -89,7 +89,7 @@ def test_scores_are_half_at_the_limits_and_fall_beyond():
     for times, expected in ((1.0, 0.5), (2.0, 1 / 17), (0.5, 16 / 17)):
         there = familiarity.mean + direction * np.sqrt(THRESHOLDS.distance * times)
         # 20 of 400 cells are the least area of 5 %.
-        one = GateLook(
+        one = GateOutput(
             chances=np.ones((1, 3), np.float32),
             embedding=there[np.newaxis].astype(np.float32),
             lungs=look(1, area=20).lungs,

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.gate_drawings import DRAWINGS
-from lungwatch.training.gate_images import GateXray, draw_batch, no_chest
+from lungwatch.training.data.gate_images import DRAWINGS, GateXray, draw_batch, no_chest
 
 SPEC = PreprocessSpec(size_px=64)
 CELLS = 16

@@ -35,10 +35,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from lungwatch.daemon.overlay.preview import make_preview
-from lungwatch.errors import FileRejected, Reason
-from lungwatch.flags import Flag
-from lungwatch.imaging import Radiograph, ReadPolicy, dicom, read_radiograph
+from lungwatch.daemon.overlay.render import make_preview
+from lungwatch.errors import FileRejected, Flag, Reason
+from lungwatch.imaging import reader
+from lungwatch.imaging.radiograph import Radiograph
+from lungwatch.imaging.reader import ReadPolicy, read_radiograph
 
 Samples = NDArray[Any]
 DEPTH, TABLE, WINDOW = Flag.DEPTH_CORRECTED, Flag.TABLE_IGNORED, Flag.WINDOW_IGNORED
@@ -115,7 +116,7 @@ def read_framed(tmp_path: Path) -> Callable[[Dataset], Radiograph]:
         path = tmp_path / "image"
         path.write_bytes(content(dataset))
         policy = ReadPolicy()
-        return dicom.read(
+        return reader.read_dicom(
             path,
             modalities=policy.modalities,
             body_parts=policy.body_parts,

@@ -21,15 +21,15 @@ from click.testing import CliRunner
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.cli.main import main
-from lungwatch.daemon.check import Check
+from lungwatch.daemon.doctor import Check
 from lungwatch.daemon.home import Home
-from lungwatch.db import Store, open_database
-from lungwatch.db.audit import Deed, note
-from lungwatch.db.changes import clean
-from lungwatch.db.deliveries import Deliveries, OutboxPlan
-from lungwatch.db.delivery_queries import deliveries_of
-from lungwatch.db.rows import ResultDetail
-from lungwatch.imaging import RadiographMeta
+from lungwatch.db.audit import AuditEvent, record_events
+from lungwatch.db.deliveries import Deliveries, OutboxPlan, deliveries_of
+from lungwatch.db.engine import clean
+from lungwatch.db.maintenance import open_database
+from lungwatch.db.queries import ResultDetail
+from lungwatch.db.results import Store
+from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 TEXTS = [
@@ -111,7 +111,7 @@ def filled(tmp_path_factory):
         patch.setenv("LOGNAME", text)
         patch.setenv("SUDO_USER", text)
         at = T0 + timedelta(minutes=number)
-        note(engine, at, [Deed(action="retry", target=text, detail={"error": text})])
+        record_events(engine, at, [AuditEvent(action="retry", target=text, detail={"error": text})])
         name = text.replace("/", "-")
         (home.done / name).write_bytes(b"done " + os.fsencode(name))
         (home.overlays / name).touch()
@@ -313,7 +313,7 @@ def test_a_name_that_is_not_there_is_refused_in_one_line(filled):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_check_up_is_a_line_a_check(filled, monkeypatch, as_json):
     checks = [Check(name=text, ok=None, detail=text) for text in TEXTS]
-    monkeypatch.setattr("lungwatch.daemon.checkup.check_up", lambda _: iter(checks))
+    monkeypatch.setattr("lungwatch.daemon.doctor.run_checks", lambda _: iter(checks))
     text = run(filled, "doctor", *(["--json"] if as_json else []))
     if as_json:
         assert [check["detail"] for check in json.loads(text)] == TEXTS

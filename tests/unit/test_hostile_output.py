@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lungwatch.cli.output import cell_text, to_csv, to_json
-from lungwatch.plaintext import visible
+from lungwatch.errors import visible
 
 FORMULA_STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 STEERING = "\x1b\x07\x00\x9b\x85\u202e\u2066\u200b\u200d\ufeff\u2028\u2029\udcff\ud800\r\n\t\x7f"

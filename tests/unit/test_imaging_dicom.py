@@ -35,9 +35,10 @@ from pydicom.uid import (
 )
 
 from lungwatch.errors import FileRejected, Reason
-from lungwatch.imaging import Radiograph, ReadPolicy, read_radiograph
 from lungwatch.imaging.codestream import frame_header
-from lungwatch.imaging.dicom import is_dicom
+from lungwatch.imaging.dicomfile import is_dicom
+from lungwatch.imaging.radiograph import Radiograph
+from lungwatch.imaging.reader import ReadPolicy, read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
 
 STORED = (np.indices((80, 100)).sum(axis=0) * 20).astype(np.uint16)

@@ -8,20 +8,19 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
-from lungwatch.errors import FileRejected, Reason
-from lungwatch.flags import Flag
-from lungwatch.imaging import grayscale
-from lungwatch.imaging.depth import Samples
+from lungwatch.errors import FileRejected, Flag, Reason
+from lungwatch.imaging import display
+from lungwatch.imaging.samples import Samples
 
 RAMP = np.linspace(0, 4095, 64 * 64).round().astype(np.uint16).reshape(64, 64)
 
 
 def to_display(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.float32]:
-    return grayscale.to_display(Samples(values=stored), dataset).pixels
+    return display.to_display(Samples(values=stored), dataset).pixels
 
 
 def _flags(stored: NDArray[Any], dataset: Dataset) -> tuple[Flag, ...]:
-    return grayscale.to_display(Samples(values=stored), dataset).flags
+    return display.to_display(Samples(values=stored), dataset).flags
 
 
 def _dataset(**attributes: object) -> Dataset:

@@ -7,16 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lungwatch.contract import Calibration, Decision, Finding, Golden, ModelContract
-from lungwatch.daemon.judging import judge
-from lungwatch.daemon.records import Claimed, Classified, GateAnswer, Prepared, Scores
-from lungwatch.errors import Reason
-from lungwatch.flags import Flag, in_order
-from lungwatch.gate import GateCheck, GateContract, Verdict
-from lungwatch.imaging import RadiographMeta
-from lungwatch.lungfield import is_partial, lung_mask
-from lungwatch.plausibility import Plausibility
-from lungwatch.preprocess import PreprocessSpec, content_of
+from lungwatch.contract import (
+    Calibration,
+    Decision,
+    Finding,
+    GateCheck,
+    GateContract,
+    Golden,
+    ModelContract,
+    Verdict,
+)
+from lungwatch.daemon.pipeline.record import assess
+from lungwatch.daemon.pipeline.records import Claimed, Classified, GateAnswer, Prepared, Scores
+from lungwatch.db.models import Plausibility
+from lungwatch.errors import Flag, Reason, flags_in_order
+from lungwatch.imaging.radiograph import RadiographMeta
+from lungwatch.preprocess import PreprocessSpec, content_of, has_partial_lungs, lung_mask
 
 GATE = GateContract(
     preprocess=PreprocessSpec(size_px=40, fit="pad"),
@@ -98,7 +104,7 @@ def classified(
 
 
 def test_a_whole_chest_with_its_map_inside_the_lungs_has_no_flag():
-    found = judge(classified(), CONTRACT)
+    found = assess(classified(), CONTRACT)
     assert found.flags == ()
     assert found.plausibility == Plausibility(gate_score=0.8, lung_area=0.3, lung_share=1.0)
 
@@ -106,19 +112,19 @@ def test_a_whole_chest_with_its_map_inside_the_lungs_has_no_flag():
 def test_flags_are_merged_each_once_in_the_lists_order():
     flags = (Flag.TEXT_BURNT_IN, Flag.VIEW_UNKNOWN, Flag.TEXT_BURNT_IN)
     empty = np.zeros((20, 20), np.float32)
-    found = judge(classified(flags=flags, covid=empty), CONTRACT)
+    found = assess(classified(flags=flags, covid=empty), CONTRACT)
     assert found.flags == (Flag.VIEW_UNKNOWN, Flag.TEXT_BURNT_IN, Flag.EMPTY_MAP)
-    assert in_order(reversed(list(Flag))) == tuple(Flag)
+    assert flags_in_order(reversed(list(Flag))) == tuple(Flag)
 
 
 def test_without_a_gate_it_is_said_that_nothing_looked():
-    found = judge(classified(gated=False), replace(CONTRACT, gate=None))
+    found = assess(classified(gated=False), replace(CONTRACT, gate=None))
     assert found == replace(found, flags=(Flag.NOT_GATED,), plausibility=Plausibility())
 
 
 def test_what_a_gate_would_have_refused_carries_its_reason():
     verdict = Verdict(score=0.1, check="frontal", reason=Reason.ROTATED)
-    found = judge(classified(verdict=verdict), CONTRACT)
+    found = assess(classified(verdict=verdict), CONTRACT)
     assert found.flags == (Flag.ROTATED,)
     assert found.plausibility.gate_score == 0.1
 
@@ -144,13 +150,13 @@ def test_an_opacity_under_a_negative_answer_is_flagged_from_its_threshold(
     """Whatever other finding there is, and with or without a gate."""
     contract = replace(CONTRACT, findings=(NODULE, OPACITY))
     further = {"nodule": 0.0, "opacity": probability}
-    found = judge(classified(label=label, further=further, gated=gated), contract)
+    found = assess(classified(label=label, further=further, gated=gated), contract)
     assert (Flag.OTHER_OPACITY in found.flags) is is_flagged
 
 
 def test_another_finding_is_no_opacity():
     contract = replace(CONTRACT, findings=(NODULE,))
-    found = judge(classified(label="NEGATIVE", further={"nodule": 0.99}), contract)
+    found = assess(classified(label="NEGATIVE", further={"nodule": 0.99}), contract)
     assert found.flags == ()
 
 
@@ -164,21 +170,21 @@ class TestAttention:
     @pytest.mark.parametrize("label", ["COVID", "UNCERTAIN"])
     @pytest.mark.parametrize(("inside", "is_flagged"), [(0.45, True), (0.55, False)])
     def test_less_than_half_of_the_map_inside_is_flagged(self, label, inside, is_flagged):
-        found = judge(classified(label=label, covid=self.split(inside)), CONTRACT)
+        found = assess(classified(label=label, covid=self.split(inside)), CONTRACT)
         assert (Flag.ATTENTION_OUTSIDE_LUNGS in found.flags) is is_flagged
         assert found.plausibility.lung_share == pytest.approx(inside)
 
     def test_a_negative_answer_is_not_flagged_and_keeps_the_share(self):
-        found = judge(classified(label="NEGATIVE", covid=self.split(0.1)), CONTRACT)
+        found = assess(classified(label="NEGATIVE", covid=self.split(0.1)), CONTRACT)
         assert found.flags == ()
         assert found.plausibility.lung_share == pytest.approx(0.1)
 
     def test_an_empty_map_has_no_share_and_its_own_flag(self):
         empty = np.zeros((20, 20), np.float32)
-        found = judge(classified(covid=empty), CONTRACT)
+        found = assess(classified(covid=empty), CONTRACT)
         assert (found.flags, found.plausibility.lung_share) == ((Flag.EMPTY_MAP,), None)
-        assert judge(classified(label="NEGATIVE", covid=empty), CONTRACT).flags == ()
-        negative = judge(classified(label="NEGATIVE", negative=empty), CONTRACT)
+        assert assess(classified(label="NEGATIVE", covid=empty), CONTRACT).flags == ()
+        negative = assess(classified(label="NEGATIVE", negative=empty), CONTRACT)
         assert negative.flags == (Flag.EMPTY_MAP,)
 
     def test_map_and_lungs_of_different_preprocessing_meet_on_the_radiograph(self):
@@ -186,7 +192,7 @@ class TestAttention:
         wide = classified(covid=lungs((0, 10, 0, 20)), field=lungs((5, 10, 0, 20)))
         wide = replace(wide, prepared=replace(wide.prepared, shape=(200, 400)))
         # Rows 5 to 15 of the gate's field are the X-ray: its upper half is lung.
-        found = judge(wide, CONTRACT)
+        found = assess(wide, CONTRACT)
         assert found.plausibility.lung_area == pytest.approx(0.5, abs=0.03)
         assert found.plausibility.lung_share == pytest.approx(1.0, abs=0.05)
 
@@ -204,7 +210,7 @@ class TestPartialLungs:
         field = lungs(*boxes)
         field[:, 0] = field[:, -1] = 0
         field[3:6, 0] = 1
-        assert not is_partial(field >= 0.5, GATE.lung_area)
+        assert not has_partial_lungs(field >= 0.5, GATE.lung_area)
 
     @pytest.mark.parametrize(
         ("boxes", "why"),
@@ -218,11 +224,11 @@ class TestPartialLungs:
         ],
     )
     def test_what_is_missing_is_flagged(self, boxes, why):
-        assert is_partial(lungs(*boxes) >= 0.5, GATE.lung_area), why
-        assert Flag.PARTIAL_LUNGS in judge(classified(field=lungs(*boxes)), CONTRACT).flags
+        assert has_partial_lungs(lungs(*boxes) >= 0.5, GATE.lung_area), why
+        assert Flag.PARTIAL_LUNGS in assess(classified(field=lungs(*boxes)), CONTRACT).flags
 
     def test_no_lungs_at_all_are_partial_whatever_the_bounds(self):
-        assert is_partial(np.zeros((20, 20), bool), (0.0, 1.0))
+        assert has_partial_lungs(np.zeros((20, 20), bool), (0.0, 1.0))
 
 
 def test_padding_is_no_part_of_the_picture():

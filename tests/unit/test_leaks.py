@@ -8,8 +8,8 @@ import pytest
 
 from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec, preprocess
-from lungwatch.training.leaks import apply_leaks
-from lungwatch.training.samples import Sample
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.duplicates import apply_leaks
 
 
 def picture(seed, shape=(90, 80)):

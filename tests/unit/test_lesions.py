@@ -6,11 +6,16 @@ import pytest
 
 from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.bootstrap import Bootstrap
-from lungwatch.training.lesion_masks import LesionImage, read_lesions
-from lungwatch.training.lesions import lesion_share, summarise_lesions
-from lungwatch.training.map_likeness import correlations, mean_likeness, similarity
-from lungwatch.training.randomised import compare_maps
+from lungwatch.training.data.pixels import LesionImage, read_lesions
+from lungwatch.training.evaluation.maps import (
+    compare_maps,
+    correlations,
+    lesion_share,
+    mean_likeness,
+    similarity,
+    summarise_lesions,
+)
+from lungwatch.training.evaluation.metrics import Bootstrap
 
 SPEC = PreprocessSpec(size_px=32)
 PADDED = PreprocessSpec(size_px=32, fit="pad")

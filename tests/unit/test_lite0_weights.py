@@ -11,13 +11,19 @@ import numpy as np
 import pytest
 
 from lungwatch.errors import MissingExtraError, ModelError
-from lungwatch.training.torch_file import read_state_dict
+from lungwatch.training.networks.weights import read_state_dict
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 
-from lungwatch.training.backbones import EFFICIENTNET_LITE0, load_backbone  # noqa: E402
-from lungwatch.training.lite0 import PACKAGE, build_lite0  # noqa: E402
+from lungwatch.training.networks.backbones import (  # noqa: E402
+    EFFICIENTNET_LITE0,
+    load_backbone,
+)
+from lungwatch.training.networks.weights import (  # noqa: E402
+    PACKAGE,
+    build_lite0,
+)
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec(PACKAGE) is None, reason=f"needs {PACKAGE} (extra 'lite0')"
@@ -100,7 +106,7 @@ def test_strides_that_lead_out_of_the_file_a_short_file_and_noise_are_refused(tm
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("lungwatch.training.lite0.PACKAGE", "no_such_package_of_weights")
+    monkeypatch.setattr("lungwatch.training.networks.weights.PACKAGE", "no_such_package_of_weights")
     with pytest.raises(MissingExtraError, match=r"lungwatch\[lite0\]"):
         load_backbone(EFFICIENTNET_LITE0, "imagenet", 64)
 

@@ -8,13 +8,7 @@ import struct
 
 import pytest
 
-from lungwatch.daemon.logformats import (
-    JournalHandler,
-    JsonFormatter,
-    is_journal,
-    journal_entry,
-)
-from lungwatch.daemon.logs import event
+from lungwatch.daemon.logs import JournalHandler, JsonFormatter, event, is_journal, journal_entry
 from lungwatch.errors import ConfigError
 
 

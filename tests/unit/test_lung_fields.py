@@ -8,9 +8,9 @@ import pytest
 
 from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.field_finder import cut_field
-from lungwatch.training.lung_fields import Finder, paired_sources, read_fields
-from lungwatch.training.samples import Sample
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.networks.lite0_networks import cut_field
+from lungwatch.training.recipes.fields import Finder, paired_sources, read_fields
 
 CELLS = 20
 SPEC = PreprocessSpec(size_px=40)

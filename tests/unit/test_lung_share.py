@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lungwatch.training.lung_share import lung_share
+from lungwatch.training.evaluation.maps import lung_share
 
 MASK = np.zeros((1, 64, 64), np.float32)
 MASK[:, 16:48, 8:28] = 1.0

@@ -10,15 +10,17 @@ pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 
 from lungwatch.contract import CAM  # noqa: E402
 from lungwatch.export.graph import build_graph  # noqa: E402 - of the extra
-from lungwatch.training.gradcam import gradcam  # noqa: E402
-from lungwatch.training.head import FEATURES, attach_head  # noqa: E402
-from lungwatch.training.lung_box import (  # noqa: E402
-    agreement,
-    boxes_around,
-    build_finder,
-    fit_finder,
+from lungwatch.training.networks.heads import (  # noqa: E402
+    BOX,
+    FEATURES,
+    VIEW,
+    attach_head,
+    crop,
+    gradcam,
+    lay_back,
+    view_lungs,
 )
-from lungwatch.training.lung_view import BOX, VIEW, crop, lay_back, see_lungs  # noqa: E402
+from lungwatch.training.networks.lungs import agreement, boxes_around, build_finder, fit_finder  # noqa: E402
 
 SIDE = 64
 
@@ -69,7 +71,7 @@ def network():
     """A network of random weights that sees half of an image, by a finder of random weights."""
     keras.utils.set_random_seed(3)
     given_ = keras.Input((SIDE, SIDE, 1), name="pixels")
-    x = see_lungs(given_, build_finder(SIDE), SIDE // 2)
+    x = view_lungs(given_, build_finder(SIDE), SIDE // 2)
     for _ in range(2):
         x = keras.layers.Conv2D(6, 3, strides=2, padding="same", activation="relu")(x)
     x = keras.layers.Activation("linear", name=FEATURES)(x)

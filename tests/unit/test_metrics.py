@@ -11,18 +11,17 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lungwatch.daemon.bounded import Bounded
-from lungwatch.daemon.clock import SystemClock
-from lungwatch.daemon.disks import disks
-from lungwatch.daemon.drift import Compared, Drift, Scope
-from lungwatch.daemon.health import HealthCheck, Phase, Probes, free_mb_of
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.metrics import Metrics, stability_index
-from lungwatch.daemon.vitals import Vitals
-from lungwatch.db import Store, open_database
-from lungwatch.db.monitoring import figures, signs
-from lungwatch.imaging import RadiographMeta
+from lungwatch.daemon.monitor.drift import Drift, DriftTest, DriftWindow
+from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, disk_usage, free_mb_of
+from lungwatch.daemon.monitor.metrics import Metrics, stability_index
+from lungwatch.daemon.retry import SystemClock
+from lungwatch.daemon.stage import Progress, TimeLimited
+from lungwatch.db.maintenance import open_database
+from lungwatch.db.results import Store
+from lungwatch.db.statistics import health_counts, metric_counts
+from lungwatch.imaging.radiograph import RadiographMeta
 
 DOCS = Path(__file__).parents[2] / "docs" / "monitoring"
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
@@ -32,11 +31,11 @@ DRIFT = Drift(
     window=100,
     waiting_for=0,
     scopes=(
-        Scope(station="", reference="r", results=100),
-        Scope(station='ROOM "1"', reference="r", results=40),
+        DriftWindow(station="", reference="r", results=100),
+        DriftWindow(station='ROOM "1"', reference="r", results=40),
     ),
     tests=tuple(
-        Compared(
+        DriftTest(
             station=station,
             what=what,
             statistic=0.5,
@@ -88,20 +87,20 @@ def make_text(tmp_path_factory):
         )
         store.finish(result_id=claim.result_id, path=f"done/{number}", now=now)
     clock = SystemClock()
-    vitals = Vitals(clock)
+    vitals = Progress(clock)
     home = Home(tmp_path)
     home.incoming.mkdir()
     home.backups.mkdir()
     (home.backups / "lungwatch-20260301T000000.000000Z.db").touch()
-    read_signs = Bounded(lambda: signs(engine, writable=True), limit_s=30)
+    read_signs = TimeLimited(lambda: health_counts(engine, writable=True), limit_s=30)
 
     def make(window):
         metrics = Metrics(
             health=check_of(read_signs, home),
             read_signs=read_signs,
-            read_figures=Bounded(lambda: figures(engine, model, window), limit_s=30),
-            read_drift=Bounded(lambda: DRIFT, limit_s=30),
-            read_disks=Bounded(lambda: disks(home, str(engine.url)), limit_s=30),
+            read_figures=TimeLimited(lambda: metric_counts(engine, model, window), limit_s=30),
+            read_drift=TimeLimited(lambda: DRIFT, limit_s=30),
+            read_disks=TimeLimited(lambda: disk_usage(home, str(engine.url)), limit_s=30),
             model="m-1",
             gate="refuse",
             vitals=vitals,
@@ -131,7 +130,7 @@ def check_of(read_signs, home):
     probes = Probes(
         phase=lambda: Phase.READY,
         signs=read_signs,
-        free_mb=Bounded(lambda: free_mb_of(home), limit_s=30),
+        free_mb=TimeLimited(lambda: free_mb_of(home), limit_s=30),
         waiting=lambda: 3,
         oldest_waiting=T0.timestamp,
         left_alone=lambda: 0,

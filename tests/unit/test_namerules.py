@@ -2,9 +2,9 @@
 
 import pytest
 
-from lungwatch.daemon.config import load_config
-from lungwatch.daemon.namerules import NameKind, NameRules
-from lungwatch.daemon.unpacking import MemberNames
+from lungwatch.daemon.configfile import load_config
+from lungwatch.daemon.intake.archives import MemberNames
+from lungwatch.daemon.intake.eligibility import NameKind, NameRules
 from lungwatch.errors import ConfigError
 
 LITTER = (

@@ -8,11 +8,11 @@ import numpy as np
 import pydicom
 import pytest
 
-from lungwatch.daemon.decoder import wire
-from lungwatch.daemon.decoding import Decoded, decode
-from lungwatch.daemon.dicomout.source import read_source
-from lungwatch.flags import Flag
-from lungwatch.imaging import ReadPolicy, read_radiograph
+from lungwatch.daemon.pacs.source import read_source
+from lungwatch.daemon.pipeline import decode
+from lungwatch.daemon.pipeline.decode import Decoded, decode_file
+from lungwatch.errors import Flag
+from lungwatch.imaging.reader import ReadPolicy, read_radiograph
 from lungwatch.preprocess import PreprocessSpec
 from tests.support.radiographs import radiograph, read
 
@@ -136,14 +136,14 @@ def test_what_is_sent_back_says_how_it_lies(tmp_path: Path) -> None:
 
 def test_what_is_known_of_it_reaches_the_daemon(tmp_path: Path) -> None:
     policy, spec = ReadPolicy(), PreprocessSpec(size_px=16)
-    setup = wire.Setup(policy=policy, spec=spec, overlay_side_px=64, memory_mb=512)
+    setup = decode.DecoderSetup(policy=policy, spec=spec, overlay_side_px=64, memory_mb=512)
     for orientation, is_known in ((["F", "R"], True), ("", False)):
         read(radiograph(UPRIGHT, PatientOrientation=orientation), tmp_path)
-        decoded = decode(tmp_path / "image", policy=policy, spec=spec, overlay_side_px=64)
+        decoded = decode_file(tmp_path / "image", policy=policy, spec=spec, overlay_side_px=64)
         ours, theirs = Pipe()
         with ours, theirs:
-            wire.send_decoded(theirs, decoded)
-            received = wire.receive(ours, setup)
+            decode.send_decoded(theirs, decoded)
+            received = decode.receive(ours, setup)
         assert isinstance(received, Decoded)
         assert received.orientation_known is decoded.orientation_known is is_known
         assert received.flags == decoded.flags

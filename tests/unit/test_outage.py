@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from lungwatch.daemon.outage import Abandoned, OutageKind, Outages, outage_of
-from lungwatch.db.failures import DatabaseBusyError, DatabaseFullError
+from lungwatch.daemon.retry import OutageKind, Outages, ShutdownRequested, outage_of
+from lungwatch.db.engine import DatabaseBusyError, DatabaseFullError
 from lungwatch.errors import DatabaseError
 from tests.support.waits import wait_for
 
@@ -78,6 +78,6 @@ def test_once_abandoned_nobody_waits_and_nobody_tries_in_vain():
 
     outages.abandon()
     for _ in range(2):
-        with pytest.raises(Abandoned):
+        with pytest.raises(ShutdownRequested):
             outages.ride_out(step)
     assert len(tries) == 1

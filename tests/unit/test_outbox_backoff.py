@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lungwatch.daemon.outbox.backoff import Backoff, delay_s
+from lungwatch.daemon.pacs.scu import Backoff, delay_s
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ONE, OTHER = "PACS@a:104", "PACS@b:104"

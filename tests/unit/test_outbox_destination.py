@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lungwatch.daemon.config import load_config
-from lungwatch.daemon.outbox.destination import parse_destination
+from lungwatch.daemon.config import parse_destination
+from lungwatch.daemon.configfile import load_config
 from lungwatch.errors import ConfigError
 
 

@@ -11,27 +11,26 @@ from typing import ClassVar
 
 import pytest
 
-from lungwatch.daemon.config import load_config
+from lungwatch.daemon.configfile import load_config
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.outage import Outages
-from lungwatch.daemon.outbox import packing
-from lungwatch.daemon.outbox import sender as module
-from lungwatch.daemon.outbox.packing import CannotBuildError
-from lungwatch.daemon.outbox.scu import (
+from lungwatch.daemon.pacs import outbox
+from lungwatch.daemon.pacs import outbox as module
+from lungwatch.daemon.pacs.outbox import MAX_REFUSALS, CannotBuildError, Sender
+from lungwatch.daemon.pacs.scu import (
     Answer,
-    Parcel,
-    StorageUser,
+    OutgoingObject,
+    StorageScu,
     TlsFiles,
     UnreachableError,
     Verdict,
 )
-from lungwatch.daemon.outbox.sender import MAX_REFUSALS, Sender
-from lungwatch.daemon.writer import Writer
-from lungwatch.db import Store, open_database
-from lungwatch.db.deliveries import Deliveries, OutboxPlan
-from lungwatch.db.delivery_queries import DeliveryRow, list_deliveries
+from lungwatch.daemon.retry import Outages
+from lungwatch.daemon.stage import DatabaseWriter
+from lungwatch.db.deliveries import Deliveries, DeliveryRow, OutboxPlan, list_deliveries
+from lungwatch.db.maintenance import open_database
+from lungwatch.db.results import Store
 from lungwatch.errors import ConfigError, MissingExtraError
-from lungwatch.imaging import RadiographMeta
+from lungwatch.imaging.radiograph import RadiographMeta
 from tests.support.clock import ManualClock
 from tests.support.waits import PATIENCE_S
 
@@ -84,7 +83,7 @@ class Packer:
         uid = f"2.25.{row.result_id}"
         note(row, uid)
         self.path(uid).touch()
-        return Parcel(
+        return OutgoingObject(
             delivery_id=row.id,
             sha256=row.sha256,
             kind=row.kind,
@@ -109,10 +108,10 @@ class Bench:
         self.clock = ManualClock(T0)
         self.network = Network()
         self.crashes: list[tuple[str, BaseException]] = []
-        monkeypatch.setattr(module, "StorageUser", lambda *_: self.network)
-        monkeypatch.setattr(module, "Packer", Packer)
+        monkeypatch.setattr(module, "StorageScu", lambda *_: self.network)
+        monkeypatch.setattr(module, "ObjectStore", Packer)
         monkeypatch.setattr(Packer, "broken", set())
-        self.writer = Writer(Outages(), self.on_crash)
+        self.writer = DatabaseWriter(Outages(), self.on_crash)
         self.writer.start()
         self.sender = Sender(
             config=config,
@@ -294,8 +293,8 @@ def test_a_missing_extra_is_named_at_the_start(
 
 
 def _real_parts(config, engine):
-    packing.Packer(config=config, home=Home(config.home), engine=engine)
-    StorageUser(config.pacs_ae_title, TlsFiles.of(config))
+    outbox.ObjectStore(config=config, home=Home(config.home), engine=engine)
+    StorageScu(config.pacs_ae_title, TlsFiles.of(config))
 
 
 @pytest.mark.parametrize(
@@ -314,5 +313,5 @@ def test_a_secret_that_is_none_stops_the_start(tmp_path: Path, content: bytes | 
     )
     engine = open_database(config.database_url)
     with pytest.raises(ConfigError, match=says):
-        packing.Packer(config=config, home=Home(config.home), engine=engine)
+        outbox.ObjectStore(config=config, home=Home(config.home), engine=engine)
     engine.dispose()

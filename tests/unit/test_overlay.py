@@ -9,22 +9,20 @@ from numpy.typing import NDArray
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.contract import Decision
-from lungwatch.daemon.overlay import (
-    OverlayText,
+from lungwatch.daemon.overlay.layout import Box, Layout, font, lay_out
+from lungwatch.daemon.overlay.render import (
+    blend,
+    colours,
     encode_png,
     make_preview,
     on_common_scale,
+    opacity,
     render_overlay,
+    upsample,
 )
-from lungwatch.daemon.overlay.colormap import blend, colours, opacity
-from lungwatch.daemon.overlay.column import Box, font
-from lungwatch.daemon.overlay.layout import Layout, lay_out
-from lungwatch.daemon.overlay.render import upsample
-from lungwatch.daemon.overlay.text import MapState
-from lungwatch.daemon.scoretext import decimal_score, format_score
-from lungwatch.errors import FileRejected, Reason
-from lungwatch.flags import FLAGS, Flag
-from lungwatch.imaging import read_radiograph
+from lungwatch.daemon.overlay.text import MapState, OverlayText, decimal_score, format_score
+from lungwatch.errors import FLAGS, FileRejected, Flag, Reason
+from lungwatch.imaging.reader import read_radiograph
 
 SHA256 = "0123456789abcdef" * 4
 

@@ -9,8 +9,9 @@ import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from lungwatch.daemon.dicomout import ResultFacts, build_objects
-from lungwatch.daemon.ownobject import is_own_object
+from lungwatch.daemon.intake.claims import is_own_object
+from lungwatch.daemon.pacs.objects import build_objects
+from lungwatch.daemon.pacs.source import ResultFacts
 
 pytest.importorskip("highdicom", reason="needs the extra 'pacs'")
 COMPUTED_RADIOGRAPHY = "1.2.840.10008.5.1.4.1.1.1"

@@ -7,7 +7,7 @@ import pytest
 
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.vitals import Vitals, limits_of
+from lungwatch.daemon.stage import Progress, progress_limits
 from tests.support.clock import ManualClock
 from tests.support.waits import PATIENCE_S, wait_for
 
@@ -26,12 +26,12 @@ def wait_until_stuck(stages, vitals, clock):
 @pytest.fixture
 def listening(tmp_path):
     """A started listener, its home, the record of its progress, and that record's clock."""
-    from lungwatch.daemon.dicomnet.listener import Listener
+    from lungwatch.daemon.pacs.listener import Listener
 
     config = Config(home=tmp_path, min_free_mb=0, stuck_s=7)
     home, clock = Home(tmp_path), ManualClock()
     home.prepare()
-    vitals = Vitals(clock, limits_of(config))
+    vitals = Progress(clock, progress_limits(config))
     crashes = []
     listener = Listener(config, home, lambda *crash: crashes.append(crash), vitals)
     listener.start()
@@ -44,16 +44,16 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
     listening, monkeypatch, rg1
 ):
     """Stuck after `stuck_s`, and no longer once the file is written and success was answered."""
-    from lungwatch.daemon.dicomnet import reception
+    from lungwatch.daemon.pacs import listener as module
 
     listener, home, vitals, clock = listening
-    release, real = threading.Event(), reception.write_atomic
+    release, real = threading.Event(), module.write_atomic
 
     def hanging(path, data):
         assert release.wait(PATIENCE_S)
         real(path, data)
 
-    monkeypatch.setattr(reception, "write_atomic", hanging)
+    monkeypatch.setattr(module, "write_atomic", hanging)
     try:
         entity = pynetdicom.AE()
         entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1")
@@ -76,7 +76,7 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
 
 
 def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(listening, monkeypatch):
-    from lungwatch.daemon.dicomnet.server import BoundedServer
+    from lungwatch.daemon.pacs.listener import BoundedServer
 
     listener, _, vitals, clock = listening
     release, asked = threading.Event(), threading.Event()

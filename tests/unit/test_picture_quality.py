@@ -6,12 +6,17 @@ import cv2
 import numpy as np
 import pytest
 
-from lungwatch.daemon.decoding import decode
-from lungwatch.flags import Flag
-from lungwatch.imaging import ReadPolicy, read_radiograph
-from lungwatch.imaging.detail import lacks_detail
-from lungwatch.imaging.lettering import BURNT_IN_LETTERS, letters_in_line
-from lungwatch.preprocess import PreprocessSpec, content_of, preprocess
+from lungwatch.daemon.pipeline.decode import decode_file
+from lungwatch.errors import Flag
+from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from lungwatch.preprocess import (
+    BURNT_IN_LETTERS,
+    PreprocessSpec,
+    content_of,
+    lacks_detail,
+    letters_in_line,
+    preprocess,
+)
 
 SPEC = PreprocessSpec(size_px=160)
 
@@ -32,7 +37,7 @@ def written(chest, text, place=(30, 40), scale=0.6, grey=255):
 def flags_of(tmp_path: Path, grey, spec=SPEC):
     path = tmp_path / "x.png"
     assert cv2.imwrite(str(path), grey)
-    found = decode(path, policy=ReadPolicy(min_side_px=16), spec=spec, overlay_side_px=1024)
+    found = decode_file(path, policy=ReadPolicy(min_side_px=16), spec=spec, overlay_side_px=1024)
     return found.flags
 
 

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from lungwatch.errors import ModelError
-from lungwatch.golden import golden_input
-from lungwatch.training.embedding import embed
-from lungwatch.training.randomised import shuffled, shuffled_onnx
-from lungwatch.training.scorers import OnnxScorer
+from lungwatch.preprocess import golden_input
+from lungwatch.training.evaluation.maps import shuffled, shuffled_onnx
+from lungwatch.training.evaluation.scorers import OnnxScorer, embed
 
 onnx = pytest.importorskip("onnx")
 BASELINE = max(Path(str(resources.files("lungwatch.models"))).glob("baseline-*"))

@@ -6,7 +6,7 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from lungwatch.errors import FileRejected, Reason
-from lungwatch.imaging import read_radiograph
+from lungwatch.imaging.reader import read_radiograph
 
 
 def test_a_refused_dicom_file_keeps_its_attributes_for_the_database():

@@ -9,18 +9,18 @@ import pytest
 
 from lungwatch.bundle import read_bundle
 from lungwatch.errors import ConfigError
-from lungwatch.export.card import write_card
-from lungwatch.export.figures import of_data_sets
-from lungwatch.export.release_card import (
+from lungwatch.export.card import (
     RELEASE_GATE,
+    of_data_sets,
     read_release_gate,
     release_gate_markdown,
     require_same_model,
+    write_card,
 )
 from lungwatch.models import SHIPPED_DEFAULT
-from lungwatch.training.release_criteria import Criteria
-from lungwatch.training.release_gate import ReleaseResult
-from lungwatch.training.scorers import OnnxScorer
+from lungwatch.training.evaluation.release_criteria import Criteria
+from lungwatch.training.evaluation.release_gate import ReleaseResult
+from lungwatch.training.evaluation.scorers import OnnxScorer
 
 SHIPPED = Path(str(resources.files("lungwatch.models"))) / SHIPPED_DEFAULT
 

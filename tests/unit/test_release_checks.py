@@ -9,16 +9,24 @@ import pytest
 from lungwatch.contract import Calibration, Decision
 from lungwatch.errors import ConfigError
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training import release_checks as checks
-from lungwatch.training.bootstrap import Bootstrap
-from lungwatch.training.look import Look
-from lungwatch.training.release_answers import Answers
-from lungwatch.training.release_criteria import Criteria
-from lungwatch.training.release_gate import check_left_out, check_lesions
-from lungwatch.training.release_images import CHANGES, lung_hull, lungs_alone, without_lungs
-from lungwatch.training.release_tables import read_left_out_run
-from lungwatch.training.samples import Sample
-from lungwatch.training.scorers import Judgement
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.scan import ScannedImage
+from lungwatch.training.evaluation import release_gate as checks
+from lungwatch.training.evaluation.metrics import Bootstrap
+from lungwatch.training.evaluation.release_criteria import Criteria
+from lungwatch.training.evaluation.release_gate import (
+    check_left_out,
+    check_lesions,
+    read_left_out_run,
+)
+from lungwatch.training.evaluation.release_images import (
+    CHANGES,
+    Answers,
+    lung_hull,
+    lungs_alone,
+    without_lungs,
+)
+from lungwatch.training.evaluation.scorers import Judgement
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'train')")
 
@@ -36,7 +44,7 @@ def answers(findings, logits, *, sources=None, views=None, adults=None, **others
         )
     ]
     looks = [
-        Look(
+        ScannedImage(
             sample=sample,
             sha256="",
             format="PNG",

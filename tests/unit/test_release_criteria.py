@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.release_criteria import CRITERIA, Criteria, overall, read_criteria
+from lungwatch.training.evaluation.release_criteria import (
+    CRITERIA,
+    Criteria,
+    overall,
+    read_criteria,
+)
 
 
 def judged(name, value, interval=None, **others):

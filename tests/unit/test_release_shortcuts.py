@@ -2,10 +2,10 @@
 
 import pytest
 
-from lungwatch.training.bootstrap import Bootstrap
-from lungwatch.training.release_answers import ask
-from lungwatch.training.release_checks import check_set
-from lungwatch.training.release_criteria import Criteria
+from lungwatch.training.evaluation.metrics import Bootstrap
+from lungwatch.training.evaluation.release_criteria import Criteria
+from lungwatch.training.evaluation.release_gate import check_set
+from lungwatch.training.evaluation.release_images import ask
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'train')")
 shortcuts = pytest.importorskip("tests.support.shortcuts")

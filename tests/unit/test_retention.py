@@ -14,12 +14,11 @@ from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.reconcile import Reconciler
 from lungwatch.daemon.retention import Retention
-from lungwatch.db import open_database
-from lungwatch.db.delivery_states import DeliveryState
 from lungwatch.db.engine import reading, writing
+from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import Delivery, Image, Model, Result
 from lungwatch.db.queries import get_result
-from lungwatch.db.schema import Delivery, Image, Model, Result
-from lungwatch.db.states import UNFINISHED, State
+from lungwatch.db.states import UNFINISHED, DeliveryState, State
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 

@@ -8,11 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from lungwatch.training import scan as module
-from lungwatch.training.groups import together
-from lungwatch.training.samples import Sample
-from lungwatch.training.scan import scan
-from lungwatch.training.scan_cache import ScanCache
+from lungwatch.training.data import scan as module
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.duplicates import together
+from lungwatch.training.data.scan import ScanCache, scan
 
 
 @pytest.fixture

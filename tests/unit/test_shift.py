@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lungwatch.shift import Flip, measure_shift
+from lungwatch.comparison import Flip, measure_shift
 
 LABELS_A = ["COVID", "COVID", "NEGATIVE", "NEGATIVE", "UNCERTAIN"]
 LABELS_B = ["COVID", "NEGATIVE", "NEGATIVE", "NEGATIVE", "NEGATIVE"]

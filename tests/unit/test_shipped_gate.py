@@ -10,12 +10,11 @@ import pydicom
 import pytest
 
 from lungwatch.bundle import read_bundle
-from lungwatch.daemon.model import Classifier
+from lungwatch.daemon.pipeline.model import Classifier
 from lungwatch.errors import Reason
-from lungwatch.golden import golden_input
-from lungwatch.imaging import read_radiograph
+from lungwatch.imaging.reader import read_radiograph
 from lungwatch.models import SHIPPED_STATEMENTS
-from lungwatch.preprocess import preprocess
+from lungwatch.preprocess import golden_input, preprocess
 
 MODELS = Path(str(resources.files("lungwatch.models")))
 RNG = np.random.default_rng(3)

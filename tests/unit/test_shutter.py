@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lungwatch.flags import Flag
-from lungwatch.imaging import ReadPolicy
-from lungwatch.imaging.shutter import shutter_of
+from lungwatch.errors import Flag
+from lungwatch.imaging.display import shutter_of
+from lungwatch.imaging.reader import ReadPolicy
 from tests.support.radiographs import radiograph, read
 
 SHAPE = (80, 100)

@@ -19,8 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.model import Classifier, find_bundle
-from lungwatch.daemon.trust import Trust
+from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, find_bundle
 from lungwatch.errors import ConfigError, ModelError
 from lungwatch.models import SHIPPED_STATEMENTS
 
@@ -56,7 +55,7 @@ def keys(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trust(keys):
-    return Trust.of(Config(trusted_keys=str(keys / "trusted")))
+    return BundlePolicy.of(Config(trusted_keys=str(keys / "trusted")))
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +153,17 @@ class TestKeys:
             path.write_bytes(content)
             path.chmod(mode)
         with pytest.raises(ConfigError, match=said):
-            Trust.of(Config(trusted_keys=str(path)))
+            BundlePolicy.of(Config(trusted_keys=str(path)))
 
     def test_a_folder_without_keys_is_said_to_be(self, tmp_path):
         (tmp_path / "README").write_text("no key")
         with pytest.raises(ConfigError, match=r"ends in \.pem or \.pub"):
-            Trust.of(Config(trusted_keys=str(tmp_path)))
+            BundlePolicy.of(Config(trusted_keys=str(tmp_path)))
 
     def test_one_file_may_hold_several(self, keys, tmp_path):
         both = (keys / "ours.pub").read_bytes() + (keys / "theirs.pub").read_bytes()
         (tmp_path / "both").write_bytes(both)
-        assert len(Trust.of(Config(trusted_keys=str(tmp_path / "both"))).keys) == 2
+        assert len(BundlePolicy.of(Config(trusted_keys=str(tmp_path / "both"))).keys) == 2
 
 
 def flip(path):
@@ -317,7 +316,7 @@ class TestAcceptance:
     def test_what_was_checked_is_what_runs(self, bundle, trust, monkeypatch):
         """The file is exchanged between the check and the load, which notices nothing of it."""
         model, gate = ((bundle / f"{name}.onnx").read_bytes() for name in ("model", "gate"))
-        check, given = Trust.check, []
+        check, given = BundlePolicy.check, []
 
         def check_and_exchange(self, files):
             check(self, files)
@@ -325,7 +324,7 @@ class TestAcceptance:
                 (bundle / f"{name}.onnx").write_bytes(b"something else")
 
         make = onnxruntime.InferenceSession
-        monkeypatch.setattr(Trust, "check", check_and_exchange)
+        monkeypatch.setattr(BundlePolicy, "check", check_and_exchange)
         monkeypatch.setattr(
             onnxruntime, "InferenceSession", lambda data, **k: given.append(data) or make(data, **k)
         )

@@ -17,7 +17,7 @@ from lungwatch.sitecalibration import (
     remove_calibration,
     write_calibration,
 )
-from lungwatch.training.site_calibration import (
+from lungwatch.training.evaluation.calibration import (
     CannotCalibrateError,
     calibrate_site,
     conformal_band,

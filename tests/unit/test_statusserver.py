@@ -10,18 +10,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lungwatch.daemon.bounded import Bounded
-from lungwatch.daemon.clock import SystemClock
-from lungwatch.daemon.health import HealthCheck, Phase, Probes
-from lungwatch.daemon.outage import OutageKind
-from lungwatch.daemon.statusserver import StatusServer
-from lungwatch.daemon.vitals import Vitals
-from lungwatch.db.monitoring import Signs
+from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, StatusServer
+from lungwatch.daemon.retry import OutageKind, SystemClock
+from lungwatch.daemon.stage import Progress, TimeLimited
+from lungwatch.db.statistics import HealthCounts
 from lungwatch.errors import DatabaseError
 from tests.support.waits import PATIENCE_S, wait_for
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-SIGNS = Signs(
+SIGNS = HealthCounts(
     queued=0,
     oldest_queued=None,
     outbox_waiting=0,
@@ -40,7 +37,7 @@ class StandingClock:
 
 
 def read(answer):
-    return Bounded(lambda: answer, limit_s=30)
+    return TimeLimited(lambda: answer, limit_s=30)
 
 
 WELL = Probes(
@@ -85,9 +82,9 @@ def away():
 
 old = NOW - timedelta(days=1)
 TROUBLES = {
-    "database": ("failing", {"signs": Bounded(fail, limit_s=30)}),
+    "database": ("failing", {"signs": TimeLimited(fail, limit_s=30)}),
     "disk": ("failing", {"free_mb": read(10)}),
-    "folders": ("failing", {"free_mb": Bounded(away, limit_s=30)}),
+    "folders": ("failing", {"free_mb": TimeLimited(away, limit_s=30)}),
     "stuck": ("failing", {"stuck": lambda: {"decode": 400.0}}),
     "outage_drop_folder": ("failing", {"outages": lambda: frozenset({OutageKind.DROP_FOLDER})}),
     "starting": ("failing", {"phase": lambda: Phase.STARTING}),
@@ -100,7 +97,7 @@ TROUBLES = {
 
 
 def serve(check, *, on_crash=refuse_to_crash, vitals=None):
-    return StatusServer(0, lambda: b"", check, on_crash, vitals or Vitals(SystemClock()))
+    return StatusServer(0, lambda: b"", check, on_crash, vitals or Progress(SystemClock()))
 
 
 @pytest.mark.parametrize("code", TROUBLES)
@@ -135,7 +132,7 @@ def test_what_hangs_is_not_asked_twice_and_delays_nobody_beyond_the_limit():
         release.wait(PATIENCE_S)
         return SIGNS
 
-    bounded = Bounded(hang, limit_s=0.05)
+    bounded = TimeLimited(hang, limit_s=0.05)
     health = check_of(replace(WELL, signs=bounded)).examine()
     assert not health.database
     with pytest.raises(TimeoutError):
@@ -161,7 +158,7 @@ def test_the_death_of_its_thread_is_told(monkeypatch):
 
 def test_a_server_that_answers_nobody_any_more_starves_the_watchdog(monkeypatch):
     release, asked = threading.Event(), threading.Event()
-    vitals = Vitals(SystemClock(), {"status": 2.0})
+    vitals = Progress(SystemClock(), {"status": 2.0})
     server = serve(check_of(WELL), vitals=vitals)
 
     def hang(*_):

@@ -14,9 +14,8 @@ from pydicom.uid import (
     XRayAngiographicImageStorage,
 )
 
-from lungwatch.errors import FileRejected, Reason
-from lungwatch.flags import Flag
-from lungwatch.imaging import ReadPolicy, read_radiograph
+from lungwatch.errors import FileRejected, Flag, Reason
+from lungwatch.imaging.reader import ReadPolicy, read_radiograph
 from tests.support.radiographs import code, radiograph, read
 
 DX = {

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.aim import Aim, choose_threshold
-from lungwatch.training.calibrate import choose_decision
-from lungwatch.training.metrics import figures, sigmoid
+from lungwatch.training.evaluation.calibration import Aim, choose_decision, choose_threshold
+from lungwatch.training.evaluation.metrics import figures, sigmoid
 
 
 def scored(seed, size=240, *, ties=False):

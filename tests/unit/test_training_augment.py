@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.augment import NO_AUGMENTATION, Augmentation, affine, augment
+from lungwatch.training.fitting.augmentation import NO_AUGMENTATION, Augmentation, affine, augment
 
 WIDEST = Augmentation(width_shift=0.1, rotation_deg=15, zoom=0.2, contrast=0.3, brightness=0.2)
 

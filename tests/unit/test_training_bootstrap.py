@@ -3,20 +3,23 @@
 import numpy as np
 import pytest
 
-from lungwatch.training.bootstrap import (
+from lungwatch.training.evaluation.metrics import (
     FIGURES,
     Bootstrap,
     area_interval,
+    average_precision,
+    figures,
     interval,
     intervals,
     paired_differences,
     resample,
+    roc_auc,
+    sigmoid,
     too_few,
     uncomputable,
     weighted_areas,
     weighted_figures,
 )
-from lungwatch.training.metrics import average_precision, figures, roc_auc, sigmoid
 
 
 def scored(seed, size=300, *, ties=False, effect=1.5):
@@ -71,7 +74,7 @@ def test_the_same_seed_gives_the_same_intervals_and_another_one_others():
 
 def test_drawing_in_blocks_gives_every_resample(monkeypatch):
     y, p = scored(1, 50)
-    monkeypatch.setattr("lungwatch.training.bootstrap._BLOCK_CELLS", 350)
+    monkeypatch.setattr("lungwatch.training.evaluation.metrics._BLOCK_CELLS", 350)
     found = resample(y, lambda w: weighted_figures(y, p, 0.5, w), Bootstrap(resamples=24, seed=1))
     assert {len(values) for values in found.values()} == {24}
     assert len(np.unique(found["brier"])) == 24

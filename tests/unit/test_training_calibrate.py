@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lungwatch.training.calibrate import choose_decision, fit_calibration
-from lungwatch.training.metrics import expected_calibration_error, roc_curve, sigmoid
+from lungwatch.training.evaluation.calibration import choose_decision, fit_calibration
+from lungwatch.training.evaluation.metrics import expected_calibration_error, roc_curve, sigmoid
 
 
 def sample(size=4000, seed=0):

@@ -7,10 +7,10 @@ import pytest
 from lungwatch.bundle import read_bundle
 from lungwatch.contract import Calibration
 from lungwatch.errors import ConfigError, DatasetError, ModelError
-from lungwatch.export.bundle import write_bundle
-from lungwatch.export.degenerate import check_validation, check_varied
-from lungwatch.export.int8 import val_samples
-from lungwatch.training.data_record import (
+from lungwatch.export.exporter import check_validation, check_varied, write_bundle
+from lungwatch.export.quantise import val_samples
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.splits import (
     DataRecord,
     LearntImages,
     learnt_from,
@@ -18,9 +18,8 @@ from lungwatch.training.data_record import (
     prefixes,
     sha256_of,
 )
-from lungwatch.training.prepare import hold_back
-from lungwatch.training.run import RunFolder
-from lungwatch.training.samples import Sample
+from lungwatch.training.fitting.preparation import hold_back
+from lungwatch.training.fitting.run import RunFolder
 from tests.unit.test_export_bundle import contract
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from lungwatch.errors import ConfigError, DatasetError
 from lungwatch.preprocess import PreprocessSpec
-from lungwatch.training.dataset import (
+from lungwatch.training.data.dataset import (
+    LabelMap,
+    Sample,
     dataset_name,
     describe,
     licences,
@@ -16,10 +18,8 @@ from lungwatch.training.dataset import (
     load_dataset,
     select,
 )
-from lungwatch.training.label_map import LabelMap
-from lungwatch.training.pixels import read_pixels, targets
-from lungwatch.training.samples import Sample
-from lungwatch.training.sampling import epoch_order, sampling_weights
+from lungwatch.training.data.pixels import read_pixels, targets
+from lungwatch.training.fitting.trainer import epoch_order, sampling_weights
 
 
 def image(path):

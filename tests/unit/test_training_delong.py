@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from lungwatch.training.bootstrap import Bootstrap, resample, weighted_areas
-from lungwatch.training.delong import delong_covariance, delong_test, midranks
-from lungwatch.training.metrics import roc_auc
+from lungwatch.training.evaluation.metrics import (
+    Bootstrap,
+    delong_covariance,
+    delong_test,
+    midranks,
+    resample,
+    roc_auc,
+    weighted_areas,
+)
 
 
 def pair(seed, size=160, effects=(1.5, 1.0), shared=0.6):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.framing import Framing, reframe
+from lungwatch.training.fitting.augmentation import Framing, reframe
 
 SIDE = 96
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lungwatch.training.metrics import (
+from lungwatch.training.evaluation.metrics import (
     average_precision,
     expected_calibration_error,
     figures,

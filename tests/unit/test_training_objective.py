@@ -4,17 +4,16 @@ import numpy as np
 import pytest
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.gradcam import gradcam
-from lungwatch.training.guide_numbers import source_numbers
-from lungwatch.training.head import FEATURES, attach_head
-from lungwatch.training.objective import (
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.fitting.objectives import (
     Objective,
     lungs_loss,
     lungs_on_map,
     make_guided_step,
     ranking_loss,
+    source_numbers,
 )
-from lungwatch.training.samples import Sample
+from lungwatch.training.networks.heads import FEATURES, attach_head, gradcam
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 tf = pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")

@@ -6,10 +6,9 @@ import math
 import pytest
 
 from lungwatch.errors import ConfigError, DatasetError
-from lungwatch.training.fit import DivergedError
-from lungwatch.training.run import RunFolder
-from lungwatch.training.search import Outcome, SearchConfig, search
-from lungwatch.training.search_space import Ladder, Range
+from lungwatch.training.fitting.run import RunFolder
+from lungwatch.training.fitting.search import Choices, Outcome, Range, SearchConfig, search
+from lungwatch.training.fitting.trainer import DivergedError
 
 pytest.importorskip("optuna", reason="needs Optuna (extra 'train')")
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra 'train')")
@@ -17,11 +16,11 @@ pytest.importorskip("matplotlib", reason="needs matplotlib (extra 'train')")
 SPACE = {
     "rate": Range(low=1e-3, high=1e-1, lowest=1e-5, highest=1.0, log=True),
     "units": Range(low=8, high=64, lowest=2, highest=256, integer=True),
-    "batch": Ladder(rungs=(8, 16, 32, 64), first=1, last=2),
+    "batch": Choices(rungs=(8, 16, 32, 64), first=1, last=2),
 }
 GRID = {
-    "rate": Ladder(rungs=(0.001, 0.01, 0.1, 1.0), first=1, last=2),
-    "batch": Ladder(rungs=(8, 16, 32, 64), first=1, last=2),
+    "rate": Choices(rungs=(0.001, 0.01, 0.1, 1.0), first=1, last=2),
+    "batch": Choices(rungs=(8, 16, 32, 64), first=1, last=2),
 }
 
 
@@ -157,10 +156,10 @@ def test_ranges_widen_on_the_side_of_the_best_value_only():
     assert rate.extended(1.05e-3).high == 1e-1
     assert rate.extended(0.095).high == pytest.approx(1.0)
     assert rate.extended(1e-2) == rate
-    ladder = Ladder(rungs=(1, 2, 4, 8), first=1, last=2)
+    ladder = Choices(rungs=(1, 2, 4, 8), first=1, last=2)
     assert ladder.extended(4).values == (2, 4, 8)
     assert ladder.extended(2).values == (1, 2, 4)
-    assert Ladder(rungs=(1, 2, 4), first=0, last=2).extended(4).values == (1, 2, 4)
+    assert Choices(rungs=(1, 2, 4), first=0, last=2).extended(4).values == (1, 2, 4)
 
 
 def test_another_search_is_not_continued(tmp_path):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lungwatch.errors import ConfigError, ModelError, NotFoundError
-from lungwatch.training.fit_state import FitState
-from lungwatch.training.phases import FINE_TUNED, FROZEN, better_phase
+from lungwatch.training.fitting.frozen import FINE_TUNED, FROZEN, best_phase
+from lungwatch.training.fitting.trainer import FitState
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
@@ -16,20 +16,24 @@ pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 import h5py  # noqa: E402
 from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group  # noqa: E402
 
-from lungwatch.training.backbones import (  # noqa: E402
+from lungwatch.training.networks.backbones import (  # noqa: E402
     BACKBONE,
     EFFICIENTNET_LITE0,
+    Standardisation,
+    TransferConfig,
     backbone_names,
+    blocks_of,
+    build_transfer,
+    imagenet_grey,
     input_scaling,
     load_backbone,
+    unfreeze,
 )
-from lungwatch.training.blocks import blocks_of  # noqa: E402
-from lungwatch.training.grey_input import imagenet_grey  # noqa: E402
-from lungwatch.training.head import FEATURES  # noqa: E402
-from lungwatch.training.lite0 import build_lite0  # noqa: E402
-from lungwatch.training.normalisation import Standardisation  # noqa: E402
-from lungwatch.training.transfer import TransferConfig, build_transfer, unfreeze  # noqa: E402
-from lungwatch.training.weights_h5 import read_h5  # noqa: E402
+from lungwatch.training.networks.heads import FEATURES  # noqa: E402
+from lungwatch.training.networks.weights import (  # noqa: E402
+    build_lite0,
+    read_h5,
+)
 
 
 def small_network(channels=3):
@@ -69,7 +73,7 @@ def state(*losses):
 
 
 def test_fine_tuning_is_kept_if_it_lowers_the_validation_loss_and_epochs_count_through():
-    kept, joined = better_phase({FROZEN: state(0.5, 0.4), FINE_TUNED: state(0.6, 0.3, 0.35)})
+    kept, joined = best_phase({FROZEN: state(0.5, 0.4), FINE_TUNED: state(0.6, 0.3, 0.35)})
     assert kept == FINE_TUNED
     assert (joined.epoch, joined.best_epoch, joined.best_val_loss) == (5, 4, 0.3)
     assert [row["epoch"] for row in joined.history] == [1, 2, 3, 4, 5]
@@ -77,7 +81,7 @@ def test_fine_tuning_is_kept_if_it_lowers_the_validation_loss_and_epochs_count_t
 
 @pytest.mark.parametrize("tuned", [(0.6, 0.5), (0.4,)], ids=["worse", "no better"])
 def test_the_frozen_network_is_kept_if_fine_tuning_does_not_help(tuned):
-    kept, joined = better_phase({FROZEN: state(0.5, 0.4), FINE_TUNED: state(*tuned)})
+    kept, joined = best_phase({FROZEN: state(0.5, 0.4), FINE_TUNED: state(*tuned)})
     assert kept == FROZEN
     assert joined.best_epoch == 2
     assert joined.epoch == 2 + len(tuned)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lungwatch.training.metrics import sigmoid
-from lungwatch.training.two_logits import decide, join_logits, softmax, split_logit
+from lungwatch.training.evaluation.metrics import sigmoid
+from lungwatch.training.networks.heads import decide, join_logits, softmax, split_logit
 
 SMALLEST = np.float32(1e-45)  # a subnormal of one bit: half of it is no float32
 EXTREMES = np.array(
@@ -50,7 +50,7 @@ def test_argmax_of_the_probabilities_is_the_decision_until_rounding_makes_them_e
 
 def test_tensorflows_two_logits_are_these():
     tf = pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
-    from lungwatch.training.gradcam import two_logits
+    from lungwatch.training.networks.heads import two_logits
 
     rng = np.random.default_rng(1)
     # TensorFlow may flush subnormal numbers to zero; networks have no use for them.

@@ -41,7 +41,7 @@ from pydicom.uid import (
 )
 
 from lungwatch.errors import FileRejected, Reason
-from lungwatch.imaging import read_radiograph
+from lungwatch.imaging.reader import read_radiograph
 
 NATIVE = (
     ImplicitVRLittleEndian,

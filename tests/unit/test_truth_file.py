@@ -2,7 +2,7 @@
 
 import pytest
 
-from lungwatch.training.truth_file import TruthFileError, nearest, read_truths
+from lungwatch.training.evaluation.calibration import TruthFileError, nearest, read_truths
 
 
 def read(tmp_path, text, *, encoding="utf-8"):

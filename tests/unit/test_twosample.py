@@ -6,9 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from lungwatch.twosample import (
-    LEAST,
-    OTHER,
+from lungwatch.comparison import (
+    LEAST_VALUES,
+    OTHER_CATEGORIES,
     Distribution,
     _fisher,
     _kolmogorov_tail,
@@ -87,12 +87,12 @@ def test_quantiles_of_a_reference_answer_as_all_of_its_values_do():
 
 
 def test_too_few_are_not_tested():
-    few, many = Distribution.of([1.0] * (LEAST - 1)), Distribution.of([1.0] * LEAST)
+    few, many = Distribution.of([1.0] * (LEAST_VALUES - 1)), Distribution.of([1.0] * LEAST_VALUES)
     assert compare_values(few, many) is None
     assert compare_values(many, few) is None
     assert compare_values(many, many).p == 1.0
-    assert compare_tags({"a": LEAST - 1}, {"a": 100}) is None
-    assert compare_tags({"a": LEAST}, {"a": 100}).p == 1.0
+    assert compare_tags({"a": LEAST_VALUES - 1}, {"a": 100}) is None
+    assert compare_tags({"a": LEAST_VALUES}, {"a": 100}).p == 1.0
 
 
 def test_a_value_that_the_reference_never_had_is_found_and_named():
@@ -107,7 +107,11 @@ def test_a_value_that_the_reference_never_had_is_found_and_named():
 def test_many_rare_values_are_counted_together():
     window = {f"model {i}": 1 for i in range(100)}
     found = compare_tags(window, {"known": 300})
-    assert found.told in (f"{OTHER} 0% -> 81%", "known 100% -> 0%", f"{OTHER} 0% -> 82%")
+    assert found.told in (
+        f"{OTHER_CATEGORIES} 0% -> 81%",
+        "known 100% -> 0%",
+        f"{OTHER_CATEGORIES} 0% -> 82%",
+    )
     assert found.p < 1e-10
 
 

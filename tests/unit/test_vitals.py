@@ -7,8 +7,8 @@ from contextlib import ExitStack, closing
 import pytest
 
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.vitals import Stuck, Vitals, limits_of
-from lungwatch.daemon.watchdog import Watchdog
+from lungwatch.daemon.service import Watchdog
+from lungwatch.daemon.stage import Progress, StuckStage, progress_limits
 from tests.support.clock import ManualClock
 
 
@@ -24,7 +24,7 @@ def clock():
 
 @pytest.fixture
 def vitals(clock):
-    return Vitals(clock, {"decode": 10.0})
+    return Progress(clock, {"decode": 10.0})
 
 
 def stages(vitals, clock):
@@ -42,7 +42,7 @@ def test_an_idle_stage_is_never_stuck(vitals, clock):
 def test_a_unit_of_work_beyond_its_limit_is_stuck_until_it_ends(vitals, clock):
     with vitals.busy("decode"):
         clock.advance(11)
-        assert vitals.stuck(clock.monotonic()) == [Stuck(stage="decode", seconds=11.0)]
+        assert vitals.stuck(clock.monotonic()) == [StuckStage(stage="decode", seconds=11.0)]
         assert vitals.snapshot()["decode"].oldest_s == 11.0
     assert stages(vitals, clock) == []
 
@@ -101,8 +101,8 @@ def test_time_in_a_known_trouble_does_not_count(vitals, clock):
 
 
 def test_a_stage_may_use_up_its_own_timeouts_first():
-    short = limits_of(Config(decode_timeout_s=1.0, retries=0))["decode"]
-    long = limits_of(Config(decode_timeout_s=100.0, retries=6))["decode"]
+    short = progress_limits(Config(decode_timeout_s=1.0, retries=0))["decode"]
+    long = progress_limits(Config(decode_timeout_s=100.0, retries=6))["decode"]
     assert long - short == 2 * 99 + 0.5 * (64 - 1)
 
 

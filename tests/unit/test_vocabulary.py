@@ -8,8 +8,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from lungwatch.imaging.bodypart import part_of
-from lungwatch.imaging.view import view_of
+from lungwatch.imaging.subject import part_of, view_of
 from lungwatch.imaging.vocabulary import fold, readings, vocabulary
 from tests.support.radiographs import radiograph
 

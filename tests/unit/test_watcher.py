@@ -4,9 +4,8 @@ import os
 
 import pytest
 
-from lungwatch.daemon.stability import Hint, Writer
-from lungwatch.daemon.watcher import Watcher, file_system_of
-from lungwatch.daemon.writercheck import writer_of
+from lungwatch.daemon.intake.eligibility import Hint, WriterState, writer_of
+from lungwatch.daemon.intake.watch import Watcher, file_system_of
 from tests.support.waits import PATIENCE_S, wait_for
 
 MOUNTS = """\
@@ -61,11 +60,11 @@ def test_the_kernel_tells_of_an_open_writer(tmp_path):
     with path.open("wb") as file:
         file.write(b"half")
         file.flush()
-        assert writer_of(path) is Writer.SOMEBODY
-    assert writer_of(path) is Writer.NONE
+        assert writer_of(path) is WriterState.SOMEBODY
+    assert writer_of(path) is WriterState.NONE
 
 
 def test_asking_about_a_fifo_does_not_block(tmp_path):
     path = tmp_path / "fifo"
     os.mkfifo(path)
-    assert writer_of(path) is not Writer.SOMEBODY
+    assert writer_of(path) is not WriterState.SOMEBODY

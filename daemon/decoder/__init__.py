@@ -1,1 +1,0 @@
-"""Decoding in processes of its own: what a codec does to its process stays there."""

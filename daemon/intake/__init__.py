@@ -1,0 +1,1 @@
+"""Intake: files of the drop folder, found, checked for completeness and claimed."""

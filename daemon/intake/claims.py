@@ -1,0 +1,426 @@
+"""Claims of dropped files: moved to `work/`, hashed and recorded.
+
+Lungwatch's own objects are set aside.
+"""
+
+import errno
+import hashlib
+import io
+import logging
+import os
+import stat
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset, read_partial, read_preamble
+from pydicom.tag import BaseTag
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.daemon.home import Home
+from lungwatch.daemon.intake.archives import leave_folder
+from lungwatch.daemon.intake.eligibility import WriterState as FileWriter
+from lungwatch.daemon.intake.eligibility import writer_of
+from lungwatch.daemon.logs import event
+from lungwatch.daemon.pipeline.filing import Filing
+from lungwatch.daemon.pipeline.records import Claimed
+from lungwatch.daemon.retry import Clock, Outages
+from lungwatch.daemon.stage import DatabaseWriter, crashpoint
+from lungwatch.db.claims import Claim, ClaimKind
+from lungwatch.db.results import Store
+from lungwatch.db.states import State
+from lungwatch.errors import LungwatchError
+from lungwatch.files import copy_apart, fsync_dir
+from lungwatch.imaging.dicomfile import is_dicom
+from lungwatch.imaging.radiograph import text_of
+
+_OPEN_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextmanager
+def open_beneath(root: Path, relative: Path, *, create: bool = False) -> Iterator[int]:
+    """Open a folder, step by step from `root`, and yield its descriptor.
+
+    Parameters
+    ----------
+    root
+        Is trusted, and may be a link itself.
+    relative
+        The way from there, without "..".
+    create
+        Whether missing folders are made.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a step is missing, a link or no folder.
+    OSError
+        If a folder cannot be opened or made.
+    """
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in relative.parts:
+            if create:
+                with suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=descriptor)
+            deeper = _step(part, descriptor)
+            os.close(descriptor)
+            descriptor = deeper
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _step(part: str, folder: int) -> int:
+    if part == "..":
+        raise FileNotFoundError(errno.ENOENT, "leads out of the folder")
+    try:
+        return os.open(part, _OPEN_FLAGS, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise FileNotFoundError(errno.ENOENT, "no folder any more") from error
+        raise
+
+
+_MANUFACTURER = "lungwatch"
+
+# Prefixes of SOP classes: every Secondary Capture and every Structured Report.
+_SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.")
+
+# What is looked at lies before pixels and content.
+_MOST_BYTES = 256 * 1024
+
+_HEAD_BYTES = 132
+
+_LAST_TAG = 0x00204000  # Image Comments
+
+
+def is_own_object(path: Path) -> bool:
+    """Whether a file is an object that some lungwatch made of a result.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES)
+    if not is_dicom(data[:_HEAD_BYTES]):
+        return False
+    is_deflated = DeflatedExplicitVRLittleEndian.encode() in data[:1024]
+    # Nothing is parsed of a file that cannot be one.
+    if _MANUFACTURER.encode() not in data.lower() and not is_deflated:
+        return False
+    try:
+        dataset = _inflated(data) if is_deflated else _parsed(data)
+    # A parser may raise anything at all on damaged bytes; those are for the decoder.
+    except Exception:
+        return False
+    return (text_of(dataset, "SOPClassUID") or "").startswith(_SOP_CLASSES) and _is_marked(dataset)
+
+
+def _is_marked(dataset: Dataset) -> bool:
+    """Whether one of the marks is left of those that a PACS, or a de-identifier, may remove."""
+    manufacturer = text_of(dataset, "Manufacturer") or ""
+    series = text_of(dataset, "SeriesDescription") or ""
+    comments = (text_of(dataset, word) or "" for word in ("ImageComments", "DerivationDescription"))
+    return (
+        manufacturer.casefold() == _MANUFACTURER
+        or series.casefold().startswith(f"{_MANUFACTURER} ")
+        or any(RESEARCH_USE_ONLY in comment for comment in comments)
+    )
+
+
+def _parsed(data: bytes) -> Dataset:
+    return read_partial(io.BytesIO(data), stop_when=_is_past, force=True)
+
+
+def _inflated(data: bytes) -> Dataset:
+    file = io.BytesIO(data)
+    read_preamble(file, force=True)
+    read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_is_past_meta)
+    # PS3.5 A.5: the bare deflate stream of RFC 1951.
+    body = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), _MOST_BYTES)
+    return read_dataset(
+        io.BytesIO(body), is_implicit_VR=False, is_little_endian=True, stop_when=_is_past
+    )
+
+
+def _is_past(tag: BaseTag, vr: str | None, length: int) -> bool:
+    del vr, length
+    return int(tag) > _LAST_TAG
+
+
+def _is_past_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
+    del vr, length
+    return tag.group != 0x0002
+
+
+# Marks a claim folder whose file came from quarantine on request: no new arrival.
+_RETRY_PREFIX = "retry-"
+
+
+class ClaimInterrupted(LungwatchError):  # noqa: N818 - a state of affairs, which the caller goes on from
+    """A file was moved to `work/` and could not be claimed there.
+
+    Parameters
+    ----------
+    path
+        The file, for `Claimer.resume`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+
+class Claimer:
+    """Claims files; every step can be cut off by a crash and is taken up by `resume`.
+
+    Parameters
+    ----------
+    is_known
+        Says whether the record has a content, by its SHA-256.
+    """
+
+    def __init__(
+        self,
+        *,
+        home: Home,
+        store: Store,
+        writer: DatabaseWriter,
+        filing: Filing,
+        outages: Outages,
+        clock: Clock,
+        model_id: int,
+        max_attempts: int,
+        is_known: Callable[[str], bool],
+    ) -> None:
+        self._home = home
+        self._store = store
+        self._writer = writer
+        self._filing = filing
+        self._outages = outages
+        self._clock = clock
+        self._model_id = model_id
+        self._max_attempts = max_attempts
+        self._is_known = is_known
+
+    def take(self, path: Path) -> Claimed | None:
+        """Claim a complete file of the drop folder.
+
+        Returns
+        -------
+        Claimed or None
+            None if nothing is left to do for it: its bytes were known, it has been taken
+            back, or it was still being written to and is in the drop folder again.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be moved; it is where it was.
+        CutOff
+            If it was moved, and can then not be read or filed.
+        """
+        name = path.relative_to(self._home.incoming)
+
+        def move(target: Path) -> None:
+            with open_beneath(self._home.incoming, name.parent) as folder:
+                os.rename(name.name, target, src_dir_fd=folder)
+
+        return self._enter(path, uuid.uuid4().hex, name, move)
+
+    def retry(self, quarantined: Path, source_name: str) -> Claimed | None:
+        """Claim a file of the quarantine that was asked to be tried again."""
+        token = _RETRY_PREFIX + uuid.uuid4().hex
+        return self._enter(quarantined, token, Path(source_name), quarantined.rename)
+
+    def resume(self, path: Path) -> Claimed | None:
+        """Go on with a file in `work/`, wherever its claim was cut off.
+
+        Raises
+        ------
+        CutOff
+            If that is not possible either.
+        """
+        folder = self._home.work / path.relative_to(self._home.work).parts[0]
+        name = path.relative_to(folder).as_posix()
+        return self._settle(path, folder.name, name, moved_from=None)
+
+    def _enter(
+        self, path: Path, token: str, name: Path, move: Callable[[Path], object]
+    ) -> Claimed | None:
+        target = self._home.work / token / _storable(name.name)
+
+        def enter() -> None:
+            target.parent.mkdir()
+            try:
+                move(target)
+            except OSError:
+                target.parent.rmdir()
+                raise
+
+        self._outages.ride_out(enter)
+        return self._settle(target, token, name.as_posix(), moved_from=path.parent)
+
+    def _settle(
+        self, path: Path, token: str, source_name: str, *, moved_from: Path | None
+    ) -> Claimed | None:
+        """Claim a file in `work/`, where it stays if that fails."""
+
+        def settle() -> Claimed | None:
+            if moved_from is not None:
+                fsync_dir(path.parent)
+                fsync_dir(self._home.work)
+                if moved_from.is_dir():
+                    fsync_dir(moved_from)
+                    leave_folder(self._home, moved_from)
+                crashpoint("renamed")
+            return self._claim(path, token, source_name)
+
+        try:
+            return self._outages.ride_out(settle)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ClaimInterrupted(path) from error
+
+    def _claim(self, path: Path, token: str, source_name: str) -> Claimed | None:
+        hashed = _stable_digest(path)
+        if hashed is None:
+            self._give_back(path, source_name)
+            return None
+        sha256, size_bytes = hashed
+        # What is in the record, of an earlier version or of a claim that was cut off, stays there.
+        if is_own_object(path) and not self._is_known(sha256):
+            self._filing.set_aside(sha256, path)
+            event("own_object", sha256)
+            return None
+        relative = self._home.relative(path)
+        now = self._clock.now()
+        claim = self._writer.call(
+            lambda: self._store.claim(
+                token=token,
+                sha256=sha256,
+                size_bytes=size_bytes,
+                source_name=_storable(source_name),
+                path=relative,
+                model_id=self._model_id,
+                max_attempts=self._max_attempts,
+                now=now,
+                # A copy whose bytes have changed gives way to this one, and doesn't stand for it.
+                exists=lambda kept: self._home.holds(kept, sha256),
+                arrival=not token.startswith(_RETRY_PREFIX),
+            )
+        )
+        crashpoint("claimed")
+        return self._act(claim, sha256, path)
+
+    def _act(self, claim: Claim, sha256: str, path: Path) -> Claimed | None:
+        match claim.kind:
+            case ClaimKind.RUN:
+                self._drop_superseded(claim, path)
+                event("claimed", sha256, attempt=claim.attempt)
+                return Claimed(
+                    result_id=claim.result_id,
+                    image_id=claim.image_id,
+                    sha256=sha256,
+                    path=path,
+                    attempt=claim.attempt,
+                    received_at=claim.received_at,
+                    started_s=self._clock.monotonic(),
+                )
+            case ClaimKind.DUPLICATE:
+                self._filing.discard(path)
+                event("duplicate", sha256, state=claim.state)
+            case ClaimKind.FILE:
+                self._filing.file(
+                    result_id=claim.result_id,
+                    sha256=sha256,
+                    received_at=claim.received_at,
+                    path=path,
+                )
+                event("filed", sha256, resumed=True)
+            case ClaimKind.REFILE if claim.state is State.DONE:
+                self._filing.refile(
+                    image_id=claim.image_id,
+                    sha256=sha256,
+                    received_at=claim.received_at,
+                    path=path,
+                )
+                event("filed", sha256, resumed=True)
+            case ClaimKind.REFILE | ClaimKind.GIVE_UP:
+                reason = claim.reason or "internal_error"
+                self._filing.quarantine(
+                    image_id=claim.image_id, sha256=sha256, reason=reason, path=path
+                )
+                event("quarantined", sha256, level=logging.WARNING, reason=reason)
+        return None
+
+    def _drop_superseded(self, claim: Claim, path: Path) -> None:
+        """Remove the quarantined copy of a content that runs again from newly dropped bytes."""
+        if not claim.file_path:
+            return
+        old = self._home.absolute(claim.file_path)
+        if old != path and old.is_relative_to(self._home.quarantine):
+            old.unlink(missing_ok=True)
+
+    def _give_back(self, path: Path, source_name: str) -> None:
+        """Return a file that is still being written to; its writer never notices."""
+        folder = self._home.work / path.relative_to(self._home.work).parts[0]
+        name = Path(source_name)
+        try:
+            self._link(path, name, name.parent, folder.name[:8])
+        except FileNotFoundError:  # its folder has become something else
+            self._link(path, name, Path(), folder.name[:8])
+        path.unlink()
+        folder.rmdir()
+        event("returned", "-" * 12, reason="still being written")
+
+    def _link(self, path: Path, name: Path, folder: Path, prefix: str) -> None:
+        with open_beneath(self._home.incoming, folder, create=True) as place:
+            # Unlike rename, link refuses to replace what has taken the name meanwhile.
+            try:
+                os.link(path, name.name, dst_dir_fd=place, follow_symlinks=False)
+            except FileExistsError:
+                free = f"{prefix}-{name.name}"
+                os.link(path, free, dst_dir_fd=place, follow_symlinks=False)
+            os.fsync(place)
+
+
+def _storable(name: str) -> str:
+    """Return a file name that a database can hold.
+
+    None of them knows lone surrogates, which is how Python shows a name that is not UTF-8.
+    """
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
+def _stable_digest(path: Path) -> tuple[str, int] | None:
+    """Hash a file and make it durable; None if somebody is still writing to it, or changed it."""
+    # What was a file when it was looked at may be a link or a FIFO by now.
+    before = path.lstat()
+    if not stat.S_ISREG(before.st_mode):
+        return None
+    if before.st_nlink > 1:
+        # Whoever has it under another name could change what is filed.
+        if writer_of(path) is FileWriter.SOMEBODY or not copy_apart(path):
+            return None
+        before = path.lstat()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            # Some file systems can't synchronise a file opened for reading.
+            if error.errno not in (errno.EINVAL, errno.EBADF):
+                raise
+    after = path.stat()
+    unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    if not unchanged or writer_of(path) is FileWriter.SOMEBODY:
+        return None
+    return digest.hexdigest(), after.st_size

@@ -1,0 +1,228 @@
+"""Eligibility of dropped files: names that are skipped, and whether a file is complete."""
+
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum, StrEnum, auto
+from fnmatch import translate
+from pathlib import Path
+
+# NAS systems (Synology, QNAP, NetApp), Windows, macOS, Linux desktops, NFS and FUSE, synchronising
+# programs, and the lock files of office programs.
+IGNORED_NAMES = (
+    "@eaDir", "@Syno*", "*@SynoEAStream", "*@SynoResource", "#recycle", "#snapshot", "@Recycle",
+    "@Recently-Snapshot", ".@__thumb", "~snapshot", ".snapshot*", ".zfs",
+    "$RECYCLE.BIN", "RECYCLER", "RECYCLED", "System Volume Information", "Thumbs.db", "Thumbs.db:*",
+    "ehthumbs*.db", "desktop.ini", "autorun.inf",
+    ".DS_Store", "._*", "__MACOSX", ".AppleDouble", ".AppleDB", ".AppleDesktop", ".fseventsd",
+    ".Spotlight-*", ".TemporaryItems", ".DocumentRevisions-*", ".apdisk", ".localized",
+    "Network Trash Folder", "Temporary Items", "Icon\r",
+    ".Trash*", "lost+found", ".directory", ".thumbnails", ".nfs[0-9a-f]*", ".fuse_hidden*",
+    ".stfolder*", ".stversions", ".sync", ".dropbox*", ".owncloudsync*", "._sync_*",
+    "~$*", ".~lock.*#",
+)  # fmt: skip
+
+# Browsers, FTP and SFTP clients and servers, rsync, BitTorrent, synchronising programs, editors.
+UNFINISHED_NAMES = (
+    "*.part", "*.partial", "*.tmp", "*.temp", "*.crdownload", "*.download", "*.opdownload",
+    "*.downloading", "*.uploading", "*.upload", "*.filepart", "*.fpart", "*.aria2", "*.!sync",
+    "*.!ut", "*.!qb", "*.bc!", "*.fdmdownload", "*.inprogress", "*.in_progress", "*.incomplete",
+    "*.unfinished", "*.copying", "*.writing", "*.transferring", "~syncthing~*", "*.swp", "*.swx",
+    "*~",
+)  # fmt: skip
+
+# Always there: rsync, many servers and this program's own listener build files up under such names.
+_HIDDEN = ".*"
+
+
+class NameKind(StrEnum):
+    """Why a name is not taken.
+
+    ``litter``: another program's own file or folder, never somebody's image. ``unfinished``: a
+    file that will be renamed when it is complete.
+    """
+
+    LITTER = "litter"
+    UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NameRule:
+    """The pattern that a name matches, as it is configured."""
+
+    kind: NameKind
+    pattern: str
+
+
+class NameRules:
+    """Tells names that are not taken, without regard to case.
+
+    Parameters
+    ----------
+    ignored, unfinished
+        Patterns of names of files and folders: ``*``, ``?`` and ``[...]`` as in a shell.
+    """
+
+    def __init__(
+        self,
+        ignored: Sequence[str] = IGNORED_NAMES,
+        unfinished: Sequence[str] = UNFINISHED_NAMES,
+    ) -> None:
+        self._rules = [
+            (re.compile(translate(pattern.casefold())), NameRule(kind=kind, pattern=pattern))
+            for kind, patterns in (
+                (NameKind.LITTER, ignored),
+                (NameKind.UNFINISHED, (*unfinished, _HIDDEN)),
+            )
+            for pattern in patterns
+        ]
+        # One look for the many names that match nothing.
+        self._any = re.compile("|".join(pattern.pattern for pattern, _ in self._rules))
+
+    def rule_for(self, name: str) -> NameRule | None:
+        """Return the first rule that a file's or folder's name matches; None if it is taken."""
+        folded = name.casefold()
+        if self._any.match(folded) is None:
+            return None
+        return next(rule for pattern, rule in self._rules if pattern.match(folded))
+
+
+class Hint(Enum):
+    """What the watcher last told of a file."""
+
+    NONE = auto()
+    APPEARED = auto()
+    WRITING = auto()
+    COMPLETE = auto()
+
+
+class WriterState(Enum):
+    """Whether somebody has the file open for writing, as far as the kernel tells."""
+
+    NONE = auto()
+    SOMEBODY = auto()
+    UNKNOWN = auto()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A file as one look at the folder saw it.
+
+    Attributes
+    ----------
+    size_bytes, mtime_ns, inode
+        From `stat`.
+    age_s
+        Wall-clock seconds since the modification; may be negative or absurd.
+    changed_at_s
+        The inode's last change (ctime), in seconds since the epoch: when the file came, or was
+        last written to.
+    """
+
+    size_bytes: int
+    mtime_ns: int
+    inode: int
+    age_s: float
+    changed_at_s: float = 0.0
+
+    def same_content(self, other: "Snapshot") -> bool:
+        """Whether nothing has been written between the two looks."""
+        return (self.size_bytes, self.mtime_ns, self.inode) == (
+            other.size_bytes,
+            other.mtime_ns,
+            other.inode,
+        )
+
+
+@dataclass
+class _ObservedFile:
+    snapshot: Snapshot
+    since_s: float
+    hint: Hint = Hint.NONE
+
+
+class CompletenessCheck:
+    """Remembers every file in the drop folder until it is complete.
+
+    A clean close or a move-in makes a file complete at once. Without one, it must be
+    unchanged for `stability_s`; a file that was seen being written and never closed must be
+    so for `open_timeout_s`, unless the kernel confirms that nobody has it open.
+    """
+
+    def __init__(self, *, stability_s: float, open_timeout_s: float) -> None:
+        self._stability_s = stability_s
+        self._open_timeout_s = open_timeout_s
+        self._watched: dict[Path, _ObservedFile] = {}
+        self._early_hints: dict[Path, Hint] = {}
+
+    def hint(self, path: Path, hint: Hint) -> None:
+        """Take note of what the watcher saw, also of a file that no scan has seen yet."""
+        if path in self._watched:
+            self._watched[path].hint = hint
+        else:
+            self._early_hints[path] = hint
+
+    def observe(self, path: Path, snapshot: Snapshot, now_s: float) -> None:
+        """Take note of what a scan saw at monotonic time `now_s`."""
+        known = self._watched.get(path)
+        if known is None:
+            hint = self._early_hints.pop(path, Hint.NONE)
+            self._watched[path] = _ObservedFile(snapshot=snapshot, since_s=now_s, hint=hint)
+        elif not known.snapshot.same_content(snapshot):
+            known.snapshot, known.since_s = snapshot, now_s
+        else:
+            known.snapshot = snapshot
+
+    def is_complete(self, path: Path, writer: WriterState, now_s: float) -> bool:
+        """Whether an observed file may be taken."""
+        watched = self._watched[path]
+        unchanged_s = now_s - watched.since_s
+        if writer is WriterState.SOMEBODY:
+            return False
+        if watched.snapshot.size_bytes == 0:
+            # Many writers create the file first and come back to fill it.
+            return unchanged_s >= self._stability_s
+        if watched.hint is Hint.COMPLETE:
+            return True
+        if writer is WriterState.NONE and watched.hint is Hint.APPEARED:
+            # Moved in from outside: written into, it would have been seen to be closed.
+            return True
+        if writer is WriterState.NONE:
+            # Between two chunks of a writer that closes in between, the file is young.
+            return max(unchanged_s, watched.snapshot.age_s) >= self._stability_s
+        wait_s = self._open_timeout_s if watched.hint is Hint.WRITING else self._stability_s
+        return unchanged_s >= wait_s
+
+    def keep_only(self, paths: Iterable[Path]) -> None:
+        """Forget the files that a scan no longer found, and stale hints with them."""
+        present = set(paths)
+        self._watched = {path: seen for path, seen in self._watched.items() if path in present}
+        self._early_hints.clear()
+
+
+def writer_of(path: Path) -> WriterState:
+    """Tell whether any process has a file open for writing.
+
+    A read lease is granted only while nobody does (fcntl(2), F_SETLEASE). Network file
+    systems do not grant leases, nor does the kernel for another user's file without
+    CAP_LEASE; the answer is UNKNOWN then.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened for reading.
+    """
+    # NONBLOCK: a FIFO that took the file's name must not stop us.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return WriterState.SOMEBODY if error.errno == errno.EAGAIN else WriterState.UNKNOWN
+    else:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        return WriterState.NONE
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Monitoring: health, metrics, the status port and drift."""

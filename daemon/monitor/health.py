@@ -1,0 +1,462 @@
+"""Health report of the running daemon, and the port that serves it with the metrics."""
+
+import contextlib
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from lungwatch.daemon.home import Home
+from lungwatch.daemon.logs import event
+from lungwatch.daemon.retention import backups
+from lungwatch.daemon.retry import Clock, OutageKind
+from lungwatch.daemon.stage import Progress, TimeLimited, Worker
+from lungwatch.db.engine import parse_url
+from lungwatch.db.maintenance import sqlite_path
+from lungwatch.db.statistics import HealthCounts
+from lungwatch.errors import ConfigError, LungwatchError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskUsage:
+    """What was found.
+
+    Attributes
+    ----------
+    free
+        Bytes free of each file system, under the first of "home", "overlays", "outbox",
+        "backups" and "database" that lies on it.
+    last_backup_at
+        Of the newest backup, in seconds since the epoch; None if there is none.
+    """
+
+    free: dict[str, int]
+    last_backup_at: float | None
+
+
+def disk_usage(home: Home, database_url: str) -> DiskUsage:
+    """Look at them.
+
+    Raises
+    ------
+    OSError
+        If the home is away.
+    """
+    folders = {
+        "home": home.root,
+        "overlays": home.overlays,
+        "outbox": home.outbox,
+        "backups": home.backups,
+    }
+    with contextlib.suppress(LungwatchError):  # another machine's
+        folders["database"] = sqlite_path(parse_url(database_url)).parent
+    names: dict[int, str] = {}
+    for name, folder in folders.items():
+        if name == "home" or folder.is_dir():
+            names.setdefault(folder.stat().st_dev, name)
+    newest = backups(home.backups)[-1:]
+    return DiskUsage(
+        free={name: shutil.disk_usage(folders[name]).free for name in names.values()},
+        last_backup_at=newest[0].stat().st_mtime if newest else None,
+    )
+
+
+_LONG_WAIT_S = 900.0
+
+_LONG_UNSENT_S = 3600.0
+
+_OUTAGES = {
+    OutageKind.SPACE: "the disk is full",
+    OutageKind.READ_ONLY: "the file system is read-only",
+    OutageKind.DATABASE: "the database cannot be written",
+    OutageKind.DROP_FOLDER: "the drop folder is away",
+}
+
+
+class Phase(StrEnum):
+    """Where the service is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+
+
+class HealthStatus(StrEnum):
+    """One word for all reasons together."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    """It works, and somebody should look."""
+    FAILING = "failing"
+    """New files are not being screened."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthReason:
+    """Why the status is not ok.
+
+    Attributes
+    ----------
+    code
+        Does not change between versions.
+    """
+
+    code: str
+    text: str
+    status: HealthStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """What is known at one time.
+
+    Attributes
+    ----------
+    model
+        Name and version.
+    uptime_s
+        Since the service began to start.
+    database
+        Whether it can be written, told within a few seconds.
+    disk_free_mb
+        Of the home, in MiB; None if the home does not answer.
+    min_free_mb
+        The watermark, in MiB: nothing is claimed below.
+    waiting
+        Files in the drop folder, and those in quarantine to be tried again.
+    oldest_waiting_s
+        Since the oldest of them came; None if none waits.
+    queues
+        Queue depth of each stage.
+    in_hand
+        Files between claim and end.
+    left_alone
+        Files in the drop folder that cannot be taken.
+    skipped
+        Files and folders there that are skipped for their names, by pattern.
+    outbox_waiting, outbox_oldest_s
+        Objects to be sent, and the age of the oldest; None if not known or none waits.
+    outages
+        What is being waited out.
+    stuck
+        Stages without progress, with the seconds.
+    """
+
+    status: HealthStatus
+    reasons: tuple[HealthReason, ...]
+    phase: Phase
+    model: str
+    uptime_s: float
+    database: bool
+    disk_free_mb: int | None
+    min_free_mb: int
+    waiting: int
+    oldest_waiting_s: float | None
+    queues: dict[str, int]
+    in_hand: int
+    left_alone: int
+    skipped: dict[str, int]
+    outbox_waiting: int | None
+    outbox_oldest_s: float | None
+    outages: tuple[str, ...]
+    stuck: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """Whom to ask; each answers at once, but for the two that are bounded.
+
+    Attributes
+    ----------
+    signs
+        Of the database; raises LungwatchError or TimeoutError.
+    free_mb
+        Of the home; raises OSError if the home, or the drop folder in it, is away.
+    oldest_waiting
+        Seconds since the epoch; None if nothing waits.
+    """
+
+    phase: Callable[[], Phase]
+    signs: TimeLimited[HealthCounts]
+    free_mb: TimeLimited[int]
+    waiting: Callable[[], int]
+    oldest_waiting: Callable[[], float | None]
+    left_alone: Callable[[], int]
+    skipped: Callable[[], Mapping[str, int]]
+    in_hand: Callable[[], int]
+    queues: Callable[[], dict[str, int]]
+    outages: Callable[[], frozenset[OutageKind]]
+    stuck: Callable[[], dict[str, float]]
+
+
+class HealthCheck:
+    """Asks the probes and judges what they say. For all threads."""
+
+    def __init__(self, probes: Probes, *, model: str, min_free_mb: int, clock: Clock) -> None:
+        self._probes = probes
+        self._model = model
+        self._min_free_mb = min_free_mb
+        self._clock = clock
+        self._started_s = clock.monotonic()
+
+    @property
+    def phase(self) -> Phase:
+        """Where the service is in its life."""
+        return self._probes.phase()
+
+    def examine(self) -> Health:
+        """Return how it is now; takes a few seconds at most."""
+        probes, now = self._probes, self._clock.now()
+        signs = self._signs()
+        free_mb = self._free_mb()
+        oldest_s = self.oldest_waiting_s(signs)
+        outages = probes.outages()
+        stuck = probes.stuck()
+        unsent_s = _age_s(now, signs.oldest_delivery) if signs else None
+        phase = probes.phase()
+        left_alone = probes.left_alone()
+        reasons = [
+            *_of_phase(phase),
+            *(_failing(f"outage_{kind}", _OUTAGES[kind]) for kind in sorted(outages)),
+            *(
+                _failing("stuck", f"stage {stage} shows no progress for {seconds:.0f} s")
+                for stage, seconds in stuck.items()
+            ),
+            *self._of_space(free_mb),
+        ]
+        if signs is None:
+            reasons.append(_failing("database", "the database does not answer"))
+        if oldest_s is not None and oldest_s > _LONG_WAIT_S:
+            reasons.append(_degraded("waiting_long", f"a file waits for {oldest_s:.0f} s"))
+        if left_alone:
+            reasons.append(_degraded("left_alone", f"{left_alone} files cannot be taken"))
+        if unsent_s is not None and unsent_s > _LONG_UNSENT_S:
+            reasons.append(_degraded("outbox_old", f"an object is unsent for {unsent_s:.0f} s"))
+        if signs is not None and signs.outbox_ended:
+            text = f"{signs.outbox_ended} objects were refused or invalid"
+            reasons.append(_degraded("outbox_ended", text))
+        return Health(
+            status=_worst(reasons),
+            reasons=tuple(reasons),
+            phase=phase,
+            model=self._model,
+            uptime_s=round(self._clock.monotonic() - self._started_s, 1),
+            database=signs is not None,
+            disk_free_mb=free_mb,
+            min_free_mb=self._min_free_mb,
+            waiting=probes.waiting(),
+            oldest_waiting_s=oldest_s,
+            queues=probes.queues(),
+            in_hand=probes.in_hand(),
+            left_alone=left_alone,
+            skipped=dict(probes.skipped()),
+            outbox_waiting=signs.outbox_waiting if signs else None,
+            outbox_oldest_s=unsent_s,
+            outages=tuple(sorted(outages)),
+            stuck=stuck,
+        )
+
+    def oldest_waiting_s(self, signs: HealthCounts | None) -> float | None:
+        """Return since when the oldest file waits, in the drop folder or to be tried again."""
+        now = self._clock.now()
+        ages = [_age_s(now, signs.oldest_queued)] if signs else []
+        dropped_at = self._probes.oldest_waiting()
+        if dropped_at is not None:
+            ages.append(_age_s(now, datetime.fromtimestamp(dropped_at, UTC)))
+        return max((age for age in ages if age is not None), default=None)
+
+    def _signs(self) -> HealthCounts | None:
+        try:
+            return self._probes.signs()
+        except (LungwatchError, TimeoutError):
+            return None
+
+    def _free_mb(self) -> int | None:
+        try:
+            return self._probes.free_mb()
+        except OSError:  # TimeoutError is one
+            return None
+
+    def _of_space(self, free_mb: int | None) -> list[HealthReason]:
+        if free_mb is None:
+            return [_failing("folders", "the home or its drop folder does not answer")]
+        if free_mb < self._min_free_mb:
+            text = f"{free_mb} MiB free, less than min_free_mb = {self._min_free_mb}"
+            return [_failing("disk", text)]
+        return []
+
+
+def free_mb_of(home: Home) -> int:
+    """Return the free space in MiB.
+
+    Raises
+    ------
+    OSError
+        If the home or its drop folder is away.
+    """
+    home.incoming.stat()
+    return home.free_mb()
+
+
+def _of_phase(phase: Phase) -> list[HealthReason]:
+    return [] if phase is Phase.READY else [_failing(phase.value, f"the service is {phase.value}")]
+
+
+def _failing(code: str, text: str) -> HealthReason:
+    return HealthReason(code=code, text=text, status=HealthStatus.FAILING)
+
+
+def _degraded(code: str, text: str) -> HealthReason:
+    return HealthReason(code=code, text=text, status=HealthStatus.DEGRADED)
+
+
+def _worst(reasons: list[HealthReason]) -> HealthStatus:
+    found = {reason.status for reason in reasons}
+    if HealthStatus.FAILING in found:
+        return HealthStatus.FAILING
+    return HealthStatus.DEGRADED if found else HealthStatus.OK
+
+
+def _age_s(now: datetime, since: datetime | None) -> float | None:
+    # A clock that was set back makes nothing younger than new.
+    return None if since is None else round(max(0.0, (now - since).total_seconds()), 1)
+
+
+_ADDRESS = "127.0.0.1"
+
+_MOST = 8  # requests at once
+
+_TIMEOUT_S = 5.0
+
+_STAGE = "status"
+
+_HOSTS = ("127.0.0.1", "localhost")
+
+
+class StatusServer:
+    """The HTTP port.
+
+    Parameters
+    ----------
+    port
+        Of 127.0.0.1; 0 for any free one.
+    metrics
+        Returns the metrics' text.
+    health
+        What /health and /ready tell.
+    on_crash
+        As of `Worker`.
+    vitals
+        Where it is noted, as the progress of the stage "status", that requests are accepted.
+
+    Raises
+    ------
+    ConfigError
+        If the port cannot be had.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        metrics: Callable[[], bytes],
+        health: HealthCheck,
+        on_crash: Callable[[str, BaseException], None],
+        vitals: Progress,
+    ) -> None:
+        class Handler(_Handler):
+            text = staticmethod(metrics)
+            health_check = health
+
+        try:
+            self._server = _Server((_ADDRESS, port), Handler)
+        except OSError as error:
+            raise ConfigError(f"metrics_port {port} cannot be had: {error.strerror}") from error
+        self.port = self._server.server_address[1]
+        self._server.on_round = lambda: vitals.beat(_STAGE)
+        self._vitals = vitals
+        self._thread = Worker("status", self._serve, on_crash)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with self._vitals.busy(_STAGE):
+            self._server.serve_forever()
+
+    def stop(self) -> None:
+        """Close the port."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    on_round: Callable[[], None]
+
+    def __init__(self, *args: Any) -> None:  # noqa: ANN401 - socketserver's own signature
+        self._slots = threading.BoundedSemaphore(_MOST)
+        super().__init__(*args)
+
+    def service_actions(self) -> None:
+        super().service_actions()
+        self.on_round()
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        if not self._slots.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002
+        """Note a request that failed, without a trace of it."""
+        event("status_request_failed", level=logging.DEBUG)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = _TIMEOUT_S
+    server_version = "lungwatch"
+    sys_version = ""
+    text: Callable[[], bytes]
+    health_check: HealthCheck
+
+    def do_GET(self) -> None:
+        host = self.headers.get("Host", "").rsplit(":", 1)[0]
+        if host not in _HOSTS:  # a page of another site whose name was rebound to this machine
+            self._answer(403, b"forbidden\n", "text/plain")
+        elif self.path == "/metrics":
+            self._answer(200, self.text(), "text/plain; version=0.0.4; charset=utf-8")
+        elif self.path == "/health":
+            health = self.health_check.examine()
+            body = json.dumps(asdict(health)) + "\n"
+            status = 503 if health.status is HealthStatus.FAILING else 200
+            self._answer(status, body.encode(), "application/json")
+        elif self.path == "/ready":
+            phase = self.health_check.phase
+            self._answer(200 if phase is Phase.READY else 503, f"{phase}\n".encode(), "text/plain")
+        else:
+            self._answer(404, b"not found\n", "text/plain")
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: whoever asks every few seconds would fill the log."""

@@ -1,0 +1,391 @@
+"""Metrics in Prometheus' text format, and the textfile that node_exporter reads."""
+
+import logging
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from lungwatch import __version__
+from lungwatch.daemon.logs import event
+from lungwatch.daemon.monitor.drift import Drift
+from lungwatch.daemon.monitor.health import DiskUsage, HealthCheck, HealthStatus, StatusServer
+from lungwatch.daemon.retry import Clock, OutageKind
+from lungwatch.daemon.stage import Progress, TimeLimited, Worker
+from lungwatch.db.statistics import HealthCounts, MetricCounts
+from lungwatch.errors import LungwatchError
+
+DECODER_REPLACED = "decoder_replaced"
+
+
+class EventCounter(logging.Handler):
+    """Counts the events of the process since it was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: Counter[str] = Counter()
+        self._decoders: Counter[str] = Counter()
+        self._guard = threading.Lock()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count an event; a record that is none is not counted."""
+        fields = getattr(record, "event_fields", None)
+        if fields is None:
+            return
+        with self._guard:
+            self._counts[fields["action"]] += 1
+            if fields["action"] == DECODER_REPLACED:
+                self._decoders[str(fields["reason"])] += 1
+
+    @property
+    def by_action(self) -> dict[str, int]:
+        """Events by their action."""
+        with self._guard:
+            return dict(self._counts)
+
+    @property
+    def decoders(self) -> dict[str, int]:
+        """Ended decoder processes by reason."""
+        with self._guard:
+            return dict(self._decoders)
+
+
+WINDOW = 500
+
+"""Results that the drift is told from, and as many to compare them with."""
+
+_BINS = 10
+
+_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+
+_STATUS = (HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILING)
+
+
+T = TypeVar("T")
+
+Labels = TypeVar("Labels", bound=tuple[str, ...])
+
+
+class Metrics:
+    """One daemon's metrics. For all threads.
+
+    Parameters
+    ----------
+    health
+        Of the daemon.
+    read_signs, read_figures, read_drift
+        Read the database.
+    read_disks
+        Looks at the file systems.
+    model
+        The running model's name with version.
+    gate
+        "refuse" or "flag", as configured; "none" for a model without a content gate.
+    vitals
+        Of the stages.
+    clock
+        The machine's.
+    window
+        Results in each of the two windows that the drift is told from.
+    """
+
+    def __init__(
+        self,
+        *,
+        health: HealthCheck,
+        read_signs: TimeLimited[HealthCounts],
+        read_figures: TimeLimited[MetricCounts],
+        read_drift: TimeLimited[Drift],
+        read_disks: TimeLimited[DiskUsage],
+        model: str,
+        gate: str,
+        vitals: Progress,
+        clock: Clock,
+        window: int = WINDOW,
+    ) -> None:
+        self._health = health
+        self._read_signs = read_signs
+        self._read_figures = read_figures
+        self._read_drift = read_drift
+        self._read_disks = read_disks
+        self._model = model
+        self._gate = gate
+        self._vitals = vitals
+        self._clock = clock
+        self._window = window
+        self._events = EventCounter()
+        logging.getLogger("lungwatch").addHandler(self._events)
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._stage_seconds = Histogram(
+            "lungwatch_stage_seconds",
+            "Duration of one unit of a stage's work.",
+            ["stage"],
+            buckets=_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._registry.register(self)
+
+    def observe(self, stage: str, seconds: float) -> None:
+        """Count one unit of a stage's work."""
+        self._stage_seconds.labels(stage).observe(seconds)
+
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def close(self) -> None:
+        """Count no more events."""
+        logging.getLogger("lungwatch").removeHandler(self._events)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what is read when asked for; called by the registry."""
+        yield _labelled(
+            "build_info",
+            "Version and model.",
+            ("version", "model"),
+            {(__version__, self._model): 1},
+        )
+        yield _labelled("content_gate", "1 for its mode.", ("mode",), {(self._gate,): 1})
+        yield from self._whole()
+        yield from self._stages()
+        events = CounterMetricFamily("lungwatch_events", "Logged, by action.", labels=["action"])
+        for action, count in sorted(self._events.by_action.items()):
+            events.add_metric([action], count)
+        decoders = CounterMetricFamily(
+            "lungwatch_decoder_replacements", "Decoder processes ended.", labels=["reason"]
+        )
+        for reason, count in sorted(self._events.decoders.items()):
+            decoders.add_metric([reason], count)
+        yield from (events, decoders)
+        if (found := _answer(self._read_disks)) is not None:
+            yield _labelled(
+                "disk_free_bytes",
+                "Free on each file system.",
+                ("folder",),
+                {(name,): free for name, free in found.free.items()},
+            )
+            if found.last_backup_at is not None:
+                yield _gauge(
+                    "last_backup_timestamp_seconds", "Newest backup.", found.last_backup_at
+                )
+        read = _answer(self._read_signs)
+        yield _gauge("database_up", "Whether it can be written.", read is not None)
+        if read is not None:
+            yield from self._outbox(read)
+        if read is not None and (figures := _answer(self._read_figures)) is not None:
+            yield from self._recorded(figures)
+        if read is not None and (drift := _answer(self._read_drift)) is not None:
+            yield from _drifting(drift)
+
+    def _whole(self) -> Iterator[Metric]:
+        health = self._health.examine()
+        yield _gauge("health_status", "0 ok, 1 degraded, 2 failing.", _STATUS.index(health.status))
+        yield _gauge("uptime_seconds", "Since the start.", health.uptime_s)
+        yield _gauge("in_flight_files", "Claimed files.", health.in_hand)
+        yield _gauge("waiting_files", "Not yet claimed.", health.waiting)
+        yield _gauge(
+            "oldest_waiting_seconds",
+            "Age of the oldest; 0 for none.",
+            health.oldest_waiting_s or 0.0,
+        )
+        yield _gauge("left_alone_files", "Seen, and not to be taken.", health.left_alone)
+        yield _labelled(
+            "skipped_files",
+            "Skipped for their names, folders too.",
+            ("pattern",),
+            {(pattern,): count for pattern, count in health.skipped.items()},
+        )
+        yield _gauge("disk_watermark_bytes", "No claims below.", health.min_free_mb * 1024 * 1024)
+        yield _labelled(
+            "outage",
+            "1 while it is waited out.",
+            ("kind",),
+            {(kind.value,): kind in health.outages for kind in OutageKind},
+        )
+
+    def _stages(self) -> Iterator[Metric]:
+        stages = self._vitals.snapshot()
+        yield _labelled(
+            "stage_waiting",
+            "Queue depth.",
+            ("stage",),
+            {(name,): stage.waiting for name, stage in stages.items()},
+        )
+        yield _labelled(
+            "stage_busy",
+            "Units in work.",
+            ("stage",),
+            {(name,): stage.busy for name, stage in stages.items()},
+        )
+        yield _labelled(
+            "stage_oldest_seconds",
+            "Since the oldest unit's progress.",
+            ("stage",),
+            {(name,): stage.oldest_s for name, stage in stages.items()},
+        )
+
+    def _outbox(self, read: HealthCounts) -> Iterator[Metric]:
+        now = self._clock.now()
+        age_s = (now - read.oldest_delivery).total_seconds() if read.oldest_delivery else 0.0
+        yield _gauge("outbox_waiting", "Objects to be sent.", read.outbox_waiting)
+        yield _gauge("outbox_oldest_seconds", "Age of the oldest; 0 for none.", age_s)
+        last = read.last_done.timestamp() if read.last_done else 0.0
+        yield _gauge("last_done_timestamp_seconds", "Last result; 0 for none.", last)
+
+    def _recorded(self, read: MetricCounts) -> Iterator[Metric]:
+        files = CounterMetricFamily(
+            "lungwatch_files", "Contents by end, as recorded.", labels=["end", "reason"]
+        )
+        for (end, reason), count in sorted(read.ends.items()):
+            files.add_metric([end, reason], count)
+        yield files
+        yield _gauge("retried_files", "More than one attempt.", read.retried)
+        yield CounterMetricFamily("lungwatch_attempts", "Runs of all contents.", read.attempts)
+        yield _labelled("deliveries", "The outbox.", ("destination", "state"), read.deliveries)
+        tries = CounterMetricFamily(
+            "lungwatch_delivery_attempts", "Of all in the outbox.", labels=["destination"]
+        )
+        for destination, count in sorted(read.delivery_attempts.items()):
+            tries.add_metric([destination], count)
+        yield tries
+        if read.last:
+            mean = sum(read.last) / len(read.last)
+            yield _gauge("probability_mean", "Of the last results.", mean)
+        # Windows that share results would make any drift look smaller than it is.
+        if read.scored >= 2 * self._window:
+            drift = stability_index(read.first, read.last)
+            yield _gauge("probability_psi", "Last against first.", drift)
+
+
+def _drifting(found: Drift) -> Iterator[Metric]:
+    labels = ("station", "what")
+    alarming = {(test.station, test.what): float(test.alarm) for test in found.tests}
+    distances = {(test.station, test.what): test.statistic for test in found.tests}
+    windows = {(scope.station,): float(scope.results) for scope in found.scopes}
+    yield _labelled("drift", "1 for an alarm; station empty: all together.", labels, alarming)
+    yield _labelled("drift_distance", "From the reference, 0 to 1.", labels, distances)
+    yield _labelled("drift_window_results", "Results compared.", ("station",), windows)
+
+
+def _answer(read: TimeLimited[T]) -> T | None:
+    try:
+        return read()
+    except (LungwatchError, OSError):  # TimeoutError is an OSError
+        return None
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"lungwatch_{name}", text, value)
+
+
+def _labelled(
+    name: str, text: str, labels: Sequence[str], values: Mapping[Labels, float]
+) -> Metric:
+    family = GaugeMetricFamily(f"lungwatch_{name}", text, labels=labels)
+    for key, value in sorted(values.items()):
+        family.add_metric(key, value)
+    return family
+
+
+def stability_index(expected: Sequence[float], actual: Sequence[float]) -> float:
+    """Return the population stability index of probabilities over tenths.
+
+    The sum of (a - e) ln(a / e) over the bins' shares, each count raised by one half so that
+    no share is zero. 0 for equal shares; above 0.25 is commonly called a shift.
+    """
+    total = 0.0
+    shares = [_shares(values) for values in (expected, actual)]
+    for e, a in zip(*shares, strict=True):
+        total += (a - e) * math.log(a / e)
+    return total
+
+
+def _shares(values: Sequence[float]) -> list[float]:
+    counts = Counter(min(int(value * _BINS), _BINS - 1) for value in values)
+    return [(counts[i] + 0.5) / (len(values) + 0.5 * _BINS) for i in range(_BINS)]
+
+
+_EVERY_S = 15.0
+
+
+class Monitor:
+    """Serves the metrics as configured.
+
+    Parameters
+    ----------
+    metrics
+        The metrics.
+    health
+        What /health and /ready tell.
+    on_stop
+        Called at the end, to close what the two read from.
+    on_crash
+        See `Worker`.
+    vitals
+        See `StatusServer`.
+    port
+        See `Config.metrics_port`; 0 for none.
+    textfile
+        See `Config.metrics_textfile`; empty for none.
+
+    Raises
+    ------
+    ConfigError
+        If the port cannot be had.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        health: HealthCheck,
+        on_crash: Callable[[str, BaseException], None],
+        *,
+        on_stop: Callable[[], None],
+        vitals: Progress,
+        port: int,
+        textfile: str,
+    ) -> None:
+        self._metrics = metrics
+        self._server = StatusServer(port, metrics.text, health, on_crash, vitals) if port else None
+        self._textfile = Path(textfile) if textfile else None
+        self._on_stop = on_stop
+        self._stopped = threading.Event()
+        self._thread = Worker("textfile", self._write_on, on_crash)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        if self._server is not None:
+            self._server.start()
+        if self._textfile is not None:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Write the file once more and close the port."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._server is not None:
+            self._server.stop()
+        self._on_stop()
+
+    def _write_on(self) -> None:
+        is_stopped = False
+        while not is_stopped:
+            self._write()
+            is_stopped = self._stopped.wait(_EVERY_S)
+        self._write()
+
+    def _write(self) -> None:
+        assert self._textfile is not None
+        # The collector reads all that ends in .prom, hidden or not: the temporary name must not.
+        temporary = self._textfile.with_name(self._textfile.name + ".tmp")
+        try:
+            temporary.write_bytes(self._metrics.text())
+            temporary.replace(self._textfile)
+        except OSError as error:
+            event("metrics_not_written", level=logging.WARNING, error=error.strerror)

@@ -1,0 +1,440 @@
+"""Storage and verification SCP (PS3.4 annexes A and B): access list, TLS, limits, reception."""
+
+import errno
+import ipaddress
+import logging
+import secrets
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from socketserver import BaseServer
+from typing import TYPE_CHECKING, Any, Self
+
+import pynetdicom
+from pydicom.uid import AllTransferSyntaxes
+from pynetdicom import AllStoragePresentationContexts, evt
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.association import Association
+from pynetdicom.events import EventHandlerType
+from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.transport import AssociationServer, AssociationSocket, RequestHandler
+
+from lungwatch.daemon.config import Config
+from lungwatch.daemon.home import Home
+from lungwatch.daemon.logs import event as log
+from lungwatch.daemon.retry import SystemClock
+from lungwatch.daemon.stage import Progress, Worker
+from lungwatch.errors import ConfigError
+from lungwatch.files import write_atomic
+
+if TYPE_CHECKING:
+    from pynetdicom.events import Event
+
+
+def server_context(certificate: str, key: str, ca: str) -> ssl.SSLContext:
+    """Make the context of a server that speaks TLS 1.2 and later.
+
+    Parameters
+    ----------
+    certificate, key
+        Paths of PEM files; an empty key is looked for beside the certificate.
+    ca
+        Path of the certificates that clients' are checked against. Empty: clients need none.
+
+    Raises
+    ------
+    ConfigError
+        If a file cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key or None)
+        if ca:
+            context.load_verify_locations(ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as error:  # which SSLError is, too
+        raise ConfigError(
+            f"the files of pacs_tls_… cannot be used: {error.strerror or 'unreadable'}"
+        ) from error
+    return context
+
+
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_LOOPBACK = ("127.0.0.0/8", "::1/128")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessList:
+    """The addresses that are listened to.
+
+    Attributes
+    ----------
+    networks
+        Any of them will do.
+    """
+
+    networks: tuple[_Network, ...]
+
+    @classmethod
+    def parse(cls, addresses: Sequence[str]) -> Self:
+        """Read addresses and networks ("10.1.0.0/16"); none means this machine alone.
+
+        Raises
+        ------
+        ConfigError
+            If one is neither.
+        """
+        try:
+            networks = tuple(ipaddress.ip_network(text) for text in addresses or _LOOPBACK)
+        except ValueError as error:
+            raise ConfigError(f"bad value for 'pacs_calling_addresses': {error}") from error
+        return cls(networks=networks)
+
+    def allows(self, address: str) -> bool:
+        """Whether a client's address is in the list."""
+        # An IPv4 client of an IPv6 socket comes as ::ffff:10.0.0.1; a scope follows a %.
+        client = ipaddress.ip_address(address.partition("%")[0])
+        mapped = getattr(client, "ipv4_mapped", None)
+        return any((mapped or client) in network for network in self.networks)
+
+
+# PS3.4 table B.2-1, PS3.7 annex C.
+SUCCESS = 0x0000
+
+OUT_OF_RESOURCES = 0xA700
+
+CANNOT_UNDERSTAND = 0xC000
+
+PROCESSING_FAILURE = 0x0110
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+_LEFT_OVER_S = 3600.0
+
+
+class StorageHandler:
+    """Takes objects for one home.
+
+    Parameters
+    ----------
+    min_free_mb
+        Free space below which nothing is taken, in MiB: the sender keeps its copy.
+    """
+
+    def __init__(self, home: Home, min_free_mb: int) -> None:
+        self._home = home
+        self._min_free_mb = min_free_mb
+
+    def sweep(self) -> None:
+        """Remove what a killed process has left half written in the drop folder."""
+        for path in self._home.incoming.glob(".tmp-*.dcm"):
+            if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
+                path.unlink(missing_ok=True)
+
+    def store(self, event: "Event") -> int:
+        """Answer a C-STORE request; success means that the file outlives a power loss.
+
+        The data set is written as it came: its bytes are not decoded.
+        """
+        caller = event.assoc.requestor.ae_title
+        try:
+            status = self._store(event)
+        except OSError as error:
+            status = OUT_OF_RESOURCES if error.errno in _FULL else PROCESSING_FAILURE
+        if status == SUCCESS:
+            log("received", caller=caller)
+        else:
+            log("not_received", level=logging.WARNING, caller=caller, status=f"0x{status:04X}")
+        return status
+
+    def _store(self, event: "Event") -> int:
+        if self._home.free_mb() < self._min_free_mb:
+            return OUT_OF_RESOURCES
+        data = event.encoded_dataset(include_meta=True)
+        if not data:
+            return CANNOT_UNDERSTAND
+        # No part of the object in the name: even a UID leads to a patient.
+        write_atomic(self._home.incoming / f"pacs-{secrets.token_hex(12)}.dcm", data)
+        return SUCCESS
+
+
+_HANDSHAKE_S = 10.0
+
+_HANDSHAKES = 8
+
+# Above any association request, and above what we say that a PDU may have.
+MAX_PDU_BYTES = 1024 * 1024
+
+
+class BoundedSocket(AssociationSocket):
+    """A connection that breaks off when more is sent than an object may have.
+
+    The library reads as much as a PDU's header promises, up to 4 GiB.
+    """
+
+    max_object_bytes = 0
+    _received = 0
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Read exactly so many bytes.
+
+        Raises
+        ------
+        OSError
+            If there are not as many, or too many.
+        """
+        self._received += nr_bytes
+        if nr_bytes > MAX_PDU_BYTES or self._received > self.max_object_bytes:
+            log("cut_off", level=logging.WARNING, why="PDU or object too large")
+            raise OSError("too much data")
+        return super().recv(nr_bytes)
+
+    def start_anew(self) -> None:
+        """Count from here: an object was taken."""
+        self._received = 0
+
+
+class _Handler(RequestHandler):
+    server: "BoundedServer"
+
+    def _create_association(self) -> Association:
+        association = super()._create_association()
+        connection = association.dul.socket
+        # The library makes the socket, takes no other, and has begun to listen to this one.
+        connection.__class__ = BoundedSocket
+        assert isinstance(connection, BoundedSocket)
+        connection.max_object_bytes = self.server.max_object_bytes
+        return association
+
+
+class BoundedServer(AssociationServer):
+    """Listens for associations.
+
+    Attributes
+    ----------
+    access
+        Whose connections are taken.
+    max_connections
+        Open at once, established or not; further ones are closed.
+    max_object_bytes
+        Of one object.
+    on_round
+        Called several times a second, for as long as connections are being accepted.
+    """
+
+    request_queue_size = 64
+    access: AccessList
+    max_connections: int
+    max_object_bytes: int
+    on_round: Callable[[], None]
+
+    def __init__(
+        self,
+        entity: ApplicationEntity,
+        address: tuple[str, int],
+        contexts: list[PresentationContext],
+        tls: ssl.SSLContext | None,
+        handlers: list[EventHandlerType],
+    ) -> None:
+        super().__init__(
+            entity,
+            address,
+            entity.ae_title,
+            contexts,
+            ssl_context=tls,
+            evt_handlers=handlers,
+            request_handler=_Handler,
+        )
+        self._in_handshake = threading.Semaphore(_HANDSHAKES)
+
+    def service_actions(self) -> None:
+        """Do what is due after each look for connections."""
+        super().service_actions()
+        self.on_round()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Take a connection; its handshake comes later, on a thread of its own."""
+        assert self.socket is not None
+        return self.socket.accept()
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ANN401, ARG002 - socketserver's
+        """Whether a connection is let in."""
+        if not self.access.allows(client_address[0]):
+            log("refused", level=logging.WARNING, address=client_address[0], why="address")
+            return False
+        if len(self.active_associations) >= self.max_connections:
+            log("refused", level=logging.WARNING, address=client_address[0], why="too many")
+            return False
+        return True
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - socketserver's
+        """Start an association."""
+        if self.ssl_context is None:
+            super().process_request(request, client_address)
+        elif self._in_handshake.acquire(blocking=False):
+            threading.Thread(
+                target=self._shake_hands, args=(request, client_address), daemon=True
+            ).start()
+        else:
+            log("refused", level=logging.WARNING, address=client_address[0], why="too many")
+            self.shutdown_request(request)
+
+    def _shake_hands(self, request: socket.socket, client_address: Any) -> None:  # noqa: ANN401 - as above
+        # A client that never says hello must not hold up the others.
+        assert self.ssl_context is not None
+        try:
+            request.settimeout(_HANDSHAKE_S)
+            encrypted = self.ssl_context.wrap_socket(request, server_side=True)
+            encrypted.settimeout(None)
+        except (OSError, ssl.SSLError):
+            log("refused", level=logging.WARNING, address=client_address[0], why="TLS handshake")
+            self.shutdown_request(request)
+            return
+        finally:
+            self._in_handshake.release()
+        super().process_request(encrypted, client_address)
+
+    def shutdown(self) -> None:
+        """End `serve_forever`, close the port, and abort what is still being received."""
+        # Not the library's own, which looks for the server where only it starts some.
+        BaseServer.shutdown(self)
+        self.server_close()
+        for association in self.active_associations:
+            association.abort()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 - socketserver's
+        """Say that a connection failed, without a traceback."""
+        log("refused", level=logging.WARNING, address=client_address[0], why="connection failed")
+
+
+_ACSE_S = 15.0
+
+_DIMSE_S = 30.0
+
+# Nothing at all for so long ends an association; a sender may pause between two images.
+_NETWORK_S = 60.0
+
+_PDU_BYTES = 256 * 1024
+
+_MIB = 1024 * 1024
+
+# Connections beyond the associations that are served, so that a refusal can be said.
+_CONNECTIONS_TO_SPARE = 8
+
+_POLL_S = 0.2
+
+
+class Listener:
+    """Receives objects until stopped.
+
+    Parameters
+    ----------
+    on_crash
+        As of `Worker`.
+    vitals
+        Where each object that is taken is noted as a unit of the stage "reception", and that
+        connections are being accepted as the progress of the stage "listener".
+
+    Raises
+    ------
+    ConfigError
+        If the port cannot be had, the addresses or the TLS files make no sense, or everybody
+        would be let in.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        home: Home,
+        on_crash: Callable[[str, BaseException], None],
+        vitals: Progress | None = None,
+    ) -> None:
+        # Its lines quote data sets.
+        logging.getLogger(pynetdicom.__name__).setLevel(logging.CRITICAL + 1)
+        self._reception = StorageHandler(home, config.min_free_mb)
+        self._vitals = vitals or Progress(SystemClock())
+        entity = ApplicationEntity(ae_title=config.pacs_ae_title)
+        entity.require_called_aet = True
+        entity.require_calling_aet = list(config.pacs_calling_ae_titles)
+        entity.maximum_associations = config.pacs_max_associations
+        entity.maximum_pdu_size = _PDU_BYTES
+        entity.acse_timeout, entity.dimse_timeout = _ACSE_S, _DIMSE_S
+        entity.network_timeout = _NETWORK_S
+        contexts = [
+            build_context(str(context.abstract_syntax), list(AllTransferSyntaxes))
+            for context in AllStoragePresentationContexts
+        ]
+        contexts.append(build_context("1.2.840.10008.1.1"))
+        access = AccessList.parse(config.pacs_calling_addresses)
+        tls = None
+        if config.pacs_tls_certificate:
+            tls = server_context(
+                config.pacs_tls_certificate, config.pacs_tls_key, config.pacs_tls_ca
+            )
+        try:
+            self._server = BoundedServer(
+                entity,
+                (config.pacs_address, config.pacs_port),
+                contexts,
+                tls,
+                [
+                    (evt.EVT_C_STORE, self._on_store),
+                    (evt.EVT_C_ECHO, self._on_echo),
+                    (evt.EVT_REJECTED, self._on_rejected),
+                ],
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {config.pacs_address} port {config.pacs_port}: {error.strerror}"
+            ) from error
+        self._server.on_round = lambda: self._vitals.beat("listener")
+        self._server.access = access
+        self._server.max_connections = config.pacs_max_associations + _CONNECTIONS_TO_SPARE
+        self._server.max_object_bytes = config.pacs_max_object_mb * _MIB
+        self._thread = Worker("listener", self._serve, on_crash)
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return int(self._server.server_address[1])
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._reception.sweep()
+        self._thread.start()
+        log("listening", port=self.port, tls=self._server.ssl_context is not None)
+
+    def stop(self) -> None:
+        """Take no more; what is being received is aborted, and its sender keeps its copy."""
+        self._server.shutdown()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        with self._vitals.busy("listener"):
+            self._server.serve_forever(_POLL_S)
+
+    def _on_store(self, event: evt.Event) -> int:
+        connection = event.assoc.dul.socket
+        if isinstance(connection, BoundedSocket):
+            connection.start_anew()
+        with self._vitals.busy("reception"):
+            return self._reception.store(event)
+
+    @staticmethod
+    def _on_echo(event: evt.Event) -> int:
+        del event
+        return SUCCESS
+
+    @staticmethod
+    def _on_rejected(event: evt.Event) -> None:
+        log(
+            "refused",
+            level=logging.WARNING,
+            address=event.assoc.requestor.address,
+            why="AE title, or too many associations",
+        )

@@ -1,0 +1,482 @@
+"""DICOM objects of a result: de-identification, Secondary Capture, validation and encoding."""
+
+import hashlib
+import hmac
+import io
+import re
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import pydicom
+from pydicom import config
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+)
+from pydicom.valuerep import validate_value
+
+from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.daemon.pacs.report import CLASS_UIDS, report_problems, structured_report
+from lungwatch.daemon.pacs.source import (
+    Kind,
+    Predecessor,
+    ReportClass,
+    ResultFacts,
+    SourceStudy,
+    UnusableSourceError,
+    conclusion,
+    read_source,
+    restore,
+    stable_uid,
+)
+from lungwatch.errors import LungwatchError, MissingExtraError
+
+if TYPE_CHECKING:
+    from highdicom.sc import SCImage
+
+
+_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
+
+_CLASSES: dict[Kind, set[str]] = {
+    "sc": {SecondaryCaptureImageStorage},
+    "sr": {Comprehensive3DSRStorage, ComprehensiveSRStorage},
+}
+
+# PS3.3: patient, study, series, equipment and SOP common modules; type 1, then type 2.
+_NOT_EMPTY = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality",
+    "SeriesNumber", "InstanceNumber", "Manufacturer",
+)  # fmt: skip
+
+_PRESENT = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
+    "ReferringPhysicianName", "StudyID", "AccessionNumber",
+)  # fmt: skip
+
+_PRESENT_IN_KIND: dict[Kind, tuple[str, ...]] = {
+    "sc": ("PatientOrientation", "Laterality"),
+    "sr": ("PerformedProcedureCodeSequence", "ReferencedPerformedProcedureStepSequence"),
+}
+
+_OF_KIND: dict[Kind, tuple[str, ...]] = {
+    "sc": (
+        "ConversionType", "ImageType", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated",
+        "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation",
+        "PlanarConfiguration", "PixelData", "SourceImageSequence", "ImageComments",
+        "BurnedInAnnotation",
+    ),
+    "sr": (
+        "ContentDate", "ContentTime", "CompletionFlag", "VerificationFlag", "ValueType",
+        "ContinuityOfContent", "ConceptNameCodeSequence", "ContentTemplateSequence",
+        "ContentSequence", "CurrentRequestedProcedureEvidenceSequence",
+    ),
+}  # fmt: skip
+
+
+class InvalidObjectError(LungwatchError):
+    """An object does not conform to the standard; it is not sent."""
+
+
+def validate(dataset: Dataset, kind: Kind, facts: ResultFacts, source: Dataset) -> None:
+    """Check an object against the standard and against what it is to say.
+
+    Parameters
+    ----------
+    dataset
+        The object.
+    kind
+        What it is meant to be.
+    facts, source
+        What it is made of.
+
+    Raises
+    ------
+    InvalidObject
+        Naming attributes, never their values.
+    """
+    problems = [*_attributes(dataset, kind), *_values(dataset)]
+    if not problems:
+        problems += _same_study(dataset, source)
+        problems += (
+            _picture(dataset, source) if kind == "sc" else report_problems(dataset, facts, source)
+        )
+    if problems:
+        raise InvalidObjectError(f"invalid {kind.upper()}: {'; '.join(problems[:5])}")
+
+
+def _attributes(dataset: Dataset, kind: Kind) -> Iterator[str]:
+    for keyword in (*_NOT_EMPTY, *_OF_KIND[kind]):
+        if keyword not in dataset or dataset[keyword].is_empty:
+            yield f"{keyword} is missing or empty"
+    for keyword in (*_PRESENT, *_PRESENT_IN_KIND[kind]):
+        if keyword not in dataset:
+            yield f"{keyword} is missing"
+    if dataset.get("SOPClassUID") not in _CLASSES[kind]:
+        yield "SOPClassUID is another one"
+    meta = getattr(dataset, "file_meta", Dataset())
+    for keyword in ("SOPClassUID", "SOPInstanceUID"):
+        if meta.get(f"MediaStorage{keyword}") != dataset.get(keyword):
+            yield f"MediaStorage{keyword} is not {keyword}"
+    if meta.get("TransferSyntaxUID") != ExplicitVRLittleEndian:
+        yield "TransferSyntaxUID is not explicit VR little endian"
+
+
+def _values(dataset: Dataset) -> Iterator[str]:
+    """Every value within its representation's limits (PS3.5 6.2), at every depth."""
+    for element in dataset.iterall():
+        name = element.keyword or str(element.tag)
+        values = element.value if element.VM > 1 else [element.value]
+        for value in values if element.VR != "SQ" else ():
+            if element.VR == "UI" and not (len(str(value)) <= 64 and _UID.fullmatch(str(value))):
+                yield f"{name} is no UID"
+            elif element.VR in {"CS", "SH", "LO", "DA", "TM", "PN", "IS", "DS", "AE", "AS"}:
+                try:
+                    validate_value(element.VR, str(value), config.RAISE, None)
+                except ValueError:
+                    yield f"{name} is no valid {element.VR}"
+
+
+def _same_study(dataset: Dataset, source: Dataset) -> Iterator[str]:
+    for keyword in ("StudyInstanceUID", "PatientID", "PatientName", "AccessionNumber"):
+        if str(dataset.get(keyword)) != str(source.get(keyword)):
+            yield f"{keyword} is not the source's"
+    for keyword in ("SeriesInstanceUID", "SOPInstanceUID"):
+        if dataset.get(keyword) == source.get(keyword):
+            yield f"{keyword} is the source's"
+
+
+def _picture(dataset: Dataset, source: Dataset) -> Iterator[str]:
+    size = prod(
+        (dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.BitsAllocated // 8)
+    )
+    if len(dataset.PixelData) != size + size % 2:
+        yield "PixelData is not as long as the image"
+    if (dataset.PhotometricInterpretation, dataset.SamplesPerPixel) != ("RGB", 3):
+        yield "PhotometricInterpretation is not RGB"
+    if dataset.BitsAllocated != 8 or dataset.BitsStored != 8 or dataset.HighBit != 7:
+        yield "the bits of a sample are not 8"
+    referenced = [
+        (reference.get("ReferencedSOPClassUID"), reference.get("ReferencedSOPInstanceUID"))
+        for reference in dataset.SourceImageSequence
+    ]
+    if referenced != [(source.SOPClassUID, source.SOPInstanceUID)]:
+        yield "SourceImageSequence names another image"
+    if RESEARCH_USE_ONLY not in dataset.ImageComments:
+        yield "ImageComments do not say that this is for research"
+
+
+METHOD = (
+    "lungwatch: identifiers replaced by keyed hashes",
+    "names and dates removed or replaced by 1900-01-01",
+    "pixels not cleaned",
+)
+
+# Stands where a date must be (PS3.15 table E.1-1, action D).
+DUMMY_DATE = datetime(1900, 1, 1, tzinfo=UTC)
+
+_EMPTIED = (
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+
+_REMOVED = ("IssuerOfPatientID", "StudyDescription")
+
+_HASHED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+
+_ID_DIGITS = 16
+
+
+def deidentified(study: SourceStudy, key: bytes) -> SourceStudy:
+    """Return the source's attributes without the patient.
+
+    Parameters
+    ----------
+    study
+        As `read_source` returns it.
+    key
+        A secret. Equal keys give one patient and one study the same pseudonyms, so that what
+        belongs together stays together; without it nobody finds them by trying.
+    """
+    copy = deepcopy(study.attributes)
+    for keyword in _EMPTIED:
+        setattr(copy, keyword, "")
+    for keyword in _REMOVED:
+        if keyword in copy:
+            delattr(copy, keyword)
+    for keyword in _HASHED:
+        setattr(copy, keyword, stable_uid("pseudonym", str(copy.get(keyword)), key=key))
+    digest = hmac.new(key, f"patient:{study.patient}".encode(), hashlib.sha256)
+    copy.PatientID = digest.hexdigest()[:_ID_DIGITS]
+    copy.PatientIdentityRemoved = "YES"
+    copy.DeidentificationMethod = list(METHOD)
+    copy.LongitudinalTemporalInformationModified = "REMOVED"
+    return replace(study, attributes=copy, verbatim={})
+
+
+SERIES_NUMBER = 9801
+
+
+def secondary_capture(facts: ResultFacts, source: Dataset, names: tuple[str, ...]) -> "SCImage":
+    """Make a colour image of the overlay.
+
+    Parameters
+    ----------
+    facts
+        The result; its overlay is read.
+    source
+        Patient, study and image, as `read_source` returns them.
+    names
+        What the UIDs are derived from.
+
+    Raises
+    ------
+    OSError
+        If the overlay cannot be read.
+    ValueError
+        If the overlay is no picture.
+    """
+    from highdicom.sc import SCImage  # noqa: PLC0415 - of the extra `pacs`
+
+    encoded = np.frombuffer(facts.overlay.read_bytes(), dtype=np.uint8)
+    picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ValueError("the overlay is no picture")
+    image = SCImage(
+        pixel_array=np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "F"),  # asked for; the source's takes its place below
+        study_instance_uid=source.StudyInstanceUID,
+        series_instance_uid=stable_uid("series", *names),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=stable_uid("instance", *names),
+        instance_number=1,
+        manufacturer="lungwatch",
+        patient_id=source.PatientID,
+        patient_birth_date=source.PatientBirthDate or None,
+        patient_sex=source.PatientSex or None,
+        accession_number=source.AccessionNumber,
+        study_id=source.StudyID,
+        study_date=source.StudyDate or None,
+        study_time=source.StudyTime or None,
+    )
+    image.PatientOrientation = source.PatientOrientation
+    if len(image.PixelData) % 2:
+        image.PixelData += b"\0"  # PS3.5 A.4: every value has an even length
+    image.Modality = "OT"
+    image.ConversionType = "WSD"
+    image.ImageType = ["DERIVED", "SECONDARY"]
+    image.DerivationDescription = (
+        f"X-ray with the answer of {facts.model_name} {facts.model_version}. "
+        f"{conclusion(facts.label, facts.flags)} {RESEARCH_USE_ONLY}"
+    )
+    image.ImageComments = RESEARCH_USE_ONLY
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = source.SOPClassUID
+    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    image.SourceImageSequence = [reference]
+    return image
+
+
+_DESCRIPTIONS = {"sc": "lungwatch overlay", "sr": "lungwatch report"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BuiltObject:
+    """A valid object.
+
+    Attributes
+    ----------
+    data
+        A DICOM file (PS3.10) in explicit VR little endian; equal facts and sources give equal ones.
+    """
+
+    kind: Kind
+    sop_class_uid: str
+    sop_instance_uid: str
+    data: bytes
+
+    def encode(self) -> bytes:
+        """Return the bytes of the file."""
+        return self.data
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """What a receiver reads."""
+        return pydicom.dcmread(io.BytesIO(self.data))
+
+
+def build_objects(
+    facts: ResultFacts,
+    source: Path,
+    kinds: Sequence[Kind] = ("sc", "sr"),
+    sr: ReportClass = "comprehensive-3d",
+    deidentify_key: bytes | None = None,
+) -> list[BuiltObject]:
+    """Build what is to be sent of a result.
+
+    Parameters
+    ----------
+    facts
+        The result.
+    source
+        The original file.
+    kinds
+        Secondary Capture, Structured Report, or both.
+    sr
+        The report's class.
+    deidentify_key
+        A secret: the objects are made without the patient. None leaves patient and study as
+        they are in the source.
+
+    Raises
+    ------
+    SourceUnusable
+        If the source cannot be answered in DICOM.
+    InvalidObject
+        If an object would break the standard; it must not be sent.
+    MissingExtraError
+        If highdicom is not installed.
+    OSError
+        If the source or the overlay cannot be read.
+    """
+    try:
+        import highdicom as _  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise MissingExtraError("sending results to a PACS", "pacs") from error
+    whole = read_source(source)
+    secret = ""
+    if deidentify_key is not None:
+        whole = deidentified(whole, deidentify_key)
+        secret = stable_uid("deidentified", key=deidentify_key)
+    study = whole.attributes
+    # highdicom warns of unusual names, quoting them; they are put in afterwards.
+    nameless = deepcopy(study)
+    nameless.PatientName = nameless.ReferringPhysicianName = ""
+    built = []
+    for kind in kinds:
+        names = _names(kind, sr, study, (facts.sha256, facts.model_sha256), secret)
+        try:
+            dataset: Dataset = (
+                secondary_capture(facts, nameless, names)
+                if kind == "sc"
+                else structured_report(facts, nameless, names, sr)
+            )
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UnusableSourceError(f"no {kind.upper()} can be made of this result") from error
+        _complete(dataset, facts, study, kind)
+        if kind == "sr" and facts.predecessor is not None:
+            _name_predecessor(dataset, facts.predecessor, study, secret)
+        validate(dataset, kind, facts, study)
+        restore(dataset, whole)
+        target = io.BytesIO()
+        dataset.save_as(target, enforce_file_format=True)
+        built.append(
+            BuiltObject(
+                kind=kind,
+                sop_class_uid=str(dataset.SOPClassUID),
+                sop_instance_uid=str(dataset.SOPInstanceUID),
+                data=target.getvalue(),
+            )
+        )
+    return built
+
+
+def _names(
+    kind: Kind, sr: ReportClass, study: Dataset, answer: tuple[str, str], secret: str
+) -> tuple[str, ...]:
+    """Return what an object's UIDs are derived from; `answer` is the file's and model's SHA-256."""
+    variant = sr if kind == "sr" else ""
+    return (kind, variant, study.SOPInstanceUID, *answer, secret)
+
+
+def _name_predecessor(
+    dataset: Dataset, predecessor: Predecessor, study: Dataset, secret: str
+) -> None:
+    """Reference the report that this one revises (PS3.3 C.17.2, Predecessor Documents Sequence).
+
+    Its series and class are those that its own UID was derived with. A report that was derived
+    otherwise, as before de-identification was switched on, is another document, and not named.
+    """
+    for report_class, sop_class_uid in CLASS_UIDS.items():
+        answer = (predecessor.sha256, predecessor.model_sha256)
+        names = _names("sr", report_class, study, answer, secret)
+        if stable_uid("instance", *names) != predecessor.sop_instance_uid:
+            continue
+        instance, series, document = Dataset(), Dataset(), Dataset()
+        instance.ReferencedSOPClassUID = sop_class_uid
+        instance.ReferencedSOPInstanceUID = predecessor.sop_instance_uid
+        series.SeriesInstanceUID = stable_uid("series", *names)
+        series.ReferencedSOPSequence = [instance]
+        document.StudyInstanceUID = study.StudyInstanceUID
+        document.ReferencedSeriesSequence = [series]
+        dataset.PredecessorDocumentsSequence = [document]
+
+
+def _complete(dataset: Dataset, facts: ResultFacts, study: Dataset, kind: Kind) -> None:
+    """Put in what is alike for both, over the times of now that highdicom writes."""
+    is_clean = "PatientIdentityRemoved" in study
+    # The day of an answer tells the day of the X-ray.
+    at = DUMMY_DATE if is_clean else facts.finished_at.astimezone()
+    for keyword in ("InstanceCreation", "Content", "Series"):
+        _date(dataset, keyword, at)
+    for equipment in dataset.get("ContributingEquipmentSequence") or ():
+        equipment.ContributionDateTime = at.strftime("%Y%m%d%H%M%S")
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.SeriesDescription = f"{_DESCRIPTIONS[kind]} (research use only)"
+    dataset.ManufacturerModelName = facts.model_name[:64]
+    dataset.SoftwareVersions = facts.model_version[:64]
+    dataset.InstitutionName = ""
+    dataset.ContentQualification = "RESEARCH"
+    for keyword in (
+        "IssuerOfPatientID",
+        "StudyDescription",
+        "PatientIdentityRemoved",
+        "DeidentificationMethod",
+        "LongitudinalTemporalInformationModified",
+    ):
+        if keyword in study:
+            setattr(dataset, keyword, study.get(keyword))
+    # highdicom leaves out what is empty, of which some must be there (type 2).
+    for keyword in (
+        "PatientID",
+        "AccessionNumber",
+        "PatientName",
+        "PatientBirthDate",
+        "PatientSex",
+        "ReferringPhysicianName",
+        "StudyDate",
+        "StudyTime",
+        "StudyID",
+    ):
+        setattr(dataset, keyword, study.get(keyword) or "")
+    if kind == "sc":
+        # Conditional on a paired structure, which validators cannot rule out (PS3.3 C.7.3.1).
+        dataset.Laterality = study.Laterality
+        # Nobody has looked whether letters of the X-ray name the patient.
+        dataset.BurnedInAnnotation = "YES"
+        dataset.DateOfSecondaryCapture = dataset.ContentDate
+        dataset.TimeOfSecondaryCapture = dataset.ContentTime
+
+
+def _date(dataset: Dataset, what: str, at: datetime) -> None:
+    setattr(dataset, f"{what}Date", at.strftime("%Y%m%d"))
+    setattr(dataset, f"{what}Time", at.strftime("%H%M%S"))

@@ -1,0 +1,439 @@
+"""Outbox: building, sending and retrying the objects that destinations are owed."""
+
+import importlib.util
+import logging
+import threading
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from sqlalchemy import Engine
+
+from lungwatch.daemon.config import Config, Destination, parse_destination
+from lungwatch.daemon.home import Home
+from lungwatch.daemon.logs import event
+from lungwatch.daemon.pacs.scu import (
+    Answer,
+    Backoff,
+    OutgoingObject,
+    StorageScu,
+    TlsFiles,
+    UnreachableError,
+    Verdict,
+)
+from lungwatch.daemon.retry import Clock, Outages
+from lungwatch.daemon.stage import DatabaseWriter, Progress, Worker, crashpoint
+from lungwatch.db.deliveries import (
+    Deliveries,
+    DeliveryRow,
+    SentReport,
+    due_deliveries,
+    earlier_report,
+    is_unsent,
+    unsent_uids,
+)
+from lungwatch.db.queries import ResultDetail, get_result, is_unfinished
+from lungwatch.db.states import DeliveryState
+from lungwatch.errors import (
+    ConfigError,
+    DatabaseError,
+    LungwatchError,
+    MissingExtraError,
+    describe_unexpected,
+)
+from lungwatch.files import write_atomic
+
+if TYPE_CHECKING:
+    from lungwatch.contract import Label
+    from lungwatch.daemon.pacs.objects import BuiltObject
+    from lungwatch.daemon.pacs.source import Kind, ResultFacts
+
+
+_SHORTEST_SECRET = 16
+
+# For an original that another model's result has in hand.
+_MOST_WAITS = 60
+
+
+class CannotBuildError(LungwatchError):
+    """No valid object can be made of a result; the text has no patient data."""
+
+
+class OriginalInUseError(LungwatchError):
+    """The original is being scored by another model at this moment; it will be back."""
+
+
+class ObjectStore:
+    """Builds objects, and keeps their files until every destination has them.
+
+    Raises
+    ------
+    ConfigError
+        If the secret for pseudonyms cannot be read or is too short.
+    MissingExtraError
+        If highdicom is not installed.
+    """
+
+    def __init__(self, *, config: Config, home: Home, engine: Engine) -> None:
+        # Said at the start, and not with the first result.
+        if importlib.util.find_spec("highdicom") is None:
+            raise MissingExtraError("sending results to a PACS", "pacs")
+        self._home = home
+        self._engine = engine
+        self._report_class = config.pacs_sr
+        self._secret = _read_secret(config) if config.pacs_deidentify else None
+
+    def path(self, sop_instance_uid: str) -> Path:
+        """Where the file of an object is."""
+        return self._home.outbox / f"{sop_instance_uid}.dcm"
+
+    def pack(self, row: DeliveryRow, note: Callable[[DeliveryRow, str], None]) -> OutgoingObject:
+        """Return a delivery's object as a file; it is built unless it is there.
+
+        Parameters
+        ----------
+        note
+            Called with the SOP Instance UID before the file appears.
+
+        Raises
+        ------
+        CannotBuildError
+            If no valid object can be made of the result.
+        OriginalInUseError
+            If the original is being scored by another model.
+        OSError
+            If the file cannot be written.
+        """
+        if row.sop_instance_uid is not None:
+            sop_class_uid = self._class_of_existing(self.path(row.sop_instance_uid))
+            if sop_class_uid is not None:
+                return _outgoing(row, self.path(row.sop_instance_uid), sop_class_uid)
+        built = self._build(row)
+        note(row, built.sop_instance_uid)
+        path = self.path(built.sop_instance_uid)
+        write_atomic(path, built.encode())
+        return _outgoing(row, path, built.sop_class_uid)
+
+    def _build(self, row: DeliveryRow) -> "BuiltObject":
+        from lungwatch.daemon.pacs.objects import InvalidObjectError, build_objects  # noqa: PLC0415 - of the extra
+        from lungwatch.daemon.pacs.source import UnusableSourceError  # noqa: PLC0415 - of the extra
+
+        result = get_result(self._engine, row.result_id)
+        earlier = earlier_report(self._engine, row.result_id) if row.kind == "sr" else None
+        try:
+            (built,) = build_objects(
+                _facts(result, self._home, earlier),
+                self._home.absolute(result.file or ""),
+                kinds=(cast("Kind", row.kind),),
+                sr=self._report_class,
+                deidentify_key=self._secret,
+            )
+        except (InvalidObjectError, UnusableSourceError) as error:
+            raise CannotBuildError(str(error)) from error
+        except (FileNotFoundError, IsADirectoryError) as error:
+            if row.attempts < _MOST_WAITS and is_unfinished(self._engine, result.sha256):
+                raise OriginalInUseError from error
+            raise CannotBuildError("the original or the overlay is gone") from error
+        except (OSError, MemoryError, DatabaseError, MissingExtraError):
+            raise
+        # Whatever a strange source makes the libraries raise is this object's trouble alone.
+        except Exception as error:
+            raise CannotBuildError(f"not built: {describe_unexpected(error)}") from error
+        return built
+
+    def _class_of_existing(self, path: Path) -> str | None:
+        """Return the SOP class of a file that may be sent as it is, None if there is none.
+
+        One made before de-identification was switched on, or off, may not.
+        """
+        from pydicom import dcmread  # noqa: PLC0415 - with the above
+        from pydicom.errors import InvalidDicomError  # noqa: PLC0415
+
+        try:
+            found = dcmread(path, stop_before_pixels=True)
+        except (FileNotFoundError, InvalidDicomError):
+            return None
+        is_clean = found.get("PatientIdentityRemoved") == "YES"
+        return str(found.SOPClassUID) if is_clean == (self._secret is not None) else None
+
+    def sweep(self) -> None:
+        """Remove files that no destination waits for, and what a crash left half written."""
+        for path in stray_files(self._home, self._engine):
+            path.unlink(missing_ok=True)
+
+
+def _facts(result: ResultDetail, home: Home, earlier: SentReport | None) -> "ResultFacts":
+    from lungwatch.daemon.pacs.source import Predecessor, ResultFacts  # noqa: PLC0415 - as above
+
+    if result.probability is None or result.threshold is None or result.finished_at is None:
+        raise CannotBuildError("the result has no scores")
+    return ResultFacts(
+        sha256=result.sha256,
+        label=cast("Label", result.label),
+        probability=result.probability,
+        threshold=result.threshold,
+        uncertain_from=result.uncertain_from,
+        uncertain_to=result.uncertain_to,
+        flags=result.flags,
+        findings=result.findings or {},
+        gate_score=result.gate_score,
+        lung_area=result.lung_area,
+        lung_share=result.lung_share,
+        model_name=result.model,
+        model_version=result.model_version,
+        model_sha256=result.model_sha256,
+        finished_at=result.finished_at,
+        overlay=home.absolute(result.overlay or ""),
+        calibration=result.calibration,
+        predecessor=None if earlier is None else Predecessor(**asdict(earlier)),
+    )
+
+
+def _outgoing(row: DeliveryRow, path: Path, sop_class_uid: str) -> OutgoingObject:
+    return OutgoingObject(
+        delivery_id=row.id,
+        sha256=row.sha256,
+        kind=row.kind,
+        refusals=row.refusals,
+        path=path,
+        sop_class_uid=sop_class_uid,
+        sop_instance_uid=path.stem,
+    )
+
+
+def _read_secret(config: Config) -> bytes:
+    try:
+        secret = Path(config.pacs_deidentify_key).expanduser().read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(
+            f"the file that 'pacs_deidentify_key' names cannot be read: {error.strerror}"
+        ) from error
+    if len(secret) < _SHORTEST_SECRET:
+        raise ConfigError(
+            f"the secret in the file that 'pacs_deidentify_key' names has fewer than "
+            f"{_SHORTEST_SECRET} bytes: make one with `head -c 32 /dev/urandom`"
+        )
+    return secret
+
+
+def stray_files(home: Home, engine: Engine) -> list[Path]:
+    """Return the files in the outbox that no delivery waits for."""
+    kept = {f"{uid}.dcm" for uid in unsent_uids(engine)}
+    return sorted(
+        path
+        for path in home.outbox.iterdir()
+        if path.name not in kept and (path.suffix == ".dcm" or path.name.startswith(".tmp-"))
+    )
+
+
+MAX_REFUSALS = 5
+
+# Enough for one association; few enough that a crash leaves few whose fate is not known.
+_AT_ONCE = 20
+
+_POLL_S = 1.0
+
+_ABORT_S = 5.0
+
+
+class Sender:
+    """Takes what is due, builds it, sends it, and tells the database what came of it.
+
+    What happens to a destination is never the pipeline's trouble: the two meet in the
+    database alone. One that is not reached is left alone for longer each time, whatever
+    waits for it, and is never given up; what it refuses for good has failed after
+    `MAX_REFUSALS` times.
+
+    Raises
+    ------
+    MissingExtraError
+        If what sending needs is not installed.
+    LungwatchError
+        If a destination or the secret for pseudonyms cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        home: Home,
+        engine: Engine,
+        writer: DatabaseWriter,
+        outages: Outages,
+        clock: Clock,
+        on_crash: Callable[[str, BaseException], None],
+        vitals: Progress | None = None,
+    ) -> None:
+        self._engine = engine
+        self._vitals = vitals or Progress(clock)
+        self._writer = writer
+        self._outages = outages
+        self._clock = clock
+        self._destinations = [parse_destination(text) for text in config.pacs_destinations]
+        self._longest = timedelta(seconds=config.pacs_retry_max_s)
+        self._backoff = Backoff(first_s=config.pacs_retry_s, most_s=config.pacs_retry_max_s)
+        self._deliveries = Deliveries(engine)
+        self._packer = ObjectStore(config=config, home=home, engine=engine)
+        self._user = StorageScu(config.pacs_ae_title, TlsFiles.of(config))
+        self._stopped = threading.Event()
+        self._thread = Worker("sender", self._run, on_crash)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Begin nothing more and end: what is being sent may be finished for so long."""
+        self._stopped.set()
+        if not self._thread.is_alive():
+            return
+        self._thread.join(timeout_s)
+        # While it is still calling, nothing was sent: its thread ends with the process.
+        if self._thread.is_alive() and self._user.abort():
+            self._thread.join(_ABORT_S)
+
+    def cancel(self) -> None:
+        """Let `work_off`, on another thread, end after the object that it is sending."""
+        self._stopped.set()
+
+    def recover(self) -> None:
+        """Put back what a dead process was sending, and sweep its files."""
+        now = self._clock.now()
+        count = self._writer.call(lambda: self._deliveries.recover(now))
+        if count:
+            event("resend", count=count)
+        self._packer.sweep()
+
+    def work_off(self) -> None:
+        """Send all that is due, once: a destination that is not reached keeps waiting."""
+        while not self._stopped.is_set() and self._send_due():
+            pass
+
+    def _run(self) -> None:
+        self.recover()
+        while not self._stopped.is_set():
+            with self._vitals.busy("outbox"):
+                had_some = self._send_due()
+            if not had_some:
+                self._stopped.wait(_POLL_S)
+
+    def _send_due(self) -> bool:
+        """Give each destination one association; whether any of them had something due."""
+        return sum([self._serve(destination) for destination in self._destinations]) > 0
+
+    def _serve(self, destination: Destination) -> bool:
+        now = self._clock.now()
+        if self._stopped.is_set() or not self._backoff.is_open(destination.name, now):
+            return False
+        rows = self._outages.ride_out(
+            lambda: due_deliveries(
+                self._engine, destination.name, now=now, longest=self._longest, limit=_AT_ONCE
+            )
+        )
+        if not rows:
+            return False
+        ids = [row.id for row in rows]
+        self._writer.call(lambda: self._deliveries.start(ids))
+        parcels = [parcel for row in rows if (parcel := self._pack(row)) is not None]
+        crashpoint("packed")
+        if parcels:
+            self._transmit(destination, parcels)
+        return True
+
+    def _pack(self, row: DeliveryRow) -> OutgoingObject | None:
+        """Build the object of a delivery; None if it has met its end, or waits again."""
+        try:
+            parcel = self._outages.ride_out(lambda: self._packer.pack(row, self._note_uid))
+        except CannotBuildError as error:
+            text = str(error)
+            self._writer.call(lambda: self._deliveries.invalid(row.id, text))
+            event("invalid_object", row.sha256, level=logging.ERROR, kind=row.kind, error=text)
+            self._drop_file(row.sop_instance_uid)
+            return None
+        except OriginalInUseError as error:
+            when = self._clock.now() + timedelta(seconds=_POLL_S)
+            self._put_back([row.id], str(error), when)
+            return None
+        except OSError as error:  # no rights: nothing that is the object's fault
+            text = f"cannot write to the outbox: {error.strerror}"
+            when = self._clock.now() + timedelta(seconds=self._backoff.after(row.attempts + 1))
+            self._put_back([row.id], text, when)
+            event("not_packed", row.sha256, level=logging.ERROR, error=text)
+            return None
+        return parcel
+
+    def _note_uid(self, row: DeliveryRow, uid: str) -> None:
+        self._writer.call(lambda: self._deliveries.built(row.result_id, row.kind, uid))
+
+    def _transmit(self, destination: Destination, parcels: Sequence[OutgoingObject]) -> None:
+        left = {parcel.delivery_id: parcel for parcel in parcels}
+        try:
+            with closing(self._user.send(destination, parcels)) as answers:
+                for parcel, answer in answers:
+                    self._vitals.beat("outbox")
+                    if answer.verdict is Verdict.NO_ROOM:
+                        self._leave_alone(destination, left, answer.text)
+                        return
+                    self._backoff.reached(destination.name)
+                    del left[parcel.delivery_id]
+                    self._conclude(destination, parcel, answer)
+                    if self._stopped.is_set():
+                        break
+        except UnreachableError as error:
+            self._leave_alone(destination, left, str(error))
+            return
+        if left:
+            self._put_back(left, "the service was stopped", self._clock.now())
+
+    def _conclude(self, destination: Destination, parcel: OutgoingObject, answer: Answer) -> None:
+        now = self._clock.now()
+        if answer.verdict is Verdict.STORED:
+            crashpoint("stored")
+            self._writer.call(lambda: self._deliveries.sent(parcel.delivery_id, now))
+            event("sent", parcel.sha256, kind=parcel.kind, destination=destination.name)
+            self._drop_file(parcel.sop_instance_uid)
+            return
+        when = now + timedelta(seconds=self._backoff.after(parcel.refusals + 1))
+        state = self._writer.call(
+            lambda: self._deliveries.refused(
+                parcel.delivery_id, error=answer.text, next_attempt_at=when, most=MAX_REFUSALS
+            )
+        )
+        event(
+            "refused",
+            parcel.sha256,
+            level=logging.ERROR if state is DeliveryState.FAILED else logging.WARNING,
+            kind=parcel.kind,
+            destination=destination.name,
+            error=answer.text,
+            state=state,
+        )
+        if state is DeliveryState.FAILED:
+            self._drop_file(parcel.sop_instance_uid)
+
+    def _leave_alone(
+        self, destination: Destination, left: dict[int, OutgoingObject], why: str
+    ) -> None:
+        """Put back what did not get through, and shut the destination off for a while."""
+        when = self._backoff.failed(destination.name, self._clock.now())
+        self._put_back(left, why, when)
+        event(
+            "unreachable",
+            level=logging.WARNING,
+            destination=destination.name,
+            error=why,
+            again_at=when.isoformat(timespec="seconds"),
+        )
+
+    def _put_back(self, ids: Collection[int], error: str, when: datetime) -> None:
+        self._writer.call(lambda: self._deliveries.put_back(ids, error=error, next_attempt_at=when))
+
+    def _drop_file(self, sop_instance_uid: str | None) -> None:
+        """Remove an object's file once no destination waits for it."""
+        if sop_instance_uid is None:
+            return
+        if not self._outages.ride_out(lambda: is_unsent(self._engine, sop_instance_uid)):
+            self._packer.path(sop_instance_uid).unlink(missing_ok=True)

@@ -1,0 +1,332 @@
+"""Storage SCU (PS3.4 annex B), and the back-off of destinations that are not reached."""
+
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum, auto
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from lungwatch.daemon.config import Config, Destination
+from lungwatch.db.deliveries import OutboxPlan
+from lungwatch.errors import LungwatchError, MissingExtraError
+
+if TYPE_CHECKING:
+    from pynetdicom import evt
+    from pynetdicom.ae import ApplicationEntity
+    from pynetdicom.association import Association
+
+
+def plan_of(config: Config) -> OutboxPlan | None:
+    """Return what is sent of each result, and whereto; None if nothing is."""
+    if not config.pacs_destinations:
+        return None
+    return OutboxPlan(destinations=config.pacs_destinations, kinds=config.pacs_send)
+
+
+# 2**64 times any first delay is beyond every bound; the power itself must not grow for ever.
+_MOST_DOUBLINGS = 64
+
+
+def delay_s(failures: int, *, first_s: float, most_s: float) -> float:
+    """Return the seconds to wait after so many failures in a row.
+
+    Parameters
+    ----------
+    failures
+        At least 1.
+    first_s, most_s
+        After the first failure; after many.
+    """
+    if failures < 1:
+        raise ValueError("there is nothing to wait for before the first failure")
+    return min(first_s * 2.0 ** min(failures - 1, _MOST_DOUBLINGS), most_s)
+
+
+class Backoff:
+    """Which destinations are to be left alone, and until when.
+
+    It is kept for each destination and not for each object: one that is down costs one
+    attempt at a connection each time, however much waits for it.
+    """
+
+    def __init__(self, *, first_s: float, most_s: float) -> None:
+        self._first_s = first_s
+        self._most_s = most_s
+        self._failures: dict[str, int] = {}
+        self._until: dict[str, datetime] = {}
+
+    def is_open(self, destination: str, now: datetime) -> bool:
+        """Whether a destination may be tried."""
+        until = self._until.get(destination)
+        # A clock that was set back must not shut a destination off until it has caught up.
+        longest = timedelta(seconds=self._most_s)
+        return until is None or now >= until or until - now > longest
+
+    def failed(self, destination: str, now: datetime) -> datetime:
+        """Note that a destination was not reached; return when to try again."""
+        failures = self._failures.get(destination, 0) + 1
+        self._failures[destination] = failures
+        self._until[destination] = now + timedelta(seconds=self.after(failures))
+        return self._until[destination]
+
+    def reached(self, destination: str) -> None:
+        """Note that a destination answers."""
+        self._failures.pop(destination, None)
+        self._until.pop(destination, None)
+
+    def after(self, failures: int) -> float:
+        """Return the seconds to wait after so many failures in a row."""
+        return delay_s(failures, first_s=self._first_s, most_s=self._most_s)
+
+
+_CONNECT_S = 10.0
+
+_ACSE_S = 15.0
+
+# A receiver may take its time over one object; an association without a word is dead.
+_DIMSE_S = 60.0
+
+
+_SUCCESS = 0x0000
+
+# The object is there already, under a UID that only this program makes (PS3.7, C.4.2).
+_DUPLICATE = 0x0111
+
+_OUT_OF_RESOURCES = range(0xA700, 0xA800)
+
+_WARNINGS = range(0xB000, 0xC000)
+
+
+class Verdict(Enum):
+    """What the destination's answer means."""
+
+    STORED = auto()
+    REFUSED = auto()
+    """It understood, and would not have this object."""
+    NO_ROOM = auto()
+    """It would have taken it, but for its resources (PS3.4, table B.2-1: A7xx)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutgoingObject:
+    """One object as a file, on its way.
+
+    Attributes
+    ----------
+    delivery_id
+        Row in the database.
+    refusals
+        Times it was refused before.
+    """
+
+    delivery_id: int
+    sha256: str
+    kind: str
+    refusals: int
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came back for one object; `text` has no patient data."""
+
+    verdict: Verdict
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsFiles:
+    """Paths of PEM files; empty ones are not used.
+
+    Attributes
+    ----------
+    certificate, key
+        This side's own, which the destination may ask for.
+    ca
+        What the destination's certificate is checked against; the system's if empty.
+    """
+
+    certificate: str
+    key: str
+    ca: str
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Return those of a configuration."""
+        return cls(
+            certificate=config.pacs_tls_certificate,
+            key=config.pacs_tls_key,
+            ca=config.pacs_tls_ca,
+        )
+
+
+class UnreachableError(LungwatchError):
+    """No association came about, or it broke."""
+
+
+class StorageScu:
+    """Sends objects to one destination after the other.
+
+    Parameters
+    ----------
+    ae_title
+        The calling application entity's.
+
+    Raises
+    ------
+    MissingExtraError
+        If pynetdicom is not installed.
+    """
+
+    def __init__(self, ae_title: str, tls: TlsFiles) -> None:
+        try:
+            import pynetdicom  # noqa: PLC0415 - only where something is sent
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("sending to a PACS", "pacs") from error
+        # What it has to say is raised or recorded here; its own lines may quote a data set.
+        logging.getLogger(pynetdicom.__name__).setLevel(logging.CRITICAL + 1)
+        self._ae_title = ae_title
+        self._tls = tls
+        self._association: Association | None = None
+
+    def send(
+        self, destination: Destination, parcels: Sequence[OutgoingObject]
+    ) -> Generator[tuple[OutgoingObject, Answer], None, None]:
+        """Send objects over one association, yielding what was answered to each.
+
+        Raises
+        ------
+        UnreachableError
+            If there is no association, or none any more; what was not answered until then
+            may or may not have been stored.
+        """
+        ae = self._entity({parcel.sop_class_uid for parcel in parcels})
+        association = self._associate(ae, destination)
+        try:
+            accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
+            for parcel in parcels:
+                if parcel.sop_class_uid not in accepted:
+                    yield parcel, Answer(verdict=Verdict.REFUSED, text="SOP class not accepted")
+                else:
+                    yield parcel, _store(association, parcel)
+        finally:
+            self._association = None
+            if association.is_established:
+                association.release()
+
+    def echo(self, destination: Destination) -> None:
+        """Ask a destination for a sign of life (C-ECHO).
+
+        Raises
+        ------
+        UnreachableError
+            If there is no association, or no answer.
+        """
+        from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # noqa: PLC0415
+
+        association = self._associate(self._entity({Verification}), destination)
+        try:
+            status = association.send_c_echo()
+        finally:
+            if association.is_established:
+                association.release()
+        if "Status" not in status or status.Status != _SUCCESS:
+            raise UnreachableError("the association came about, C-ECHO was not answered")
+
+    def abort(self) -> bool:
+        """Break off what is being sent, for another thread that cannot wait; whether it was."""
+        association = self._association
+        if association is not None:
+            association.abort()
+        return association is not None
+
+    def _entity(self, sop_classes: set[str]) -> "ApplicationEntity":
+        from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian  # noqa: PLC0415
+        from pynetdicom.ae import ApplicationEntity  # noqa: PLC0415
+
+        ae = ApplicationEntity(ae_title=self._ae_title)
+        ae.connection_timeout = _CONNECT_S
+        ae.acse_timeout = _ACSE_S
+        ae.dimse_timeout = _DIMSE_S
+        ae.network_timeout = _DIMSE_S
+        for sop_class in sorted(sop_classes):
+            ae.add_requested_context(sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+        return ae
+
+    def _associate(self, ae: "ApplicationEntity", destination: Destination) -> "Association":
+        from pynetdicom import evt  # noqa: PLC0415
+
+        tls_args = None
+        if destination.tls:
+            tls_args = (self._context(), destination.host)
+        started_s = time.monotonic()
+        association = ae.associate(
+            destination.host,
+            destination.port,
+            ae_title=destination.ae_title,
+            tls_args=tls_args,
+            # Known from the first moment on, so that it can be broken off while it is asked for.
+            evt_handlers=[(evt.EVT_CONN_OPEN, self._on_open)],
+        )
+        if association.is_established:
+            return association
+        if association.is_rejected:
+            answer = association.acceptor.primitive
+            why = answer.reason_str if answer is not None else "no reason given"
+            raise UnreachableError(f"association rejected: {why}")
+        if association.rejected_contexts:
+            # The library breaks off where no class was accepted. To us that is an answer.
+            return association
+        raise UnreachableError(_why_not(destination, time.monotonic() - started_s))
+
+    def _on_open(self, opened: "evt.Event") -> None:
+        self._association = opened.assoc
+
+    def _context(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=self._tls.ca or None)
+            if self._tls.certificate:
+                context.load_cert_chain(self._tls.certificate, self._tls.key or None)
+        except OSError as error:  # which SSLError is, too
+            raise UnreachableError(
+                f"the files of pacs_tls_… cannot be used: {error.strerror or 'unreadable'}"
+            ) from error
+        return context
+
+
+def _store(association: "Association", parcel: OutgoingObject) -> Answer:
+    try:
+        status = association.send_c_store(parcel.path)
+    except RuntimeError as error:  # the association ended between two objects
+        raise UnreachableError("the association broke") from error
+    except (OSError, ValueError, AttributeError):
+        return Answer(verdict=Verdict.REFUSED, text="the object's file cannot be read")
+    if "Status" not in status:
+        raise UnreachableError("the association broke, or C-STORE was not answered")
+    code = int(status.Status)
+    text = f"C-STORE status 0x{code:04X}"
+    if code in (_SUCCESS, _DUPLICATE) or code in _WARNINGS:
+        return Answer(verdict=Verdict.STORED, text=text)
+    if code in _OUT_OF_RESOURCES:
+        return Answer(verdict=Verdict.NO_ROOM, text=f"{text}: out of resources")
+    return Answer(verdict=Verdict.REFUSED, text=text)
+
+
+def _why_not(destination: Destination, took_s: float) -> str:
+    """Say why there was no association, which the library only logs."""
+    if took_s >= _CONNECT_S:
+        return "no answer: host down, or a firewall"
+    try:
+        with socket.create_connection((destination.host, destination.port), timeout=_CONNECT_S):
+            pass
+    except OSError as error:
+        return (error.strerror or "no connection").lower()
+    side = "is the certificate trusted, is it a TLS port?" if destination.tls else "a TLS port?"
+    return f"connected, but no association came about: {side}"

@@ -1,0 +1,1 @@
+"""The pipeline: decoding, inference, overlay, database row and filing of claimed files."""

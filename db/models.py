@@ -1,0 +1,286 @@
+"""Tables and column types of the database.
+
+The migrations in `lungwatch.db.migrations` bring a database of an earlier version to them.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Double,
+    Enum,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+from lungwatch.db.states import DeliveryState, State
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An instant: aware datetimes in and out, UTC in the database.
+
+    SQLite keeps text without a zone, which sorts and compares correctly because it is
+    always UTC; PostgreSQL has ``timestamptz``.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert to UTC; a naive datetime is a mistake of the program."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value.isoformat()} has no time zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - TypeDecorator's signature
+        """Return the instant in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """Everything mapped; constraint names are fixed so that migrations can address them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime(),
+        # Its default differs between SQLAlchemy's versions.
+        float: Double(),
+        State: Enum(
+            State,
+            native_enum=False,
+            length=16,
+            values_callable=lambda states: [state.value for state in states],
+        ),
+        DeliveryState: Enum(
+            DeliveryState,
+            native_enum=False,
+            length=16,
+            values_callable=lambda states: [state.value for state in states],
+        ),
+        list[str]: JSON(),
+        # NULL for none, which SQL can ask for, instead of JSON's null.
+        list[float]: JSON(none_as_null=True),
+        dict[str, object]: JSON(),
+        # Rows without findings hold NULL, not JSON's null.
+        dict[str, float]: JSON(none_as_null=True),
+    }
+
+
+class Image(Base):
+    """One content: bytes are one image, however often and under whatever names they come."""
+
+    __tablename__ = "image"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    source_name: Mapped[str] = mapped_column(Text)
+    """The name it first came under."""
+    path: Mapped[str | None] = mapped_column(Text)
+    """Where the file is, relative to the home; None while that is not known."""
+    received_at: Mapped[datetime] = mapped_column(index=True)
+
+    # The fields of `lungwatch.imaging.RadiographMeta`, None until the file was decoded.
+    format: Mapped[str | None] = mapped_column(String(16))
+    rows: Mapped[int | None]
+    columns: Mapped[int | None]
+    bits_stored: Mapped[int | None]
+    photometric: Mapped[str | None] = mapped_column(Text)
+    transfer_syntax: Mapped[str | None] = mapped_column(Text)
+    patient_id: Mapped[str | None] = mapped_column(Text, index=True)
+    accession: Mapped[str | None] = mapped_column(Text, index=True)
+    study_uid: Mapped[str | None] = mapped_column(Text, index=True)
+    series_uid: Mapped[str | None] = mapped_column(Text)
+    sop_uid: Mapped[str | None] = mapped_column(Text)
+    sop_class: Mapped[str | None] = mapped_column(Text)
+    modality: Mapped[str | None] = mapped_column(Text)
+    body_part: Mapped[str | None] = mapped_column(Text)
+    view_position: Mapped[str | None] = mapped_column(Text)
+    study_date: Mapped[str | None] = mapped_column(Text)
+    series_date: Mapped[str | None] = mapped_column(Text)
+    acquisition_date: Mapped[str | None] = mapped_column(Text)
+    manufacturer: Mapped[str | None] = mapped_column(Text)
+    manufacturer_model: Mapped[str | None] = mapped_column(Text)
+    station: Mapped[str | None] = mapped_column(Text)
+    institution: Mapped[str | None] = mapped_column(Text)
+
+    removed_at: Mapped[datetime | None]
+    """When retention removed the file, should `path` be None for that."""
+
+
+class Model(Base):
+    """One model file that was used, with the contract it had then."""
+
+    __tablename__ = "model"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    version: Mapped[str] = mapped_column(Text)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    """Of ``model.onnx``: two builds under one version stay two models."""
+    contract: Mapped[str] = mapped_column(Text)
+    first_used_at: Mapped[datetime]
+
+
+class Result(Base):
+    """What became of one image with one model."""
+
+    __tablename__ = "result"
+    __table_args__ = (
+        UniqueConstraint("image_id", "model_id"),
+        Index(None, "state"),
+        Index(None, "finished_at"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id"))
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
+    state: Mapped[State]
+    reason: Mapped[str | None] = mapped_column(String(64))
+    message: Mapped[str | None] = mapped_column(Text)
+    attempts: Mapped[int]
+    """Runs started since the last drop or retry."""
+    label: Mapped[str | None] = mapped_column(String(16))
+    probability: Mapped[float | None]
+    """Calibrated, 0..1."""
+    logit: Mapped[float | None]
+    threshold: Mapped[float | None]
+    uncertain_from: Mapped[float | None]
+    uncertain_to: Mapped[float | None]
+    """Probabilities within [from, to) are UNCERTAIN; equal where the model never abstains."""
+    findings: Mapped[dict[str, float] | None]
+    """Calibrated probability, 0..1, of each finding by name, that of COVID as `covid`."""
+    gate_score: Mapped[float | None]
+    lung_area: Mapped[float | None]
+    lung_share: Mapped[float | None]
+    """The fields of `lungwatch.contract.Plausibility`; of refused files too."""
+    calibration: Mapped[str | None] = mapped_column(String(64))
+    """The site calibration that decided (`lungwatch.sitecalibration`); None: the bundle's own."""
+    components: Mapped[list[float] | None]
+    """The embedding by the axes of the bundle's `drift.json`; None without one."""
+    flags: Mapped[list[str]]
+    overlay: Mapped[str | None] = mapped_column(Text)
+    """Where the overlay is, relative to the home."""
+    claimed_at: Mapped[datetime | None]
+    """When the last attempt began; of a queued one, when it was asked for."""
+    finished_at: Mapped[datetime | None]
+    duration_ms: Mapped[int | None]
+
+    overlay_removed_at: Mapped[datetime | None]
+    """When retention removed the overlay, should `overlay` be None for that."""
+
+
+class Arrival(Base):
+    """One dropped file: what is counted, while images and results are not counted twice."""
+
+    __tablename__ = "arrival"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    token: Mapped[str] = mapped_column(String(128), unique=True)
+    """Made by the daemon; the same drop seen again after a crash has the same one."""
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id"))
+    result_id: Mapped[int] = mapped_column(ForeignKey("result.id"), index=True)
+    source_name: Mapped[str] = mapped_column(Text)
+    arrived_at: Mapped[datetime]
+    duplicate: Mapped[bool]
+    """Its bytes were known already and it started no run."""
+
+
+class Audit(Base):
+    """One thing that somebody did; rows are added and never changed."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(index=True)
+    actor: Mapped[str] = mapped_column(Text)
+    action: Mapped[str] = mapped_column(String(64))
+    detail: Mapped[dict[str, object]]
+    uid: Mapped[int | None]
+    host: Mapped[str | None] = mapped_column(Text)
+    target: Mapped[str | None] = mapped_column(Text)
+    """What it was done to: a result's number, a folder, a digest; no patient data."""
+    outcome: Mapped[str] = mapped_column(String(16), server_default="ok")
+    """``started``, ``ok`` or ``failed``."""
+
+
+class OwningHome(Base):
+    """The one home that this database belongs to; one row, or none before the first start."""
+
+    __tablename__ = "home"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    mark: Mapped[str] = mapped_column(String(36))
+    """The same as in the home's own file."""
+    place: Mapped[str] = mapped_column(Text)
+    first_used_at: Mapped[datetime]
+
+
+class Delivery(Base):
+    """One object of one result for one destination: a row of the outbox."""
+
+    __tablename__ = "delivery"
+    __table_args__ = (UniqueConstraint("result_id", "destination", "kind"), Index(None, "state"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    result_id: Mapped[int] = mapped_column(ForeignKey("result.id"))
+    destination: Mapped[str] = mapped_column(Text)
+    """As configured: ``AETITLE@host:port``, with ``+tls`` or without."""
+    kind: Mapped[str] = mapped_column(String(8))
+    """``sc`` (Secondary Capture) or ``sr`` (Structured Report)."""
+    state: Mapped[DeliveryState]
+    attempts: Mapped[int]
+    """Times it was tried since it was queued."""
+    refusals: Mapped[int]
+    """Times the destination was reached and would not have it, since it was queued."""
+    next_attempt_at: Mapped[datetime | None]
+    """Not before; None for one that is not queued."""
+    error: Mapped[str | None] = mapped_column(Text)
+    """Why the last attempt did not succeed; no patient data."""
+    sop_instance_uid: Mapped[str | None] = mapped_column(String(64))
+    """None until the object was built."""
+    created_at: Mapped[datetime]
+    sent_at: Mapped[datetime | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plausibility:
+    """How far the gate's figures support an answer; None where there is no gate.
+
+    Attributes
+    ----------
+    gate_score
+        0..1: that of the check which refused the picture, else the lowest of all.
+    lung_area
+        Share of the picture that is lung, 0..1.
+    lung_share
+        Share of the map for COVID that lies inside the lungs, 0..1; None too where that map is
+        empty or the picture was not scored.
+    """
+
+    gate_score: float | None = None
+    lung_area: float | None = None
+    lung_share: float | None = None

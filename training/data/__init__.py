@@ -1,0 +1,1 @@
+"""Data sets: images, labels, splits, checks and pictures of them."""

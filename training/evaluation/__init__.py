@@ -1,0 +1,1 @@
+"""Evaluation of networks: metrics, calibration, explanation maps, release gate and report."""

@@ -1,0 +1,446 @@
+"""Scorers: Keras networks and exported graphs under one interface.
+
+With a cache of their scores.
+"""
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+
+from lungwatch.contract import (
+    CAM,
+    CAM_PEAK,
+    EMBEDDING,
+    FINDING_CAMS,
+    FINDING_PEAKS,
+    FINDINGS,
+    INPUT,
+    LOGITS,
+    METADATA_KEY,
+    Calibration,
+    Decision,
+    Finding,
+    ModelContract,
+)
+from lungwatch.errors import ConfigError, ModelError, NotFoundError
+from lungwatch.files import make_dirs, write_atomic
+from lungwatch.preprocess import PreprocessSpec
+from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.pixels import FloatArray, KerasModel, OnnxSession
+from lungwatch.training.evaluation.foreign import (
+    DECLARE,
+    Declaration,
+    foreign_outputs,
+    has_own_head,
+)
+from lungwatch.training.fitting.run import RunFolder, prepare_tensorflow
+from lungwatch.training.networks.heads import FEATURES, POOLED, further_findings, gradcam, output_of
+
+
+def predict_logits(model: KerasModel, pixels: FloatArray, batch_size: int = 64) -> FloatArray:
+    """Return a Keras network's binary logits, float32 (N,), for (N, S, S, 1) in 0..1."""
+    parts = [
+        np.asarray(model(pixels[start : start + batch_size], training=False))
+        for start in range(0, len(pixels), batch_size)
+    ]
+    return np.concatenate(parts)[:, 0].astype(np.float32)
+
+
+ONNX_FILE = "model.onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """How a network's input is made and its answer read; see `lungwatch.contract`."""
+
+    name: str
+    preprocess: PreprocessSpec
+    calibration: Calibration
+    decision: Decision
+    findings: tuple[Finding, ...] = ()
+
+
+class Scorer(Protocol):
+    """Anything that gives binary logits."""
+
+    @property
+    def judgement(self) -> Judgement:
+        """How to read the answers."""
+
+    def logits(self, pixels: FloatArray) -> FloatArray:
+        """Return binary logits, (N,), for preprocessed images, (N, S, S, 1), 0..1."""
+
+    def finding_logits(self, pixels: FloatArray) -> FloatArray:
+        """Return the logits of the findings beside COVID, (N, F), in the judgement's order."""
+
+    def maps(self, pixels: FloatArray) -> FloatArray:
+        """Return Grad-CAM of NEGATIVE and COVID, (N, 2, h, w), 0..1, for such images.
+
+        Raises
+        ------
+        ModelError
+            If the network has no feature map to explain.
+        """
+
+
+class KerasScorer:
+    """A run folder's network, or a bare .keras file, which is neither calibrated nor cut.
+
+    Parameters
+    ----------
+    path
+        The folder or the file.
+    declared
+        What the numbers of a network mean that lungwatch did not make.
+
+    Attributes
+    ----------
+    foreign
+        The declaration of such a network; None for lungwatch's own.
+
+    Raises
+    ------
+    ConfigError
+        If a foreign network is not declared, one of lungwatch's own is, or the declaration
+        contradicts the network.
+    """
+
+    def __init__(self, path: Path, declared: Declaration | None = None) -> None:
+        folder = RunFolder(root=path if path.is_dir() else path.parent)
+        file = folder.model if path.is_dir() else path
+        self.network = load_keras(file)
+        metrics, config = _judged(folder) if file == folder.model else ({}, {})
+        judged = bool(metrics)
+        name = file.stem if not path.is_dir() else path.name
+        own = judged or has_own_head(self.network)
+        if own and declared:
+            raise ConfigError(
+                f"{path} is lungwatch's own network: what goes in and comes out is known; leave "
+                "--output, --input-range and --channels away"
+            )
+        if not own and declared is None:
+            raise ConfigError(
+                f"{path} is no network of lungwatch, and what it takes and gives is not known: "
+                f"{DECLARE}"
+            )
+        self.foreign = declared
+        self.model = self.network if declared else output_of(self.network)
+        self.further = [] if declared else further_findings(self.network)
+        if declared:
+            size = declared.check(self.model, name)
+            spec = {"size_px": size, "intensity": "as_is"}
+        else:
+            spec = config.get("preprocess", {"size_px": int(self.model.input_shape[1])})
+        even = {"threshold": 0.5, "uncertain_low": 0.5, "uncertain_high": 0.5}
+        self.calibrated = judged
+        self.config = config
+        self.metrics = metrics
+        self.environment = folder.read("environment.json") if judged else {}
+        self.judgement = Judgement(
+            name=name,
+            preprocess=PreprocessSpec.from_dict(spec),
+            calibration=Calibration(**metrics.get("calibration", {})),
+            decision=Decision(**metrics.get("decision", even)),
+            findings=tuple(map(Finding.from_dict, metrics.get("findings", ()))),
+        )
+
+    def logits(self, pixels: FloatArray) -> FloatArray:
+        """See `Scorer`."""
+        if self.foreign:
+            found = foreign_outputs(self.model, self.foreign, pixels)
+            # As float64: rounded to float32 two probabilities that differ could become equal.
+            return cast("FloatArray", self.foreign.logits(found, self.judgement.name))
+        return predict_logits(self.model, pixels)
+
+    def finding_logits(self, pixels: FloatArray) -> FloatArray:
+        """See `Scorer`; in the network's own order where no judgement tells one."""
+        names = [one.name for one in self.judgement.findings] or self.further
+        if unknown := set(names) - set(self.further):
+            raise ModelError(f"{self.judgement.name} has no head for {', '.join(sorted(unknown))}")
+        columns = [predict_logits(output_of(self.network, name), pixels) for name in names]
+        return np.stack(columns, axis=1) if columns else np.empty((len(pixels), 0), np.float32)
+
+    def maps(self, pixels: FloatArray) -> FloatArray:
+        """See `Scorer`."""
+        if self.foreign:
+            raise ModelError(f"{self.judgement.name} is a foreign network: export it for its maps")
+        if FEATURES not in {layer.name for layer in self.model.layers}:
+            raise ModelError(f"{self.judgement.name} has no layer named {FEATURES!r} to explain")
+        return gradcam(self.model, pixels)
+
+
+class OnnxScorer:
+    """An exported graph with its contract."""
+
+    def __init__(self, data: bytes, name: str = "the exported graph") -> None:
+        self.data = data
+        self.session = onnx_session(data, name)
+        text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if text is None:
+            raise ModelError(f"{name} carries no contract; export it with `lungwatch export`")
+        self.contract = ModelContract.from_json(text)
+        self.judgement = Judgement(
+            name=self.contract.id,
+            preprocess=self.contract.preprocess,
+            calibration=self.contract.calibration,
+            decision=self.contract.decision,
+            findings=self.contract.findings,
+        )
+
+    def logits(self, pixels: FloatArray) -> FloatArray:
+        """See `Scorer`."""
+        batches = np.array_split(pixels, max(1, math.ceil(len(pixels) / 64)))
+        pairs = [self.session.run([LOGITS], {INPUT: batch})[0] for batch in batches]
+        pair = np.concatenate(pairs)
+        return np.asarray(pair[:, 1] - pair[:, 0], dtype=np.float32)
+
+    def finding_logits(self, pixels: FloatArray) -> FloatArray:
+        """See `Scorer`."""
+        if not self.judgement.findings:
+            return np.empty((len(pixels), 0), np.float32)
+        return self._batched(FINDINGS, pixels)
+
+    def maps(self, pixels: FloatArray) -> FloatArray:
+        """See `Scorer`."""
+        return np.asarray(self.session.run([CAM], {INPUT: pixels})[0], dtype=np.float32)
+
+    def peaks(self, pixels: FloatArray) -> FloatArray:
+        """Return the largest value of each map before scaling, (N, 2), for such images.
+
+        Raises
+        ------
+        ModelError
+            If the graph has no output `cam_peak`.
+        """
+        return self._batched(CAM_PEAK, pixels)
+
+    def finding_maps(self, pixels: FloatArray) -> FloatArray:
+        """Return the maps of the findings beside COVID, (N, F, h, w), 0..1, for such images.
+
+        Raises
+        ------
+        ModelError
+            If the graph has no output `finding_cams`.
+        """
+        return self._batched(FINDING_CAMS, pixels)
+
+    def finding_peaks(self, pixels: FloatArray) -> FloatArray:
+        """Return what each of those maps was divided by, (N, F); raises as `finding_maps`."""
+        return self._batched(FINDING_PEAKS, pixels)
+
+    def _batched(self, name: str, pixels: FloatArray) -> FloatArray:
+        if name not in {output.name for output in self.session.get_outputs()}:
+            raise ModelError(f"{self.judgement.name} has no output {name!r}: export it again")
+        batches = np.array_split(pixels, max(1, math.ceil(len(pixels) / 64)))
+        found = [self.session.run([name], {INPUT: batch})[0] for batch in batches]
+        return np.concatenate(found).astype(np.float32)
+
+
+def place_of(path: Path) -> Path:
+    """Return where a model is: the path itself, or, if nothing is there, a shipped bundle's."""
+    shipped = Path(str(resources.files("lungwatch.models"))) / path
+    return shipped if not path.exists() and (shipped / ONNX_FILE).is_file() else path
+
+
+def load_scorer(path: Path, declared: Declaration | None = None) -> Scorer:
+    """Open a run folder, a .keras file, a bundle folder, an .onnx file, or a shipped bundle.
+
+    Parameters
+    ----------
+    path
+        Where it is; or, if nothing is there, the name of a shipped bundle.
+    declared
+        What the numbers of a .keras file mean that lungwatch did not make.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no model at `path`.
+    ModelError
+        If it is damaged or carries no contract.
+    ConfigError
+        If a foreign network is not declared, or another one is.
+    MissingExtraError
+        If it is a Keras model and TensorFlow is not installed.
+    """
+    path = place_of(path)
+    if path.is_dir() and (path / ONNX_FILE).is_file():
+        path = path / ONNX_FILE
+    if path.is_file() and path.suffix == ".onnx":
+        if declared:
+            raise ConfigError(
+                f"{path} carries a contract: leave --output, --input-range and --channels away"
+            )
+        return OnnxScorer(path.read_bytes(), str(path))
+    if (path.is_dir() and RunFolder(root=path).model.is_file()) or path.suffix == ".keras":
+        return KerasScorer(path, declared)
+    raise NotFoundError(f"{path}: no model (a bundle, .onnx, a finished run or .keras)")
+
+
+def _judged(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read metrics and configuration of a finished run of a classifier; empty for another."""
+    try:
+        metrics, config = folder.read("metrics.json"), folder.read("config.json")
+    except (NotFoundError, ValueError):
+        return {}, {}
+    if {"calibration", "decision"} <= metrics.keys() and "preprocess" in config:
+        return metrics, config
+    return {}, {}
+
+
+def onnx_session(data: bytes, name: str) -> OnnxSession:
+    """Open an ONNX file's bytes in onnxruntime, on the processor.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be run; `name` is what the message calls it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            data, sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's own errors share no base class
+        raise ModelError(f"{name} is not an ONNX model that can be run") from error
+
+
+def load_keras(file: Path) -> KerasModel:
+    """Load a Keras network.
+
+    Raises
+    ------
+    NotFoundError
+        If the file is missing.
+    ModelError
+        If it is damaged.
+    MissingExtraError
+        If TensorFlow is not installed.
+    """
+    if not file.is_file():
+        raise NotFoundError(f"{file}: no such model")
+    prepare_tensorflow()
+    import keras
+
+    try:
+        # Safe mode, Keras's default, refuses files that carry code.
+        return keras.models.load_model(file, compile=False)
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        raise ModelError(f"{file} is not a Keras model that can be read") from error
+
+
+_EMBED_BATCH = 64
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A scorer that gives embeddings by itself."""
+
+    def embeddings(self, pixels: FloatArray) -> FloatArray:
+        """Return the embedding, float32 (N, E), of preprocessed images (N, S, S, 1)."""
+
+
+def embed(scorer: Scorer, pixels: FloatArray) -> FloatArray:
+    """Return the embedding of each image.
+
+    Parameters
+    ----------
+    scorer
+        A run's network, an exported graph, or an `Embedder`.
+    pixels
+        float32, shape (N, S, S, 1), 0..1, preprocessed.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape (N, E).
+
+    Raises
+    ------
+    ModelError
+        If the network has no layer that pools its last feature map.
+    """
+    if isinstance(scorer, OnnxScorer):
+        batches = np.array_split(pixels, max(1, math.ceil(len(pixels) / _EMBED_BATCH)))
+        found = [scorer.session.run([EMBEDDING], {INPUT: batch})[0] for batch in batches]
+        return np.concatenate(found).astype(np.float32)
+    if isinstance(scorer, KerasScorer):
+        return _of_keras(scorer, pixels)
+    if isinstance(scorer, Embedder):
+        return scorer.embeddings(pixels)
+    raise ModelError(f"{scorer.judgement.name} gives no embedding")
+
+
+def _of_keras(scorer: KerasScorer, pixels: FloatArray) -> FloatArray:
+    import keras
+
+    model = scorer.model
+    if POOLED not in {layer.name for layer in model.layers}:
+        raise ModelError(f"{scorer.judgement.name} has no layer named {POOLED!r}: no embedding")
+    pooled = keras.Model(model.input, model.get_layer(POOLED).output)
+    return np.asarray(pooled.predict(pixels, batch_size=_EMBED_BATCH, verbose=0), np.float32)
+
+
+_MODEL_FILES = ("model.onnx", "model.keras", "config.json", "metrics.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreCache:
+    """Logits by model, preprocessing and files.
+
+    Attributes
+    ----------
+    folder
+        Where they are kept.
+    digest
+        Of the model; see `model_digest`.
+    """
+
+    folder: Path
+    digest: str
+
+    def read(self, samples: Sequence[Sample], spec: PreprocessSpec) -> FloatArray | None:
+        """Return the logits of these files, (N,), if none has changed since; or None."""
+        try:
+            logits = np.load(self._file(samples, spec), allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return np.asarray(logits) if logits.shape == (len(samples),) else None
+
+    def write(self, samples: Sequence[Sample], spec: PreprocessSpec, logits: FloatArray) -> None:
+        """Keep logits, float32, shape (N,), in the order of `samples`."""
+        make_dirs(self.folder)
+        data = io.BytesIO()
+        np.save(data, logits)
+        write_atomic(self._file(samples, spec), data.getvalue())
+
+    def _file(self, samples: Sequence[Sample], spec: PreprocessSpec) -> Path:
+        files = []
+        for sample in samples:
+            state = sample.path.stat()
+            files.append([str(sample.path.absolute()), state.st_size, state.st_mtime_ns])
+        key = json.dumps([self.digest, spec.to_dict(), files])
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+
+
+def model_digest(path: Path) -> str:
+    """Return the SHA-256 of what `load_scorer` would open for `path`."""
+    shipped = Path(str(resources.files("lungwatch.models"))) / path
+    place = path if path.exists() else shipped
+    files = [place / name for name in _MODEL_FILES] if place.is_dir() else [place]
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
