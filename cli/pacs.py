@@ -57,7 +57,7 @@ def echo(
     config = load_config(config_path, home)
     names = destinations or config.pacs_destinations
     if not names:
-        raise ConfigError("nobody to ask: set 'pacs_destinations', or name one")
+        raise ConfigError("nobody to ask: set 'pacs.destinations', or name one")
     user = StorageScu(config.pacs_ae_title, TlsFiles.of(config))
     answers = []
     for destination in map(parse_destination, names):
@@ -85,23 +85,20 @@ def echo(
 def listen(*, port: int | None, home: Path | None, config_path: Path | None) -> None:
     """Receive images by C-STORE into the drop folder until stopped.
 
-    `lungwatch run` does the same beside its work where `pacs_port` is set; this is for a home
+    `lungwatch run` does the same beside its work where `[pacs] port` is set; this is for a home
     whose daemon runs at other times, or not on the network.
     """
-    from dataclasses import replace
-
     from lungwatch.daemon import logs
-    from lungwatch.daemon.config import check_receiving
     from lungwatch.daemon.configfile import load_config
     from lungwatch.daemon.home import Home
     from lungwatch.daemon.pacs import make_listener
     from lungwatch.errors import ConfigError
 
     config = load_config(config_path, home)
-    config = replace(config, pacs_port=port or config.pacs_port)
-    check_receiving(config)
+    config = config.replace(pacs_port=port or config.pacs_port)
+    config.validate_receiving()
     if not config.pacs_port:
-        raise ConfigError("no port to listen on: set 'pacs_port', or give --port")
+        raise ConfigError("no port to listen on: set 'pacs.port', or give --port")
     logs.configure(log_format=config.log_format)
     place = Home(config.home)
     place.prepare()
@@ -265,12 +262,12 @@ def _plan(config: "Config", destination: str | None) -> "OutboxPlan":
 
     plan = plan_of(config)
     if plan is None:
-        raise ConfigError("no 'pacs_destinations' are configured: there is nowhere to send to")
+        raise ConfigError("no 'pacs.destinations' are configured: there is nowhere to send to")
     if destination is None:
         return plan
     if destination not in plan.destinations:
         raise ConfigError(
-            f"{destination!r} is not among 'pacs_destinations': {', '.join(plan.destinations)}"
+            f"{destination!r} is not among 'pacs.destinations': {', '.join(plan.destinations)}"
         )
     return replace(plan, destinations=(destination,))
 

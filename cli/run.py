@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypedDict, Unpack
@@ -283,9 +283,9 @@ def _is_locked(place: "Home") -> bool:
 
 def _work(config: "Config", folder: Path, *, sends: bool) -> None:
     """Run the daemon's own pipeline over what was asked for, and over nothing else."""
-    trial = replace(config, model=str(folder))
+    trial = config.replace(model=str(folder))
     if not sends:
-        trial = replace(trial, pacs_destinations=())
+        trial = trial.replace(pacs_destinations=())
     run_to_end(trial, rescores=True)
 
 
