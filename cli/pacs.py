@@ -33,17 +33,16 @@ def pacs() -> None:
 def listen(site: Site, *, port: int | None) -> None:
     """Receive images by C-STORE into the drop folder until stopped.
 
-    `lungwatch run` does the same where `pacs_port` is set; this command is for a home whose daemon
-    runs at other times, or not on the network.
+    `lungwatch run` does the same where `[pacs] port` is set; this command is for a home whose
+    daemon runs at other times, or not on the network.
     """
     from lungwatch.daemon import logs
-    from lungwatch.daemon.config import check_receiving
     from lungwatch.daemon.pacs import make_listener
 
-    config = replace(site.config, pacs_port=port or site.config.pacs_port)
-    check_receiving(config)
+    config = site.config.replace(pacs_port=port or site.config.pacs_port)
+    config.validate_receiving()
     if not config.pacs_port:
-        raise ConfigError("no port to listen on: set 'pacs_port', or give --port")
+        raise ConfigError("no port to listen on: set 'pacs.port', or give --port")
     logs.configure(log_format=config.log_format)
     site.home.prepare()
     ended = threading.Event()
@@ -78,7 +77,7 @@ def echo(site: Site, *, destinations: tuple[str, ...], as_json: bool) -> None:
 
     names = destinations or site.config.pacs_destinations
     if not names:
-        raise ConfigError("no destination: set 'pacs_destinations', or name one")
+        raise ConfigError("no destination: set 'pacs.destinations', or name one")
     user = StorageScu(site.config.pacs_ae_title, TlsFiles.of(site.config))
     answers = []
     for destination in map(parse_destination, names):
@@ -170,12 +169,12 @@ def _plan(site: Site, destination: str | None) -> "OutboxPlan":
 
     plan = plan_of(site.config)
     if plan is None:
-        raise ConfigError("no destination to send to: set 'pacs_destinations'")
+        raise ConfigError("no destination to send to: set 'pacs.destinations'")
     if destination is None:
         return plan
     if destination not in plan.destinations:
         raise ConfigError(
-            f"{destination!r} is not one of 'pacs_destinations': {', '.join(plan.destinations)}"
+            f"{destination!r} is not one of 'pacs.destinations': {', '.join(plan.destinations)}"
         )
     return replace(plan, destinations=(destination,))
 

@@ -147,7 +147,7 @@ def export(site: Site, *, output: Path, selected: "ResultFilter") -> None:
 @click.option(
     "--reference",
     type=click.Choice(["site", "bundle"]),
-    help="Reference for --drift; as configured in 'drift_reference' if not given.",
+    help="Reference for --drift; 'monitor.drift_reference' if not given.",
 )
 @json_option
 def stats(

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -191,9 +191,9 @@ def rescore(
         waiting = count_unfinished(engine, model_id)
         is_done_here = not (dry_run or is_running) and waiting > 0
         if is_done_here:
-            config = replace(site.config, model=str(folder))
+            config = site.config.replace(model=str(folder))
             if no_send:
-                config = replace(config, pacs_destinations=())
+                config = config.replace(pacs_destinations=())
             if status := _run(config, once=True, rescores=True):
                 _exit(status)
         left = count_unfinished(engine, model_id)

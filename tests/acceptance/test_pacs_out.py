@@ -284,7 +284,7 @@ def test_what_is_refused_for_good_fails_is_seen_and_can_be_sent_later(
         assert "1 were refused" in check["detail"]
     said = home.command("pacs", "send", "--failed", "--destination", "OTHER@localhost:104")
     assert said.returncode == 1
-    assert "is not one of 'pacs_destinations'" in said.stderr
+    assert "is not one of 'pacs.destinations'" in said.stderr
     with StoreScp(tmp_path / "again") as generous:
         generous_home = {"PACS_DESTINATIONS": generous.name}
         said = home.command("pacs", "send", "1", "--json", env=generous_home)

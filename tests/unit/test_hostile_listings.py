@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import main
 from lungwatch.daemon.doctor import Check
 from lungwatch.daemon.home import Home
@@ -29,7 +30,6 @@ from lungwatch.db.engine import clean
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import ResultDetail
 from lungwatch.db.results import Store
-from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 TEXTS = [
