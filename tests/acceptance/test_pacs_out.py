@@ -105,7 +105,7 @@ def test_results_lie_beside_the_original_and_conform(orthanc, home_for, rg1, tmp
             assert len(orthanc.ask("/series")) == 3
             again = home.command("pacs", "send", "1")
             assert again.returncode == 0, again.stderr
-            assert "the running daemon sends them" in again.stdout
+            assert "the running daemon will send them" in again.stdout
             wait_until_sent(home, 2)
             assert daemon.stop() == 0
         found = {dataset.SOPClassUID: dataset for dataset in orthanc.datasets()}
