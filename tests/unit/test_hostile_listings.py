@@ -295,7 +295,7 @@ def test_removals_are_listed_a_line_each(copied):
 
 def test_what_was_refused_is_retried_whatever_it_is_called(copied):
     ids = [str(number + 1) for number in range(0, COUNT, 2)]
-    assert run(copied, "retry", *ids) == f"{len(ids)} put forward to be tried again\n"
+    assert run(copied, "retry", *ids) == f"{len(ids)} queued for another attempt\n"
     states = {
         row["id"]: row["status"] for row in json.loads(run(copied, "results", "list", "--json"))
     }
