@@ -4,7 +4,7 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def destination_health(config: Config, now: datetime) -> Iterator[DestinationHea
             yield DestinationHealth(
                 destination=queue.destination,
                 ok=False,
-                detail=f"{_waiting(queue, now)}, but it is no longer in 'pacs_destinations'",
+                detail=f"{_waiting(queue, now)}, but it is no longer in 'pacs.destinations'",
             )
 
 
@@ -423,8 +423,7 @@ def _synthetic(config: Config, home: Home) -> str:
     with tempfile.TemporaryDirectory(prefix="lungwatch-doctor-") as folder:
         root = Path(folder)
         bundle = find_bundle(config.model, home.root)
-        trial = replace(
-            config,
+        trial = config.replace(
             home=root,
             database_url=f"sqlite:///{root / 'lungwatch.db'}",
             model=str(bundle),

@@ -209,11 +209,11 @@ def _read_secret(config: Config) -> bytes:
         secret = Path(config.pacs_deidentify_key).expanduser().read_bytes().strip()
     except OSError as error:
         raise ConfigError(
-            f"the file that 'pacs_deidentify_key' names cannot be read: {error.strerror}"
+            f"the file that 'pacs.deidentify_key' names cannot be read: {error.strerror}"
         ) from error
     if len(secret) < _SHORTEST_SECRET:
         raise ConfigError(
-            f"the secret in the file that 'pacs_deidentify_key' names has fewer than "
+            f"the secret in the file that 'pacs.deidentify_key' names has fewer than "
             f"{_SHORTEST_SECRET} bytes: make one with `head -c 32 /dev/urandom`"
         )
     return secret

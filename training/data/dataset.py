@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Self, cast, get_args
 
 from lungwatch.errors import ConfigError, DatasetError
+from lungwatch.files import FileKind, file_kind
 
 ImageClass = Literal["COVID", "NORMAL", "OTHER_PNEUMONIA"]
 Split = Literal["train", "val", "test"]
@@ -429,10 +430,9 @@ def _from_classes(root: Path, split: Split | None, labels: LabelMap) -> list[_La
 def _looks_like_image(path: Path) -> bool:
     if path.suffix:
         return path.name.lower().endswith(_IMAGE_ENDINGS)
-    # DICOM files often have no ending; their prefix is at byte 128 (PS3.10, section 7.1).
+    # DICOM files often have no ending.
     try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+        return file_kind(path) is FileKind.DICOM
     except OSError:
         return False
 
