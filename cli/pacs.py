@@ -318,7 +318,7 @@ def _send_here(config: "Config", home: "Home", engine: "Engine") -> None:
     from lungwatch.daemon.logs import configure
     from lungwatch.daemon.pacs.outbox import Sender
     from lungwatch.daemon.retry import Outages, SystemClock
-    from lungwatch.daemon.stage import DatabaseWriter
+    from lungwatch.daemon.stage import DatabaseWriter, Progress
 
     configure(quiet=True, log_format=config.log_format)
 
@@ -326,16 +326,17 @@ def _send_here(config: "Config", home: "Home", engine: "Engine") -> None:
         raise RuntimeError(f"the {name} thread ended") from error
 
     outages = Outages()
-    # There is nobody to wait for the end of a trouble: each step is tried once.
-    outages.abandon()
-    writer = DatabaseWriter(outages, on_crash)
+    # No outage is waited out: each step is tried once.
+    outages.shut_down()
+    clock = SystemClock()
+    writer = DatabaseWriter(outages, on_crash, Progress(clock))
     sender = Sender(
         config=config,
         home=home,
         engine=engine,
         writer=writer,
         outages=outages,
-        clock=SystemClock(),
+        clock=clock,
         on_crash=on_crash,
     )
     writer.start()

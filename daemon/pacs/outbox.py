@@ -237,6 +237,7 @@ _AT_ONCE = 20
 _POLL_S = 1.0
 
 _ABORT_S = 5.0
+_ASSOCIATION_S = 900.0  # of many objects, each with the network's timeouts
 
 
 class Sender:
@@ -269,6 +270,7 @@ class Sender:
     ) -> None:
         self._engine = engine
         self._vitals = vitals or Progress(clock)
+        self._vitals.watch("outbox", extra_s=_ASSOCIATION_S)
         self._writer = writer
         self._outages = outages
         self._clock = clock
@@ -328,7 +330,7 @@ class Sender:
         now = self._clock.now()
         if self._stopped.is_set() or not self._backoff.is_open(destination.name, now):
             return False
-        rows = self._outages.ride_out(
+        rows = self._outages.wait_out(
             lambda: due_deliveries(
                 self._engine, destination.name, now=now, longest=self._longest, limit=_AT_ONCE
             )
@@ -346,7 +348,7 @@ class Sender:
     def _pack(self, row: DeliveryRow) -> OutgoingObject | None:
         """Build the object of a delivery; None if it has met its end, or waits again."""
         try:
-            parcel = self._outages.ride_out(lambda: self._packer.pack(row, self._note_uid))
+            parcel = self._outages.wait_out(lambda: self._packer.pack(row, self._note_uid))
         except CannotBuildError as error:
             text = str(error)
             self._writer.call(lambda: self._deliveries.invalid(row.id, text))
@@ -435,5 +437,5 @@ class Sender:
         """Remove an object's file once no destination waits for it."""
         if sop_instance_uid is None:
             return
-        if not self._outages.ride_out(lambda: is_unsent(self._engine, sop_instance_uid)):
+        if not self._outages.wait_out(lambda: is_unsent(self._engine, sop_instance_uid)):
             self._packer.path(sop_instance_uid).unlink(missing_ok=True)
