@@ -17,14 +17,13 @@ from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.pacs.scu import (
     Answer,
-    Backoff,
     OutgoingObject,
     StorageScu,
     TlsFiles,
     UnreachableError,
     Verdict,
 )
-from lungwatch.daemon.retry import Clock, Outages
+from lungwatch.daemon.retry import Backoff, Clock, Outages
 from lungwatch.daemon.stage import DatabaseWriter, Progress, Worker, crashpoint
 from lungwatch.db.deliveries import (
     Deliveries,
@@ -276,7 +275,7 @@ class Sender:
         self._clock = clock
         self._destinations = [parse_destination(text) for text in config.pacs_destinations]
         self._longest = timedelta(seconds=config.pacs_retry_max_s)
-        self._backoff = Backoff(first_s=config.pacs_retry_s, most_s=config.pacs_retry_max_s)
+        self._backoff = Backoff[str](first_s=config.pacs_retry_s, most_s=config.pacs_retry_max_s)
         self._deliveries = Deliveries(engine)
         self._packer = ObjectStore(config=config, home=home, engine=engine)
         self._user = StorageScu(config.pacs_ae_title, TlsFiles.of(config))
@@ -328,7 +327,7 @@ class Sender:
 
     def _serve(self, destination: Destination) -> bool:
         now = self._clock.now()
-        if self._stopped.is_set() or not self._backoff.is_open(destination.name, now):
+        if self._stopped.is_set() or not self._backoff.is_due(destination.name, now.timestamp()):
             return False
         rows = self._outages.wait_out(
             lambda: due_deliveries(
@@ -361,7 +360,7 @@ class Sender:
             return None
         except OSError as error:  # no rights: nothing that is the object's fault
             text = f"cannot write to the outbox: {error.strerror}"
-            when = self._clock.now() + timedelta(seconds=self._backoff.after(row.attempts + 1))
+            when = self._clock.now() + timedelta(seconds=self._backoff.delay_s(row.attempts + 1))
             self._put_back([row.id], text, when)
             event("not_packed", row.sha256, level=logging.ERROR, error=text)
             return None
@@ -379,7 +378,7 @@ class Sender:
                     if answer.verdict is Verdict.NO_ROOM:
                         self._leave_alone(destination, left, answer.text)
                         return
-                    self._backoff.reached(destination.name)
+                    self._backoff.succeeded(destination.name)
                     del left[parcel.delivery_id]
                     self._conclude(destination, parcel, answer)
                     if self._stopped.is_set():
@@ -398,7 +397,7 @@ class Sender:
             event("sent", parcel.sha256, kind=parcel.kind, destination=destination.name)
             self._drop_file(parcel.sop_instance_uid)
             return
-        when = now + timedelta(seconds=self._backoff.after(parcel.refusals + 1))
+        when = now + timedelta(seconds=self._backoff.delay_s(parcel.refusals + 1))
         state = self._writer.call(
             lambda: self._deliveries.refused(
                 parcel.delivery_id, error=answer.text, next_attempt_at=when, most=MAX_REFUSALS
@@ -420,7 +419,9 @@ class Sender:
         self, destination: Destination, left: dict[int, OutgoingObject], why: str
     ) -> None:
         """Put back what did not get through, and shut the destination off for a while."""
-        when = self._backoff.failed(destination.name, self._clock.now())
+        now = self._clock.now()
+        wait_s = self._backoff.failed(destination.name, now.timestamp())
+        when = now + timedelta(seconds=wait_s)
         self._put_back(left, why, when)
         event(
             "unreachable",
