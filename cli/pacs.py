@@ -282,7 +282,7 @@ def _queue(engine: "Engine", ids: tuple[str, ...], plan: "OutboxPlan") -> None:
         row = get_result(engine, one)
         if row.status != "done":
             raise LungwatchError(f"result {row.id} is {row.status}; only done ones can be sent")
-        if row.study_uid is None or row.sop_uid is None:
+        if row.attributes["study_uid"] is None or row.attributes["sop_uid"] is None:
             raise LungwatchError(
                 f"result {row.id} is of an image in no DICOM study: there is none to send it to"
             )

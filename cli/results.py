@@ -2,7 +2,7 @@
 
 import hashlib
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
@@ -217,7 +217,6 @@ def print_shift(shift: "Shift") -> None:
 
 
 def _values(shift: "Shift") -> dict[str, object]:
-    from dataclasses import asdict
 
     return {**asdict(shift), "flipped": shift.flipped}
 
@@ -290,7 +289,7 @@ def list_command(
         raise click.UsageError("give either --json or --csv")
     rows = _read(home, config_path, chosen)
     if as_json:
-        print_json(rows)
+        print_json([row.listed() for row in rows])
     elif as_csv:
         click.echo(_csv(rows), nl=False)
     elif not rows:
@@ -346,9 +345,9 @@ def show(id_or_hash: str, home: Path | None, config_path: Path | None, as_json: 
         row = _absolute(get_result(engine, id_or_hash), root)
         deliveries = deliveries_of(engine, row.id)
     if as_json:
-        print_json({**asdict(row), "deliveries": deliveries})
+        print_json({**row.shown(), "deliveries": deliveries})
         return
-    print_fields(asdict(row))
+    print_fields(row.shown())
     for sent in deliveries:
         # What the other side answered may steer the terminal.
         error = f" ({cell_text(sent.error)})" if sent.error else ""
@@ -377,7 +376,7 @@ def export(
     if kind not in (".csv", ".json"):
         raise click.BadParameter("the name must end in .csv or .json", param_hint="'-o'")
     rows = _read(home, config_path, chosen)
-    text = _csv(rows) if kind == ".csv" else to_json(rows) + "\n"
+    text = _csv(rows) if kind == ".csv" else to_json([row.listed() for row in rows]) + "\n"
     data = text.encode()
     # Not the file's name, which may hold a patient's.
     targets = [f"sha256 {hashlib.sha256(data).hexdigest()}"]
@@ -489,6 +488,6 @@ def _absolute(row: "Row", root: Path) -> "Row":
 
 
 def _csv(rows: "Sequence[ResultRow]") -> str:
-    from lungwatch.db.queries import ResultRow
+    from lungwatch.db.queries import LIST_KEYS
 
-    return to_csv([field.name for field in fields(ResultRow)], [asdict(row) for row in rows])
+    return to_csv(LIST_KEYS, [row.listed() for row in rows])

@@ -157,7 +157,7 @@ def retry(home: Path | None, config_path: Path | None, ids: tuple[str, ...], fai
                 store.request_retry(
                     result_id=row.id,
                     now=datetime.now(UTC),
-                    deeds=[AuditEvent(action="retry", target=target)],
+                    events=[AuditEvent(action="retry", target=target)],
                 )
     finally:
         engine.dispose()

@@ -30,7 +30,7 @@ from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.records import Claimed
 from lungwatch.daemon.retry import Clock, Outages
 from lungwatch.daemon.stage import DatabaseWriter, crashpoint
-from lungwatch.db.claims import Claim, ClaimKind
+from lungwatch.db.claims import Claim, ClaimKind, Drop
 from lungwatch.db.results import Store
 from lungwatch.db.states import State
 from lungwatch.errors import LungwatchError
@@ -300,21 +300,20 @@ class Claimer:
             return None
         relative = self._home.relative(path)
         now = self._clock.now()
-        claim = self._writer.call(
-            lambda: self._store.claim(
-                token=token,
-                sha256=sha256,
-                size_bytes=size_bytes,
-                source_name=_storable(source_name),
-                path=relative,
-                model_id=self._model_id,
-                max_attempts=self._max_attempts,
-                now=now,
-                # A copy whose bytes have changed gives way to this one, and doesn't stand for it.
-                exists=lambda kept: self._home.holds(kept, sha256),
-                arrival=not token.startswith(_RETRY_PREFIX),
-            )
+        drop = Drop(
+            token=token,
+            sha256=sha256,
+            size_bytes=size_bytes,
+            source_name=_storable(source_name),
+            path=relative,
+            model_id=self._model_id,
+            max_attempts=self._max_attempts,
+            now=now,
+            # A copy whose bytes have changed is superseded by this one.
+            exists=lambda kept: self._home.holds(kept, sha256),
+            arrival=not token.startswith(_RETRY_PREFIX),
         )
+        claim = self._writer.call(lambda: self._store.claim(drop))
         crashpoint("claimed")
         return self._act(claim, sha256, path)
 

@@ -35,7 +35,7 @@ from lungwatch.db.deliveries import (
     is_unsent,
     unsent_uids,
 )
-from lungwatch.db.queries import ResultDetail, get_result, is_unfinished
+from lungwatch.db.queries import ResultRow, get_result, is_unfinished
 from lungwatch.db.states import DeliveryState
 from lungwatch.errors import (
     ConfigError,
@@ -165,7 +165,7 @@ class ObjectStore:
             path.unlink(missing_ok=True)
 
 
-def _facts(result: ResultDetail, home: Home, earlier: SentReport | None) -> "ResultFacts":
+def _facts(result: ResultRow, home: Home, earlier: SentReport | None) -> "ResultFacts":
     from lungwatch.daemon.pacs.source import Predecessor, ResultFacts  # noqa: PLC0415 - as above
 
     if result.probability is None or result.threshold is None or result.finished_at is None:
@@ -429,7 +429,7 @@ class Sender:
         )
 
     def _put_back(self, ids: Collection[int], error: str, when: datetime) -> None:
-        self._writer.call(lambda: self._deliveries.put_back(ids, error=error, next_attempt_at=when))
+        self._writer.call(lambda: self._deliveries.requeue(ids, error=error, next_attempt_at=when))
 
     def _drop_file(self, sop_instance_uid: str | None) -> None:
         """Remove an object's file once no destination waits for it."""

@@ -172,7 +172,7 @@ def _repair_row(row: TrackedFile, home: Home, store: Store, clock: Clock) -> Non
         case State.REJECTED | State.FAILED | State.QUEUED if place := kept or filed:
             store.set_path(image_id=row.image_id, path=home.relative(place))
         case State.CLAIMED | State.RECORDED:
-            store.lose(result_id=row.result_id, now=clock.now())
+            store.fail_vanished(result_id=row.result_id, now=clock.now())
         case _:
             # Only somebody else can have removed it; the row's own state stays true.
             store.set_path(image_id=row.image_id, path=None)

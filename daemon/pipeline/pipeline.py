@@ -26,6 +26,7 @@ from lungwatch.daemon.retry import Clock, Outages
 from lungwatch.daemon.stage import DatabaseWriter, InFlight, Progress, Worker, crashpoint
 from lungwatch.db.models import Plausibility
 from lungwatch.db.results import Store
+from lungwatch.db.states import State
 from lungwatch.errors import FileRejected, ProcessingFailed, Reason, TransientError, describe
 
 
@@ -310,7 +311,7 @@ class Pipeline:
     def _lose(self, claim: Claimed, error: FileNotFoundError) -> None:
         """Record that there is no file any more."""
         now = self._clock.now()
-        self._writer.call(lambda: self._store.lose(result_id=claim.result_id, now=now))
+        self._writer.call(lambda: self._store.fail_vanished(result_id=claim.result_id, now=now))
         with contextlib.suppress(OSError):
             claim.path.parent.rmdir()
         event(
@@ -350,12 +351,12 @@ class Pipeline:
     def _end_badly(self, claim: Claimed, error: FileRejected | ProcessingFailed) -> None:
         """Record a rejection or failure, then move the file: the row decides."""
         rejected = isinstance(error, FileRejected)
-        transaction = self._store.reject if rejected else self._store.fail
         duration_ms = round((self._clock.monotonic() - claim.started_s) * 1000)
         now = self._clock.now()
         plausibility = error.plausibility if isinstance(error, GateRefused) else Plausibility()
         self._writer.call(
-            lambda: transaction(
+            lambda: self._store.end(
+                State.REJECTED if rejected else State.FAILED,
                 result_id=claim.result_id,
                 reason=error.reason,
                 message=str(error),
