@@ -315,8 +315,8 @@ def doctor(home: Path | None, config_path: Path | None, as_json: bool) -> None:
 
     Exits with 1 if a check fails. Research use only; not a medical device.
     """
+    from lungwatch.daemon.checks import run_checks
     from lungwatch.daemon.configfile import load_config
-    from lungwatch.daemon.doctor import run_checks
 
     # The synthetic run would log its own events between the lines.
     logging.getLogger("lungwatch").addHandler(logging.NullHandler())
