@@ -18,7 +18,7 @@ from lungwatch.errors import ConfigError
 from lungwatch.models import SHIPPED_DEFAULT
 
 if TYPE_CHECKING:
-    from lungwatch.imaging.reader import ReadPolicy
+    from lungwatch.imaging.radiograph import ReadPolicy
 
 ObserverChoice = Literal["auto", "inotify", "polling"]
 GateChoice = Literal["refuse", "flag"]
@@ -361,7 +361,7 @@ class Config(
     @property
     def read_policy(self) -> "ReadPolicy":
         """What the reader accepts."""
-        from lungwatch.imaging.reader import ReadPolicy  # noqa: PLC0415 - loads the imaging libraries
+        from lungwatch.imaging.radiograph import ReadPolicy  # noqa: PLC0415 - loads the imaging libraries
 
         return ReadPolicy(
             modalities=frozenset(value.upper() for value in self.modalities),

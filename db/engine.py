@@ -16,7 +16,7 @@ from lungwatch.db.states import DeliveryState, IllegalTransition, State, check_t
 from lungwatch.errors import DatabaseError, MissingExtraError, NotFoundError, TransientError
 
 if TYPE_CHECKING:
-    from lungwatch.imaging.radiograph import RadiographMeta
+    from lungwatch.attributes import RadiographMeta
 
 
 class DatabaseBusyError(DatabaseError, TransientError):

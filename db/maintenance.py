@@ -1,7 +1,6 @@
 """Database maintenance: opening and migration, online copies, removal of files by retention."""
 
 import contextlib
-import os
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from lungwatch.db.engine import describe_url, open_engine, parse_url, reading, w
 from lungwatch.db.models import Delivery, Image, Result
 from lungwatch.db.states import UNFINISHED, DeliveryState
 from lungwatch.errors import DatabaseError, NotFoundError
-from lungwatch.files import fsync_dir
+from lungwatch.files import replacing
 
 if TYPE_CHECKING:
     from typing import Any
@@ -84,26 +83,19 @@ def copy_database(source: Path, target: Path) -> None:
     DatabaseError
         If the source is damaged, or the copy cannot be written.
     """
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     try:
-        with (
-            closing(sqlite3.connect(_read_only(source), uri=True)) as original,
-            closing(sqlite3.connect(temporary)) as copy,
-        ):
-            original.backup(copy, pages=_PAGES)
-            # One file: a copy is moved about without the journal beside it.
-            copy.execute("PRAGMA journal_mode = DELETE")
-        check_copy(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-        fsync_dir(target.parent)
+        with replacing(target) as temporary:
+            with (
+                closing(sqlite3.connect(_read_only(source), uri=True)) as original,
+                closing(sqlite3.connect(temporary)) as copy,
+            ):
+                original.backup(copy, pages=_PAGES)
+                # One file: a copy is moved about without the journal beside it.
+                copy.execute("PRAGMA journal_mode = DELETE")
+            check_copy(temporary)
     except (sqlite3.Error, OSError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise DatabaseError(f"the database cannot be copied: {why}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def checkpoint_wal(database: Path) -> None:

@@ -103,7 +103,7 @@ class Image(Base):
     """Where the file is, relative to the home; None while that is not known."""
     received_at: Mapped[datetime] = mapped_column(index=True)
 
-    # The fields of `lungwatch.imaging.RadiographMeta`, None until the file was decoded.
+    # The fields of `lungwatch.attributes.RadiographMeta`, None until the file was decoded.
     format: Mapped[str | None] = mapped_column(String(16))
     rows: Mapped[int | None]
     columns: Mapped[int | None]

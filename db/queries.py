@@ -104,7 +104,7 @@ class ResultRow:
 class ResultDetail(ResultRow):
     """A result whole, with what the file says about the image.
 
-    The fields after `claimed_at` are those of `lungwatch.imaging.RadiographMeta`, and then:
+    The fields after `claimed_at` are those of `lungwatch.attributes.RadiographMeta`, and then:
 
     Attributes
     ----------

@@ -26,7 +26,7 @@ from lungwatch.db.states import State
 from lungwatch.errors import NotFoundError, Reason
 
 if TYPE_CHECKING:
-    from lungwatch.imaging.radiograph import RadiographMeta
+    from lungwatch.attributes import RadiographMeta
 
 
 _NOT_GATED = Plausibility()

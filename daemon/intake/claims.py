@@ -34,8 +34,7 @@ from lungwatch.db.claims import Claim, ClaimKind
 from lungwatch.db.results import Store
 from lungwatch.db.states import State
 from lungwatch.errors import LungwatchError
-from lungwatch.files import copy_apart, fsync_dir
-from lungwatch.imaging.dicomfile import is_dicom
+from lungwatch.files import FileKind, copy_apart, fsync_dir, kind_of
 from lungwatch.imaging.radiograph import text_of
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -94,7 +93,6 @@ _SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.")
 # What is looked at lies before pixels and content.
 _MOST_BYTES = 256 * 1024
 
-_HEAD_BYTES = 132
 
 _LAST_TAG = 0x00204000  # Image Comments
 
@@ -109,7 +107,7 @@ def is_own_object(path: Path) -> bool:
     """
     with path.open("rb") as file:
         data = file.read(_MOST_BYTES)
-    if not is_dicom(data[:_HEAD_BYTES]):
+    if kind_of(data) is not FileKind.DICOM:
         return False
     is_deflated = DeflatedExplicitVRLittleEndian.encode() in data[:1024]
     # Nothing is parsed of a file that cannot be one.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from lungwatch.daemon.home import SUFFIXES, Home, suffix_of
+from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.archives import resume_unpacked
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.retry import Clock
@@ -18,7 +18,7 @@ from lungwatch.db.queries import TrackedFile, has_result, rows_in_work
 from lungwatch.db.results import Store
 from lungwatch.db.states import State
 from lungwatch.errors import HomeError, Reason
-from lungwatch.files import fsync_dir, make_dirs, move_atomic
+from lungwatch.files import FileKind, file_kind, fsync_dir, make_dirs, move_atomic
 
 
 class Filing:
@@ -114,9 +114,9 @@ def _target_path(path: Path, place: Callable[[str], Path]) -> Path:
     A passing trouble after the move has the whole step repeated; the file is there by then.
     """
     try:
-        return place(suffix_of(path))
+        return place(file_kind(path).value)
     except FileNotFoundError:
-        for target in map(place, SUFFIXES):
+        for target in (place(kind.value) for kind in FileKind):
             if target.is_file():
                 return target
         raise

@@ -24,6 +24,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import main
 from lungwatch.daemon.home import Home
 from lungwatch.db.audit import AuditEvent, audit_rows, record_events
@@ -31,7 +32,6 @@ from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import get_result
 from lungwatch.db.results import Store
-from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 DOER = (getpass.getuser(), os.getuid(), socket.gethostname())

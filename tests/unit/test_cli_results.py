@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lungwatch import RESEARCH_USE_ONLY, __version__
+from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import COMMANDS, main
 from lungwatch.cli.options import parse_since, parse_until
 from lungwatch.cli.output import cell_text, to_csv, to_json
@@ -22,7 +23,6 @@ from lungwatch.db.maintenance import open_database
 from lungwatch.db.models import Plausibility
 from lungwatch.db.results import Store
 from lungwatch.errors import Flag, visible
-from lungwatch.imaging.radiograph import RadiographMeta
 from lungwatch.models import SHIPPED_DEFAULT
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -421,7 +421,7 @@ class TestModel:
             assert f"{entry['threshold']:.6g}" in shown.stdout
             verified = run("model", "verify", entry["bundle"])
             assert verified.exit_code == 0
-            assert "digest, contract and golden picture are right" in verified.stdout
+            assert "digest, contract and golden image are right" in verified.stdout
         assert SHIPPED_DEFAULT in run("model", "verify").stdout
 
     def test_a_damaged_bundle_is_listed_with_its_fault_and_not_verified(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.db.deliveries import (
     Deliveries,
     DeliveryRow,
@@ -24,7 +25,6 @@ from lungwatch.db.queries import ResultFilter, get_result, list_results
 from lungwatch.db.results import Store
 from lungwatch.db.states import DeliveryState, IllegalDeliveryTransition
 from lungwatch.errors import NotFoundError
-from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ONE, OTHER = "ONE@localhost:104", "OTHER@localhost:105+tls"

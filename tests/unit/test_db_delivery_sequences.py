@@ -10,13 +10,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.db.deliveries import Deliveries, OutboxPlan, due_deliveries, list_deliveries
 from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import mark_original_removed, open_database, removable_originals
 from lungwatch.db.queries import iter_all
 from lungwatch.db.results import Store
 from lungwatch.db.states import UNSENT, DeliveryState, IllegalDeliveryTransition
-from lungwatch.imaging.radiograph import RadiographMeta
 
 RESULTS, MOST_REFUSALS = 2, 2
 LONGEST = timedelta(hours=1)

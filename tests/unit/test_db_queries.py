@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.db import queries
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import (
@@ -23,7 +24,6 @@ from lungwatch.db.results import Store
 from lungwatch.db.states import State
 from lungwatch.db.statistics import stats
 from lungwatch.errors import NotFoundError
-from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DIGESTS = ["111111" + "a" * 58, "111111" + "b" * 58, "222222" + "c" * 58, "3333" + "4" * 60]

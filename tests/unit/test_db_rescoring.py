@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.db.audit import AuditEvent
 from lungwatch.db.claims import Claim, ClaimKind
 from lungwatch.db.maintenance import open_database
@@ -21,7 +22,6 @@ from lungwatch.db.rescoring import (
 )
 from lungwatch.db.results import Store
 from lungwatch.db.states import State
-from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DEED = AuditEvent(action="rescore", target="model b-1")

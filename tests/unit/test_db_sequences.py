@@ -16,6 +16,7 @@ from hypothesis.stateful import (
 from hypothesis.strategies import sampled_from
 from sqlalchemy import func, select
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.db.claims import Claim, ClaimKind
 from lungwatch.db.engine import reading
 from lungwatch.db.maintenance import open_database
@@ -23,7 +24,6 @@ from lungwatch.db.models import Arrival, Result
 from lungwatch.db.queries import iter_all, queued
 from lungwatch.db.results import Store
 from lungwatch.db.states import RESULT_TRANSITIONS, State
-from lungwatch.imaging.radiograph import RadiographMeta
 
 CONTENTS = ("a" * 64, "b" * 64)
 MAX_ATTEMPTS = 2

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, func, select
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.db.claims import Claim, ClaimKind
 from lungwatch.db.engine import reading
 from lungwatch.db.maintenance import open_database
@@ -19,7 +20,6 @@ from lungwatch.db.queries import ResultDetail, get_result
 from lungwatch.db.results import Store
 from lungwatch.db.states import IllegalTransition, State
 from lungwatch.errors import NotFoundError
-from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SHA = "ab" * 32

@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import main
 from lungwatch.daemon.doctor import Outcome
 from lungwatch.daemon.home import Home
@@ -29,7 +30,6 @@ from lungwatch.db.engine import clean
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import ResultDetail
 from lungwatch.db.results import Store
-from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 TEXTS = [
@@ -295,7 +295,7 @@ def test_removals_are_listed_a_line_each(copied):
 
 def test_what_was_refused_is_retried_whatever_it_is_called(copied):
     ids = [str(number + 1) for number in range(0, COUNT, 2)]
-    assert run(copied, "retry", *ids) == f"{len(ids)} put forward to be tried again\n"
+    assert run(copied, "retry", *ids) == f"{len(ids)} queued for another attempt\n"
     states = {
         row["id"]: row["status"] for row in json.loads(run(copied, "results", "list", "--json"))
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.daemon.checks import Phase
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
@@ -22,7 +23,6 @@ from lungwatch.daemon.stage import Progress, TimeLimited
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
 from lungwatch.db.statistics import health_counts, metric_counts
-from lungwatch.imaging.radiograph import RadiographMeta
 
 DOCS = Path(__file__).parents[2] / "docs" / "monitoring"
 T0 = datetime(2026, 3, 1, tzinfo=UTC)

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import pytest
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.daemon.configfile import load_config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.pacs import outbox
@@ -30,7 +31,6 @@ from lungwatch.db.deliveries import Deliveries, DeliveryRow, OutboxPlan, list_de
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
 from lungwatch.errors import ConfigError, MissingExtraError
-from lungwatch.imaging.radiograph import RadiographMeta
 from tests.support.clock import ManualClock
 from tests.support.waits import PATIENCE_S
 
