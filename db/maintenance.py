@@ -1,7 +1,6 @@
 """Database maintenance: opening and migration, online copies, removal of files by retention."""
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -33,7 +32,7 @@ from lungwatch.db.engine import (
 from lungwatch.db.models import Delivery, Image, Result
 from lungwatch.db.states import UNFINISHED, DeliveryState
 from lungwatch.errors import DatabaseError, NotFoundError
-from lungwatch.files import fsync_dir
+from lungwatch.files import replacing
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -229,26 +228,19 @@ def copy_database(source: Path, target: Path) -> None:
     DatabaseError
         If the source is damaged, or the copy cannot be written.
     """
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     try:
-        with (
-            _connected_read_only(source) as original,
-            closing(sqlite3.connect(temporary)) as copy,
-        ):
-            original.backup(copy, pages=_PAGES)
-            # One file: a copy is moved about without the journal beside it.
-            copy.execute("PRAGMA journal_mode = DELETE")
-        check_copy(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-        fsync_dir(target.parent)
+        with replacing(target) as temporary:
+            with (
+                _connected_read_only(source) as original,
+                closing(sqlite3.connect(temporary)) as copy,
+            ):
+                original.backup(copy, pages=_PAGES)
+                # One file: a copy is moved about without the journal beside it.
+                copy.execute("PRAGMA journal_mode = DELETE")
+            check_copy(temporary)
     except (sqlite3.Error, OSError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise DatabaseError(f"the database cannot be copied: {why}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def check_copy(path: Path) -> None:

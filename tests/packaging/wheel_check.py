@@ -50,6 +50,9 @@ def it_carries_what_is_no_module() -> None:
         "/model.onnx",
         "/bundle.json",
         "/card.md",
+        "export/templates/card.md.j2",
+        "evaluation/release_criteria.toml",
+        "evaluation/templates/evaluation.html.j2",
         "licenses/LICENSE",
         "licenses/NOTICE",
     ):

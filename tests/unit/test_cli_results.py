@@ -426,7 +426,7 @@ class TestModel:
             assert f"{entry['threshold']:.6g}" in shown.stdout
             verified = run("model", "verify", entry["bundle"])
             assert verified.exit_code == 0
-            assert "digest, contract and golden picture are right" in verified.stdout
+            assert "digest, contract and golden image are right" in verified.stdout
         assert SHIPPED_DEFAULT in run("model", "verify").stdout
 
     def test_a_damaged_bundle_is_listed_with_its_fault_and_not_verified(

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.configfile import KEYS, effective, load_config, sample
 from lungwatch.errors import ConfigError
-from lungwatch.imaging.reader import ReadPolicy
+from lungwatch.imaging.radiograph import ReadPolicy
 
 
 def write(folder, text):

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import main
-from lungwatch.daemon.doctor import Check
+from lungwatch.daemon.doctor import Outcome
 from lungwatch.daemon.home import Home
 from lungwatch.db.audit import AuditEvent, record_events
 from lungwatch.db.claims import Drop
@@ -297,7 +297,7 @@ def test_removals_are_listed_a_line_each(copied):
 
 def test_what_was_refused_is_retried_whatever_it_is_called(copied):
     ids = [str(number + 1) for number in range(0, COUNT, 2)]
-    assert run(copied, "retry", *ids) == f"{len(ids)} put forward to be tried again\n"
+    assert run(copied, "retry", *ids) == f"{len(ids)} queued for another attempt\n"
     states = {
         row["id"]: row["status"] for row in json.loads(run(copied, "results", "list", "--json"))
     }
@@ -314,8 +314,8 @@ def test_a_name_that_is_not_there_is_refused_in_one_line(filled):
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_check_up_is_a_line_a_check(filled, monkeypatch, as_json):
-    checks = [Check(name=text, ok=None, detail=text) for text in TEXTS]
-    monkeypatch.setattr("lungwatch.daemon.doctor.run_checks", lambda _: iter(checks))
+    checks = [Outcome(name=text, ok=None, detail=text) for text in TEXTS]
+    monkeypatch.setattr("lungwatch.daemon.checks.run_checks", lambda _: iter(checks))
     text = run(filled, "doctor", *(["--json"] if as_json else []))
     if as_json:
         assert [check["detail"] for check in json.loads(text)] == TEXTS
