@@ -1,7 +1,4 @@
-"""Comparison of populations of results: two-sample tests, drift references.
-
-Shift between models.
-"""
+"""Comparison of results: two-sample tests, drift references, shift between two models."""
 
 import json
 import math

@@ -1,6 +1,4 @@
-"""Model contract: the metadata of an ONNX model, and of its content gate.
-
-That the daemon relies on.
+"""Model contract: the metadata of an ONNX model and of its content gate.
 
 It names its version, the preprocessing, the meaning of the outputs, the threshold, and the
 answers on the golden picture. Reading it needs neither TensorFlow nor `onnx`.

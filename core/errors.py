@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lungwatch.imaging.radiograph import RadiographMeta
+    from lungwatch.attributes import RadiographMeta
 
 
 class Flag(StrEnum):

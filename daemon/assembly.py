@@ -9,13 +9,14 @@ from typing import Protocol
 
 from sqlalchemy import Engine
 
+from lungwatch.daemon.checks import Phase
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import Claimer
 from lungwatch.daemon.intake.intake import Intake
 from lungwatch.daemon.intake.watch import Watcher
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import DriftWatch, examine_drift
-from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, disk_usage, free_mb_of
+from lungwatch.daemon.monitor.health import HealthCheck, Probes, disk_usage, free_mb_of
 from lungwatch.daemon.pacs import make_listener
 from lungwatch.daemon.pacs.outbox import Sender
 from lungwatch.daemon.pipeline.filing import Filing

@@ -18,12 +18,8 @@ from lungwatch.daemon.logs import event
 from lungwatch.db.engine import Owner, describe_url, owner_of, take_ownership
 from lungwatch.errors import HomeError, Reason
 from lungwatch.files import make_dirs, write_atomic
-from lungwatch.imaging.dicomfile import is_dicom
-from lungwatch.imaging.reader import ZIP_SIGNATURE, is_raster
 
 _MIB = 1024 * 1024
-
-_HEAD_BYTES = 132
 
 
 class Home:
@@ -158,21 +154,6 @@ class Home:
     def overlay_path(self, sha256: str, received_at: datetime, model_id: str) -> Path:
         """Where the overlay of a content and a model is written."""
         return self.overlays / received_at.strftime("%Y/%m/%d") / f"{sha256}.{model_id}.png"
-
-
-# All that `suffix_of` returns.
-SUFFIXES = (".png", ".jpg", ".dcm", ".zip", ".bin")
-
-
-def suffix_of(path: Path) -> str:
-    """Return a file's extension by its content: names are not to be trusted, nor to be kept."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    if is_raster(head):
-        return ".jpg" if head.startswith(b"\xff") else ".png"
-    if is_dicom(head):
-        return ".dcm"
-    return ".zip" if head.startswith(ZIP_SIGNATURE) else ".bin"
 
 
 class Watermark:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from sqlalchemy import Engine
 
 from lungwatch.daemon.assembly import Parts, assemble, load_model, make_services
+from lungwatch.daemon.checks import Phase, check_start
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home, claim_database
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.monitor.health import Phase
 from lungwatch.daemon.pacs.scu import plan_of
 from lungwatch.daemon.pipeline.filing import check_clear, recover
 from lungwatch.daemon.retry import Clock, OutageKind, Outages, ShutdownRequested, SystemClock
@@ -21,7 +21,7 @@ from lungwatch.daemon.stage import Context, DatabaseWriter, InFlight, Progress, 
 from lungwatch.db.engine import check_integrity
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
-from lungwatch.errors import HomeError, describe_unexpected
+from lungwatch.errors import describe_unexpected
 
 
 def notify(message: str) -> None:
@@ -205,12 +205,11 @@ class Service:
         LungwatchError
             If the start is not possible; the message says what to do.
         """
-        self._home.prepare()
+        check_start(self._config)
         with self._home.locked():
             # A lease that we hold for a moment may be broken by a writer (see writercheck);
             # the kernel tells by a signal whose default is to kill.
             signal.signal(signal.SIGIO, signal.SIG_IGN)
-            self._check_space()
             try:
                 # A server that boots later than this machine is no reason to give up.
                 notify("STATUS=opening the database")
@@ -377,14 +376,6 @@ class Service:
         event("stopped", ended=self._in_flight.ended, left=self._in_flight.count)
         has_left_some = parts.intake.unusable or self._in_flight.count or self._stop.is_set()
         return 1 if once and has_left_some else 0
-
-    def _check_space(self) -> None:
-        free_mb = self._home.free_mb()
-        if free_mb < self._config.min_free_mb:
-            raise HomeError(
-                f"only {free_mb} MiB are free in {self._home.root}, less than min_free_mb = "
-                f"{self._config.min_free_mb}; make room or lower the limit"
-            )
 
     def _on_crash(self, name: str, error: BaseException) -> None:
         """Note the first death of a thread; nothing limps on after it."""

@@ -46,14 +46,14 @@ from lungwatch.training.data.dataset import (
 )
 from lungwatch.training.data.pixels import FloatArray, OnnxProto, read_pixels
 from lungwatch.training.data.splits import LearntImages
-from lungwatch.training.evaluation.calibration import Rule, choose_decision, fit_calibration
+from lungwatch.training.evaluation.calibration import Rule, calibrate
 from lungwatch.training.evaluation.evaluation import (
     Scored,
     evaluate_findings,
     evaluate_scored,
     finding_truth,
 )
-from lungwatch.training.evaluation.metrics import Bootstrap, roc_auc, sigmoid
+from lungwatch.training.evaluation.metrics import Bootstrap, roc_auc
 from lungwatch.training.evaluation.scorers import OnnxScorer
 
 REFERENCE_PERCENTILE = 95
@@ -218,9 +218,7 @@ def fit_findings(
                 f"the validation images are not labelled with and without '{name}': neither "
                 "calibration nor threshold can be fitted"
             )
-        calibration = fit_calibration(truth, logits[:, index])
-        probabilities = sigmoid(calibration.slope * logits[:, index] + calibration.intercept)
-        decision = choose_decision(truth, probabilities, abstain=0.0, rule=rule)
+        calibration, decision = calibrate(truth, logits[:, index], abstain=0.0, rule=rule)
         found.append(Finding(name=name, calibration=calibration, threshold=decision.threshold))
     return tuple(found)
 

@@ -25,7 +25,8 @@ from lungwatch.daemon.intake.archives import Unpacked, Unpacker
 from lungwatch.daemon.intake.eligibility import NameRules
 from lungwatch.daemon.pipeline.model import BundlePolicy
 from lungwatch.errors import ConfigError, FileRejected, ModelError, TransientError
-from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from lungwatch.imaging.radiograph import ReadPolicy
+from lungwatch.imaging.reader import read_radiograph
 from lungwatch.signing import fingerprint
 
 # Images of a few pixels make short inputs, which a fuzzer gets through by the thousand.

@@ -89,25 +89,17 @@ def start_of_jpeg2000(frame: bytes) -> int | None:
 
 
 def _jpeg_header(frame: bytes) -> FrameHeader | None:
-    position = 2
-    while position + 10 <= len(frame) and frame[position] == 0xFF:
-        marker = frame[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-        # SOF0..SOF15 without DHT, JPG and DAC (ISO 10918-1 B.2.2); SOF55 is JPEG-LS's.
-        elif marker == _JPEG_LS or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            precision, rows, columns, components = struct.unpack_from(">BHHB", frame, position + 4)
+    for marker, start, _ in jpeg.marker_segments(frame):
+        if marker in jpeg.FRAME_MARKERS or marker == _JPEG_LS:
+            precision, rows, columns, components = struct.unpack_from(">BHHB", frame, start)
             return FrameHeader(
                 rows=rows,
                 columns=columns,
                 components=components,
                 precision=precision,
                 process=marker,
-                unit=_unit(frame[position + 10 : position + 10 + 3 * components]),
+                unit=_unit(frame[start + 6 : start + 6 + 3 * components]),
             )
-        else:
-            (length,) = struct.unpack_from(">H", frame, position + 2)
-            position += 2 + length
     return None
 
 

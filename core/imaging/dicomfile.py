@@ -134,24 +134,6 @@ _SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _CUT_OFF = "the DICOM file ends in mid-element"
 
 
-def is_dicom(head: bytes) -> bool:
-    """Whether the first 132 bytes of a file are those of a DICOM file.
-
-    PS3.10 7.1 wants 128 bytes and "DICM"; files from before that rule, and from careless
-    exporters, begin with the first data element instead.
-    """
-    if head[128:132] == b"DICM":
-        return True
-    if len(head) < 8:
-        return False
-    explicit = head[4:6].isalpha() and head[4:6].isupper()
-    # Big endian was always explicit (PS3.5 A.3, retired).
-    group, element = struct.unpack(">HH" if explicit and head[0] == 0 else "<HH", head[:4])
-    if group not in (0x0002, 0x0008) or element > 0x0100:
-        return False
-    return explicit or int.from_bytes(head[4:8], "little") <= 1024
-
-
 def parse_dicom(path: Path, max_bytes: int) -> FileDataset:
     """Parse a DICOM file; its elements are decoded when looked at.
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+"""SOF0..SOF15 without DHT, JPG and DAC (ISO 10918-1 B.2.2)."""
 # Markers without a length: TEM, RST0..7, SOI, EOI.
 _BARE = {0x01, *range(0xD0, 0xDA)}
 
@@ -70,6 +72,18 @@ class StreamState:
     components: dict[int, Component] = field(default_factory=dict)
     first_quanta: dict[int, int] = field(default_factory=dict)
     tables: dict[int, bytes] = field(default_factory=dict)
+
+
+def marker_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and end of the content of each segment as far as the first scan."""
+    position = 2
+    while position + 10 <= len(data) and data[position] == 0xFF:
+        if data[position + 1] == 0xFF:  # fill byte
+            position += 1
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        yield data[position + 1], position + 4, end
+        position = end
 
 
 def scans_of(data: bytes, state: StreamState) -> Iterator[Scan]:

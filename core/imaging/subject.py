@@ -1,7 +1,4 @@
-"""Subject: what a DICOM file says it shows.
-
-Which must be a frontal human chest made for reading.
-"""
+"""Subject: what a DICOM file says it shows, which must be a frontal view of a human chest."""
 
 from collections.abc import Collection
 
@@ -21,7 +18,15 @@ from pydicom.uid import (
 
 from lungwatch.errors import FileRejected, Flag, Reason
 from lungwatch.imaging.geometry import directions_of
-from lungwatch.imaging.radiograph import code_of, codes_of, items_of, short, text_of, values_of
+from lungwatch.imaging.radiograph import (
+    ReadPolicy,
+    code_of,
+    codes_of,
+    items_of,
+    short,
+    text_of,
+    values_of,
+)
 from lungwatch.imaging.vocabulary import (
     Lexicon,
     fold,
@@ -296,20 +301,8 @@ _DESCRIPTION_CODES = (
 _REQUEST = "RequestAttributesSequence"
 
 
-def check_subject(
-    dataset: Dataset,
-    *,
-    modalities: Collection[str],
-    body_parts: Collection[str],
-    view_positions: Collection[str],
-    reject_lateral: bool,
-) -> tuple[Flag, ...]:
+def check_subject(dataset: Dataset, policy: ReadPolicy) -> tuple[Flag, ...]:
     """Refuse a file whose attributes say that it is no frontal chest radiograph.
-
-    Parameters
-    ----------
-    modalities, body_parts, view_positions, reject_lateral
-        As in `lungwatch.imaging.ReadPolicy`.
 
     Returns
     -------
@@ -328,8 +321,8 @@ def check_subject(
         raise FileRejected(
             Reason.NOT_A_RADIOGRAPH, "the file names neither a modality nor a radiograph's class"
         )
-    if modality and modality not in modalities:
-        wanted = ", ".join(sorted(modalities))
+    if modality and modality not in policy.modalities:
+        wanted = ", ".join(sorted(policy.modalities))
         raise FileRejected(
             Reason.NOT_A_RADIOGRAPH, f"modality {short(modality)} is not a radiograph ({wanted})"
         )
@@ -338,8 +331,8 @@ def check_subject(
         _check_class(dataset, modality, sop_class)
         _check_image_type(dataset, sop_class)
     flags = (
-        *check_body_part(dataset, body_parts),
-        *check_view(dataset, view_positions, refuse=reject_lateral),
+        *check_body_part(dataset, policy.body_parts),
+        *check_view(dataset, policy.view_positions, refuse=policy.reject_lateral),
     )
     _check_intent(dataset, sop_class)
     if Flag.DECUBITUS not in flags and _describes(dataset, "decubitus"):

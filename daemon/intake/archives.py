@@ -19,8 +19,9 @@ from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.eligibility import NameKind, NameRules
 from lungwatch.daemon.stage import crashpoint
 from lungwatch.errors import FileRejected, LungwatchError, Reason, TransientError
-from lungwatch.files import fsync_dir, move_atomic
-from lungwatch.imaging.reader import ReadPolicy, is_zip, max_file_bytes
+from lungwatch.files import FileKind, file_kind, fsync_dir, move_atomic
+from lungwatch.imaging.radiograph import ReadPolicy
+from lungwatch.imaging.reader import max_file_bytes
 
 MAX_MEMBERS = 10_000
 
@@ -89,7 +90,7 @@ class Unpacker:
         OSError
             If files cannot be read or written.
         """
-        if not is_zip(path):
+        if file_kind(path) is not FileKind.ZIP:
             return
         finished = self._home.unpacking / sha256
         target = finished.with_suffix(_UNFINISHED)
@@ -173,7 +174,7 @@ class Unpacker:
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        if is_zip(target):
+        if file_kind(target) is FileKind.ZIP:
             raise FileRejected(
                 Reason.BAD_ARCHIVE, "the zip archive holds another archive; unpack it by hand"
             )

@@ -27,11 +27,10 @@ from lungwatch.daemon.logs import event
 from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.records import Claimed
 from lungwatch.daemon.stage import Context, crashpoint
-from lungwatch.db.claims import Claim, ClaimKind
+from lungwatch.db.claims import Claim, ClaimKind, Drop
 from lungwatch.db.states import State
 from lungwatch.errors import LungwatchError
-from lungwatch.files import copy_apart, fsync_dir
-from lungwatch.imaging.dicomfile import is_dicom
+from lungwatch.files import FileKind, copy_apart, fsync_dir, kind_of
 from lungwatch.imaging.radiograph import text_of
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -90,7 +89,6 @@ _SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.")
 # What is looked at lies before pixels and content.
 _MOST_BYTES = 256 * 1024
 
-_HEAD_BYTES = 132
 
 _LAST_TAG = 0x00204000  # Image Comments
 
@@ -105,7 +103,7 @@ def is_own_object(path: Path) -> bool:
     """
     with path.open("rb") as file:
         data = file.read(_MOST_BYTES)
-    if not is_dicom(data[:_HEAD_BYTES]):
+    if kind_of(data) is not FileKind.DICOM:
         return False
     is_deflated = DeflatedExplicitVRLittleEndian.encode() in data[:1024]
     # Nothing is parsed of a file that cannot be one.
@@ -290,22 +288,21 @@ class Claimer:
             event("own_object", sha256)
             return None
         relative = self._home.relative(path)
-        context, now = self._context, self._context.clock.now()
-        claim = context.writer.call(
-            lambda: context.store.claim(
-                token=token,
-                sha256=sha256,
-                size_bytes=size_bytes,
-                source_name=_storable(source_name),
-                path=relative,
-                model_id=self._model_id,
-                max_attempts=context.config.max_attempts,
-                now=now,
-                # A copy whose bytes have changed gives way to this one, and doesn't stand for it.
-                exists=lambda kept: self._home.holds(kept, sha256),
-                arrival=not token.startswith(_RETRY_PREFIX),
-            )
+        context = self._context
+        drop = Drop(
+            token=token,
+            sha256=sha256,
+            size_bytes=size_bytes,
+            source_name=_storable(source_name),
+            path=relative,
+            model_id=self._model_id,
+            max_attempts=context.config.max_attempts,
+            now=context.clock.now(),
+            # A copy whose bytes have changed is superseded by this one.
+            exists=lambda kept: self._home.holds(kept, sha256),
+            arrival=not token.startswith(_RETRY_PREFIX),
         )
+        claim = context.writer.call(lambda: context.store.claim(drop))
         crashpoint("claimed")
         claimed = Claimed(
             result_id=claim.result_id,

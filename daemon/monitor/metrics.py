@@ -12,13 +12,15 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from lungwatch import __version__
+from lungwatch.daemon.checks import HealthStatus
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import Drift
-from lungwatch.daemon.monitor.health import DiskUsage, HealthCheck, HealthStatus, StatusServer
+from lungwatch.daemon.monitor.health import DiskUsage, HealthCheck, StatusServer
 from lungwatch.daemon.retry import Clock, OutageKind
 from lungwatch.daemon.stage import Progress, TimeLimited, Worker
 from lungwatch.db.statistics import HealthCounts, MetricCounts
 from lungwatch.errors import LungwatchError
+from lungwatch.files import replacing
 
 DECODER_REPLACED = "decoder_replaced"
 
@@ -382,10 +384,9 @@ class Monitor:
 
     def _write(self) -> None:
         assert self._textfile is not None
-        # The collector reads all that ends in .prom, hidden or not: the temporary name must not.
-        temporary = self._textfile.with_name(self._textfile.name + ".tmp")
         try:
-            temporary.write_bytes(self._metrics.text())
-            temporary.replace(self._textfile)
+            # The collector reads all that ends in .prom, hidden or not.
+            with replacing(self._textfile, suffix=".tmp") as temporary:
+                temporary.write_bytes(self._metrics.text())
         except OSError as error:
             event("metrics_not_written", level=logging.WARNING, error=error.strerror)

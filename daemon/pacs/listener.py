@@ -58,7 +58,7 @@ def server_context(certificate: str, key: str, ca: str) -> ssl.SSLContext:
             context.verify_mode = ssl.CERT_REQUIRED
     except OSError as error:  # which SSLError is, too
         raise ConfigError(
-            f"the files of pacs_tls_… cannot be used: {error.strerror or 'unreadable'}"
+            f"cannot use the files of 'pacs.tls_…': {error.strerror or 'unreadable'}"
         ) from error
     return context
 
@@ -92,7 +92,7 @@ class AccessList:
         try:
             networks = tuple(ipaddress.ip_network(text) for text in addresses or _LOOPBACK)
         except ValueError as error:
-            raise ConfigError(f"bad value for 'pacs_calling_addresses': {error}") from error
+            raise ConfigError(f"bad value for 'pacs.calling_addresses': {error}") from error
         return cls(networks=networks)
 
     def allows(self, address: str) -> bool:

@@ -34,7 +34,7 @@ from lungwatch.db.deliveries import (
     is_unsent,
     unsent_uids,
 )
-from lungwatch.db.queries import ResultDetail, get_result, is_unfinished
+from lungwatch.db.queries import ResultRow, get_result, is_unfinished
 from lungwatch.db.states import DeliveryState
 from lungwatch.errors import (
     ConfigError,
@@ -164,7 +164,7 @@ class ObjectStore:
             path.unlink(missing_ok=True)
 
 
-def _facts(result: ResultDetail, home: Home, earlier: SentReport | None) -> "ResultFacts":
+def _facts(result: ResultRow, home: Home, earlier: SentReport | None) -> "ResultFacts":
     from lungwatch.daemon.pacs.source import Predecessor, ResultFacts  # noqa: PLC0415 - as above
 
     if result.probability is None or result.threshold is None or result.finished_at is None:
@@ -208,11 +208,11 @@ def _read_secret(config: Config) -> bytes:
         secret = Path(config.pacs_deidentify_key).expanduser().read_bytes().strip()
     except OSError as error:
         raise ConfigError(
-            f"the file that 'pacs_deidentify_key' names cannot be read: {error.strerror}"
+            f"the file that 'pacs.deidentify_key' names cannot be read: {error.strerror}"
         ) from error
     if len(secret) < _SHORTEST_SECRET:
         raise ConfigError(
-            f"the secret in the file that 'pacs_deidentify_key' names has fewer than "
+            f"the secret in the file that 'pacs.deidentify_key' names has fewer than "
             f"{_SHORTEST_SECRET} bytes: make one with `head -c 32 /dev/urandom`"
         )
     return secret
@@ -432,7 +432,7 @@ class Sender:
         )
 
     def _put_back(self, ids: Collection[int], error: str, when: datetime) -> None:
-        self._writer.call(lambda: self._deliveries.put_back(ids, error=error, next_attempt_at=when))
+        self._writer.call(lambda: self._deliveries.requeue(ids, error=error, next_attempt_at=when))
 
     def _drop_file(self, sop_instance_uid: str | None) -> None:
         """Remove an object's file once no destination waits for it."""

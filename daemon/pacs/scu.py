@@ -239,7 +239,7 @@ class StorageScu:
                 context.load_cert_chain(self._tls.certificate, self._tls.key or None)
         except OSError as error:  # which SSLError is, too
             raise UnreachableError(
-                f"the files of pacs_tls_… cannot be used: {error.strerror or 'unreadable'}"
+                f"cannot use the files of 'pacs.tls_…': {error.strerror or 'unreadable'}"
             ) from error
         return context
 

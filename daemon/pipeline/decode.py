@@ -14,7 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lungwatch.attributes import RadiographMeta, meta_from_json, meta_to_json
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.overlay.render import make_preview
 from lungwatch.errors import (
@@ -32,8 +33,8 @@ from lungwatch.errors import (
     TransientError,
     flags_in_order,
 )
-from lungwatch.imaging.radiograph import RadiographMeta
-from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from lungwatch.imaging.radiograph import ReadPolicy
+from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import (
     BURNT_IN_LETTERS,
     PreprocessSpec,
@@ -166,7 +167,7 @@ class OutOfMemory(ProcessingFailed):
 def send_decoded(connection: Connection, decoded: Decoded) -> None:
     """Answer with a decoded file."""
     header = {
-        "meta": asdict(decoded.meta),
+        "meta": meta_to_json(decoded.meta),
         "shape": decoded.shape,
         "preview_shape": decoded.preview.shape,
         "flags": decoded.flags,
@@ -186,7 +187,7 @@ def send_error(connection: Connection, error: Exception) -> None:
     if _is_memory(error):
         header = {"out_of_memory": True}
     elif isinstance(error, FileRejected):
-        meta = asdict(error.meta) if error.meta is not None else None
+        meta = meta_to_json(error.meta) if error.meta is not None else None
         header = {"rejected": error.reason.value, "message": str(error), "rejected_meta": meta}
     elif isinstance(error, OSError) and error.errno is not None:
         header = {"errno": error.errno, "message": error.strerror or type(error).__name__}
@@ -228,7 +229,7 @@ def receive(connection: Connection, setup: DecoderSetup) -> Decoded | Exception:
         gate_tensor = _array(connection, (side, side, 1), np.float32)
     rows, columns = (int(side) for side in header["shape"])
     return Decoded(
-        meta=RadiographMeta(**header["meta"]),
+        meta=meta_from_json(header["meta"]),
         tensor=tensor,
         preview=preview,
         shape=(rows, columns),
@@ -251,7 +252,7 @@ def _error(header: dict[str, Any]) -> Exception:
     if "rejected" in header:
         rejected = FileRejected(Reason(header["rejected"]), str(header["message"]))
         meta = header["rejected_meta"]
-        rejected.meta = RadiographMeta(**meta) if meta is not None else None
+        rejected.meta = meta_from_json(meta) if meta is not None else None
         return rejected
     if "errno" in header:
         return OSError(int(header["errno"]), str(header["message"]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from lungwatch.daemon.home import SUFFIXES, Home, suffix_of
+from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.archives import resume_unpacked
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.pipeline.records import Claimed
@@ -18,7 +18,7 @@ from lungwatch.db.queries import TrackedFile, has_result, rows_in_work
 from lungwatch.db.results import Store
 from lungwatch.db.states import State
 from lungwatch.errors import HomeError, Reason
-from lungwatch.files import fsync_dir, make_dirs, move_atomic
+from lungwatch.files import FileKind, file_kind, fsync_dir, make_dirs, move_atomic
 
 
 class Filing:
@@ -118,9 +118,9 @@ def _target_path(path: Path, place: Callable[[str], Path]) -> Path:
     After a transient error that follows the move, the step is repeated; the file is there by then.
     """
     try:
-        return place(suffix_of(path))
+        return place(file_kind(path).value)
     except FileNotFoundError:
-        for target in map(place, SUFFIXES):
+        for target in (place(kind.value) for kind in FileKind):
             if target.is_file():
                 return target
         raise
@@ -176,7 +176,7 @@ def _repair_row(row: TrackedFile, home: Home, store: Store, clock: Clock) -> Non
         case State.REJECTED | State.FAILED | State.QUEUED if place := kept or filed:
             store.set_path(image_id=row.image_id, path=home.relative(place))
         case State.CLAIMED | State.RECORDED:
-            store.lose(result_id=row.result_id, now=clock.now())
+            store.fail_vanished(result_id=row.result_id, now=clock.now())
         case _:
             # Only somebody else can have removed it; the row's own state stays true.
             store.set_path(image_id=row.image_id, path=None)

@@ -20,6 +20,7 @@ from lungwatch.daemon.pipeline.records import Claimed, Classified, GateAnswer, P
 from lungwatch.daemon.retry import retries_wait_s
 from lungwatch.daemon.stage import Context, Stage, crashpoint
 from lungwatch.db.models import Plausibility
+from lungwatch.db.states import State
 from lungwatch.errors import FileRejected, ProcessingFailed, Reason, describe
 
 # Starting a decoder and killing it, which one file may need twice.
@@ -188,7 +189,7 @@ class Pipeline:
         if not self._is_gone(claim):
             raise error
         context, now = self._context, self._context.clock.now()
-        context.writer.call(lambda: context.store.lose(result_id=claim.result_id, now=now))
+        context.writer.call(lambda: context.store.fail_vanished(result_id=claim.result_id, now=now))
         with suppress(OSError):
             claim.path.parent.rmdir()
         event(
@@ -206,10 +207,10 @@ class Pipeline:
         """Record a rejection or failure, then move the file: the row decides."""
         is_rejected = isinstance(error, FileRejected)
         context = self._context
-        transaction = context.store.reject if is_rejected else context.store.fail
         duration_ms, now = context.elapsed_ms(claim.started_s), context.clock.now()
         context.writer.call(
-            lambda: transaction(
+            lambda: context.store.end(
+                State.REJECTED if is_rejected else State.FAILED,
                 result_id=claim.result_id,
                 reason=error.reason,
                 message=str(error),

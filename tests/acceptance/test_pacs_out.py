@@ -105,7 +105,7 @@ def test_results_lie_beside_the_original_and_conform(orthanc, home_for, rg1, tmp
             assert len(orthanc.ask("/series")) == 3
             again = home.command("pacs", "send", "1")
             assert again.returncode == 0, again.stderr
-            assert "the running daemon sends them" in again.stdout
+            assert "the running daemon will send them" in again.stdout
             wait_until_sent(home, 2)
             assert daemon.stop() == 0
         found = {dataset.SOPClassUID: dataset for dataset in orthanc.datasets()}
@@ -284,7 +284,7 @@ def test_what_is_refused_for_good_fails_is_seen_and_can_be_sent_later(
         assert "1 were refused" in check["detail"]
     said = home.command("pacs", "send", "--failed", "--destination", "OTHER@localhost:104")
     assert said.returncode == 1
-    assert "is not among 'pacs_destinations'" in said.stderr
+    assert "is not one of 'pacs.destinations'" in said.stderr
     with StoreScp(tmp_path / "again") as generous:
         generous_home = {"PACS_DESTINATIONS": generous.name}
         said = home.command("pacs", "send", "1", "--json", env=generous_home)

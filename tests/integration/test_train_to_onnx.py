@@ -207,7 +207,7 @@ def test_a_run_is_not_resumed_with_other_data(data, run, tmp_path):
 def test_evaluation_says_which_images_the_bundle_learnt_from(bundle, data):
     arguments = ["evaluate", str(bundle), str(data), "--bootstrap", "0", "--split"]
     found = CliRunner().invoke(main, [*arguments, "train"]).stdout
-    assert "learnt from: 96 of the 96 images (train/COVID/000.png" in found
+    assert "training images: 96 of the 96 images (train/COVID/000.png" in found
     assert "without them: no figures" in found
     assert "none of the 40 images" in CliRunner().invoke(main, [*arguments, "test"]).stdout
 

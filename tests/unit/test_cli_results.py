@@ -14,15 +14,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lungwatch import RESEARCH_USE_ONLY, __version__
+from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import COMMANDS, main
 from lungwatch.cli.options import parse_since, parse_until
 from lungwatch.cli.output import cell_text, to_csv, to_json
+from lungwatch.db.claims import Drop
 from lungwatch.db.engine import open_engine, writing
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.models import Plausibility
 from lungwatch.db.results import Store
+from lungwatch.db.states import State
 from lungwatch.errors import Flag, visible
-from lungwatch.imaging.radiograph import RadiographMeta
 from lungwatch.models import SHIPPED_DEFAULT
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -49,18 +51,21 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [("=cmd|calc.dcm", SHA), ("a\x1b[31m long name that must be there whole.dcm", "cd" * 32)]
     ):
         claim = store.claim(
-            token=str(number),
-            sha256=sha256,
-            size_bytes=1,
-            source_name=name,
-            path=f"work/{number}/x.dcm",
-            model_id=model_id,
-            max_attempts=3,
-            now=T0 + timedelta(days=number),
-            exists=lambda _: True,
+            Drop(
+                token=str(number),
+                sha256=sha256,
+                size_bytes=1,
+                source_name=name,
+                path=f"work/{number}/x.dcm",
+                model_id=model_id,
+                max_attempts=3,
+                now=T0 + timedelta(days=number),
+                exists=lambda _: True,
+            )
         )
         if number:
-            store.reject(
+            store.end(
+                State.REJECTED,
                 result_id=claim.result_id,
                 reason="truncated",
                 message="it ends in the middle",
@@ -421,7 +426,7 @@ class TestModel:
             assert f"{entry['threshold']:.6g}" in shown.stdout
             verified = run("model", "verify", entry["bundle"])
             assert verified.exit_code == 0
-            assert "digest, contract and golden picture are right" in verified.stdout
+            assert "digest, contract and golden image are right" in verified.stdout
         assert SHIPPED_DEFAULT in run("model", "verify").stdout
 
     def test_a_damaged_bundle_is_listed_with_its_fault_and_not_verified(

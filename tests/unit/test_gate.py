@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
 from lungwatch.daemon.pipeline.gate import ContentGate, GateRefused
@@ -19,7 +20,6 @@ from lungwatch.daemon.pipeline.model import Classifier
 from lungwatch.daemon.pipeline.pipeline import classify
 from lungwatch.daemon.pipeline.records import Claimed, Prepared
 from lungwatch.errors import Flag, ModelError, Reason
-from lungwatch.imaging.radiograph import RadiographMeta
 from lungwatch.models import SHIPPED_DEFAULT
 
 pytest.importorskip("onnx")

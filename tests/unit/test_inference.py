@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.daemon.pipeline.pipeline import classify
 from lungwatch.daemon.pipeline.records import Claimed, Prepared, Scores
 from lungwatch.errors import Reason
-from lungwatch.imaging.radiograph import RadiographMeta
 
 
 def prepared(number: int) -> Prepared:

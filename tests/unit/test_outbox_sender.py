@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import pytest
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.daemon.configfile import load_config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.pacs import outbox
@@ -26,11 +27,11 @@ from lungwatch.daemon.pacs.scu import (
 )
 from lungwatch.daemon.retry import Outages
 from lungwatch.daemon.stage import DatabaseWriter, Progress
+from lungwatch.db.claims import Drop
 from lungwatch.db.deliveries import Deliveries, DeliveryRow, OutboxPlan, list_deliveries
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
 from lungwatch.errors import ConfigError, MissingExtraError
-from lungwatch.imaging.radiograph import RadiographMeta
 from tests.support.clock import ManualClock
 from tests.support.waits import PATIENCE_S
 
@@ -140,15 +141,17 @@ class Bench:
                 sop_uid=f"1.3.{number}",
             )
             claim = store.claim(
-                token=f"t{number}",
-                sha256=f"{number:064x}",
-                size_bytes=1,
-                source_name="x.dcm",
-                path=f"work/{number}/x.dcm",
-                model_id=model_id,
-                max_attempts=3,
-                now=T0,
-                exists=lambda _: True,
+                Drop(
+                    token=f"t{number}",
+                    sha256=f"{number:064x}",
+                    size_bytes=1,
+                    source_name="x.dcm",
+                    path=f"work/{number}/x.dcm",
+                    model_id=model_id,
+                    max_attempts=3,
+                    now=T0,
+                    exists=lambda _: True,
+                )
             )
             store.record(
                 result_id=claim.result_id,

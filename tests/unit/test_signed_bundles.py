@@ -339,7 +339,7 @@ class TestAcceptance:
         assert "SHA-256 differs" in refused("model", "sign", bundle, "--key", keys / "ours")
         shutil.copy(SHIPPED / NAME / "card.md", bundle)
         renamed = bundle.rename(bundle.parent / "other-1.0.0")
-        assert "one name" in refused("model", "sign", renamed, "--key", keys / "ours")
+        assert "the same name" in refused("model", "sign", renamed, "--key", keys / "ours")
         assert (renamed / "bundle.sig").read_bytes() == before
         assert "cannot read" in refused("model", "sign", bundle, "--key", keys / "ours")
 

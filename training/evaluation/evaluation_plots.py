@@ -15,7 +15,7 @@ from lungwatch.training.data.pixels import FloatArray, LesionImage
 from lungwatch.training.data.plots import new_figure, to_png
 from lungwatch.training.evaluation.evaluation import Scored
 from lungwatch.training.evaluation.gate_rates import Rate
-from lungwatch.training.evaluation.metrics import average_precision, roc_auc, roc_curve
+from lungwatch.training.evaluation.metrics import figures, roc_auc, roc_curve
 from lungwatch.training.evaluation.release_criteria import Check
 
 _BINS = 10
@@ -127,7 +127,7 @@ def _precision_recall(both: Sequence[Scored]) -> bytes:
         y, p = scored.targets, scored.probabilities
         fpr, tpr, _ = roc_curve(y, p)
         tp, fp = tpr[1:] * y.sum(), fpr[1:] * (1 - y).sum()
-        area = average_precision(y, p)
+        area = figures(y, p, 0.5).pr_auc
         label = f"{_name(scored)}, area {area:.3f}"
         axes.step(tpr[1:], tp / (tp + fp), where="pre", color=colour, label=label)
     share = float(both[0].targets.mean())

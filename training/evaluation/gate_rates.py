@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from lungwatch.contract import GateCheck, GateContract, Verdict
 from lungwatch.errors import DatasetError, FileRejected, ModelError, Reason
-from lungwatch.imaging.dicomfile import is_dicom
+from lungwatch.files import file_kind
 from lungwatch.imaging.radiograph import FloatImage
-from lungwatch.imaging.reader import is_raster, read_radiograph
+from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import lung_area_of, lung_mask, preprocess
 from lungwatch.training.data.pixels import FloatArray
 
@@ -244,7 +244,6 @@ VARIANTS: dict[str, Callable[[FloatImage], FloatImage]] = {
 
 """The copies that are looked at; turned counter-clockwise."""
 
-_HEAD_BYTES = 132
 
 _AT_ONCE = 32
 
@@ -345,7 +344,11 @@ def image_files(folder: Path) -> list[Path]:
         If there are none, or a file cannot be read.
     """
     try:
-        found = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_image(path)]
+        found = [
+            path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and file_kind(path).is_image
+        ]
     except OSError as error:
         raise DatasetError(f"{error.filename or folder}: {error.strerror}") from error
     if not found:
@@ -416,12 +419,6 @@ def _rate(folder: str, variant: str, looked: Sequence[GateOutcome]) -> Rate:
         refused_by_reader=dict(reasons[False].most_common()),
         refused_by_gate=dict(reasons[True].most_common()),
     )
-
-
-def _is_image(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    return is_raster(head) or is_dicom(head)
 
 
 def _read(path: Path) -> FloatImage | str:

@@ -18,9 +18,9 @@ from lungwatch.preprocess import PreprocessSpec, lung_mask, preprocess
 from lungwatch.training.data.dataset import Sample, Split, dataset_name, manifest_rows
 from lungwatch.training.data.pixels import FloatArray
 from lungwatch.training.data.scan import ScannedImage, require_readable, scan
+from lungwatch.training.evaluation.calibration import apply_calibration
 from lungwatch.training.evaluation.evaluation import choose_samples
 from lungwatch.training.evaluation.gate_rates import Gate
-from lungwatch.training.evaluation.metrics import sigmoid
 from lungwatch.training.evaluation.scorers import Judgement, Scorer, embed
 
 FEWEST_LUNG = 0.08
@@ -208,8 +208,7 @@ class Answers:
 
     def probabilities(self, logits: FloatArray) -> NDArray[np.float64]:
         """Return calibrated probabilities, 0..1, of binary logits."""
-        calibration = self.judgement.calibration
-        return sigmoid(calibration.slope * logits + calibration.intercept)
+        return apply_calibration(self.judgement.calibration, logits)
 
 
 def count_images(location: Path, split: Split | None) -> int:

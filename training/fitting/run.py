@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lungwatch.errors import ConfigError, MissingExtraError, NotFoundError
-from lungwatch.files import make_dirs, write_atomic
+from lungwatch.files import make_dirs, replacing, write_atomic
 from lungwatch.training.data.splits import DataRecord
 
 
@@ -210,9 +210,8 @@ class RunFolder:
 
     def adopt(self, file: Path) -> None:
         """Copy a file into the folder under its own name, whole or not at all."""
-        temporary = self.root / f".tmp-{file.name}"
-        shutil.copyfile(file, temporary)
-        temporary.replace(self.root / file.name)
+        with replacing(self.root / file.name) as temporary:
+            shutil.copyfile(file, temporary)
 
 
 def _take_over(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, DatasetError, LungwatchError
+from lungwatch.files import replacing
 from lungwatch.training.data.dataset import ImageClass, LabelledImage, Sample
 from lungwatch.training.data.pixels import FloatArray, KerasModel, Tensor
 from lungwatch.training.evaluation.calibration import fit_calibration
@@ -320,9 +321,8 @@ class WeightAverage:
 
     def save(self, target: Path) -> None:
         """Write the average to an .npz file, for resuming."""
-        temporary = target.with_name(f".tmp-{target.name}")
-        np.savez(temporary, np.array(self._steps), *self._mean)
-        temporary.replace(target)
+        with replacing(target) as temporary:
+            np.savez(temporary, np.array(self._steps), *self._mean)
 
     def load(self, source: Path) -> None:
         """Read what `save` wrote."""
@@ -333,9 +333,8 @@ class WeightAverage:
 
 def save_memory(variables: Sequence[Tensor], target: Path) -> None:
     """Write the variables' values to an .npz file, whole or not at all."""
-    temporary = target.with_name(f".tmp-{target.name}")
-    np.savez(temporary, *(np.asarray(variable) for variable in variables))
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        np.savez(temporary, *(np.asarray(variable) for variable in variables))
 
 
 def load_memory(variables: Sequence[Tensor], source: Path) -> None:

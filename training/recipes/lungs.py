@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, DatasetError
+from lungwatch.files import replacing
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.data.dataset import LabelMap
 from lungwatch.training.data.gate_data import GateData, measure_gate, read_gate_data
@@ -457,9 +458,8 @@ def _phase(
 
 
 def _write_lungs(run: RunFolder, found: ByteArray) -> None:
-    temporary = run.root / f".tmp-{_LUNGS}"
-    np.save(temporary, found)
-    temporary.replace(run.root / _LUNGS)
+    with replacing(run.root / _LUNGS) as temporary:
+        np.save(temporary, found)
 
 
 def _stretched(lungs: ByteArray, pixels: ByteArray) -> ByteArray:
