@@ -346,7 +346,7 @@ class Service:
                 in_flight.wait_empty(_HEALTH_S)
             else:
                 self._stop.wait(0.1)
-        intake.skipped.tell_all()
+        intake.skipped.log_all()
         if parts.sender is not None:
             parts.sender.recover()
             parts.sender.work_off()

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from lungwatch.daemon.home import Watermark
+from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import Claimer, ClaimInterrupted
 from lungwatch.daemon.intake.eligibility import CompletenessCheck, writer_of
-from lungwatch.daemon.intake.scan import DropScan, SkippedFiles, UnusableFiles, WaitingFiles
-from lungwatch.daemon.intake.watch import DropFolder, Watcher
+from lungwatch.daemon.intake.watch import DropFolder, DropScan, Watcher
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.pipeline.records import Claimed
 from lungwatch.daemon.retry import Backoff
@@ -25,6 +24,41 @@ _MAX_DELAY_S = 60.0
 _RETRIES_AT_ONCE = 4  # before a file is reported as unusable
 _LOCAL_STABILITY_S = 1.0
 _REMOTE_STABILITY_S = 5.0
+
+
+class Watermark:
+    """The free space of a home, below which nothing is claimed; pause and resumption are logged.
+
+    Parameters
+    ----------
+    min_free_mb
+        In MiB.
+    """
+
+    def __init__(self, home: Home, min_free_mb: int) -> None:
+        self._home = home
+        self._min_free_mb = min_free_mb
+        self.is_short = False
+
+    def has_space(self) -> bool:
+        """Tell whether there is room for more."""
+        try:
+            free_mb = self._home.free_mb()
+        except OSError:
+            return False  # the home itself is missing; the scan reports that
+        # A tenth more to resume, or the next claimed file would pause it again.
+        enough_mb = self._min_free_mb * (11 if self.is_short else 10) / 10
+        is_short = free_mb < enough_mb
+        if is_short != self.is_short:
+            self.is_short = is_short
+            event(
+                "paused" if is_short else "resumed",
+                level=logging.WARNING,
+                reason="disk",
+                free_mb=free_mb,
+                min_free_mb=self._min_free_mb,
+            )
+        return not is_short
 
 
 class Intake:
@@ -69,26 +103,31 @@ class Intake:
             or (_REMOTE_STABILITY_S if watcher.is_polling else _LOCAL_STABILITY_S),
             open_timeout_s=config.open_timeout_s,
         )
-        self._unusable = UnusableFiles()
-        self.skipped = SkippedFiles(config.open_timeout_s)
         self._watermark = Watermark(home, config.min_free_mb)
         self._scan = DropScan(
             home.incoming,
-            names=config.name_rules,
-            unusable=self._unusable,
-            skipped=self.skipped,
+            config.name_rules,
+            skip_log_s=config.open_timeout_s,
             clock=context.clock,
             beat=self._beat,
         )
+        self._unusable = self._scan.unusable
+        self.skipped = self._scan.skipped
         self._postponed = Backoff[Path](most_s=_MAX_DELAY_S)
         self._folder = DropFolder(home, watcher, context.outages)
-        self.waiting_files = WaitingFiles()
+        # By path, when each came, in seconds since the epoch; read by other threads.
+        self._waiting: dict[Path, float] = {}
         self._queued_left = 0
 
     @property
     def waiting(self) -> int:
         """Files that are to be taken: in the drop folder, or in quarantine to be tried again."""
-        return self.waiting_files.count + self._queued_left
+        return len(self._waiting) + self._queued_left
+
+    @property
+    def oldest_waiting_at(self) -> float | None:
+        """When the oldest file of the drop folder came, in seconds since the epoch, if any."""
+        return min(tuple(self._waiting.values()), default=None)
 
     @property
     def unusable(self) -> int:
@@ -136,15 +175,15 @@ class Intake:
             if not os.path.lexists(path):
                 self._postponed.succeeded(path)
         queued = self._outages.wait_out(self._queued)
-        self.waiting_files.replace(
-            {p: seen.changed_at_s for p, seen in found.items() if p not in self._unusable}
-        )
+        self._waiting = {
+            path: seen.changed_at_s for path, seen in found.items() if path not in self._unusable
+        }
         self._queued_left = len(queued)
         for path in found:
             if self._is_due(path) and self._is_complete(path):
                 self._claim(path, partial(self._claimer.take, path))
             if path in self._unusable or not os.path.lexists(path):
-                self.waiting_files.leave(path)
+                self._waiting.pop(path, None)
         for path in [p for p in self._postponed if p not in found and self._is_due(p)]:
             self._claim(path, partial(self._claimer.resume, path))
         for path, source_name in queued:
