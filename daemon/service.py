@@ -42,7 +42,6 @@ def notify(message: str) -> None:
 
 
 _PER_PERIOD = 3
-
 _STATUS_S = 5.0
 
 
@@ -138,9 +137,7 @@ def _period_s(environ: Mapping[str, str]) -> float | None:
 
 
 _HEALTH_S = 1.0
-
 _SENDER_S = 5.0
-
 _STOP_SLACK_S = 15.0
 
 

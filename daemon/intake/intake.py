@@ -18,7 +18,7 @@ from lungwatch.daemon.stage import Context
 from lungwatch.errors import describe
 
 _POLL_S = 0.2
-# The file is somebody's who does not let us move it, or on another file system.
+# Another user's file that may not be moved, or one on another file system.
 _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EXDEV}
 _MAX_DELAY_S = 60.0
 _RETRIES_AT_ONCE = 4  # before a file is reported as unusable
@@ -62,7 +62,7 @@ class Watermark:
 
 
 class Intake:
-    """Looks at the drop folder, at every hint and every `rescan_s`, and claims what is complete.
+    """Intake of the drop folder, scanned at every hint and every `rescan_s`.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class Intake:
 
     @property
     def waiting(self) -> int:
-        """Files that are to be taken: in the drop folder, or in quarantine to be tried again."""
+        """Number of files to take, in the drop folder or in quarantine on request."""
         return len(self._waiting) + self._queued_left
 
     @property
@@ -131,31 +131,31 @@ class Intake:
 
     @property
     def unusable(self) -> int:
-        """Files in the drop folder that cannot be taken."""
+        """Number of files in the drop folder that cannot be taken."""
         return len(self._unusable)
 
     def run(self) -> None:
-        """Take up what was in hand, then look again and again until stopped."""
+        """Resume files in `work/`, then scan repeatedly until stopped."""
         self.resume()
         while not self._stopped.is_set():
-            # Cleared before looking: what comes during the look wakes the next one.
+            # Cleared before the scan: a file that comes meanwhile starts the next scan.
             self._watcher.wake.clear()
             with self._context.progress.busy("intake"):
                 self.scan()
             self._watcher.wake.wait(self._context.config.rescan_s)
 
     def stop(self) -> None:
-        """End `run` after the file that it is claiming."""
+        """End `run` after the file that is being claimed."""
         self._stopped.set()
         self._watcher.wake.set()
 
     def scan(self) -> bool:
-        """Look at the whole drop folder once and claim every complete file.
+        """Scan the whole drop folder once and claim every complete file.
 
         Returns
         -------
         bool
-            Whether there was anything to take, now or later.
+            Whether there was a file to take, now or later.
         """
         if not self._folder.is_there():
             return True
@@ -194,15 +194,15 @@ class Intake:
         )
 
     def resume(self) -> None:
-        """Go on with what a previous process left in `work/`; nothing else can be in there.
+        """Continue with the files that a previous process left in `work/`.
 
-        One after the other: if one of them was what killed that process, it goes alone this
-        time, and its neighbours are not given up along with it.
+        One at a time: if one of them crashed that process, it is processed alone now, and the
+        others do not use up their attempts with it.
         """
-        # Before the first claim: from then on the pipeline empties and removes folders itself.
+        # Before the first claim: afterwards the pipeline removes empty folders itself.
         for folder in list(self._context.home.work.iterdir()):
             if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()  # claimed, and not renamed into: its file is where it was
+                folder.rmdir()  # made for a file that was not moved into it
         for path in [path for path in self._context.home.work.rglob("*") if path.is_file()]:
             self._claim(path, partial(self._claimer.resume, path))
             while not self._stopped.is_set() and not self._in_flight.wait_empty(_POLL_S):
@@ -220,7 +220,7 @@ class Intake:
         return self._stability.is_complete(path, writer, self._clock.monotonic())
 
     def _claim(self, path: Path, claim: Callable[[], Claimed | None]) -> None:
-        # The stop is looked at before every claim: what is not claimed stays where it is.
+        # The stop is checked before every claim: a file that is not claimed stays where it is.
         while (
             self._stopped.is_set()
             or not self._watermark.has_space()
@@ -235,10 +235,10 @@ class Intake:
         claimed, has_ended = None, False
         try:
             claimed = claim()
-            # Known bytes meet their end here; what is still being written is given back.
+            # A known content has its end here; a file still being written to is back.
             has_ended = claimed is None and not os.path.lexists(path)
         except FileNotFoundError:
-            pass  # taken away again by whoever dropped it
+            pass  # removed again by its dropper
         except OSError as error:
             if error.errno in _NOT_OURS:
                 self._unusable.add(path, error.strerror or "it cannot be moved")
