@@ -30,13 +30,10 @@ from lungwatch.errors import DatabaseError, NotFoundError
 from lungwatch.files import fsync_dir, make_dirs, write_atomic
 
 _SUFFIX = ".db"
-
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
-
 # What an administrator laid beside them sorts anywhere: taken for the newest, it would cost the
 # backup that is.
 _NAME = re.compile(r"lungwatch-\d{8}T\d{6}\.\d{6}Z\.db", re.ASCII)
-
 # Beside the database lie SQLite's own files, which belong to it alone.
 _COMPANIONS = ("-wal", "-shm")
 
@@ -166,9 +163,7 @@ def _swap(database: Path, fresh: Path, aside: Path) -> bool:
 
 
 Folder = Literal["done", "quarantine", "overlays", "backups"]
-
 _FOLDERS: tuple[Folder, ...] = ("done", "quarantine", "overlays", "backups")
-
 _GIB = 1024**3
 
 
