@@ -16,25 +16,15 @@ from pathlib import Path
 from lungwatch.errors import ModelError
 
 MODEL_FILE = "model.onnx"
-
 GATE_FILE = "gate.onnx"
-
 DRIFT_FILE = "drift.json"
-
 ABOUT_FILE = "bundle.json"
-
 CARD_FILE = "card.md"
-
 LEARNT_FILE = "learnt.json"
-
 SIGNATURE_FILE = "bundle.sig"
-
-
 # Protocol buffers, and so ONNX files, end at 2 GiB.
 _MAX_MODEL_BYTES = 2 << 30
-
 _MAX_GATE_BYTES = 64 << 20
-
 _MAX_TEXT_BYTES = 4 << 20
 
 

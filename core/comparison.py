@@ -14,17 +14,13 @@ from lungwatch.contract import LABELS
 from lungwatch.errors import ModelError
 
 LEAST_VALUES = 20
-
 """Values on either side below which nothing is tested."""
 
 MOST_CATEGORIES = 20
-
 """Categories of one tag that are told apart; the rarest are counted together."""
 
 OTHER_CATEGORIES = "(other)"
-
 KEPT_VALUES = 500
-
 """Values that a stored distribution is reduced to."""
 
 
@@ -211,17 +207,12 @@ def _median(distribution: Distribution) -> float:
 
 
 DRIFT_FORMAT = 1
-
 COMPONENTS = 8
-
 MOST_COMPONENTS = 16
-
 GATE_ACCEPTED = "accepted"
-
 """Value of the tag `gate` for what the content gate does not refuse."""
 
 _DIGITS = 6
-
 _PLACES = 4
 
 
@@ -373,7 +364,6 @@ def _rounded(values: NDArray[np.float32] | NDArray[np.float64]) -> list[float]:
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
 _Vector = NDArray[np.float64]
 
 

@@ -15,7 +15,6 @@ from lungwatch.errors import GATE_REASONS, Flag, ModelError, Reason
 from lungwatch.preprocess import PreprocessSpec
 
 GATE_SCORES = "scores"
-
 GATE_LUNGS = "lungs"
 
 
@@ -162,65 +161,40 @@ class GateContract:
 
 
 CONTRACT_VERSION = 3
-
 # Version 1 called the negative class NORMAL, and knew neither gate nor map_reference; version 2
 # had COVID as its only finding.
 _READ_VERSIONS = (1, 2, CONTRACT_VERSION)
-
 METADATA_KEY = "lungwatch.contract"
-
-
 INPUT = "pixels"
-
 PROBABILITY = "probability"
-
 LOGITS = "logits"
-
 CAM = "cam"
-
 EMBEDDING = "embedding"
-
 OUTPUTS = (PROBABILITY, LOGITS, CAM, EMBEDDING)
-
 # The largest value of each map before it was scaled to 0..1; a graph of contract 1 has none.
 CAM_PEAK = "cam_peak"
-
 # Of the findings beside COVID, (N, F), in the contract's order; a graph without any has none.
 FINDINGS = "findings"
-
 # Their maps, (N, F, side, side), each 0..1, and what each was divided by, (N, F): optional.
 FINDING_CAMS = "finding_cams"
-
 FINDING_PEAKS = "finding_peaks"
-
-
 NEGATIVE: Literal["NEGATIVE"] = "NEGATIVE"
-
 COVID: Literal["COVID"] = "COVID"
-
 UNCERTAIN: Literal["UNCERTAIN"] = "UNCERTAIN"
-
 Label = Literal["NEGATIVE", "COVID", "UNCERTAIN"]
-
 LABELS: tuple[Label, ...] = (COVID, NEGATIVE, UNCERTAIN)
-
 MEANINGS: dict[Label, str] = {
     COVID: "COVID-19 pattern found",
     NEGATIVE: "no COVID-19 pattern found; other disease is not assessed",
     UNCERTAIN: "the model abstains; COVID-19 pattern indeterminate",
 }
-
 """What each label says to a reader, in one clause."""
 
 _OTHER_OPACITY = (
     "no COVID-19 pattern found, but an opacity; this does not mean a normal chest X-ray"
 )
-
-
 COVID_FINDING = "covid"
-
 OPACITY = "opacity"
-
 _FINDING_NAME = re.compile(r"[a-z][a-z0-9_]{0,13}")
 
 
@@ -317,7 +291,7 @@ class Finding:
             raise ModelError(f"finding {self.name!r}: map_reference is not above 0")
 
     def is_present(self, probability: float) -> bool:
-        """Whether a calibrated probability, 0..1, is at or above the threshold."""
+        """Return whether a calibrated probability, 0..1, is at or above the threshold."""
         return probability >= self.threshold
 
     @classmethod

@@ -72,7 +72,6 @@ FLAGS: dict[Flag, str] = {
     Flag.ATTENTION_OUTSIDE_LUNGS: "most of the map for COVID lies outside the lungs",
     Flag.EMPTY_MAP: "the map is empty: Grad-CAM shows nothing for the answer",
 }
-
 """What each flag says to a reader, in one clause of at most 64 characters (a code's meaning)."""
 
 

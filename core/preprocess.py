@@ -16,7 +16,6 @@ from lungwatch.errors import ModelError
 from lungwatch.imaging.radiograph import FloatImage
 
 Intensity = Literal["as_is", "percentile"]
-
 Fit = Literal["stretch", "pad"]
 
 
@@ -215,15 +214,12 @@ def golden_digest() -> str:
 
 
 LEAST_SHARE_INSIDE = 0.5
-
 """Share of the map for COVID below which its attention is called outside the lungs."""
 
 LEAST_HALF = 0.15
-
 """Share of the lung area below which one half of the picture is called without its lung."""
 
 MOST_OF_AN_EDGE = 0.25
-
 """Share of one edge of the picture from which on lungs at that edge are called cut off."""
 
 _LUNG_THRESHOLD = 0.5
@@ -338,21 +334,13 @@ def _without_detail(content: NDArray[np.float32], factor: int) -> NDArray[np.flo
 
 # Fewer make a side mark with the initials of whoever took the X-ray, which nearly every one has.
 BURNT_IN_LETTERS = 4
-
 _SIDE_PX = 1024
-
 _HATS = (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT)
-
 _STROKE_PX = 9  # letters are made of strokes narrower than this
-
 _STROKE_CONTRAST = 76  # of 255, from what surrounds the stroke
-
 _HEIGHT_PX = (5, 40)
-
 _WIDTH_PX = (2, 40)
-
 _LEAST_AREA_PX = 8
-
 _MOST_SHAPES = 500
 
 

@@ -17,11 +17,8 @@ from lungwatch.errors import ModelError
 from lungwatch.files import fsync_dir, make_dirs, write_atomic
 
 CALIBRATION_FORMAT = 1
-
 _DIGEST_DIGITS = 12
-
 _MARK_DIGITS = 8
-
 _MAX_BYTES = 1 << 20
 
 

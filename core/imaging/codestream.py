@@ -13,11 +13,8 @@ from lungwatch.errors import FileRejected, Reason
 from lungwatch.imaging import jpeg
 
 _JPEG2000_START = b"\xff\x4f\xff\x51"  # SOC and SIZ, which follow each other: ISO 15444-1 A.4
-
 _JPEG_LS = 0xF7  # SOF55
-
 _JPEG_START = b"\xff\xd8"
-
 # A JP2 file's boxes may come first, against PS3.5 A.4.4.
 _SEARCHED_BYTES = 4096
 
@@ -115,24 +112,18 @@ def _unit(components: bytes) -> tuple[int, int]:
 
 # Grey levels of 256 that a step has at least; less changes no answer.
 _MIN_STEP = 5.0
-
 # Blocks along the step that may stray from it, by how much of it, and what may lie around it.
 _MAX_STRAY = 0.4
-
 _MAX_AROUND = 0.35
-
 # An edge of the picture's own, as of a frame, begins with a row of blocks.
 _ROW_START_SHARE = 0.02
-
 _ROW_START_BLOCKS = 3
-
 _MIN_BLOCKS = 12
-
 _MIN_BLOCK_ROWS = 4
 
 
 def has_seam(grey: NDArray[Any], *, block: tuple[int, int], white: int) -> bool:
-    """Whether a decoded JPEG has a step from one block on to the end of the image.
+    """Return whether a decoded JPEG has a step from one block on to the end of the image.
 
     Parameters
     ----------
@@ -186,7 +177,7 @@ def _steps(grey: NDArray[Any], height: int, width: int) -> NDArray[np.float64]:
 
 
 def _is_sharp(flat: NDArray[np.float64], start: int, columns: int, height: float) -> bool:
-    """Whether the step begins and ends within a few blocks, and has its height at both ends."""
+    """Return whether the step begins and ends within a few blocks, and has its height at both ends."""
     near = max(3, columns // 12)
     pairs = (
         (flat[start : start + near], flat[max(0, start - near) : start]),
@@ -205,13 +196,9 @@ def _median(values: NDArray[np.float64]) -> float:
 
 
 _LOSSLESS_PROCESS = 0xC3
-
 _SEQUENTIAL_PROCESSES = (0xC0, 0xC1)
-
 _SOT, _SOD, _EOC = 0x90, 0x93, b"\xff\xd9"
-
 _PACKET_MARKERS = (0x91, 0x92)  # SOP and EPH
-
 _RLE_HEADER_BYTES = 64
 
 

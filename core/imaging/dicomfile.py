@@ -24,21 +24,16 @@ from lungwatch.errors import FileRejected, Reason
 from lungwatch.imaging.radiograph import number_of, text_of
 
 _ITEM = b"\xfe\xff\x00\xe0"
-
 _DELIMITER = b"\xfe\xff\xdd\xe0"
-
 # SOI of JPEG and JPEG-LS, SOC of JPEG 2000; a JP2 file's signature box, against PS3.5 A.4.4.
 _STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")
-
 _END = b"\xff\xd9"  # EOI and EOC alike
-
 _RLE_HEADER_BYTES = 64
-
 _RLE_MAX_SEGMENTS = 15
 
 
 def is_encapsulated(value: bytes) -> bool:
-    """Whether pixel data begins like encapsulated ones do: with an item for offsets."""
+    """Return whether pixel data begins like encapsulated ones do: with an item for offsets."""
     if not value.startswith(_ITEM) or len(value) < 16:
         return False
     (length,) = struct.unpack_from("<L", value, 4)
@@ -47,7 +42,7 @@ def is_encapsulated(value: bytes) -> bool:
 
 
 def has_whole_items(value: bytes) -> bool:
-    """Whether every item of encapsulated pixel data is as long as it says."""
+    """Return whether every item of encapsulated pixel data is as long as it says."""
     position = 0
     while position + 8 <= len(value):
         (length,) = struct.unpack_from("<L", value, position + 4)
@@ -61,7 +56,7 @@ def has_whole_items(value: bytes) -> bool:
 
 
 def has_end_marker(value: bytes) -> bool:
-    """Whether the last fragment ends as a JPEG or JPEG 2000 stream does.
+    """Return whether the last fragment ends as a JPEG or JPEG 2000 stream does.
 
     Where the sequence's delimiter is missing, this alone tells a whole file from one that was
     cut off between two fragments.
@@ -118,7 +113,7 @@ def _frames(fragments: list[bytes], syntax: UID) -> int:
 
 
 def _is_rle_header(fragment: bytes) -> bool:
-    """Whether bytes begin like an RLE frame does (PS3.5 G.5)."""
+    """Return whether bytes begin like an RLE frame does (PS3.5 G.5)."""
     if len(fragment) < _RLE_HEADER_BYTES:
         return False
     segments, *offsets = struct.unpack_from("<16L", fragment)
@@ -126,11 +121,8 @@ def _is_rle_header(fragment: bytes) -> bool:
 
 
 _UNDEFINED = 0xFFFFFFFF
-
 _MIB = 1024 * 1024
-
 _SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
-
 _CUT_OFF = "the DICOM file ends in mid-element"
 
 
@@ -212,7 +204,7 @@ def check_complete(dataset: FileDataset) -> None:
 
 
 def holds_bytes(dataset: Dataset) -> bool:
-    """Whether pixel data that are said to be words of 8 bits in 16 are bytes, by their size."""
+    """Return whether pixel data that are said to be words of 8 bits in 16 are bytes, by their size."""
     value = dataset["PixelData"].value
     bits = number_of(dataset, "BitsAllocated"), number_of(dataset, "BitsStored")
     size = frame_bytes(dataset) // 2
@@ -294,7 +286,7 @@ def _inflate(file: BinaryIO, max_bytes: int) -> bytes:
 
 
 def _is_cut_off(dataset: FileDataset, size_bytes: int) -> bool:
-    """Whether the last element is shorter than it says, or followed by a part of another.
+    """Return whether the last element is shorter than it says, or followed by a part of another.
 
     pydicom takes both without complaint. What follows whole pixel data does no harm.
     """

@@ -83,11 +83,8 @@ def _as_stored(value: int, stored: NDArray[Any], bits: int) -> int:
 
 
 Mask = NDArray[np.bool_]
-
-
 # A shutter that leaves less than this share of an image belongs to another one.
 _MIN_OPEN_SHARE = 0.2
-
 # Overlay groups (PS3.5 7.6): 6000 to 601E, even.
 _OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
 
@@ -197,8 +194,6 @@ _OPEN: dict[str, Callable[[Dataset, tuple[int, int]], Mask | None]] = {
     "POLYGONAL": _polygon,
     "BITMAP": _bitmap,
 }
-
-
 # No physical quantity in a radiograph comes near it, and float32 still holds its square.
 _MAX_VALUE = 1e18
 

@@ -12,10 +12,8 @@ from lungwatch.imaging.radiograph import Box, FloatImage, numbers_of, values_of
 
 # Below it lies the rounding of the spacings that files state.
 _SQUARE_TOLERANCE = 0.01
-
 # Detectors and film scanners stay well within; what does not is a typing error.
 _MAX_PIXEL_RATIO = 4.0
-
 # Row spacing, that is, a pixel's height, comes first: PS3.3 10.7.1.3, C.7.6.3.1.7.
 _SPACING_KEYWORDS = (
     "ImagerPixelSpacing",
@@ -75,10 +73,8 @@ def _height_to_width(dataset: Dataset) -> float:
 
 # Pairs that a single direction cannot hold both of.
 _OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "H": "F", "F": "H"}
-
 # A direction is named by up to three letters, the main one first.
 _MOST_LETTERS = 3
-
 # What a frontal view looks like on a light box: the patient's right at the viewer's left.
 UPRIGHT = ("L", "F")
 
@@ -101,7 +97,7 @@ def directions_of(dataset: Dataset) -> tuple[str, str] | None:
 
 
 def is_orientation_known(dataset: Dataset) -> bool:
-    """Whether a file says which side of a frontal image is the patient's left."""
+    """Return whether a file says which side of a frontal image is the patient's left."""
     directions = directions_of(dataset)
     return directions is not None and not set("AP") & set(directions)
 
@@ -149,54 +145,35 @@ def _is_direction(side: str) -> bool:
 
 
 Mask = NDArray[np.uint8]
-
 Shares = NDArray[np.float32]
-
-
 # Found on a thinned image, since a frame is as uniform there.
 _MOST_PX = 512
-
 # What a frame's grey value may differ by: what JPEG leaves of an even surface.
 _TOLERANCE = 0.03
-
 # What a picture differs by, at least, where it meets its frame.
 _STEP = 0.08
-
 # Share of a frame's line that may differ: dust, a ringing edge, a small letter.
 _STRAY_SHARE = 0.02
-
 # Share of a picture's outermost line that must differ from the frame at once. An outline of a
 # body is round, so that its outermost line touches little of the air beside it.
 _EDGE_SHARE = 0.5
-
 # The same where two sides are known: there may be air within the picture as dark as the frame.
 _LAST_EDGE_SHARE = 0.15
-
 _SURE_SIDES = 2
-
 # In a viewer: how full of letters a panel's line may be, and how full a picture's line must be.
 _PANEL_SHARE = 0.35
-
 _PICTURE_SHARE = 0.75
-
 _MOST_OUTSIDE = 0.15
-
 # Lines between the last of the frame and the first of the picture: a block of JPEG.
 _BLUR_SHARE = 0.008
-
 _LEAST_BLUR_PX = 3
-
 # Of both opposite sides together. Narrower ones change little, and cutting them may as well.
 _MIN_MARGINS = 0.04
-
 # A wider one on one side alone, black or white, is not a frame but data that are missing.
 _MOST_ONE_SIDED = 0.25
-
 _ONE_SIDED = 0.015
-
 # A picture has at least this share of the sides.
 _MIN_PICTURE = 0.2
-
 # White paper around a black bar around an X-ray.
 _MOST_LAYERS = 4
 
@@ -363,7 +340,7 @@ def _panelled(
 
 
 def _is_panel(differs: Shares, stands_out: Shares, start: int, blur: int) -> bool:
-    """Whether a picture begins at once behind a few letters; see `_edge` for the profiles."""
+    """Return whether a picture begins at once behind a few letters; see `_edge` for the profiles."""
     if not start:
         return True
     outside = differs[max(0, start - 2 * blur) : max(0, start - blur)]
@@ -421,7 +398,7 @@ def _blur(side: int) -> int:
 
 
 def _is_plausible(box: Box, shape: tuple[int, ...], level: float, least: float) -> bool:
-    """Whether a box is a picture in its frame, not a sliver, and not half of an image."""
+    """Return whether a box is a picture in its frame, not a sliver, and not half of an image."""
     height, width = shape
     margins = (
         (box.top / height, (height - box.bottom) / height),

@@ -206,26 +206,19 @@ def _entropy_coded(data: bytes, start: int) -> tuple[int, list[bytes]]:
 
 
 _NO_CODE = 0
-
 _MAX_SIZE_CATEGORY = 16
-
 _BLOCK = 64
-
 _END_OF_BLOCK = 2**10
-
 _NOT_A_STEP = 2**12
-
 # Most encoders write the standard's own tables.
 _CACHED_TABLES = 4
-
 _CHUNK = 24  # bytes
-
 # What a stream that names what it does not have, or ends too soon, comes out as.
 _STREAM_ERRORS = (DamageError, ArithmeticError, IndexError, KeyError, ValueError, struct.error)
 
 
 def has_sound_scans(data: bytes) -> bool:
-    """Whether a sequential Huffman-coded JPEG keeps to its own tables and size.
+    """Return whether a sequential Huffman-coded JPEG keeps to its own tables and size.
 
     Every code is in its table, no block has more than 64 coefficients, no mean leaves the
     range of grey values, and the last block ends in the last byte.
@@ -242,7 +235,7 @@ def has_sound_scans(data: bytes) -> bool:
 
 
 def fits_lossless(data: bytes, decoded: NDArray[Any], precision: int) -> bool:
-    """Whether a lossless JPEG has the length that its decoded samples need.
+    """Return whether a lossless JPEG has the length that its decoded samples need.
 
     Parameters
     ----------

@@ -41,18 +41,14 @@ from lungwatch.imaging.radiograph import code_of, number_of, short, text_of
 from lungwatch.imaging.samples import Layout, Samples, check_shape, extract_samples, in_byte_order
 
 PLUGIN = "lungwatch"
-
 JPEG_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
-
 JPEG2000_SYNTAXES = (JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
-
 SYNTAXES = (*JPEG_SYNTAXES, *JPEG2000_SYNTAXES)
-
 DECODER_DEPENDENCIES: dict[UID, tuple[str, ...]] = dict.fromkeys(SYNTAXES, ("imagecodecs",))
 
 
 def is_available(uid: str) -> bool:
-    """Whether frames of a transfer syntax can be decoded."""
+    """Return whether frames of a transfer syntax can be decoded."""
     return uid in SYNTAXES and importlib.util.find_spec("imagecodecs") is not None
 
 
@@ -141,19 +137,14 @@ def register_decoders() -> None:
 
 
 _MONOCHROME = {"MONOCHROME1", "MONOCHROME2"}
-
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
-
 _PALETTE = "PALETTE COLOR"
-
 _LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K}
-
 _FAMILIES = {
     "JPEG": JPEG_SYNTAXES,
     "JPEG 2000": JPEG2000_SYNTAXES,
     "JPEG-LS": tuple(JPEGLSTransferSyntaxes),
 }
-
 # pydicom masks unused bits and extends signs without a look at the pixels.
 _OPTIONS: Any = {
     "view_only": True,
@@ -161,7 +152,6 @@ _OPTIONS: Any = {
     "apply_j2k_sign_correction": False,
     "apply_jls_sign_correction": False,
 }
-
 # PS3.3 C.7.6.3.1 has them as type 1, and no image can be read for certain without one of them.
 _NEEDED = (
     "SamplesPerPixel",
@@ -171,7 +161,6 @@ _NEEDED = (
     "HighBit",
     "PixelRepresentation",
 )
-
 # A palette's image is decoded like a grey one, and coloured afterwards.
 _SAMPLES_PER_PIXEL = {**dict.fromkeys(_MONOCHROME | {_PALETTE}, 1), **dict.fromkeys(_COLOUR, 3)}
 

@@ -16,23 +16,16 @@ from lungwatch.imaging.radiograph import FloatImage
 
 # Rows that are looked at; noise in more of them would tell nothing new.
 _SAMPLED_ROWS = 256
-
 # Neighbours that differ by less than this share of the range are near each other.
 _NEAR = 1 / 16
-
 # Of two steps, one below this share of the other is clearly the nearer one.
 _CLEARLY_NEARER = 1 / 4
-
 # So many times more near neighbours, and at least so many, decide against the letter.
 _PREPONDERANCE = 8
-
 _MIN_EVIDENCE = 32
-
 _MIN_EVIDENCE_SHARE = 1e-4
-
 # What a lossy codec swings out beyond the stated range: an eighth of it, in few pixels.
 _OVERSHOOT = 1 / 8
-
 _OVERSHOT_SHARE = 1e-3
 
 
@@ -175,7 +168,7 @@ def _weigh(for_other: NDArray[np.bool_], for_letter: NDArray[np.bool_]) -> tuple
 
 
 def _is_right_aligned(words: NDArray[Any], width: int, shift: int, *, signed: bool) -> bool:
-    """Whether samples lie in the lowest bits, though High Bit says that those are unused."""
+    """Return whether samples lie in the lowest bits, though High Bit says that those are unused."""
     if not np.any(words & words.dtype.type(2**shift - 1)):
         return False
     if signed:
@@ -188,7 +181,7 @@ def _is_right_aligned(words: NDArray[Any], width: int, shift: int, *, signed: bo
 def _holds_more(
     words: NDArray[Any], width: int, shift: int, precision: int, *, signed: bool
 ) -> bool:
-    """Whether bits above High Bit belong to the image: neither overlay nor left-over memory."""
+    """Return whether bits above High Bit belong to the image: neither overlay nor left-over memory."""
     above = np.right_shift(words, shift + width)
     if above.min() == above.max():
         return False
@@ -248,7 +241,6 @@ def _signed_stream(words: NDArray[Any], layout: Layout, word: int) -> Samples:
 
 # So many times nearer to each other are neighbours in the right reading.
 _CLEARLY_NEARER_BY = 8.0
-
 _ORDER_SAMPLED_ROWS = 256
 
 
@@ -310,16 +302,11 @@ def _typical_step(words: NDArray[Any]) -> float:
 # A collimator's or a window's lower border may be black and exactly even; a third of an X-ray
 # is not. Other than black, nothing makes such borders but a frame, which has an upper side too.
 _MAX_BLACK_SHARE = 1 / 3
-
 _MAX_OTHER_SHARE = 1 / 4
-
 # A border begins and ends with a row; a copy breaks off within one, beside rows that are whole.
 _MAX_SHARE_WITHIN_ROW = 0.02
-
 _WHOLE_ROW = 0.9
-
 _MIN_WITHIN_ROW = 0.05
-
 _BLACK = 0.02
 
 
@@ -399,7 +386,7 @@ def _run(row: NDArray[Any], next_row: NDArray[Any], value: int) -> int:
 
 
 def _is_of_frame(stored: NDArray[Any], start: int, end: int) -> bool:
-    """Whether a band lies at one end of the image, and one half as high at the other end."""
+    """Return whether a band lies at one end of the image, and one half as high at the other end."""
     height = max(1, (end - start) // 2)
     if end == len(stored):
         opposite = stored[:height]

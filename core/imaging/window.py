@@ -15,19 +15,15 @@ from lungwatch.imaging.radiograph import FloatImage, code_of, number_of, numbers
 # Nobody sees a chest in a picture whose lightest part is darker, or darkest part lighter, than
 # this, or that has less contrast.
 _NEARLY_BLACK = 0.3
-
 _NEARLY_WHITE = 0.7
-
 _MIN_CONTRAST = 0.1
-
 # What may be cut off as outliers, on either side.
 _TAIL_PERCENT = 0.5
-
 _SAMPLE_SIZE = 200_000
 
 
 def is_visible(grey: FloatImage, shown: NDArray[np.bool_] | None = None) -> bool:
-    """Whether a picture is neither nearly black, nor nearly white, nor one grey.
+    """Return whether a picture is neither nearly black, nor nearly white, nor one grey.
 
     Parameters
     ----------
@@ -80,23 +76,16 @@ def grey_extent(
 
 # A grey image's channels differ by what lossy compression does to them.
 _MAX_CHROMA = 0.1
-
 # A side mark, a logo or a line of text in colours is no part of the X-ray.
 _MAX_COLOURED_SHARE = 0.03
-
 # A tint is one hue, give or take what a camera makes of it, in degrees.
 _MAX_HUE_SPREAD = 25.0
-
 # And it is the same for the same grey, within this, but for this share of the pixels.
 _MAX_TINT_ERROR = 0.1
-
 _MAX_STRAY_SHARE = 0.05
-
 _GREY_LEVELS = 32
-
 # Luma as in ITU-R BT.601.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-
 _SAMPLED_SIDE_PX = 512
 
 
@@ -133,7 +122,7 @@ def grey_of(stored: NDArray[Any], white: float) -> FloatImage:
 
 
 def _is_tinted(sample: FloatImage, is_coloured: NDArray[np.bool_]) -> bool:
-    """Whether colours are those of one film: a single hue, and a function of the grey."""
+    """Return whether colours are those of one film: a single hue, and a function of the grey."""
     red, green, blue = sample[is_coloured].T
     # The two chroma axes of a hexagon's hue, opposite to each other for opposite colours.
     hue = np.arctan2(np.sqrt(3.0) * (green - blue), 2 * red - green - blue)
@@ -153,11 +142,9 @@ def _is_tinted(sample: FloatImage, is_coloured: NDArray[np.bool_]) -> bool:
 # A curve of grey values goes up or down, and may turn once or twice; bytes of words that were
 # taken for entries go up and down all the time.
 _MAX_TRAVEL = 4.0
-
 # Of a table's length, by which it goes on beyond all values there can be and begins as much too
 # late; and of the pixels, those that are left out for it.
 _SHIFT = 0.2
-
 _MAX_OUTSIDE_SHARE = 0.02
 
 
@@ -185,7 +172,7 @@ class Lut:
 
     @property
     def is_depth_wrong(self) -> bool:
-        """Whether the entries exceed the stated bits, or leave more than the highest unused."""
+        """Return whether the entries exceed the stated bits, or leave more than the highest unused."""
         top = int(self.entries.max())
         return not 2 ** (self.bits - 1) <= top + 1 <= 2**self.bits
 
@@ -268,7 +255,7 @@ def read_lut(
 
 
 def _is_shifted(dataset: Dataset, values: NDArray[Any], first: int, count: int) -> bool:
-    """Whether a table's first value is wrong, by the values that Bits Stored and slope allow."""
+    """Return whether a table's first value is wrong, by the values that Bits Stored and slope allow."""
     if not np.issubdtype(values.dtype, np.integer) or "ModalityLUTSequence" in dataset:
         return False
     lowest, highest = 0, 2 ** number_of(dataset, "BitsStored", 16) - 1
@@ -313,19 +300,14 @@ def _is_curve(entries: NDArray[np.uint8]) -> bool:
 
 # No physical quantity in a radiograph comes near it, and float32 still holds its square.
 _MAX_VALUE = 1e18
-
 # A window that leaves fewer pixels than this between black and white, or more on one side of
 # it, belongs to another image, or to values from before a shift that the file does not mention.
 _MIN_GREY_SHARE = 0.02
-
 _MAX_ONE_SIDE_SHARE = 0.9
-
 # The whole range of a depth is the window of an image of that depth. Where it leaves so many
 # pixels white, the image is deeper.
 _MAX_WHITE_SHARE_OF_DEPTH = 0.25
-
 _DEPTHS = range(7, 17)
-
 # A value that takes up so many pixels is a background, not the image.
 _BACKGROUND_SHARE = 0.01
 
@@ -365,7 +347,7 @@ class Window:
         return grey
 
     def belongs_to(self, values: NDArray[Any], shown: NDArray[np.bool_] | None = None) -> bool:
-        """Whether the window was made for an image, as far as a sample of its pixels tells.
+        """Return whether the window was made for an image, as far as a sample of its pixels tells.
 
         Parameters
         ----------
