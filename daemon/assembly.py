@@ -13,6 +13,7 @@ from typing import Protocol
 
 from sqlalchemy import Engine
 
+from lungwatch.bundle import SiteCalibration, other_builds, read_calibration
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import Claimer
@@ -34,7 +35,6 @@ from lungwatch.db.engine import open_engine
 from lungwatch.db.queries import is_known, queued
 from lungwatch.db.results import Store
 from lungwatch.db.statistics import health_counts, metric_counts
-from lungwatch.sitecalibration import SiteCalibration, other_builds, read_calibration
 
 _LOCAL_STABILITY_S = 1.0
 
