@@ -24,8 +24,8 @@ from lungwatch.training.data.dataset import (
 )
 from lungwatch.training.data.pixels import FloatArray, OnnxProto, read_pixels, targets
 from lungwatch.training.data.splits import LearntImages, learnt_from
-from lungwatch.training.evaluation.calibration import Rule, choose_decision, fit_calibration
-from lungwatch.training.evaluation.metrics import roc_auc, sigmoid
+from lungwatch.training.evaluation.calibration import Rule, apply_calibration, calibrate
+from lungwatch.training.evaluation.metrics import roc_auc
 from lungwatch.training.evaluation.scorers import Judgement, onnx_session
 from lungwatch.training.networks.lungs import FINDER
 
@@ -53,8 +53,7 @@ class GraphAnswers:
     @property
     def probabilities(self) -> NDArray[np.float64]:
         """Calibrated, 0..1, (N,)."""
-        calibration = self.judgement.calibration
-        return sigmoid(calibration.slope * self.logits + calibration.intercept)
+        return apply_calibration(self.judgement.calibration, self.logits)
 
     @property
     def labels(self) -> list[str]:
@@ -466,9 +465,7 @@ def recalibrate(
     judgement: Judgement, truth: FloatArray, logits: FloatArray, rule: Rule = "youden"
 ) -> Judgement:
     """Fit calibration and threshold to binary logits, (N,), of the validation split."""
-    calibration = fit_calibration(truth, logits)
-    probabilities = sigmoid(calibration.slope * logits + calibration.intercept)
-    decision = choose_decision(truth, probabilities, rule=rule)
+    calibration, decision = calibrate(truth, logits, rule=rule)
     return replace(judgement, calibration=calibration, decision=decision)
 
 

@@ -368,3 +368,25 @@ def _load_gate(files: BundleFiles, contract: ModelContract, threads: int) -> Con
             f"{files.folder / GATE_FILE} is missing: the model's contract describes a content gate"
         )
     return ContentGate.of(files.gate, contract.gate, files.folder, threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInUse:
+    """The model that this daemon runs, as it is entered in the database.
+
+    Attributes
+    ----------
+    row
+        Number of its row.
+    calibration
+        The site calibration that the classifier decides by; None for the bundle's own.
+    """
+
+    classifier: Classifier
+    row: int
+    calibration: SiteCalibration | None = None
+
+    @property
+    def id(self) -> str:
+        """Name and version, as people write it."""
+        return self.classifier.contract.id

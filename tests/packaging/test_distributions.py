@@ -99,6 +99,14 @@ def test_every_file_of_every_bundle_is_in_the_wheel(wheel):
     assert bundled <= wheel
 
 
+@pytest.mark.parametrize("pattern", ["*.j2", "*.toml"])
+def test_every_template_and_table_is_in_both(wheel, sdist, pattern):
+    packaged = sources(pattern)
+    assert packaged
+    assert set(packaged.values()) <= wheel
+    assert set(packaged) <= sdist
+
+
 def test_licence_and_notice_are_in_the_wheel(wheel):
     assert {name.rsplit("/", 1)[1] for name in wheel if "/licenses/" in name} == {
         "LICENSE",

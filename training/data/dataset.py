@@ -5,8 +5,8 @@ import difflib
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self, cast, get_args
 
@@ -14,15 +14,17 @@ from lungwatch.errors import ConfigError, DatasetError
 from lungwatch.files import FileKind, file_kind
 
 ImageClass = Literal["COVID", "NORMAL", "OTHER_PNEUMONIA"]
-
 Split = Literal["train", "val", "test"]
 
-
 CLASSES: tuple[ImageClass, ...] = get_args(ImageClass)
-
 SPLITS: tuple[Split, ...] = get_args(Split)
-
+MANIFEST = "manifest.csv"
+IGNORE = "ignore"
+OPTION = "--label-map"
 _OPAQUE = frozenset({"COVID", "OTHER_PNEUMONIA", "OPACITY"})
+_IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+_NAMED = 10
+_HELD_OUT_PERCENT = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,6 @@ class Sample:
     def opaque(self) -> bool:
         """Whether the label says that the lungs show an opacity, of COVID or another."""
         return self.finding in _OPAQUE
-
-
-IGNORE = "ignore"
-
-OPTION = "--label-map"
-
-_NAMED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +155,7 @@ class LabelCount:
         """Name and count the labels that are no finding and not mapped."""
         return [
             f"label {label!r}: {n} images not used: no finding and not in {OPTION}"
-            for label, n in self._unknown()
+            for label, n in sorted(self.unknown.items())
         ]
 
     def ignored_lines(self) -> list[str]:
@@ -180,7 +175,7 @@ class LabelCount:
         """
         if not self.unknown:
             return
-        unknown = self._unknown()
+        unknown = sorted(self.unknown.items())
         named = ", ".join(f"{label!r} ({n} images)" for label, n in unknown[:_NAMED])
         if len(unknown) > _NAMED:
             named += f" and {len(unknown) - _NAMED} more"
@@ -191,14 +186,6 @@ class LabelCount:
             f"with {OPTION} '{first}={near[0] if near else 'OTHER_PNEUMONIA'}' or "
             f"'{first}={IGNORE}'"
         )
-
-    def _unknown(self) -> list[tuple[str, int]]:
-        return sorted(self.unknown.items())
-
-
-MANIFEST = "manifest.csv"
-
-_IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,38 +329,60 @@ def licences(samples: Sequence[Sample]) -> dict[str, int]:
 _Labelled = tuple[str, Sample | None]
 
 
-def _from_manifest(manifest: Path, labels: LabelMap) -> list[_Labelled]:
+def manifest_rows(location: Path) -> dict[Path, Mapping[str, str]]:
+    """Return what a data set's manifest says of each file, all columns; {} without one."""
+    manifest = location if location.is_file() else location / MANIFEST
+    if not manifest.is_file():
+        return {}
+    return {manifest.parent / row["file"]: row for _, row in _read_manifest(manifest)}
+
+
+def _read_manifest(manifest: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Read the rows of a manifest, each with its place for messages."""
     try:
         with manifest.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if missing := {"file", "label"} - set(reader.fieldnames or ()):
                 raise DatasetError(f"{manifest}: column missing: {', '.join(sorted(missing))}")
-            found = [_from_row(manifest, reader.line_num, row, labels) for row in reader]
+            for row in reader:
+                yield f"{manifest}:{reader.line_num}", row
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{manifest} is no manifest: not CSV in UTF-8") from error
+
+
+def _split_and_path(
+    manifest: Path, where: str, row: Mapping[str, str]
+) -> tuple[Split | None, Path]:
+    split = row.get("split") or None
+    if split is not None and split not in SPLITS:
+        raise DatasetError(f"{where}: unknown split {split!r} ({', '.join(SPLITS)})")
+    path = manifest.parent / (row["file"] or "")
+    if not path.is_file():
+        raise DatasetError(f"{where}: no such file: {row['file']}")
+    return split, path
+
+
+def _from_manifest(manifest: Path, labels: LabelMap) -> list[_Labelled]:
+    found: list[_Labelled] = []
+    for where, row in _read_manifest(manifest):
+        label = row["label"] or ""
+        finding = labels.finding(label) if labels.knows(label) else None
+        if finding is None:
+            found.append((label, None))
+            continue
+        split, path = _split_and_path(manifest, where, row)
+        sample = Sample(
+            path=path,
+            finding=finding,
+            split=split,
+            source=row.get("source") or "",
+            patient=row.get("patient") or "",
+            licence=row.get("licence") or "",
+        )
+        found.append((label, sample))
     if not found:
         raise DatasetError(f"{manifest}: no images listed")
     return found
-
-
-def _from_row(manifest: Path, line: int, row: dict[str, str], labels: LabelMap) -> _Labelled:
-    label, split = row["label"] or "", row.get("split") or None
-    finding = labels.finding(label) if labels.knows(label) else None
-    if finding is None:
-        return label, None
-    if split is not None and split not in SPLITS:
-        raise DatasetError(f"{manifest}:{line}: unknown split {split!r} ({', '.join(SPLITS)})")
-    path = manifest.parent / (row["file"] or "")
-    if not path.is_file():
-        raise DatasetError(f"{manifest}:{line}: no such file: {row['file']}")
-    return label, Sample(
-        path=path,
-        finding=finding,
-        split=split,
-        source=row.get("source") or "",
-        patient=row.get("patient") or "",
-        licence=row.get("licence") or "",
-    )
 
 
 def _from_folders(location: Path, labels: LabelMap) -> list[_Labelled]:
@@ -428,12 +437,9 @@ def _looks_like_image(path: Path) -> bool:
         return False
 
 
-_HELD_OUT_PERCENT = 15
-
-
 @dataclass(frozen=True, kw_only=True)
 class LabelledImage:
-    """A file and what is known about it; as `dataset.Sample`, any label.
+    """A file and what is known about it; as `Sample`, with any label: for pretraining.
 
     Attributes
     ----------
@@ -457,14 +463,14 @@ class LabelledImage:
 
 
 def load_labelled(location: Path) -> list[LabelledImage]:
-    """List a data set's images, in an order that depends on their names alone.
+    """List a data set's images with whatever labels they have, in the order of their names.
 
     Parameters
     ----------
     location
-        As for `dataset.load_dataset`, with any classes. Of a data set that
-        is not split, 15 % of the patients (of the images, where those are unknown) are held
-        out for validation, always the same.
+        As for `load_dataset`, with any classes. Of a data set that is not split, 15 % of the
+        patients (of the images, where those are unknown) are held out for validation, always
+        the same.
 
     Raises
     ------
@@ -473,13 +479,13 @@ def load_labelled(location: Path) -> list[LabelledImage]:
     """
     manifest = location if location.is_file() else location / MANIFEST
     if manifest.is_file():
-        samples = _labelled_manifest(manifest, dataset_name(location))
+        samples = list(_labelled_manifest(manifest, dataset_name(location)))
     elif location.is_dir():
         samples = _labelled_folders(location)
     else:
         raise DatasetError(f"{location}: no such data set (neither a folder nor a manifest)")
     if samples and all(s.split is None for s in samples):
-        samples = [_held_out(s) for s in samples]
+        samples = [replace(s, split=_held_out(s)) for s in samples]
     for split in SPLITS[:2]:
         if not any(s.split == split for s in samples):
             raise DatasetError(f"{location}: no images in the split '{split}'")
@@ -496,41 +502,25 @@ def count_labels(samples: Sequence[LabelledImage]) -> dict[str, int]:
     return dict(sorted(Counter(f"{s.source}/{s.label}" for s in samples).items()))
 
 
-def _labelled_manifest(manifest: Path, name: str) -> list[LabelledImage]:
-    samples = []
-    try:
-        with manifest.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if missing := {"file", "label"} - set(reader.fieldnames or ()):
-                raise DatasetError(f"{manifest}: column missing: {', '.join(sorted(missing))}")
-            for row in reader:
-                split = row.get("split") or None
-                where = f"{manifest}:{reader.line_num}"
-                path = manifest.parent / (row["file"] or "")
-                if not row["label"]:
-                    raise DatasetError(f"{where}: no label")
-                if split is not None and split not in SPLITS:
-                    raise DatasetError(f"{where}: unknown split {split!r} ({', '.join(SPLITS)})")
-                if not path.is_file():
-                    raise DatasetError(f"{where}: no such file: {row['file']}")
-                samples.append(
-                    LabelledImage(
-                        path=path,
-                        label=row["label"],
-                        source=row.get("source") or name,
-                        patient=row.get("patient") or "",
-                        split=split,
-                    )
-                )
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{manifest} is no manifest: not CSV in UTF-8") from error
-    return samples
+def _labelled_manifest(manifest: Path, name: str) -> Iterator[LabelledImage]:
+    for where, row in _read_manifest(manifest):
+        if not row["label"]:
+            raise DatasetError(f"{where}: no label")
+        split, path = _split_and_path(manifest, where, row)
+        yield LabelledImage(
+            path=path,
+            label=row["label"],
+            source=row.get("source") or name,
+            patient=row.get("patient") or "",
+            split=split,
+        )
 
 
 def _labelled_folders(location: Path) -> list[LabelledImage]:
     name = dataset_name(location)
-    split_at = [split for split in SPLITS if (location / split).is_dir()]
-    places: list[tuple[Path, Split | None]] = [(location / split, split) for split in split_at]
+    places: list[tuple[Path, Split | None]] = [
+        (location / split, split) for split in SPLITS if (location / split).is_dir()
+    ]
     return [
         LabelledImage(path=path, label=folder.name, source=name, split=split)
         for place, split in (places or [(location, None)])
@@ -541,23 +531,7 @@ def _labelled_folders(location: Path) -> list[LabelledImage]:
     ]
 
 
-def _held_out(sample: LabelledImage) -> LabelledImage:
+def _held_out(sample: LabelledImage) -> Split:
     key = f"{sample.source}/{sample.patient or sample.path.name}"
     percent = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % 100
-    split: Split = "val" if percent < _HELD_OUT_PERCENT else "train"
-    return LabelledImage(
-        path=sample.path,
-        label=sample.label,
-        source=sample.source,
-        patient=sample.patient,
-        split=split,
-    )
-
-
-def manifest_rows(location: Path) -> dict[Path, Mapping[str, str]]:
-    """Return what a data set's manifest says of each file, all columns; {} without one."""
-    manifest = location if location.is_file() else location / MANIFEST
-    if not manifest.is_file():
-        return {}
-    with manifest.open(newline="", encoding="utf-8") as file:
-        return {manifest.parent / row["file"]: row for row in csv.DictReader(file)}
+    return "val" if percent < _HELD_OUT_PERCENT else "train"

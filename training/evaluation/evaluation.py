@@ -4,7 +4,7 @@ Comparison with another model, cases to look at.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from lungwatch.training.data.dataset import (
 from lungwatch.training.data.duplicates import patient_numbers
 from lungwatch.training.data.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.data.splits import LearntImages, learnt_from
-from lungwatch.training.evaluation.calibration import Aim, choose_threshold
+from lungwatch.training.evaluation.calibration import Aim, apply_calibration, choose_threshold
 from lungwatch.training.evaluation.maps import measure_lungs
 from lungwatch.training.evaluation.metrics import (
     FIGURES,
@@ -39,7 +39,6 @@ from lungwatch.training.evaluation.metrics import (
     intervals,
     paired_differences,
     roc_auc,
-    sigmoid,
     too_few,
     uncomputable,
     weighted_figures,
@@ -104,8 +103,7 @@ def evaluate_findings(
         truth = finding_truth(one.name, samples)
         if truth is None:
             continue
-        calibration = one.calibration
-        probabilities = sigmoid(calibration.slope * logits[:, index] + calibration.intercept)
+        probabilities = apply_calibration(one.calibration, logits[:, index])
         found[one.name] = figures(truth, probabilities, one.threshold).to_dict()
     return found
 
@@ -126,8 +124,8 @@ def evaluate_logits(
     judgement: Judgement, samples: Sequence[Sample], logits: FloatArray
 ) -> dict[str, Any]:
     """Measure binary logits, shape (N,), of samples in their order; see `evaluate`."""
-    calibration, decision = judgement.calibration, judgement.decision
-    probabilities = sigmoid(calibration.slope * logits + calibration.intercept)
+    decision = judgement.decision
+    probabilities = apply_calibration(judgement.calibration, logits)
     uncertain = (probabilities >= decision.uncertain_low) & (
         probabilities < decision.uncertain_high
     )
@@ -207,7 +205,7 @@ class Scored:
     @property
     def probabilities(self) -> NDArray[np.float64]:
         """Calibrated, 0..1, shape (N,)."""
-        return sigmoid(self.calibrated)
+        return apply_calibration(self.judgement.calibration, self.logits)
 
     @property
     def called(self) -> NDArray[np.bool_]:
@@ -382,7 +380,7 @@ def compare(scored: Scored, other: Scored, bootstrap: Bootstrap) -> dict[str, An
         "threshold": other.judgement.decision.threshold,
         "figures": {name: its[name] for name in (*FIGURES, "tp", "fp", "tn", "fn")},
         "delong": (
-            delong_test(scored.targets, scored.logits, other.logits).to_dict() if enough else None
+            asdict(delong_test(scored.targets, scored.logits, other.logits)) if enough else None
         ),
         "differences": {name: round(mine[name] - its[name], 6) for name in FIGURES},
         "intervals": (

@@ -26,7 +26,7 @@ from lungwatch.training.evaluation.maps import compare_randomised, measure_lesio
 from lungwatch.training.evaluation.metrics import (
     Bootstrap,
     area_interval,
-    expected_calibration_error,
+    figures,
     interval,
     intervals,
     roc_auc,
@@ -271,8 +271,8 @@ def check_calibration(
         if not _fewer(target):
             yield criteria.skip("calibration", on, "one class only")
             continue
-        error = expected_calibration_error(target, p)
         threshold = answers.judgement.decision.threshold
+        error = figures(target, p, threshold).ece
         around = intervals(target, p, threshold, bootstrap)["ece"] if bootstrap.resamples else None
         beside = {"mean probability": float(p.mean()), "share of COVID": float(target.mean())}
         yield criteria.judge(

@@ -31,10 +31,10 @@ from lungwatch.training.data.duplicates import LeakPolicy, apply_leaks, find_lea
 from lungwatch.training.data.pixels import FloatArray, KerasModel, read_pixels, targets
 from lungwatch.training.data.plots import plot_history
 from lungwatch.training.data.splits import DataRecord, LearntImages, learnt_of, prefixes
-from lungwatch.training.evaluation.calibration import choose_decision, fit_calibration
+from lungwatch.training.evaluation.calibration import apply_calibration, calibrate
 from lungwatch.training.evaluation.evaluation import Scored, evaluate_logits, evaluate_pixels
 from lungwatch.training.evaluation.evaluation_plots import draw_plots
-from lungwatch.training.evaluation.metrics import Figures, figures, sigmoid
+from lungwatch.training.evaluation.metrics import Figures, figures
 from lungwatch.training.evaluation.scorers import KerasScorer, Scorer, predict_logits
 from lungwatch.training.fitting.run import Progress, RunFolder
 from lungwatch.training.fitting.trainer import FitConfig, FitData, FitState, fit, sampling_weights
@@ -363,9 +363,8 @@ def calibrate_outputs(targets: FloatArray, logits: FloatArray) -> CalibratedOutp
     targets, logits
         0 and 1, and binary logits, shape (N,), of images the network did not learn from.
     """
-    calibration = fit_calibration(targets, logits)
-    probabilities = sigmoid(calibration.slope * logits + calibration.intercept)
-    decision = choose_decision(targets, probabilities)
+    calibration, decision = calibrate(targets, logits)
+    probabilities = apply_calibration(calibration, logits)
     return CalibratedOutputs(
         calibration=calibration,
         decision=decision,
