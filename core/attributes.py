@@ -81,13 +81,13 @@ class RadiographMeta:
     sop_class: str | None = attribute("SOPClassUID")
     modality: str | None = attribute("Modality")
     body_part: str | None = attribute("BodyPartExamined")
-    view_position: str | None = attribute("ViewPosition")
+    view_position: str | None = attribute("ViewPosition", listed_as="view")
     study_date: str | None = attribute("StudyDate")
     series_date: str | None = attribute("SeriesDate")
     acquisition_date: str | None = attribute("AcquisitionDate", "AcquisitionDateTime", kind="date")
     manufacturer: str | None = attribute("Manufacturer")
     manufacturer_model: str | None = attribute("ManufacturerModelName")
-    station: str | None = attribute("StationName")
+    station: str | None = attribute("StationName", listed_as="station")
     institution: str | None = attribute("InstitutionName")
 
 

@@ -1,15 +1,19 @@
-"""Instants of a file: from date, time and zone to one moment in UTC, or to none."""
+"""Attributes: documented as they are declared; instants are one moment in UTC, or none."""
 
+import re
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from pydicom import config
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import FileDataset
 
-from lungwatch.attributes import Attribute, checked_instant
+from lungwatch.attributes import ATTRIBUTES, Attribute, checked_instant
 from lungwatch.imaging.radiograph import _stated
 
+DOCUMENT = Path(__file__).parents[2] / "docs/dicom-reading.md"
 STUDY = Attribute(keywords=("StudyDate", "StudyTime"), kind="instant")
 
 
@@ -56,3 +60,22 @@ def test_without_a_zone_it_is_the_machines_own(monkeypatch):
 def test_what_cannot_be_stored_is_refused_from_a_decoding_process(text):
     with pytest.raises(ValueError, match="not an instant"):
         checked_instant(datetime.fromisoformat(text))
+
+
+def test_each_attribute_is_documented_with_its_tags_and_its_key():
+    found = {}
+    for name, source, listed_as in re.findall(
+        r"^\| `(\w+)` \| ([^|]*) \| `?(\w*)`? ?\|$", DOCUMENT.read_text(), re.MULTILINE
+    ):
+        found[name] = (re.findall(r"(\w+) \(([0-9A-F]{4}),([0-9A-F]{4})\)", source), listed_as)
+    assert found == {
+        name: (
+            [
+                (keyword, f"{tag >> 16:04X}", f"{tag & 0xFFFF:04X}")
+                for keyword in attribute.keywords
+                for tag in [tag_for_keyword(keyword)]
+            ],
+            attribute.listed_as or "",
+        )
+        for name, attribute in ATTRIBUTES.items()
+    }
