@@ -272,7 +272,7 @@ def _compare_maps(
     pixels = np.stack([image.pixels for image in images])
     compared: dict[str, Any] = {"shuffled": compare_randomised(scorer, pixels, maps, bootstrap)}
     if other:
-        others = covid_maps(other, images)
+        others = covid_maps(other.maps, pixels)
         if others.shape != maps.shape:
             raise ModelError(
                 f"maps of {other.judgement.name} have {others.shape[1:]} cells, those of "

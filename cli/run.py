@@ -119,7 +119,7 @@ def retry(site: Site, *, ids: tuple[str, ...], failed: bool) -> None:
                 store.request_retry(
                     result_id=row.id,
                     now=datetime.now(UTC),
-                    deeds=[AuditEvent(action="retry", target=target)],
+                    events=[AuditEvent(action="retry", target=target)],
                 )
     click.echo(f"{len(rows)} queued for another attempt")
 

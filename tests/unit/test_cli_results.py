@@ -18,10 +18,12 @@ from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import COMMANDS, main
 from lungwatch.cli.options import parse_since, parse_until
 from lungwatch.cli.output import cell_text, to_csv, to_json
+from lungwatch.db.claims import Drop
 from lungwatch.db.engine import open_engine, writing
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.models import Plausibility
 from lungwatch.db.results import Store
+from lungwatch.db.states import State
 from lungwatch.errors import Flag, visible
 from lungwatch.models import SHIPPED_DEFAULT
 
@@ -49,18 +51,21 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [("=cmd|calc.dcm", SHA), ("a\x1b[31m long name that must be there whole.dcm", "cd" * 32)]
     ):
         claim = store.claim(
-            token=str(number),
-            sha256=sha256,
-            size_bytes=1,
-            source_name=name,
-            path=f"work/{number}/x.dcm",
-            model_id=model_id,
-            max_attempts=3,
-            now=T0 + timedelta(days=number),
-            exists=lambda _: True,
+            Drop(
+                token=str(number),
+                sha256=sha256,
+                size_bytes=1,
+                source_name=name,
+                path=f"work/{number}/x.dcm",
+                model_id=model_id,
+                max_attempts=3,
+                now=T0 + timedelta(days=number),
+                exists=lambda _: True,
+            )
         )
         if number:
-            store.reject(
+            store.end(
+                State.REJECTED,
                 result_id=claim.result_id,
                 reason="truncated",
                 message="it ends in the middle",

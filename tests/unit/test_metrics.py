@@ -20,6 +20,7 @@ from lungwatch.daemon.monitor.health import HealthCheck, Probes, disk_usage, fre
 from lungwatch.daemon.monitor.metrics import Metrics, stability_index
 from lungwatch.daemon.retry import SystemClock
 from lungwatch.daemon.stage import Progress, TimeLimited
+from lungwatch.db.claims import Drop
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
 from lungwatch.db.statistics import health_counts, metric_counts
@@ -64,15 +65,17 @@ def make_text(tmp_path_factory):
     for number in range(60):
         now = T0 + timedelta(seconds=number)
         claim = store.claim(
-            token=str(number),
-            sha256=f"{number:064x}",
-            size_bytes=1,
-            source_name="DOE^JANE.png",
-            path=f"work/{number}",
-            model_id=model,
-            max_attempts=3,
-            now=now,
-            exists=lambda _: True,
+            Drop(
+                token=str(number),
+                sha256=f"{number:064x}",
+                size_bytes=1,
+                source_name="DOE^JANE.png",
+                path=f"work/{number}",
+                model_id=model,
+                max_attempts=3,
+                now=now,
+                exists=lambda _: True,
+            )
         )
         store.record(
             result_id=claim.result_id,
