@@ -35,7 +35,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadPolicy:
-    """What is taken for a chest radiograph, and how large an image may be.
+    """Rules for what is accepted as a chest radiograph, and limits of size.
 
     Attributes
     ----------

@@ -26,7 +26,7 @@ from lungwatch.daemon.pacs.scu import (
     Verdict,
 )
 from lungwatch.daemon.retry import Outages
-from lungwatch.daemon.stage import DatabaseWriter
+from lungwatch.daemon.stage import DatabaseWriter, Progress
 from lungwatch.db.claims import Drop
 from lungwatch.db.deliveries import Deliveries, DeliveryRow, OutboxPlan, list_deliveries
 from lungwatch.db.maintenance import open_database
@@ -112,7 +112,7 @@ class Bench:
         monkeypatch.setattr(module, "StorageScu", lambda *_: self.network)
         monkeypatch.setattr(module, "ObjectStore", Packer)
         monkeypatch.setattr(Packer, "broken", set())
-        self.writer = DatabaseWriter(Outages(), self.on_crash)
+        self.writer = DatabaseWriter(Outages(), self.on_crash, Progress(self.clock))
         self.writer.start()
         self.sender = Sender(
             config=config,
