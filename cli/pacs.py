@@ -188,7 +188,7 @@ def _queue(engine: "Engine", ids: tuple[str, ...], plan: "OutboxPlan") -> None:
         row = get_result(engine, one)
         if row.status != "done":
             raise LungwatchError(f"result {row.id} is {row.status}; only done ones can be sent")
-        if row.study_uid is None or row.sop_uid is None:
+        if row.attributes["study_uid"] is None or row.attributes["sop_uid"] is None:
             raise LungwatchError(
                 f"result {row.id} belongs to no DICOM study: there is nowhere to send it"
             )
@@ -221,7 +221,7 @@ def _send_here(site: Site, engine: "Engine") -> None:
     from lungwatch.daemon.logs import configure
     from lungwatch.daemon.pacs.outbox import Sender
     from lungwatch.daemon.retry import Outages, SystemClock
-    from lungwatch.daemon.stage import DatabaseWriter
+    from lungwatch.daemon.stage import DatabaseWriter, Progress
 
     configure(quiet=True, log_format=site.config.log_format)
 
@@ -230,15 +230,16 @@ def _send_here(site: Site, engine: "Engine") -> None:
 
     outages = Outages()
     # Nothing is retried: the user is waiting.
-    outages.abandon()
-    writer = DatabaseWriter(outages, on_crash)
+    outages.shut_down()
+    clock = SystemClock()
+    writer = DatabaseWriter(outages, on_crash, Progress(clock))
     sender = Sender(
         config=site.config,
         home=site.home,
         engine=engine,
         writer=writer,
         outages=outages,
-        clock=SystemClock(),
+        clock=clock,
         on_crash=on_crash,
     )
     writer.start()

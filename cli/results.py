@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -42,7 +42,7 @@ def list_command(site: Site, *, selected: "ResultFilter", as_json: bool, as_csv:
     one_format(as_json=as_json, as_csv=as_csv)
     rows = _read(site, selected)
     if as_json:
-        print_json(rows)
+        print_json([row.listed() for row in rows])
     elif as_csv:
         click.echo(_csv(rows), nl=False)
     elif not rows:
@@ -98,9 +98,9 @@ def show(site: Site, *, id_or_hash: str, as_json: bool) -> None:
         row = _with_full_paths(get_result(engine, id_or_hash), site.home.root)
         deliveries = deliveries_of(engine, row.id)
     if as_json:
-        print_json({**asdict(row), "deliveries": deliveries})
+        print_json({**row.shown(), "deliveries": deliveries})
         return
-    print_fields(asdict(row))
+    print_fields(row.shown())
     for delivery in deliveries:
         # The destination's answer may hold terminal escape sequences.
         error = f" ({cell_text(delivery.error)})" if delivery.error else ""
@@ -124,7 +124,9 @@ def export(site: Site, *, output: Path, selected: "ResultFilter") -> None:
     if kind not in (".csv", ".json"):
         raise click.BadParameter("the name must end in .csv or .json", param_hint="'-o'")
     rows = _read(site, selected)
-    data = (_csv(rows) if kind == ".csv" else to_json(rows) + "\n").encode()
+    data = (
+        _csv(rows) if kind == ".csv" else to_json([row.listed() for row in rows]) + "\n"
+    ).encode()
     # The audit names the content: the file's name may hold a patient's.
     target = f"sha256 {hashlib.sha256(data).hexdigest()}"
     detail = {"results": len(rows), "format": kind[1:]}
@@ -221,9 +223,9 @@ def _with_full_paths(row: "Row", root: Path) -> "Row":
 
 
 def _csv(rows: "Sequence[ResultRow]") -> str:
-    from lungwatch.db.queries import ResultRow
+    from lungwatch.db.queries import LIST_KEYS
 
-    return to_csv([field.name for field in fields(ResultRow)], [asdict(row) for row in rows])
+    return to_csv(LIST_KEYS, [row.listed() for row in rows])
 
 
 def _print_drift(site: Site, reference: "ReferenceChoice | None", *, as_json: bool) -> None:

@@ -119,7 +119,7 @@ def retry(site: Site, *, ids: tuple[str, ...], failed: bool) -> None:
                 store.request_retry(
                     result_id=row.id,
                     now=datetime.now(UTC),
-                    deeds=[AuditEvent(action="retry", target=target)],
+                    events=[AuditEvent(action="retry", target=target)],
                 )
     click.echo(f"{len(rows)} queued for another attempt")
 
@@ -232,7 +232,7 @@ def doctor(site: Site, *, as_json: bool) -> None:
 
     Exit code 1 if a check fails. Research use only; not a medical device.
     """
-    from lungwatch.daemon.doctor import run_checks
+    from lungwatch.daemon.checks import run_checks
 
     # Processing the synthetic X-ray would log events between the lines.
     logging.getLogger("lungwatch").addHandler(logging.NullHandler())

@@ -9,19 +9,19 @@ from collections.abc import Callable, Mapping
 
 from sqlalchemy import Engine
 
-from lungwatch.daemon.assembly import Assembly, Common, assemble, load_model, make_services
+from lungwatch.daemon.assembly import Parts, assemble, load_model, make_services
+from lungwatch.daemon.checks import Phase, check_start
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home, claim_database
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.monitor.health import Phase
 from lungwatch.daemon.pacs.scu import plan_of
 from lungwatch.daemon.pipeline.filing import check_clear, recover
 from lungwatch.daemon.retry import Clock, OutageKind, Outages, ShutdownRequested, SystemClock
-from lungwatch.daemon.stage import Progress, StuckStage, Worker, progress_limits
+from lungwatch.daemon.stage import Context, DatabaseWriter, InFlight, Progress, Worker
 from lungwatch.db.engine import check_integrity
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
-from lungwatch.errors import HomeError, describe_unexpected
+from lungwatch.errors import describe_unexpected
 
 
 def notify(message: str) -> None:
@@ -54,8 +54,8 @@ class Watchdog:
 
     Parameters
     ----------
-    vitals
-        The record of progress.
+    progress
+        Of every stage.
     clock
         Only its monotonic time is used.
     is_excused
@@ -72,14 +72,14 @@ class Watchdog:
     def __init__(
         self,
         *,
-        vitals: Progress,
+        progress: Progress,
         clock: Clock,
         is_excused: Callable[[], bool],
         dead: Callable[[], list[str]],
         status: Callable[[], str],
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        self._vitals = vitals
+        self._progress = progress
         self._clock = clock
         self._is_excused = is_excused
         self._dead = dead
@@ -97,12 +97,12 @@ class Watchdog:
         """Look at every stage, then feed the watchdog or not."""
         now_s = self._clock.monotonic()
         if self._is_excused():
-            self._vitals.excuse(now_s)
-        stuck = self._vitals.stuck(now_s)
+            self._progress.excuse(now_s)
+        stuck = self._progress.stuck(now_s)
         self._report(stuck)
         dead = self._dead()
         if stuck or dead:
-            names = ", ".join([one.stage for one in stuck] + dead)
+            names = ", ".join([*stuck, *dead])
             self._say(f"no progress: {names}", now_s)
             return
         self._say(self._status(), now_s)
@@ -110,15 +110,14 @@ class Watchdog:
             self._fed_s = now_s
             notify("WATCHDOG=1")
 
-    def _report(self, stuck: list[StuckStage]) -> None:
+    def _report(self, stuck: dict[str, float]) -> None:
         """Log each stage once when it sticks, and once when it goes on."""
-        for one in stuck:
-            if one.stage not in self._stuck:
-                event("stuck", level=logging.ERROR, stage=one.stage, seconds=round(one.seconds))
-        names = {one.stage for one in stuck}
-        for stage in sorted(self._stuck - names):
+        for stage, seconds in stuck.items():
+            if stage not in self._stuck:
+                event("stuck", level=logging.ERROR, stage=stage, seconds=round(seconds))
+        for stage in sorted(self._stuck - stuck.keys()):
             event("unstuck", level=logging.WARNING, stage=stage)
-        self._stuck = names
+        self._stuck = set(stuck)
 
     def _say(self, status: str, now_s: float) -> None:
         if status != self._last_status and now_s - self._said_s >= _STATUS_S:
@@ -169,12 +168,13 @@ class Service:
         self._home = Home(config.home)
         self._stop = threading.Event()
         self._rescores = rescores
+        self._in_flight = InFlight(config.max_in_flight)
         self._crash: tuple[str, BaseException] | None = None
-        self._assembly: Assembly | None = None
+        self._parts: Parts | None = None
         self._is_ready = False
         self._outages = Outages()
-        self._vitals = Progress(self._clock, progress_limits(config))
-        self._drain_timer = threading.Timer(config.drain_s, self._outages.abandon)
+        self._progress = Progress(self._clock, config.stuck_s)
+        self._drain_timer = threading.Timer(config.drain_s, self._outages.shut_down)
         self._drain_timer.daemon = True
 
     @property
@@ -205,16 +205,15 @@ class Service:
         LungwatchError
             If the start is not possible; the message says what to do.
         """
-        self._home.prepare()
+        check_start(self._config)
         with self._home.locked():
             # A lease that we hold for a moment may be broken by a writer (see writercheck);
             # the kernel tells by a signal whose default is to kill.
             signal.signal(signal.SIGIO, signal.SIG_IGN)
-            self._check_space()
             try:
                 # A server that boots later than this machine is no reason to give up.
                 notify("STATUS=opening the database")
-                engine = self._open() if once else self._outages.ride_out(self._open)
+                engine = self._open() if once else self._outages.wait_out(self._open)
             except ShutdownRequested:
                 event("stopped", ended=0, left=0)
                 return 0
@@ -241,43 +240,45 @@ class Service:
         For any thread, not for a signal handler: that could interrupt the very lock that an
         event takes, and wait for it for ever.
         """
-        if self._assembly is None:
-            self._outages.abandon()  # nothing is in hand yet
+        if self._parts is None:
+            self._outages.shut_down()  # nothing is in hand yet
         elif not self._stop.is_set():
             # What waits for a trouble's end gets the time of the drain, and no more.
             self._drain_timer.start()
         self._stop.set()
-        if self._assembly is not None:
-            self._assembly.intake.stop()
-            if self._assembly.sender is not None:
-                self._assembly.sender.cancel()
+        if self._parts is not None:
+            self._parts.intake.stop()
+            if self._parts.sender is not None:
+                self._parts.sender.cancel()
 
     def _run(self, engine: Engine, *, once: bool, on_progress: ProgressCallback | None) -> int:
-        common = Common(
+        context = Context(
             config=self._config,
             home=self._home,
             clock=self._clock,
             outages=self._outages,
-            vitals=self._vitals,
+            progress=self._progress,
+            store=Store(engine, plan_of(self._config)),
+            writer=DatabaseWriter(self._outages, self._on_crash, self._progress),
+            in_flight=self._in_flight,
             stopped=self._stop,
             on_crash=self._on_crash,
-            phase=lambda: self.phase,
-            rescores=self._rescores,
         )
-        store = Store(engine, plan_of(self._config))
-        model = load_model(self._config, self._home, store, self._clock)
+        model = load_model(context)
         if self._rescores:
             check_clear(self._home, engine, model.row)
-        recover(self._home, engine, store, self._clock)
-        parts = self._assembly = assemble(common, engine, store, model)
-        # Before the threads: a port that cannot be had is a reason not to start.
-        listener, monitor = (None, None) if once else make_services(common, model, parts)
-        parts.writer.start()
+        recover(self._home, engine, context.store, self._clock)
+        parts = self._parts = assemble(context, engine, model, rescores=self._rescores)
+        listener = monitor = None
+        if not once:
+            # Before the threads: a port that cannot be bound is a reason not to start.
+            listener, monitor = make_services(context, model, parts, lambda: self.phase)
+        context.writer.start()
         parts.pipeline.start()
         try:
-            for companion in (monitor, listener):
-                if companion is not None:
-                    companion.start()
+            for service in (monitor, listener):
+                if service is not None:
+                    service.start()
             self._is_ready = True
             event("ready", observer=parts.watcher.kind, why=parts.watcher.why, model=model.id)
             notify("READY=1")
@@ -286,19 +287,19 @@ class Service:
             else:
                 self._serve(parts)
         except ShutdownRequested:
-            pass  # stopped while a trouble lasted: the next start goes on
+            pass  # stopped during an outage: the next start goes on
         finally:
             self._say_stopping()
             if listener is not None:
                 listener.stop()
             parts.watcher.stop()
-            self._wind_up(parts)
+            self._wind_up(parts, context.writer)
             # Last: whoever asks during the drain is told of it.
             if monitor is not None:
                 monitor.stop()
         return self._status(parts, once=once)
 
-    def _serve(self, parts: Assembly) -> None:
+    def _serve(self, parts: Parts) -> None:
         """Let the intake run on its own thread and see that everything lives."""
         thread = Worker("intake", parts.intake.run, self._on_crash)
         thread.start()
@@ -306,13 +307,13 @@ class Service:
             parts.sender.start()
 
         def status() -> str:
-            ended, in_hand = parts.in_flight.ended, parts.in_flight.count
+            ended, in_hand = self._in_flight.ended, self._in_flight.count
             counts = f"{ended} ended, {in_hand} in hand, {parts.intake.waiting} waiting"
-            troubles = ", ".join(sorted(self._outages.current))
-            return f"{counts}; held up: {troubles}" if troubles else counts
+            outages = ", ".join(sorted(self._outages.current))
+            return f"{counts}; held up: {outages}" if outages else counts
 
         watchdog = Watchdog(
-            vitals=self._vitals,
+            progress=self._progress,
             clock=self._clock,
             # The loss of the drop folder keeps no stage waiting.
             is_excused=lambda: bool(self._outages.current - {OutageKind.DROP_FOLDER}),
@@ -328,9 +329,9 @@ class Service:
             parts.intake.stop()
             thread.join()
 
-    def _work_off(self, parts: Assembly, on_progress: ProgressCallback | None) -> None:
+    def _work_off(self, parts: Parts, on_progress: ProgressCallback | None) -> None:
         """Scan on this thread until there is nothing left to take and nothing in flight."""
-        intake, in_flight = parts.intake, parts.in_flight
+        intake, in_flight = parts.intake, self._in_flight
         intake.resume()
         while not self._stop.is_set():
             # Asked before the look: an archive that ends after it leaves more to take.
@@ -355,39 +356,30 @@ class Service:
         patience_us = round((self._config.drain_s + _SENDER_S + _STOP_SLACK_S) * 1e6)
         notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={patience_us}\nSTATUS=finishing")
 
-    def _wind_up(self, parts: Assembly) -> None:
+    def _wind_up(self, parts: Parts, writer: DatabaseWriter) -> None:
         """End what is in hand, the writer last: the others need it."""
         crashed = self._crash is not None
         if parts.sender is not None:
             parts.sender.cancel()
-        parts.pipeline.stop(0 if crashed or self._outages.is_abandoned else self._config.drain_s)
+        parts.pipeline.stop(0 if crashed or self._outages.is_shut_down else self._config.drain_s)
         if parts.sender is not None:
             parts.sender.stop(0 if crashed else _SENDER_S)
         if not crashed:
-            parts.writer.stop()
+            writer.stop()
 
-    def _status(self, parts: Assembly, *, once: bool) -> int:
+    def _status(self, parts: Parts, *, once: bool) -> int:
         """Say how it ended; returns the exit status."""
         if self._crash:
             name, error = self._crash
             event("crashed", level=logging.ERROR, thread=name, error=describe_unexpected(error))
             return 1
-        in_flight = parts.in_flight
-        event("stopped", ended=in_flight.ended, left=in_flight.count)
-        has_left_some = parts.intake.left_alone or in_flight.count or self._stop.is_set()
+        event("stopped", ended=self._in_flight.ended, left=self._in_flight.count)
+        has_left_some = parts.intake.unusable or self._in_flight.count or self._stop.is_set()
         return 1 if once and has_left_some else 0
-
-    def _check_space(self) -> None:
-        free_mb = self._home.free_mb()
-        if free_mb < self._config.min_free_mb:
-            raise HomeError(
-                f"only {free_mb} MiB are free in {self._home.root}, less than min_free_mb = "
-                f"{self._config.min_free_mb}; make room or lower the limit"
-            )
 
     def _on_crash(self, name: str, error: BaseException) -> None:
         """Note the first death of a thread; nothing limps on after it."""
         if self._crash is None:
             self._crash = (name, error)
         self._stop.set()
-        self._outages.abandon()
+        self._outages.shut_down()

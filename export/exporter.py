@@ -47,7 +47,7 @@ from lungwatch.export.references import (
 from lungwatch.files import fsync_dir, make_dirs, write_atomic
 from lungwatch.preprocess import PreprocessSpec, golden_digest, golden_input
 from lungwatch.training.data.dataset import LabelMap, dataset_name, load_dataset
-from lungwatch.training.data.pixels import FloatArray, KerasModel, read_pixels, targets
+from lungwatch.training.data.pixels import FloatArray, KerasModel, OnnxProto, read_pixels, targets
 from lungwatch.training.data.splits import LearntImages, learnt_of, prefixes, sha256_of
 from lungwatch.training.evaluation.calibration import Rule
 from lungwatch.training.evaluation.foreign import Declaration
@@ -323,61 +323,13 @@ def export(
         If TensorFlow is not installed.
     """
     scorer = KerasScorer(request.model, request.declared)
-    spec = scorer.judgement.preprocess
     _refuse_degenerate(scorer)
     learnt = _learnt(scorer, request)
-    images, kind = _parity_images(request, spec)
-    network = _network(scorer, images)
-    check_varied(scorer.logits(images), scorer.judgement.name)
-    proto = to_onnx(network)
-    plain = proto.SerializeToString()
-    rule = request.threshold_rule
-    judgement = scorer.judgement
-    if rule or not scorer.calibrated:
-        judgement = _calibrate(scorer, request, rule or "youden", learnt)
-
-    parity = compare(network, plain, images, kind)
-    parity.check()
-    provenance = {**_provenance(scorer), "parity": parity.to_dict()}
-    if rule:
-        provenance["threshold_rule"] = rule
-    if request.int8 and request.data:
-        int8 = make_int8(
-            proto,
-            judgement,
-            request.data,
-            rule=rule or "youden",
-            labels=request.labels,
-            learnt=learnt,
-            progress=progress,
-        )
-        proto, judgement = int8.proto, int8.judgement
-        provenance["quantisation"] = int8.about
-        if scorer.further:
-            quantised = proto.SerializeToString()
-            lost = int8_loss(
-                plain, quantised, scorer.further, request.data, spec, labels=request.labels
-            )
-            provenance["quantisation"]["findings"] = lost
-    judgement = replace(judgement, findings=_findings(request, scorer, proto.SerializeToString()))
+    proto, judgement, provenance = _convert(request, scorer, learnt, progress)
     contract = _contract(request, scorer, judgement, proto.SerializeToString(), provenance)
     exported = OnnxScorer(with_contract(proto, contract))
-    metrics = evaluate_sets(
-        exported, request.data, request.evaluate, progress, labels=request.labels, learnt=learnt
-    )
-    if request.data and (own := metrics.get(f"{dataset_name(request.data)}/val")):
-        check_validation(own["roc_auc"], judgement.calibration, scorer.judgement.name)
-    if figures := _figures(request, scorer):
-        metrics[FIGURES] = figures
-    contract = replace(
-        contract,
-        metrics=metrics,
-        map_reference=reference_of_data(exported, request.data, request.labels)
-        if request.data
-        else None,
-        findings=with_references(contract.findings, exported, request.data, request.labels)
-        if request.data
-        else contract.findings,
+    contract = _evaluated(
+        contract, exported, request, scorer=scorer, learnt=learnt, progress=progress
     )
     gate = export_gate(request.gate, progress=progress) if request.gate else None
     if gate:
@@ -402,6 +354,75 @@ def export(
         replace=request.replace,
     )
     return bundle, contract
+
+
+def _convert(
+    request: ExportRequest,
+    scorer: KerasScorer,
+    learnt: LearntImages | None,
+    progress: Callable[[int], None] | None,
+) -> tuple[OnnxProto, Judgement, dict[str, Any]]:
+    """Convert and perhaps quantise the network; return graph, judgement and provenance."""
+    spec, data, rule = scorer.judgement.preprocess, request.data, request.threshold_rule
+    images, kind = _parity_images(request, spec)
+    network = _network(scorer, images)
+    check_varied(scorer.logits(images), scorer.judgement.name)
+    proto = to_onnx(network)
+    plain = proto.SerializeToString()
+    judgement = scorer.judgement
+    if rule or not scorer.calibrated:
+        judgement = _calibrate(scorer, request, rule or "youden", learnt)
+    parity = compare(network, plain, images, kind)
+    parity.check()
+    provenance = {**_provenance(scorer), "parity": parity.to_dict()}
+    if rule:
+        provenance["threshold_rule"] = rule
+    if request.int8 and data:
+        int8 = make_int8(
+            proto,
+            judgement,
+            data,
+            rule=rule or "youden",
+            labels=request.labels,
+            learnt=learnt,
+            progress=progress,
+        )
+        proto, judgement = int8.proto, int8.judgement
+        provenance["quantisation"] = int8.about
+        if scorer.further:
+            provenance["quantisation"]["findings"] = int8_loss(
+                plain, proto.SerializeToString(), scorer.further, data, spec, labels=request.labels
+            )
+    findings = _findings(request, scorer, proto.SerializeToString())
+    return proto, replace(judgement, findings=findings), provenance
+
+
+def _evaluated(
+    contract: ModelContract,
+    exported: OnnxScorer,
+    request: ExportRequest,
+    *,
+    scorer: KerasScorer,
+    learnt: LearntImages | None,
+    progress: Callable[[int], None] | None,
+) -> ModelContract:
+    """Return the contract with the graph's metrics and the scale of its maps."""
+    data, labels = request.data, request.labels
+    metrics = evaluate_sets(
+        exported, data, request.evaluate, progress, labels=labels, learnt=learnt
+    )
+    if data and (own := metrics.get(f"{dataset_name(data)}/val")):
+        check_validation(own["roc_auc"], contract.calibration, scorer.judgement.name)
+    if tables := _figures(request, scorer):
+        metrics[FIGURES] = tables
+    if data is None:
+        return replace(contract, metrics=metrics)
+    return replace(
+        contract,
+        metrics=metrics,
+        map_reference=reference_of_data(exported, data, labels),
+        findings=with_references(contract.findings, exported, data, labels),
+    )
 
 
 def _contract(

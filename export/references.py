@@ -5,7 +5,6 @@ Calibration of further findings, population for drift.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ from lungwatch.comparison import (
     figures_of,
 )
 from lungwatch.contract import CAM, CAM_PEAK, COVID, EMBEDDING, FINDINGS, INPUT, LOGITS, Finding
-from lungwatch.errors import DatasetError, FileRejected, ModelError, Reason
+from lungwatch.errors import DatasetError, ModelError, Reason
 from lungwatch.export.gate import ExportedGate, OnnxGate
 from lungwatch.export.graph import run_onnx
 from lungwatch.export.quantise import LOSS_LIMIT, val_samples
-from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import (
     PreprocessSpec,
     content_of,
@@ -44,7 +42,14 @@ from lungwatch.training.data.dataset import (
     of_split,
     select,
 )
-from lungwatch.training.data.pixels import FloatArray, OnnxProto, read_pixels
+from lungwatch.training.data.pixels import (
+    FloatArray,
+    OnnxProto,
+    decode_all,
+    in_batches,
+    read_image,
+    read_pixels,
+)
 from lungwatch.training.data.splits import LearntImages
 from lungwatch.training.evaluation.calibration import Rule, calibrate
 from lungwatch.training.evaluation.evaluation import (
@@ -302,11 +307,7 @@ def int8_loss(
 
 
 def _logits(graph: bytes, pixels: FloatArray) -> FloatArray:
-    parts = [
-        run_onnx(graph, pixels[start : start + _BATCH])[FINDINGS]
-        for start in range(0, len(pixels), _BATCH)
-    ]
-    return np.concatenate(parts)
+    return in_batches(lambda part: run_onnx(graph, part)[FINDINGS], pixels)
 
 
 def with_references(
@@ -443,44 +444,36 @@ def _measure(
     progress: Callable[[int], None] | None,
 ) -> Iterator[_Measured]:
     spec = scorer.contract.preprocess
-    with ThreadPoolExecutor(2, thread_name_prefix="decode") as pool:
-        for start in range(0, len(samples), _AT_ONCE):
-            batch = samples[start : start + _AT_ONCE]
-            pictures = list(pool.map(lambda one: _read(one, scorer, gate), batch))
-            logits, cams, embeddings = scorer.session.run(
-                [LOGITS, CAM, EMBEDDING], {INPUT: np.stack([one.tensor for one in pictures])}
+    for start in range(0, len(samples), _AT_ONCE):
+        batch = samples[start : start + _AT_ONCE]
+        pictures = list(decode_all(lambda one: _read(one, scorer, gate), batch, progress=progress))
+        logits, cams, embeddings = scorer.session.run(
+            [LOGITS, CAM, EMBEDDING], {INPUT: np.stack([one.tensor for one in pictures])}
+        )
+        seen = [one.gate_tensor for one in pictures if one.gate_tensor is not None]
+        answers = gate.run(np.stack(seen)) if gate else [None] * len(batch)
+        for index, (picture, answer) in enumerate(zip(pictures, answers, strict=True)):
+            area = share = score = reason = None
+            if gate and answer:
+                mask = lung_mask(answer.lungs, picture.shape, gate.contract.preprocess)
+                cam = cams[index][scorer.contract.labels.index(COVID)]
+                share = share_inside(content_of(cam, picture.shape, spec), mask.astype(np.float32))
+                area, score = lung_area_of(mask), answer.verdict.score
+                reason = answer.verdict.reason
+            is_scored = reason is None
+            yield _Measured(
+                gate_score=score,
+                lung_area=area,
+                reason=reason,
+                view=picture.view,
+                logit=float(logits[index][1] - logits[index][0]) if is_scored else None,
+                lung_share=share if is_scored else None,
+                embedding=embeddings[index] if is_scored else None,
             )
-            seen = [one.gate_tensor for one in pictures if one.gate_tensor is not None]
-            answers = gate.run(np.stack(seen)) if gate else [None] * len(batch)
-            for index, (picture, answer) in enumerate(zip(pictures, answers, strict=True)):
-                area = share = score = reason = None
-                if gate and answer:
-                    mask = lung_mask(answer.lungs, picture.shape, gate.contract.preprocess)
-                    cam = cams[index][scorer.contract.labels.index(COVID)]
-                    share = share_inside(
-                        content_of(cam, picture.shape, spec), mask.astype(np.float32)
-                    )
-                    area, score = lung_area_of(mask), answer.verdict.score
-                    reason = answer.verdict.reason
-                is_scored = reason is None
-                yield _Measured(
-                    gate_score=score,
-                    lung_area=area,
-                    reason=reason,
-                    view=picture.view,
-                    logit=float(logits[index][1] - logits[index][0]) if is_scored else None,
-                    lung_share=share if is_scored else None,
-                    embedding=embeddings[index] if is_scored else None,
-                )
-                if progress:
-                    progress(1)
 
 
 def _read(sample: Sample, scorer: OnnxScorer, gate: OnnxGate | None) -> _Picture:
-    try:
-        found = read_radiograph(sample.path)
-    except (FileRejected, OSError) as error:
-        raise DatasetError(f"{sample.path}: {error}") from error
+    found = read_image(sample.path)
     pixels = found.pixels
     return _Picture(
         tensor=preprocess(pixels, scorer.contract.preprocess),

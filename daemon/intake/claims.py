@@ -21,17 +21,13 @@ from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.archives import leave_folder
-from lungwatch.daemon.intake.eligibility import WriterState as FileWriter
-from lungwatch.daemon.intake.eligibility import writer_of
+from lungwatch.daemon.intake.eligibility import WriterState, writer_of
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.records import Claimed
-from lungwatch.daemon.retry import Clock, Outages
-from lungwatch.daemon.stage import DatabaseWriter, crashpoint
-from lungwatch.db.claims import Claim, ClaimKind
-from lungwatch.db.results import Store
+from lungwatch.daemon.stage import Context, crashpoint
+from lungwatch.db.claims import Claim, ClaimKind, Drop
 from lungwatch.db.states import State
 from lungwatch.errors import LungwatchError
 from lungwatch.files import FileKind, copy_apart, fsync_dir, kind_of
@@ -177,35 +173,28 @@ class ClaimInterrupted(LungwatchError):  # noqa: N818 - a state of affairs, whic
 
 
 class Claimer:
-    """Claims files; every step can be cut off by a crash and is taken up by `resume`.
+    """Claims files. After a crash at any step `resume` continues the claim.
 
     Parameters
     ----------
+    model_id
+        Row of the model in use.
     is_known
-        Says whether the record has a content, by its SHA-256.
+        Tells whether the database has a content, by its SHA-256.
     """
 
     def __init__(
         self,
-        *,
-        home: Home,
-        store: Store,
-        writer: DatabaseWriter,
+        context: Context,
         filing: Filing,
-        outages: Outages,
-        clock: Clock,
+        *,
         model_id: int,
-        max_attempts: int,
         is_known: Callable[[str], bool],
     ) -> None:
-        self._home = home
-        self._store = store
-        self._writer = writer
+        self._context = context
+        self._home = context.home
         self._filing = filing
-        self._outages = outages
-        self._clock = clock
         self._model_id = model_id
-        self._max_attempts = max_attempts
         self._is_known = is_known
 
     def take(self, path: Path) -> Claimed | None:
@@ -221,7 +210,7 @@ class Claimer:
         ------
         OSError
             If the file cannot be moved; it is where it was.
-        CutOff
+        ClaimInterrupted
             If it was moved, and can then not be read or filed.
         """
         name = path.relative_to(self._home.incoming)
@@ -242,7 +231,7 @@ class Claimer:
 
         Raises
         ------
-        CutOff
+        ClaimInterrupted
             If that is not possible either.
         """
         folder = self._home.work / path.relative_to(self._home.work).parts[0]
@@ -262,7 +251,7 @@ class Claimer:
                 target.parent.rmdir()
                 raise
 
-        self._outages.ride_out(enter)
+        self._context.outages.wait_out(enter)
         return self._settle(target, token, name.as_posix(), moved_from=path.parent)
 
     def _settle(
@@ -281,7 +270,7 @@ class Claimer:
             return self._claim(path, token, source_name)
 
         try:
-            return self._outages.ride_out(settle)
+            return self._context.outages.wait_out(settle)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -293,71 +282,61 @@ class Claimer:
             self._give_back(path, source_name)
             return None
         sha256, size_bytes = hashed
-        # What is in the record, of an earlier version or of a claim that was cut off, stays there.
+        # What an earlier version or an interrupted claim entered in the database stays there.
         if is_own_object(path) and not self._is_known(sha256):
             self._filing.set_aside(sha256, path)
             event("own_object", sha256)
             return None
         relative = self._home.relative(path)
-        now = self._clock.now()
-        claim = self._writer.call(
-            lambda: self._store.claim(
-                token=token,
-                sha256=sha256,
-                size_bytes=size_bytes,
-                source_name=_storable(source_name),
-                path=relative,
-                model_id=self._model_id,
-                max_attempts=self._max_attempts,
-                now=now,
-                # A copy whose bytes have changed gives way to this one, and doesn't stand for it.
-                exists=lambda kept: self._home.holds(kept, sha256),
-                arrival=not token.startswith(_RETRY_PREFIX),
-            )
+        context = self._context
+        drop = Drop(
+            token=token,
+            sha256=sha256,
+            size_bytes=size_bytes,
+            source_name=_storable(source_name),
+            path=relative,
+            model_id=self._model_id,
+            max_attempts=context.config.max_attempts,
+            now=context.clock.now(),
+            # A copy whose bytes have changed is superseded by this one.
+            exists=lambda kept: self._home.holds(kept, sha256),
+            arrival=not token.startswith(_RETRY_PREFIX),
         )
+        claim = context.writer.call(lambda: context.store.claim(drop))
         crashpoint("claimed")
-        return self._act(claim, sha256, path)
+        claimed = Claimed(
+            result_id=claim.result_id,
+            image_id=claim.image_id,
+            sha256=sha256,
+            path=path,
+            attempt=claim.attempt,
+            received_at=claim.received_at,
+            started_s=context.clock.monotonic(),
+        )
+        if claim.kind is not ClaimKind.RUN:
+            self._end(claim, claimed)
+            return None
+        self._drop_superseded(claim, path)
+        event("claimed", sha256, attempt=claim.attempt)
+        return claimed
 
-    def _act(self, claim: Claim, sha256: str, path: Path) -> Claimed | None:
+    def _end(self, claim: Claim, claimed: Claimed) -> None:
+        """File what has its end in the database already."""
+        sha256 = claimed.sha256
         match claim.kind:
-            case ClaimKind.RUN:
-                self._drop_superseded(claim, path)
-                event("claimed", sha256, attempt=claim.attempt)
-                return Claimed(
-                    result_id=claim.result_id,
-                    image_id=claim.image_id,
-                    sha256=sha256,
-                    path=path,
-                    attempt=claim.attempt,
-                    received_at=claim.received_at,
-                    started_s=self._clock.monotonic(),
-                )
             case ClaimKind.DUPLICATE:
-                self._filing.discard(path)
+                self._filing.discard(claimed.path)
                 event("duplicate", sha256, state=claim.state)
             case ClaimKind.FILE:
-                self._filing.file(
-                    result_id=claim.result_id,
-                    sha256=sha256,
-                    received_at=claim.received_at,
-                    path=path,
-                )
+                self._filing.file(claimed)
                 event("filed", sha256, resumed=True)
             case ClaimKind.REFILE if claim.state is State.DONE:
-                self._filing.refile(
-                    image_id=claim.image_id,
-                    sha256=sha256,
-                    received_at=claim.received_at,
-                    path=path,
-                )
+                self._filing.refile(claimed)
                 event("filed", sha256, resumed=True)
-            case ClaimKind.REFILE | ClaimKind.GIVE_UP:
+            case _:
                 reason = claim.reason or "internal_error"
-                self._filing.quarantine(
-                    image_id=claim.image_id, sha256=sha256, reason=reason, path=path
-                )
+                self._filing.quarantine(claimed, reason)
                 event("quarantined", sha256, level=logging.WARNING, reason=reason)
-        return None
 
     def _drop_superseded(self, claim: Claim, path: Path) -> None:
         """Remove the quarantined copy of a content that runs again from newly dropped bytes."""
@@ -406,7 +385,7 @@ def _stable_digest(path: Path) -> tuple[str, int] | None:
         return None
     if before.st_nlink > 1:
         # Whoever has it under another name could change what is filed.
-        if writer_of(path) is FileWriter.SOMEBODY or not copy_apart(path):
+        if writer_of(path) is WriterState.SOMEBODY or not copy_apart(path):
             return None
         before = path.lstat()
     with path.open("rb") as file:
@@ -419,6 +398,6 @@ def _stable_digest(path: Path) -> tuple[str, int] | None:
                 raise
     after = path.stat()
     unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    if not unchanged or writer_of(path) is FileWriter.SOMEBODY:
+    if not unchanged or writer_of(path) is WriterState.SOMEBODY:
         return None
     return digest.hexdigest(), after.st_size

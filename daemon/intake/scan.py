@@ -154,7 +154,7 @@ class DropScan:
         The drop folder.
     names
         Which names are skipped; of a folder, with all that is in it.
-    left_alone
+    unusable
         Gets what can never be taken: what is no regular file, is too large or cannot be seen.
     skipped
         Gets what is skipped for its name, anew at each look.
@@ -167,14 +167,14 @@ class DropScan:
         root: Path,
         *,
         names: NameRules,
-        left_alone: UnusableFiles,
+        unusable: UnusableFiles,
         skipped: SkippedFiles,
         clock: Clock,
         beat: Callable[[], None],
     ) -> None:
         self._root = root
         self._names = names
-        self._left_alone = left_alone
+        self._unusable = unusable
         self._skipped = skipped
         self._clock = clock
         self._beat = beat
@@ -200,7 +200,7 @@ class DropScan:
                     raise
                 if isinstance(error, FileNotFoundError):
                     continue  # emptied and removed meanwhile
-                self._left_alone.add(folder, error.strerror or "cannot be listed")
+                self._unusable.add(folder, error.strerror or "cannot be listed")
                 continue
             for entry in entries:
                 path = Path(entry.path)
@@ -215,13 +215,13 @@ class DropScan:
                 except FileNotFoundError:
                     continue
                 except OSError as error:
-                    self._left_alone.add(path, error.strerror or "cannot be looked at")
+                    self._unusable.add(path, error.strerror or "cannot be looked at")
                     continue
                 if not stat.S_ISREG(status.st_mode):
-                    self._left_alone.add(path, "not a regular file")
+                    self._unusable.add(path, "not a regular file")
                     continue
                 if status.st_size > _MAX_BYTES:
-                    self._left_alone.add(path, f"larger than {_MAX_BYTES >> 30} GiB")
+                    self._unusable.add(path, f"larger than {_MAX_BYTES >> 30} GiB")
                     continue
                 yield (
                     path,

@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from lungwatch.daemon.checks import Health, HealthStatus, Phase, judge, observe_phase
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.retention import backups
@@ -67,110 +67,9 @@ def disk_usage(home: Home, database_url: str) -> DiskUsage:
     )
 
 
-_LONG_WAIT_S = 900.0
-
-_LONG_UNSENT_S = 3600.0
-
-_OUTAGES = {
-    OutageKind.SPACE: "the disk is full",
-    OutageKind.READ_ONLY: "the file system is read-only",
-    OutageKind.DATABASE: "the database cannot be written",
-    OutageKind.DROP_FOLDER: "the drop folder is away",
-}
-
-
-class Phase(StrEnum):
-    """Where the service is in its life."""
-
-    STARTING = "starting"
-    READY = "ready"
-    STOPPING = "stopping"
-
-
-class HealthStatus(StrEnum):
-    """One word for all reasons together."""
-
-    OK = "ok"
-    DEGRADED = "degraded"
-    """It works, and somebody should look."""
-    FAILING = "failing"
-    """New files are not being screened."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HealthReason:
-    """Why the status is not ok.
-
-    Attributes
-    ----------
-    code
-        Does not change between versions.
-    """
-
-    code: str
-    text: str
-    status: HealthStatus
-
-
-@dataclass(frozen=True, kw_only=True)
-class Health:
-    """What is known at one time.
-
-    Attributes
-    ----------
-    model
-        Name and version.
-    uptime_s
-        Since the service began to start.
-    database
-        Whether it can be written, told within a few seconds.
-    disk_free_mb
-        Of the home, in MiB; None if the home does not answer.
-    min_free_mb
-        The watermark, in MiB: nothing is claimed below.
-    waiting
-        Files in the drop folder, and those in quarantine to be tried again.
-    oldest_waiting_s
-        Since the oldest of them came; None if none waits.
-    queues
-        Queue depth of each stage.
-    in_hand
-        Files between claim and end.
-    left_alone
-        Files in the drop folder that cannot be taken.
-    skipped
-        Files and folders there that are skipped for their names, by pattern.
-    outbox_waiting, outbox_oldest_s
-        Objects to be sent, and the age of the oldest; None if not known or none waits.
-    outages
-        What is being waited out.
-    stuck
-        Stages without progress, with the seconds.
-    """
-
-    status: HealthStatus
-    reasons: tuple[HealthReason, ...]
-    phase: Phase
-    model: str
-    uptime_s: float
-    database: bool
-    disk_free_mb: int | None
-    min_free_mb: int
-    waiting: int
-    oldest_waiting_s: float | None
-    queues: dict[str, int]
-    in_hand: int
-    left_alone: int
-    skipped: dict[str, int]
-    outbox_waiting: int | None
-    outbox_oldest_s: float | None
-    outages: tuple[str, ...]
-    stuck: dict[str, float]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Probes:
-    """Whom to ask; each answers at once, but for the two that are bounded.
+    """Callables that tell the state of the daemon, each at once but for the two with a limit.
 
     Attributes
     ----------
@@ -196,7 +95,7 @@ class Probes:
 
 
 class HealthCheck:
-    """Asks the probes and judges what they say. For all threads."""
+    """Asks the probes, and judges their answers by the list of checks. For all threads."""
 
     def __init__(self, probes: Probes, *, model: str, min_free_mb: int, clock: Clock) -> None:
         self._probes = probes
@@ -213,65 +112,39 @@ class HealthCheck:
     def examine(self) -> Health:
         """Return how it is now; takes a few seconds at most."""
         probes, now = self._probes, self._clock.now()
-        signs = self._signs()
-        free_mb = self._free_mb()
-        oldest_s = self.oldest_waiting_s(signs)
-        outages = probes.outages()
-        stuck = probes.stuck()
-        unsent_s = _age_s(now, signs.oldest_delivery) if signs else None
-        phase = probes.phase()
-        left_alone = probes.left_alone()
-        reasons = [
-            *_of_phase(phase),
-            *(_failing(f"outage_{kind}", _OUTAGES[kind]) for kind in sorted(outages)),
-            *(
-                _failing("stuck", f"stage {stage} shows no progress for {seconds:.0f} s")
-                for stage, seconds in stuck.items()
-            ),
-            *self._of_space(free_mb),
-        ]
-        if signs is None:
-            reasons.append(_failing("database", "the database does not answer"))
-        if oldest_s is not None and oldest_s > _LONG_WAIT_S:
-            reasons.append(_degraded("waiting_long", f"a file waits for {oldest_s:.0f} s"))
-        if left_alone:
-            reasons.append(_degraded("left_alone", f"{left_alone} files cannot be taken"))
-        if unsent_s is not None and unsent_s > _LONG_UNSENT_S:
-            reasons.append(_degraded("outbox_old", f"an object is unsent for {unsent_s:.0f} s"))
-        if signs is not None and signs.outbox_ended:
-            text = f"{signs.outbox_ended} objects were refused or invalid"
-            reasons.append(_degraded("outbox_ended", text))
-        return Health(
-            status=_worst(reasons),
-            reasons=tuple(reasons),
-            phase=phase,
-            model=self._model,
-            uptime_s=round(self._clock.monotonic() - self._started_s, 1),
-            database=signs is not None,
-            disk_free_mb=free_mb,
-            min_free_mb=self._min_free_mb,
-            waiting=probes.waiting(),
-            oldest_waiting_s=oldest_s,
-            queues=probes.queues(),
-            in_hand=probes.in_hand(),
-            left_alone=left_alone,
-            skipped=dict(probes.skipped()),
-            outbox_waiting=signs.outbox_waiting if signs else None,
-            outbox_oldest_s=unsent_s,
-            outages=tuple(sorted(outages)),
-            stuck=stuck,
+        counts, free_mb = self._counts(), self._free_mb()
+        return judge(
+            Health(
+                phase=probes.phase(),
+                model=self._model,
+                uptime_s=round(self._clock.monotonic() - self._started_s, 1),
+                database=counts is not None,
+                disk_free_mb=free_mb,
+                min_free_mb=self._min_free_mb,
+                waiting=probes.waiting(),
+                oldest_waiting_s=self._oldest_waiting_s(counts),
+                queues=probes.queues(),
+                in_hand=probes.in_hand(),
+                left_alone=probes.left_alone(),
+                skipped=dict(probes.skipped()),
+                outbox_waiting=counts.outbox_waiting if counts else None,
+                outbox_oldest_s=_age_s(now, counts.oldest_delivery) if counts else None,
+                outbox_ended=counts.outbox_ended if counts else None,
+                outages=tuple(sorted(probes.outages())),
+                stuck=probes.stuck(),
+            )
         )
 
-    def oldest_waiting_s(self, signs: HealthCounts | None) -> float | None:
+    def _oldest_waiting_s(self, counts: HealthCounts | None) -> float | None:
         """Return since when the oldest file waits, in the drop folder or to be tried again."""
         now = self._clock.now()
-        ages = [_age_s(now, signs.oldest_queued)] if signs else []
+        ages = [_age_s(now, counts.oldest_queued)] if counts else []
         dropped_at = self._probes.oldest_waiting()
         if dropped_at is not None:
             ages.append(_age_s(now, datetime.fromtimestamp(dropped_at, UTC)))
         return max((age for age in ages if age is not None), default=None)
 
-    def _signs(self) -> HealthCounts | None:
+    def _counts(self) -> HealthCounts | None:
         try:
             return self._probes.signs()
         except (LungwatchError, TimeoutError):
@@ -282,14 +155,6 @@ class HealthCheck:
             return self._probes.free_mb()
         except OSError:  # TimeoutError is one
             return None
-
-    def _of_space(self, free_mb: int | None) -> list[HealthReason]:
-        if free_mb is None:
-            return [_failing("folders", "the home or its drop folder does not answer")]
-        if free_mb < self._min_free_mb:
-            text = f"{free_mb} MiB free, less than min_free_mb = {self._min_free_mb}"
-            return [_failing("disk", text)]
-        return []
 
 
 def free_mb_of(home: Home) -> int:
@@ -302,25 +167,6 @@ def free_mb_of(home: Home) -> int:
     """
     home.incoming.stat()
     return home.free_mb()
-
-
-def _of_phase(phase: Phase) -> list[HealthReason]:
-    return [] if phase is Phase.READY else [_failing(phase.value, f"the service is {phase.value}")]
-
-
-def _failing(code: str, text: str) -> HealthReason:
-    return HealthReason(code=code, text=text, status=HealthStatus.FAILING)
-
-
-def _degraded(code: str, text: str) -> HealthReason:
-    return HealthReason(code=code, text=text, status=HealthStatus.DEGRADED)
-
-
-def _worst(reasons: list[HealthReason]) -> HealthStatus:
-    found = {reason.status for reason in reasons}
-    if HealthStatus.FAILING in found:
-        return HealthStatus.FAILING
-    return HealthStatus.DEGRADED if found else HealthStatus.OK
 
 
 def _age_s(now: datetime, since: datetime | None) -> float | None:
@@ -340,7 +186,7 @@ _HOSTS = ("127.0.0.1", "localhost")
 
 
 class StatusServer:
-    """The HTTP port.
+    """HTTP server of /metrics, /health and /ready for this machine alone.
 
     Parameters
     ----------
@@ -358,7 +204,7 @@ class StatusServer:
     Raises
     ------
     ConfigError
-        If the port cannot be had.
+        If the port cannot be bound.
     """
 
     def __init__(
@@ -376,7 +222,7 @@ class StatusServer:
         try:
             self._server = _Server((_ADDRESS, port), Handler)
         except OSError as error:
-            raise ConfigError(f"metrics_port {port} cannot be had: {error.strerror}") from error
+            raise ConfigError(f"cannot bind metrics_port {port}: {error.strerror}") from error
         self.port = self._server.server_address[1]
         self._server.on_round = lambda: vitals.beat(_STAGE)
         self._vitals = vitals
@@ -446,7 +292,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(status, body.encode(), "application/json")
         elif self.path == "/ready":
             phase = self.health_check.phase
-            self._answer(200 if phase is Phase.READY else 503, f"{phase}\n".encode(), "text/plain")
+            is_ready = not list(observe_phase(phase))
+            self._answer(200 if is_ready else 503, f"{phase}\n".encode(), "text/plain")
         else:
             self._answer(404, b"not found\n", "text/plain")
 

@@ -12,9 +12,10 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from lungwatch import __version__
+from lungwatch.daemon.checks import HealthStatus
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import Drift
-from lungwatch.daemon.monitor.health import DiskUsage, HealthCheck, HealthStatus, StatusServer
+from lungwatch.daemon.monitor.health import DiskUsage, HealthCheck, StatusServer
 from lungwatch.daemon.retry import Clock, OutageKind
 from lungwatch.daemon.stage import Progress, TimeLimited, Worker
 from lungwatch.db.statistics import HealthCounts, MetricCounts

@@ -17,14 +17,13 @@ from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.pacs.scu import (
     Answer,
-    Backoff,
     OutgoingObject,
     StorageScu,
     TlsFiles,
     UnreachableError,
     Verdict,
 )
-from lungwatch.daemon.retry import Clock, Outages
+from lungwatch.daemon.retry import Backoff, Clock, Outages
 from lungwatch.daemon.stage import DatabaseWriter, Progress, Worker, crashpoint
 from lungwatch.db.deliveries import (
     Deliveries,
@@ -35,7 +34,7 @@ from lungwatch.db.deliveries import (
     is_unsent,
     unsent_uids,
 )
-from lungwatch.db.queries import ResultDetail, get_result, is_unfinished
+from lungwatch.db.queries import ResultRow, get_result, is_unfinished
 from lungwatch.db.states import DeliveryState
 from lungwatch.errors import (
     ConfigError,
@@ -165,7 +164,7 @@ class ObjectStore:
             path.unlink(missing_ok=True)
 
 
-def _facts(result: ResultDetail, home: Home, earlier: SentReport | None) -> "ResultFacts":
+def _facts(result: ResultRow, home: Home, earlier: SentReport | None) -> "ResultFacts":
     from lungwatch.daemon.pacs.source import Predecessor, ResultFacts  # noqa: PLC0415 - as above
 
     if result.probability is None or result.threshold is None or result.finished_at is None:
@@ -237,6 +236,7 @@ _AT_ONCE = 20
 _POLL_S = 1.0
 
 _ABORT_S = 5.0
+_ASSOCIATION_S = 900.0  # of many objects, each with the network's timeouts
 
 
 class Sender:
@@ -269,12 +269,13 @@ class Sender:
     ) -> None:
         self._engine = engine
         self._vitals = vitals or Progress(clock)
+        self._vitals.watch("outbox", extra_s=_ASSOCIATION_S)
         self._writer = writer
         self._outages = outages
         self._clock = clock
         self._destinations = [parse_destination(text) for text in config.pacs_destinations]
         self._longest = timedelta(seconds=config.pacs_retry_max_s)
-        self._backoff = Backoff(first_s=config.pacs_retry_s, most_s=config.pacs_retry_max_s)
+        self._backoff = Backoff[str](first_s=config.pacs_retry_s, most_s=config.pacs_retry_max_s)
         self._deliveries = Deliveries(engine)
         self._packer = ObjectStore(config=config, home=home, engine=engine)
         self._user = StorageScu(config.pacs_ae_title, TlsFiles.of(config))
@@ -326,9 +327,9 @@ class Sender:
 
     def _serve(self, destination: Destination) -> bool:
         now = self._clock.now()
-        if self._stopped.is_set() or not self._backoff.is_open(destination.name, now):
+        if self._stopped.is_set() or not self._backoff.is_due(destination.name, now.timestamp()):
             return False
-        rows = self._outages.ride_out(
+        rows = self._outages.wait_out(
             lambda: due_deliveries(
                 self._engine, destination.name, now=now, longest=self._longest, limit=_AT_ONCE
             )
@@ -346,7 +347,7 @@ class Sender:
     def _pack(self, row: DeliveryRow) -> OutgoingObject | None:
         """Build the object of a delivery; None if it has met its end, or waits again."""
         try:
-            parcel = self._outages.ride_out(lambda: self._packer.pack(row, self._note_uid))
+            parcel = self._outages.wait_out(lambda: self._packer.pack(row, self._note_uid))
         except CannotBuildError as error:
             text = str(error)
             self._writer.call(lambda: self._deliveries.invalid(row.id, text))
@@ -359,7 +360,7 @@ class Sender:
             return None
         except OSError as error:  # no rights: nothing that is the object's fault
             text = f"cannot write to the outbox: {error.strerror}"
-            when = self._clock.now() + timedelta(seconds=self._backoff.after(row.attempts + 1))
+            when = self._clock.now() + timedelta(seconds=self._backoff.delay_s(row.attempts + 1))
             self._put_back([row.id], text, when)
             event("not_packed", row.sha256, level=logging.ERROR, error=text)
             return None
@@ -377,7 +378,7 @@ class Sender:
                     if answer.verdict is Verdict.NO_ROOM:
                         self._leave_alone(destination, left, answer.text)
                         return
-                    self._backoff.reached(destination.name)
+                    self._backoff.succeeded(destination.name)
                     del left[parcel.delivery_id]
                     self._conclude(destination, parcel, answer)
                     if self._stopped.is_set():
@@ -396,7 +397,7 @@ class Sender:
             event("sent", parcel.sha256, kind=parcel.kind, destination=destination.name)
             self._drop_file(parcel.sop_instance_uid)
             return
-        when = now + timedelta(seconds=self._backoff.after(parcel.refusals + 1))
+        when = now + timedelta(seconds=self._backoff.delay_s(parcel.refusals + 1))
         state = self._writer.call(
             lambda: self._deliveries.refused(
                 parcel.delivery_id, error=answer.text, next_attempt_at=when, most=MAX_REFUSALS
@@ -418,7 +419,9 @@ class Sender:
         self, destination: Destination, left: dict[int, OutgoingObject], why: str
     ) -> None:
         """Put back what did not get through, and shut the destination off for a while."""
-        when = self._backoff.failed(destination.name, self._clock.now())
+        now = self._clock.now()
+        wait_s = self._backoff.failed(destination.name, now.timestamp())
+        when = now + timedelta(seconds=wait_s)
         self._put_back(left, why, when)
         event(
             "unreachable",
@@ -429,11 +432,11 @@ class Sender:
         )
 
     def _put_back(self, ids: Collection[int], error: str, when: datetime) -> None:
-        self._writer.call(lambda: self._deliveries.put_back(ids, error=error, next_attempt_at=when))
+        self._writer.call(lambda: self._deliveries.requeue(ids, error=error, next_attempt_at=when))
 
     def _drop_file(self, sop_instance_uid: str | None) -> None:
         """Remove an object's file once no destination waits for it."""
         if sop_instance_uid is None:
             return
-        if not self._outages.ride_out(lambda: is_unsent(self._engine, sop_instance_uid)):
+        if not self._outages.wait_out(lambda: is_unsent(self._engine, sop_instance_uid)):
             self._packer.path(sop_instance_uid).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ may have been taken over. Pickle would hand on the daemon as well.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -16,8 +17,7 @@ import sys
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from lungwatch.attributes import RadiographMeta, meta_from_json, meta_to_json
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.overlay.render import make_preview
-from lungwatch.daemon.pipeline import sandbox
 from lungwatch.errors import (
     FileRejected,
     Flag,
@@ -44,6 +43,19 @@ from lungwatch.preprocess import (
     letters_in_line,
     preprocess,
 )
+
+READY = b"ready"
+# What a codec leaks ends with its process.
+FILES_PER_PROCESS = 1000
+_MAX_HEADER_BYTES = 1024 * 1024
+# Importing takes a third of a second on an idle machine.
+_START_TIMEOUT_S = 60.0
+_KILL_TIMEOUT_S = 5.0
+_KEPT = {"HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "LUNGWATCH_TEST_DECODER"}
+_KEPT_PREFIXES = ("LC_", "PYTHON")
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+_T = TypeVar("_T", np.float32, np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,14 +134,6 @@ def decode_file(
         flags=flags_in_order(flags),
         orientation_known=radiograph.orientation_known,
     )
-
-
-READY = b"ready"
-
-_MAX_HEADER_BYTES = 1024 * 1024
-
-
-_T = TypeVar("_T", np.float32, np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +224,7 @@ def receive(connection: Connection, setup: DecoderSetup) -> Decoded | Exception:
     gate_tensor = None
     if header["gate_side"] is not None:
         if setup.gate_spec is None:
-            raise ValueError("an input for a gate that there is not")
+            raise ValueError("a gate input without a gate")
         side = setup.gate_spec.size_px
         gate_tensor = _array(connection, (side, side, 1), np.float32)
     rows, columns = (int(side) for side in header["shape"])
@@ -267,17 +271,8 @@ def _is_memory(error: BaseException | None) -> bool:
     return False
 
 
-# What a codec leaks ends with its process.
-FILES_PER_PROCESS = 1000
-
-# Importing takes a third of a second on an idle machine.
-_START_TIMEOUT_S = 60.0
-
-_KILL_TIMEOUT_S = 5.0
-
-
 class _DecoderDied(Exception):  # noqa: N818 - an event, which the caller interprets
-    """The process is gone; `status` as `subprocess` gives it."""
+    """The process has ended; `status` as `subprocess` gives it."""
 
     def __init__(self, status: int | None) -> None:
         super().__init__(status)
@@ -285,9 +280,9 @@ class _DecoderDied(Exception):  # noqa: N818 - an event, which the caller interp
 
 
 class Decoder:
-    """Owns one decoding process and replaces it when it dies, hangs or is worn out.
+    """One decoding process, replaced when it dies, hangs or has decoded many files.
 
-    For one thread: the process dies with the thread that started it.
+    For one thread: the process dies with the thread that started it. To be closed.
 
     Parameters
     ----------
@@ -304,17 +299,6 @@ class Decoder:
         self._connection: Connection | None = None
         self._decoded = 0
         self._is_ready = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def start(self) -> None:
         """Start the process, if there is none, without waiting for it.
@@ -341,7 +325,7 @@ class Decoder:
                     stdout=subprocess.DEVNULL,
                     # A codec's complaints, and a traceback, may quote the file.
                     stderr=subprocess.DEVNULL,
-                    env=sandbox.environment(os.environ),
+                    env=_environment(),
                 )
             except OSError:
                 connection.close()
@@ -368,19 +352,15 @@ class Decoder:
         """
         if self._decoded >= FILES_PER_PROCESS:
             self._replace("worn_out")
-        is_fresh = self._decoded == 0
-        try:
-            return self._ask(path)
-        except (_DecoderDied, OutOfMemory) as error:
-            self._replace(_cause(error))
-            if is_fresh:
-                raise _explained(error) from None
-        # A file before this one may have been what broke the process.
-        try:
-            return self._ask(path)
-        except (_DecoderDied, OutOfMemory) as error:
-            self._replace(_cause(error))
-            raise _explained(error) from None
+        for is_fresh in (self._decoded == 0, True):
+            try:
+                return self._ask(path)
+            except (_DecoderDied, OutOfMemory) as error:
+                self._replace(_cause(error))
+                # A file before this one may have broken a used process; a fresh one is tried.
+                if is_fresh:
+                    raise _explained(error) from None
+        raise AssertionError("the loop returns or raises")
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -445,6 +425,17 @@ class Decoder:
             return None
 
 
+def _environment() -> dict[str, str]:
+    """Return the environment of a decoding process: no passwords, no names of sockets."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or name.startswith(_KEPT_PREFIXES)
+    }
+    # The processes run in parallel; threads of libraries only cost address space.
+    return kept | dict.fromkeys(_ONE_THREAD, "1")
+
+
 def _await(connection: Connection, timeout_s: float) -> None:
     """Wait until there is something to receive."""
     if not connection.poll(timeout_s):
@@ -453,7 +444,7 @@ def _await(connection: Connection, timeout_s: float) -> None:
 
 def _cause(error: _DecoderDied | OutOfMemory) -> str:
     """Return the short name of what ended a process, for log and metrics."""
-    if isinstance(error, OutOfMemory) or error.status == sandbox.OUT_OF_MEMORY:
+    if isinstance(error, OutOfMemory) or error.status == errno.ENOMEM:
         return "out_of_memory"
     return "killed" if error.status == -signal.SIGKILL else "crashed"
 
@@ -462,13 +453,13 @@ def _explained(error: _DecoderDied | OutOfMemory) -> ProcessingFailed | Transien
     if isinstance(error, OutOfMemory):
         return error
     status = error.status
-    if status == sandbox.OUT_OF_MEMORY:
+    if status == errno.ENOMEM:
         return OutOfMemory()
     if status == -signal.SIGKILL:
         # No codec does that: the kernel, out of memory, or an administrator.
-        return TransientError("the decoder was killed from outside; is memory running out?")
+        return TransientError("another program killed the decoder; is memory running out?")
     if status is None:
-        what = "answered nonsense"
+        what = "gave an invalid answer"
     elif status < 0:
         what = f"died of {signal.Signals(-status).name}"
     else:

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from lungwatch.bundle import GATE_FILE, MODEL_FILE, BundleFiles, read_bundle
+from lungwatch.bundle import GATE_FILE, MODEL_FILE, BundleFiles, SiteCalibration, read_bundle
 from lungwatch.comparison import DriftReference
 from lungwatch.contract import (
     CAM,
@@ -32,7 +32,6 @@ from lungwatch.daemon.pipeline.records import Scores
 from lungwatch.errors import ModelError, NotFoundError
 from lungwatch.models import SHIPPED_STATEMENTS
 from lungwatch.preprocess import golden_digest, golden_input
-from lungwatch.sitecalibration import SiteCalibration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -369,3 +368,25 @@ def _load_gate(files: BundleFiles, contract: ModelContract, threads: int) -> Con
             f"{files.folder / GATE_FILE} is missing: the model's contract describes a content gate"
         )
     return ContentGate.of(files.gate, contract.gate, files.folder, threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInUse:
+    """The model that this daemon runs, as it is entered in the database.
+
+    Attributes
+    ----------
+    row
+        Number of its row.
+    calibration
+        The site calibration that the classifier decides by; None for the bundle's own.
+    """
+
+    classifier: Classifier
+    row: int
+    calibration: SiteCalibration | None = None
+
+    @property
+    def id(self) -> str:
+        """Name and version, as people write it."""
+        return self.classifier.contract.id

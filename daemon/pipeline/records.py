@@ -121,19 +121,3 @@ class Classified:
     prepared: Prepared
     scores: Scores
     gate: GateAnswer | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """A file whose result is in the database, and which has only to be filed.
-
-    Attributes
-    ----------
-    duration_ms
-        From the claim to the row.
-    """
-
-    claim: Claimed
-    label: Label
-    probability: float
-    duration_ms: int

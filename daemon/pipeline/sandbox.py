@@ -6,42 +6,20 @@ input.
 
 import contextlib
 import ctypes
+import errno
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-# The exit status of a process that had not even the memory to say so.
-OUT_OF_MEMORY = 12
-
 _MIB = 1024 * 1024
-
 # The numbers are Linux's own, for prctl.
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
-
 # Of the daemon and its decoders, the kernel is to take a decoder when memory runs out.
 _OOM_SCORE_ADJ = 500
-
-_KEPT = {"HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "LUNGWATCH_TEST_DECODER"}
-
-_KEPT_PREFIXES = ("LC_", "PYTHON")
-
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what a decoding process gets of the environment: no passwords, no sockets' names."""
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if name in _KEPT or name.startswith(_KEPT_PREFIXES)
-    }
-    # The pool is what runs beside each other; threads of libraries only cost address space.
-    return kept | dict.fromkeys(_ONE_THREAD, "1")
 
 
 def detach() -> None:
@@ -123,11 +101,15 @@ def main() -> None:
     # After the limits, and after the signals are out of the way: this takes its time.
     import cv2  # noqa: PLC0415
 
-    from lungwatch.daemon.pipeline import decode  # noqa: PLC0415
-    from lungwatch.daemon.pipeline.decode import decode_file  # noqa: PLC0415
+    from lungwatch.daemon.pipeline.decode import (  # noqa: PLC0415
+        READY,
+        decode_file,
+        send_decoded,
+        send_error,
+    )
 
     cv2.setNumThreads(1)
-    connection.send_bytes(decode.READY)
+    connection.send_bytes(READY)
     while True:
         path = Path(os.fsdecode(connection.recv_bytes()))
         try:
@@ -141,9 +123,9 @@ def main() -> None:
             )
         except Exception as error:  # everything goes back to whoever asked
             error.__traceback__ = None  # and with it whatever filled the memory
-            decode.send_error(connection, error)
+            send_error(connection, error)
         else:
-            decode.send_decoded(connection, decoded)
+            send_decoded(connection, decoded)
 
 
 if __name__ == "__main__":
@@ -152,4 +134,4 @@ if __name__ == "__main__":
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the parent hung up
     except MemoryError:
-        os._exit(OUT_OF_MEMORY)
+        os._exit(errno.ENOMEM)

@@ -11,10 +11,12 @@ from contextlib import closing
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from lungwatch.daemon.checks import run_checks
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.doctor import check_running
 from tests.support.peers import free_port, is_listening
 from tests.support.waits import PATIENCE_S, wait_for
+
+_RUNNING = ("daemon", "health", "waiting", "last result")
 
 
 @pytest.fixture
@@ -167,7 +169,7 @@ def test_doctor_shows_the_running_daemon_and_one_that_hangs(make_home, picture, 
     )
 
     def found():
-        return {check.name: check for check in check_running(config)}
+        return {check.name: check for check in run_checks(config, _RUNNING)}
 
     with home.daemon() as daemon:
         home.drop("x.png", picture(1))

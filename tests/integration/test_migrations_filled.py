@@ -11,9 +11,8 @@ from alembic.config import Config
 from sqlalchemy import Engine, MetaData, Table, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
-from lungwatch.db import migrations
 from lungwatch.db.engine import open_engine, reading, writing
-from lungwatch.db.maintenance import REVISIONS, open_database, open_existing
+from lungwatch.db.maintenance import MIGRATIONS, REVISIONS, open_database, open_existing
 from lungwatch.db.maintenance import upgrade as upgrade_schema
 from lungwatch.db.queries import ResultFilter, list_results
 from lungwatch.db.states import DeliveryState, State
@@ -37,7 +36,7 @@ def build(url: str, revision: str) -> Engine:
     engine = open_engine(url)
     with writing(engine) as connection:
         config = Config()
-        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.set_main_option("script_location", str(MIGRATIONS))
         config.set_main_option("path_separator", "os")
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
@@ -218,7 +217,7 @@ def test_the_negative_class_is_renamed_and_old_results_get_their_models_band(url
 
     with writing(engine) as connection:
         config = Config()
-        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.set_main_option("script_location", str(MIGRATIONS))
         config.set_main_option("path_separator", "os")
         config.attributes["connection"] = connection
         command.downgrade(config, "0005")
@@ -256,7 +255,7 @@ def test_old_results_get_covid_as_their_only_finding_and_unscored_ones_none(url:
 
     with writing(engine) as connection:
         config = Config()
-        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.set_main_option("script_location", str(MIGRATIONS))
         config.set_main_option("path_separator", "os")
         config.attributes["connection"] = connection
         command.downgrade(config, "0006")

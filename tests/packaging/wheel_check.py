@@ -20,11 +20,10 @@ from pathlib import Path
 
 COMMAND = str(Path(sys.executable).with_name("lungwatch"))
 HEAVY = ("tensorflow", "keras", "onnx", "tf2onnx", "matplotlib", "sklearn")
-# These need an extra, or Alembic's running environment, to be imported.
+# These need an extra to be imported.
 NOT_IMPORTED = (
     "lungwatch.training",
     "lungwatch.export",
-    "lungwatch.db.migrations.env",
     "lungwatch.daemon.pacs.listener",
     "lungwatch.daemon.pacs.listener",
 )

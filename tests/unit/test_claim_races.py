@@ -10,6 +10,8 @@ from lungwatch.daemon.intake import scan
 from lungwatch.daemon.intake.claims import Claimer, open_beneath
 from lungwatch.daemon.intake.eligibility import NameRules
 from lungwatch.daemon.intake.scan import DropScan
+from lungwatch.daemon.retry import Outages
+from tests.support.clock import ManualClock
 
 
 @pytest.fixture
@@ -20,17 +22,14 @@ def place(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "x.png").write_bytes(b"precious")
-    claimer = Claimer(
+    context = SimpleNamespace(
         home=home,
         store=None,
         writer=SimpleNamespace(call=lambda _: pytest.fail("it was claimed")),
-        filing=None,
-        outages=SimpleNamespace(ride_out=lambda step: step()),
-        clock=SimpleNamespace(now=lambda: None),
-        model_id=1,
-        max_attempts=1,
-        is_known=lambda _: pytest.fail("nothing is known"),
+        outages=Outages(),
+        clock=ManualClock(),
     )
+    claimer = Claimer(context, None, model_id=1, is_known=lambda _: pytest.fail("nothing is known"))
     return SimpleNamespace(home=home, outside=outside, claimer=claimer)
 
 
@@ -95,7 +94,7 @@ def test_a_file_too_large_to_read_keeps_no_other_waiting(place, monkeypatch):
     drop_scan = DropScan(
         place.home.incoming,
         names=NameRules(),
-        left_alone=left,
+        unusable=left,
         skipped=skipped,
         clock=clock,
         beat=lambda: None,

@@ -18,10 +18,12 @@ from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import COMMANDS, main
 from lungwatch.cli.options import parse_since, parse_until
 from lungwatch.cli.output import cell_text, to_csv, to_json
+from lungwatch.db.claims import Drop
 from lungwatch.db.engine import open_engine, writing
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.models import Plausibility
 from lungwatch.db.results import Store
+from lungwatch.db.states import State
 from lungwatch.errors import Flag, visible
 from lungwatch.models import SHIPPED_DEFAULT
 
@@ -32,7 +34,7 @@ FIELDS = {
     *("flags", "model", "model_version", "overlay", "patient_id", "study_uid", "series_uid"),
     *("sop_uid", "accession", "received_at", "finished_at", "duration_ms"),
     *("uncertain_from", "uncertain_to", "gate_score", "lung_area", "lung_share"),
-    "calibration",
+    *("calibration", "message", "findings", "station", "view"),
 }
 
 
@@ -49,18 +51,21 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [("=cmd|calc.dcm", SHA), ("a\x1b[31m long name that must be there whole.dcm", "cd" * 32)]
     ):
         claim = store.claim(
-            token=str(number),
-            sha256=sha256,
-            size_bytes=1,
-            source_name=name,
-            path=f"work/{number}/x.dcm",
-            model_id=model_id,
-            max_attempts=3,
-            now=T0 + timedelta(days=number),
-            exists=lambda _: True,
+            Drop(
+                token=str(number),
+                sha256=sha256,
+                size_bytes=1,
+                source_name=name,
+                path=f"work/{number}/x.dcm",
+                model_id=model_id,
+                max_attempts=3,
+                now=T0 + timedelta(days=number),
+                exists=lambda _: True,
+            )
         )
         if number:
-            store.reject(
+            store.end(
+                State.REJECTED,
                 result_id=claim.result_id,
                 reason="truncated",
                 message="it ends in the middle",
@@ -80,6 +85,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 photometric="MONOCHROME2",
                 patient_id="+P1",
                 study_uid="1.2.3",
+                view_position="PA",
+                station="ROOM1",
             ),
             label="COVID",
             probability=0.98765,
@@ -151,6 +158,12 @@ class TestList:
         assert (rows[0]["reason"], rows[0]["probability"]) == ("truncated", None)
         assert rows[1]["findings"] == {"covid": 0.98765, "opacity": 0.625}
         assert rows[0]["findings"] is None
+        assert [rows[1][name] for name in ("patient_id", "view", "station")] == [
+            "+P1",
+            "PA",
+            "ROOM1",
+        ]
+        assert rows[0]["view"] is None
         trust = ("gate_score", "lung_area", "lung_share", "uncertain_from", "uncertain_to")
         assert [rows[1][name] for name in trust] == [0.875, 0.375, 0.5, 0.25, 0.75]
         assert [rows[0][name] for name in trust] == [0.125, 0.0, None, None, None]

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from lungwatch.attributes import RadiographMeta
 from lungwatch.db import queries
+from lungwatch.db.claims import Drop
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import (
     ResultFilter,
@@ -60,15 +61,17 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def claim(number: int, token: str, model_id: int, now: datetime) -> int:
         return store.claim(
-            token=token,
-            sha256=DIGESTS[number],
-            size_bytes=100,
-            source_name=f"{number}.dcm",
-            path=f"work/{token}/{number}.dcm",
-            model_id=model_id,
-            max_attempts=3,
-            now=now,
-            exists=lambda _: True,
+            Drop(
+                token=token,
+                sha256=DIGESTS[number],
+                size_bytes=100,
+                source_name=f"{number}.dcm",
+                path=f"work/{token}/{number}.dcm",
+                model_id=model_id,
+                max_attempts=3,
+                now=now,
+                exists=lambda _: True,
+            )
         ).result_id
 
     def score(
@@ -103,8 +106,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.finish(result_id=result_id, path=f"done/{result_id}.dcm", now=T0)
 
     def end(result_id: int, *, rejected: bool) -> None:
-        method = store.reject if rejected else store.fail
-        method(
+        store.end(
+            State.REJECTED if rejected else State.FAILED,
             result_id=result_id,
             reason="truncated" if rejected else "retries_exhausted",
             message="m",
@@ -285,7 +288,8 @@ class TestForTheDaemon:
     def test_a_model_gets_what_it_can_take_up(self, engine: Engine) -> None:
         """A request of another model for an image that this one has scored would never end."""
         store = Store(engine)
-        store.fail(
+        store.end(
+            State.FAILED,
             result_id=6,
             reason="internal_error",
             message="m",

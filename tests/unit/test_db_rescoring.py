@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from lungwatch.attributes import RadiographMeta
 from lungwatch.db.audit import AuditEvent
-from lungwatch.db.claims import Claim, ClaimKind
+from lungwatch.db.claims import Claim, ClaimKind, Drop
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import ResultFilter, list_results, queued
 from lungwatch.db.rescoring import (
@@ -44,16 +44,18 @@ class Desk:
         self.files.discard(f"done/{name}" if not arrival else "")
         self.files.add(path)
         return self.store.claim(
-            token=token,
-            sha256=f"{ord(name):02x}" * 32,
-            size_bytes=1,
-            source_name=name,
-            path=path,
-            model_id=self.models[model],
-            max_attempts=3,
-            now=T0 + timedelta(minutes=ord(name)),
-            exists=self.files.__contains__,
-            arrival=arrival,
+            Drop(
+                token=token,
+                sha256=f"{ord(name):02x}" * 32,
+                size_bytes=1,
+                source_name=name,
+                path=path,
+                model_id=self.models[model],
+                max_attempts=3,
+                now=T0 + timedelta(minutes=ord(name)),
+                exists=self.files.__contains__,
+                arrival=arrival,
+            )
         )
 
     def score(self, claim: Claim, name: str, probability: float = 0.9) -> None:
@@ -120,7 +122,8 @@ def test_each_filed_image_is_asked_for_once_the_newest_first(desk):
 def test_what_is_refused_gone_or_in_hand_is_not_asked_for(desk):
     desk.store.set_path(image_id=1, path=None)
     refused = desk.claim("w", "a", token="drop-w")
-    desk.store.reject(
+    desk.store.end(
+        State.REJECTED,
         result_id=refused.result_id,
         reason="truncated",
         message="it ends",

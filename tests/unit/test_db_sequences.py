@@ -17,7 +17,7 @@ from hypothesis.strategies import sampled_from
 from sqlalchemy import func, select
 
 from lungwatch.attributes import RadiographMeta
-from lungwatch.db.claims import Claim, ClaimKind
+from lungwatch.db.claims import Claim, ClaimKind, Drop
 from lungwatch.db.engine import reading
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.models import Arrival, Result
@@ -81,16 +81,18 @@ class DropFolder(RuleBasedStateMachine):
         self.now += timedelta(seconds=1)
         token = path.split("/")[1]
         return self.store.claim(
-            token=token,
-            sha256=self.files[path],
-            size_bytes=1,
-            source_name="x",
-            path=path,
-            model_id=self.model_id,
-            max_attempts=MAX_ATTEMPTS,
-            now=self.now,
-            exists=self.files.__contains__,
-            arrival=not token.startswith("retry"),
+            Drop(
+                token=token,
+                sha256=self.files[path],
+                size_bytes=1,
+                source_name="x",
+                path=path,
+                model_id=self.model_id,
+                max_attempts=MAX_ATTEMPTS,
+                now=self.now,
+                exists=self.files.__contains__,
+                arrival=not token.startswith("retry"),
+            )
         )
 
     def _move(self, source: str, folder: str) -> str:
@@ -189,8 +191,8 @@ class DropFolder(RuleBasedStateMachine):
         generation, claim, path = run
         if generation != self.generation:
             return
-        method = self.store.reject if rejected else self.store.fail
-        method(
+        self.store.end(
+            State.REJECTED if rejected else State.FAILED,
             result_id=claim.result_id,
             reason="unreadable",
             message="m",

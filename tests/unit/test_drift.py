@@ -13,7 +13,7 @@ from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
 from lungwatch.comparison import DriftReference, alarms
 from lungwatch.daemon.configfile import load_config
-from lungwatch.daemon.doctor import _drift
+from lungwatch.daemon.doctor import Installation, inspect_drift
 from lungwatch.daemon.monitor.drift import (
     BASELINE,
     FALSE_ALARM_RATE,
@@ -438,15 +438,20 @@ def test_options_that_do_not_go_together_are_usage_errors(clinic):
 
 
 def test_doctor_warns_in_one_line_and_fails_nothing(clinic, rng):
-    config, classifier = (
-        load_config(home=clinic.home),
-        Classifier.load(find_bundle(SHIPPED_DEFAULT)),
-    )
-    assert _drift(config.replace(database_url=f"{config.database_url}-"), classifier).ok is None
+    config = load_config(home=clinic.home)
+    classifier = Classifier.load(find_bundle(SHIPPED_DEFAULT))
+
+    def warning(config):
+        installation = Installation(config)
+        installation.classifier = classifier
+        (found,) = inspect_drift(installation)
+        return found
+
+    assert warning(config.replace(database_url=f"{config.database_url}-")).ok is None
     clinic.add(ordinary(rng, 400))
-    assert _drift(config, classifier).ok is True
+    assert warning(config).ok is True
     clinic.add([inverted(row) for row in ordinary(rng, 100, first=400)])
-    warned = _drift(config, classifier)
+    warned = warning(config)
     assert warned.ok is None
     assert warned.detail.startswith("all stations: gate")
     assert "\n" not in warned.detail

@@ -176,7 +176,7 @@ def test_the_command_line_loads_no_tensorflow_no_onnxruntime_and_no_database():
     modules = loaded_after("import lungwatch.cli.main")
     assert "lungwatch.cli.main" in modules
     assert foreign(modules) == []
-    assert not {"onnxruntime", "cv2", "sqlalchemy", "lungwatch.daemon"} & modules
+    assert not {"onnxruntime", "cv2", "sqlalchemy", "rich", "lungwatch.daemon"} & modules
 
 
 def test_help_of_every_command_loads_no_tensorflow():

@@ -12,13 +12,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lungwatch.attributes import RadiographMeta
+from lungwatch.daemon.checks import Phase
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import Drift, DriftTest, DriftWindow
-from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, disk_usage, free_mb_of
+from lungwatch.daemon.monitor.health import HealthCheck, Probes, disk_usage, free_mb_of
 from lungwatch.daemon.monitor.metrics import Metrics, stability_index
 from lungwatch.daemon.retry import SystemClock
 from lungwatch.daemon.stage import Progress, TimeLimited
+from lungwatch.db.claims import Drop
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
 from lungwatch.db.statistics import health_counts, metric_counts
@@ -63,15 +65,17 @@ def make_text(tmp_path_factory):
     for number in range(60):
         now = T0 + timedelta(seconds=number)
         claim = store.claim(
-            token=str(number),
-            sha256=f"{number:064x}",
-            size_bytes=1,
-            source_name="DOE^JANE.png",
-            path=f"work/{number}",
-            model_id=model,
-            max_attempts=3,
-            now=now,
-            exists=lambda _: True,
+            Drop(
+                token=str(number),
+                sha256=f"{number:064x}",
+                size_bytes=1,
+                source_name="DOE^JANE.png",
+                path=f"work/{number}",
+                model_id=model,
+                max_attempts=3,
+                now=now,
+                exists=lambda _: True,
+            )
         )
         store.record(
             result_id=claim.result_id,

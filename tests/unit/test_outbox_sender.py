@@ -26,7 +26,8 @@ from lungwatch.daemon.pacs.scu import (
     Verdict,
 )
 from lungwatch.daemon.retry import Outages
-from lungwatch.daemon.stage import DatabaseWriter
+from lungwatch.daemon.stage import DatabaseWriter, Progress
+from lungwatch.db.claims import Drop
 from lungwatch.db.deliveries import Deliveries, DeliveryRow, OutboxPlan, list_deliveries
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
@@ -111,7 +112,7 @@ class Bench:
         monkeypatch.setattr(module, "StorageScu", lambda *_: self.network)
         monkeypatch.setattr(module, "ObjectStore", Packer)
         monkeypatch.setattr(Packer, "broken", set())
-        self.writer = DatabaseWriter(Outages(), self.on_crash)
+        self.writer = DatabaseWriter(Outages(), self.on_crash, Progress(self.clock))
         self.writer.start()
         self.sender = Sender(
             config=config,
@@ -140,15 +141,17 @@ class Bench:
                 sop_uid=f"1.3.{number}",
             )
             claim = store.claim(
-                token=f"t{number}",
-                sha256=f"{number:064x}",
-                size_bytes=1,
-                source_name="x.dcm",
-                path=f"work/{number}/x.dcm",
-                model_id=model_id,
-                max_attempts=3,
-                now=T0,
-                exists=lambda _: True,
+                Drop(
+                    token=f"t{number}",
+                    sha256=f"{number:064x}",
+                    size_bytes=1,
+                    source_name="x.dcm",
+                    path=f"work/{number}/x.dcm",
+                    model_id=model_id,
+                    max_attempts=3,
+                    now=T0,
+                    exists=lambda _: True,
+                )
             )
             store.record(
                 result_id=claim.result_id,

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, StatusServer
+from lungwatch.daemon.checks import Phase
+from lungwatch.daemon.monitor.health import HealthCheck, Probes, StatusServer
 from lungwatch.daemon.retry import OutageKind, SystemClock
 from lungwatch.daemon.stage import Progress, TimeLimited
 from lungwatch.db.statistics import HealthCounts
@@ -158,7 +159,7 @@ def test_the_death_of_its_thread_is_told(monkeypatch):
 
 def test_a_server_that_answers_nobody_any_more_starves_the_watchdog(monkeypatch):
     release, asked = threading.Event(), threading.Event()
-    vitals = Progress(SystemClock(), {"status": 2.0})
+    vitals = Progress(SystemClock(), 2.0)
     server = serve(check_of(WELL), vitals=vitals)
 
     def hang(*_):
@@ -167,7 +168,7 @@ def test_a_server_that_answers_nobody_any_more_starves_the_watchdog(monkeypatch)
         return False
 
     def stuck():
-        return [one.stage for one in vitals.stuck(time.monotonic())]
+        return list(vitals.stuck(time.monotonic()))
 
     monkeypatch.setattr(server._server, "verify_request", hang)
     server.start()

@@ -1,7 +1,6 @@
 """Data of the content gate, and the rates of a trained gate on it before export."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lungwatch.errors import DatasetError, FileRejected
-from lungwatch.imaging.reader import read_radiograph
+from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec, preprocess
 from lungwatch.training.data.dataset import (
     LabelMap,
@@ -23,7 +21,13 @@ from lungwatch.training.data.dataset import (
 )
 from lungwatch.training.data.duplicates import find_leaks
 from lungwatch.training.data.gate_images import ByteArray, GateXray, exposed, no_chest
-from lungwatch.training.data.pixels import FloatArray, KerasModel, read_pairs
+from lungwatch.training.data.pixels import (
+    FloatArray,
+    KerasModel,
+    decode_all,
+    read_image,
+    read_pairs,
+)
 from lungwatch.training.data.splits import DataRecord
 from lungwatch.training.evaluation.gate_rates import (
     Familiarity,
@@ -184,20 +188,11 @@ def _read(
     pixels = np.empty((len(samples), spec.size_px, spec.size_px, 1), np.float32)
 
     def read(index: int) -> GateXray:
-        path = samples[index].path
-        try:
-            whole = read_radiograph(path).pixels
-        except (FileRejected, OSError) as error:
-            raise DatasetError(f"{path}: {error}") from error
+        whole = read_image(samples[index].path).pixels
         pixels[index] = preprocess(whole, spec)
         return GateXray(pixels=_small(whole))
 
-    xrays = []
-    with ThreadPoolExecutor(2, thread_name_prefix="decode") as pool:
-        for xray in pool.map(read, range(len(samples))):
-            xrays.append(xray)
-            if progress:
-                progress(1)
+    xrays = list(decode_all(read, range(len(samples)), progress=progress))
     return GatePart(samples=samples, xrays=xrays, pixels=pixels)
 
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from lungwatch.errors import MissingExtraError
+from lungwatch.files import write_atomic
 from lungwatch.training.data.check import Confound, DatasetCheck
 from lungwatch.training.data.dataset import CLASSES, SPLITS
 from lungwatch.training.data.pixels import FloatArray
@@ -165,11 +166,13 @@ def new_figure(width_in: float, height_in: float) -> Any:  # noqa: ANN401 - matp
     return figure
 
 
-def to_png(figure: Any) -> bytes:  # noqa: ANN401 - matplotlib has no types
-    """Return a figure as the bytes of a PNG file."""
+def to_png(figure: Any, *, note: str = "") -> bytes:  # noqa: ANN401 - matplotlib has no types
+    """Return a figure, perhaps with a note below it, as the bytes of a PNG file."""
+    if note:
+        figure.supxlabel(note, fontsize=7, color="dimgrey")
     file = BytesIO()
     # Without the version of matplotlib in it, the same figures give the same bytes.
-    figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
     return file.getvalue()
 
 
@@ -222,8 +225,7 @@ def _confounds(confounds: Sequence[Confound]) -> bytes:
     axes.barh(at, [c.roc_auc for c in confounds], xerr=errors, color="#0072B2", alpha=0.7)
     axes.axvline(0.5, color="grey", linestyle=":")
     axes.set(xlabel="ROC-AUC (bar: standard deviation over folds)", xlim=(0.0, 1.05))
-    # matplotlib takes $ for mathematics.
-    axes.set_yticks(at, [label.replace("$", r"\$") for label in labels], fontsize=7)
+    axes.set_yticks(at, labels, fontsize=7, parse_math=False)
     return to_png(figure)
 
 
@@ -235,13 +237,8 @@ def plot_history(
     What a history has no column for is left out. After the epoch `boundary`, a line marks the
     beginning of fine-tuning.
     """
-    # The object interface: pyplot would look for a display and keep global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 3.5)
     panels = {
         "cross-entropy (nats)": {
             "loss": "training",
@@ -264,7 +261,7 @@ def plot_history(
         axes.grid(alpha=0.3)
         if axes.get_lines():
             axes.legend(fontsize=8)
-    figure.savefig(target, dpi=110)
+    write_atomic(target, to_png(figure))
 
 
 def plot_group_weights(rows: Sequence[dict[str, Any]], target: Path) -> None:
@@ -277,11 +274,7 @@ def plot_group_weights(rows: Sequence[dict[str, Any]], target: Path) -> None:
     target
         The file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.5, 3.5)
     axes = figure.subplots()
     epochs = [row["epoch"] for row in rows]
     for name in rows[0]:
@@ -290,7 +283,7 @@ def plot_group_weights(rows: Sequence[dict[str, Any]], target: Path) -> None:
     axes.set(xlabel="epoch", ylabel="weight of the group", ylim=(0.0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(target, dpi=110)
+    write_atomic(target, to_png(figure))
 
 
 def plot_search(rows: Sequence[dict[str, Any]], logarithmic: dict[str, bool], target: Path) -> None:
@@ -305,12 +298,8 @@ def plot_search(rows: Sequence[dict[str, Any]], logarithmic: dict[str, bool], ta
     target
         The file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     done = [row for row in rows if row["state"] == "done"]
-    figure = Figure(figsize=(3.2 * len(logarithmic), 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.2 * len(logarithmic), 3.2)
     values = [row["value"] for row in done]
     best = min(range(len(done)), key=values.__getitem__) if done else 0
     grid = figure.subplots(1, len(logarithmic), sharey=True, squeeze=False)[0]
@@ -326,7 +315,7 @@ def plot_search(rows: Sequence[dict[str, Any]], logarithmic: dict[str, bool], ta
     grid[0].set_ylabel("value (less is better)")
     if len({row["round"] for row in done}) > 1:
         figure.colorbar(marks, ax=list(grid), label="round")
-    figure.savefig(target, dpi=110)
+    write_atomic(target, to_png(figure))
 
 
 _COLOURS = dict(zip(SPLITS, ("#0072B2", "#E69F00", "#009E73"), strict=True))
@@ -354,8 +343,7 @@ def draw_split(table: SplitTable) -> bytes:
         )
         left += counts / totals
     names = [f"{row.label} {row.source}".strip() for row in rows]
-    # matplotlib takes $ for mathematics.
-    axes.set_yticks(at, [name.replace("$", r"\$") for name in names], fontsize=8)
+    axes.set_yticks(at, names, fontsize=8, parse_math=False)
     axes.set(xlim=(0.0, 1.0), xlabel="share of the images (number)")
     axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     return to_png(figure)

@@ -1,7 +1,6 @@
 """Plots of an evaluation and of the release gate, as PNG."""
 
 import importlib
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +72,7 @@ def draw_gallery(strips: Sequence[tuple[str, Sequence[Any]]]) -> bytes:
         the X-ray, the map for COVID, the map for NEGATIVE.
     """
     heads = ("X-ray", "Grad-CAM, COVID", "Grad-CAM, NEGATIVE")
-    figure = _figure(7.5, 0.5 + 2.3 * len(strips))
+    figure = new_figure(7.5, 0.5 + 2.3 * len(strips))
     grid = figure.subplots(len(strips), len(heads), squeeze=False)
     for line, (caption, pictures) in zip(grid, strips, strict=True):
         for axes, picture in zip(line, pictures, strict=True):
@@ -87,7 +86,7 @@ def draw_gallery(strips: Sequence[tuple[str, Sequence[Any]]]) -> bytes:
 
 def draw_gate_rates(found: Sequence[Rate]) -> bytes:
     """Draw what a content gate kept, what it refused, and what the reader refused before it."""
-    figure = _figure(9, 1.2 + 0.35 * len(found))
+    figure = new_figure(9, 1.2 + 0.35 * len(found))
     axes = figure.subplots()
     names = [f"{rate.folder}, {rate.variant} ({rate.pictures})" for rate in found]
     parts = (
@@ -107,7 +106,7 @@ def draw_gate_rates(found: Sequence[Rate]) -> bytes:
 
 
 def _roc(both: Sequence[Scored]) -> bytes:
-    figure = _figure(5, 5)
+    figure = new_figure(5, 5)
     axes = figure.subplots()
     for scored, colour in zip(both, (_COVID, _SECOND), strict=False):
         fpr, tpr, thresholds = roc_curve(scored.targets, scored.probabilities)
@@ -121,7 +120,7 @@ def _roc(both: Sequence[Scored]) -> bytes:
 
 
 def _precision_recall(both: Sequence[Scored]) -> bytes:
-    figure = _figure(5, 5)
+    figure = new_figure(5, 5)
     axes = figure.subplots()
     for scored, colour in zip(both, (_COVID, _SECOND), strict=False):
         y, p = scored.targets, scored.probabilities
@@ -137,7 +136,7 @@ def _precision_recall(both: Sequence[Scored]) -> bytes:
 
 
 def _reliability(both: Sequence[Scored]) -> bytes:
-    figure = _figure(5, 5)
+    figure = new_figure(5, 5)
     axes = figure.subplots()
     for scored, colour in zip(both, (_COVID, _SECOND), strict=False):
         y, p = scored.targets, scored.probabilities
@@ -167,7 +166,7 @@ def _confusion(scored: Scored) -> bytes:
         ]
     )
     shares = counts / counts.sum(axis=1, keepdims=True)
-    figure = _figure(4.5, 4.2)
+    figure = new_figure(4.5, 4.2)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(2, 2):
@@ -193,7 +192,7 @@ def _confusion(scored: Scored) -> bytes:
 
 
 def _histogram(scored: Scored) -> bytes:
-    figure = _figure(6, 4)
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     groups = sorted({s.finding for s in scored.samples})
     colours = {"COVID": _COVID, "NORMAL": _OTHERS, "OTHER_PNEUMONIA": _SECOND}
@@ -222,16 +221,6 @@ def _name(scored: Scored) -> str:
     return scored.judgement.name.replace("$", r"\$").lstrip("_")
 
 
-def _figure(width: float, height: float) -> Any:  # noqa: ANN401  # matplotlib carries no types here
-    # The object interface: pyplot would look for a display and keep global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _square(figure: Any, axes: Any) -> bytes:  # noqa: ANN401  # see _figure
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.grid(alpha=0.3)
@@ -239,12 +228,8 @@ def _square(figure: Any, axes: Any) -> bytes:  # noqa: ANN401  # see _figure
     return _png(figure)
 
 
-def _png(figure: Any) -> bytes:  # noqa: ANN401  # see _figure
-    figure.supxlabel(RESEARCH_USE_ONLY, fontsize=7, color="dimgrey")
-    data = io.BytesIO()
-    # Without the version of matplotlib in it, the same figures give the same bytes.
-    figure.savefig(data, format="png", dpi=110, metadata={"Software": None})
-    return data.getvalue()
+def _png(figure: Any) -> bytes:  # noqa: ANN401 - matplotlib has no types
+    return to_png(figure, note=RESEARCH_USE_ONLY)
 
 
 # Okabe & Ito's colours keep their difference for colour-blind eyes.
@@ -283,7 +268,7 @@ def draw_release_gate(checks: Sequence[Check]) -> bytes:
         title="Release gate",
     )
     axes.grid(alpha=0.3, axis="x")
-    return _noted_png(figure)
+    return _png(figure)
 
 
 def draw_lesions(found: dict[str, Any]) -> bytes:
@@ -302,7 +287,7 @@ def draw_lesions(found: dict[str, Any]) -> bytes:
         xlabel=f"{found['images']} images with drawn opacities; line: 95 % interval",
     )
     axes.grid(alpha=0.3, axis="x")
-    return _noted_png(figure)
+    return _png(figure)
 
 
 def draw_lesion_cases(
@@ -327,9 +312,4 @@ def draw_lesion_cases(
         row, column = np.unravel_index(int(np.argmax(laid)), shape)
         axes.plot(column, row, "+", color="white", markersize=8)
         axes.set_title(image.name[:24], fontsize=7, parse_math=False)
-    return _noted_png(figure)
-
-
-def _noted_png(figure: Any) -> bytes:  # noqa: ANN401 - matplotlib has no types
-    figure.supxlabel(RESEARCH_USE_ONLY, fontsize=7, color="dimgrey")
-    return to_png(figure)
+    return _png(figure)

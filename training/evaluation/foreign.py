@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, ModelError
-from lungwatch.training.data.pixels import FloatArray, KerasModel
+from lungwatch.training.data.pixels import FloatArray, KerasModel, in_batches
 from lungwatch.training.networks.heads import FEATURES, HIDDEN, LOGIT, further_findings
 
 OutputKind = Literal["sigmoid", "logit", "softmax"]
@@ -196,11 +196,9 @@ def foreign_outputs(
     model: KerasModel, declared: Declaration, pixels: FloatArray
 ) -> NDArray[np.floating]:
     """Return a foreign network's own predictions, (N, K), for pixels (N, S, S, 1), 0..1."""
-    parts = [
-        np.asarray(model(declared.prepare(pixels[start : start + _BATCH]), training=False))
-        for start in range(0, len(pixels), _BATCH)
-    ]
-    return np.concatenate(parts)
+    return in_batches(
+        lambda part: np.asarray(model(declared.prepare(part), training=False)), pixels
+    )
 
 
 def has_own_head(model: KerasModel) -> bool:

@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from lungwatch.files import file_kind
 from lungwatch.imaging.radiograph import FloatImage
 from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import lung_area_of, lung_mask, preprocess
-from lungwatch.training.data.pixels import FloatArray
+from lungwatch.training.data.pixels import FloatArray, decode_all
 
 FRONTAL, UPRIGHT, POLARITY, LUNGS, FAMILIAR = "frontal", "upright", "polarity", "lungs", "familiar"
 
@@ -381,14 +380,9 @@ def gate_outcomes(
         Called with 1 after each file.
     """
     looked: list[GateOutcome] = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        # A few at a time: full-size pixels of a whole folder would fill the memory.
-        for start in range(0, len(files), _AT_ONCE):
-            chunk = files[start : start + _AT_ONCE]
-            for path, pixels in zip(chunk, pool.map(_read, chunk), strict=True):
-                looked.extend(_asked(gate, folder, path, pixels, variants))
-                if progress:
-                    progress(1)
+    decoded = decode_all(_read, files, workers=workers, progress=progress)
+    for path, pixels in zip(files, decoded, strict=True):
+        looked.extend(_asked(gate, folder, path, pixels, variants))
     return looked
 
 

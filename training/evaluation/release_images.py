@@ -4,7 +4,6 @@ And altered.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,11 +11,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.errors import DatasetError, FileRejected, ModelError
-from lungwatch.imaging.reader import read_radiograph
+from lungwatch.errors import ModelError
 from lungwatch.preprocess import PreprocessSpec, lung_mask, preprocess
 from lungwatch.training.data.dataset import Sample, Split, dataset_name, manifest_rows
-from lungwatch.training.data.pixels import FloatArray
+from lungwatch.training.data.pixels import FloatArray, decode_all, read_image
 from lungwatch.training.data.scan import ScannedImage, require_readable, scan
 from lungwatch.training.evaluation.calibration import apply_calibration
 from lungwatch.training.evaluation.evaluation import choose_samples
@@ -263,15 +261,11 @@ def ask(
 
     logits: dict[str, dict[int, float]] = {}
     embeddings: list[FloatArray] = []
-    with ThreadPoolExecutor(2, thread_name_prefix="decode") as pool:
-        for start in range(0, len(samples), _AT_ONCE):
-            indices = range(start, min(start + _AT_ONCE, len(samples)))
-            made = list(pool.map(copies, indices))
-            _answer(scorer, dict(zip(indices, made, strict=True)), logits)
-            plain = np.stack([one[_PLAIN] for one in made])
-            embeddings += _embeddings(scorer, plain)
-            if progress:
-                progress(len(indices))
+    for start in range(0, len(samples), _AT_ONCE):
+        indices = range(start, min(start + _AT_ONCE, len(samples)))
+        made = list(decode_all(copies, indices, progress=progress))
+        _answer(scorer, dict(zip(indices, made, strict=True)), logits)
+        embeddings += _embeddings(scorer, np.stack([one[_PLAIN] for one in made]))
     found = {name: _filled(values, len(samples)) for name, values in logits.items()}
     return Answers(
         name=dataset_name(location),
@@ -298,10 +292,7 @@ _PLAIN, _BLACK, _ALONE = "as it is", "lungs black", "lungs alone"
 def _copies(
     path: Path, spec: PreprocessSpec, gate: Gate | None, *, change: bool
 ) -> dict[str, FloatArray]:
-    try:
-        pixels = read_radiograph(path).pixels
-    except (FileRejected, OSError) as error:
-        raise DatasetError(f"{path}: {error}") from error
+    pixels = read_image(path).pixels
     made = {_PLAIN: preprocess(pixels, spec)}
     if gate is not None:
         shape = (pixels.shape[0], pixels.shape[1])

@@ -34,7 +34,7 @@ from lungwatch.errors import ConfigError, ModelError, NotFoundError
 from lungwatch.files import make_dirs, write_atomic
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.data.dataset import Sample
-from lungwatch.training.data.pixels import FloatArray, KerasModel, OnnxSession
+from lungwatch.training.data.pixels import FloatArray, KerasModel, OnnxSession, in_batches
 from lungwatch.training.evaluation.foreign import (
     DECLARE,
     Declaration,
@@ -47,11 +47,8 @@ from lungwatch.training.networks.heads import FEATURES, POOLED, further_findings
 
 def predict_logits(model: KerasModel, pixels: FloatArray, batch_size: int = 64) -> FloatArray:
     """Return a Keras network's binary logits, float32 (N,), for (N, S, S, 1) in 0..1."""
-    parts = [
-        np.asarray(model(pixels[start : start + batch_size], training=False))
-        for start in range(0, len(pixels), batch_size)
-    ]
-    return np.concatenate(parts)[:, 0].astype(np.float32)
+    answers = in_batches(lambda part: np.asarray(model(part, training=False)), pixels, batch_size)
+    return answers[:, 0].astype(np.float32)
 
 
 ONNX_FILE = "model.onnx"
