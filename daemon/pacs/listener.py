@@ -18,11 +18,12 @@ from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AllStoragePresentationContexts, evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
+from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import EventHandlerType
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AssociationServer, AssociationSocket, RequestHandler
 
-from lungwatch.daemon.config import Config
+from lungwatch.daemon.config import Config, is_ae_title
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event as log
 from lungwatch.daemon.retry import SystemClock
@@ -133,7 +134,8 @@ class StorageHandler:
     def store(self, event: "Event") -> int:
         """Answer a C-STORE request; success means that the file outlives a power loss.
 
-        The data set is written as it came: its bytes are not decoded.
+        The data set is written as it came: its bytes are not decoded. The calling AE title goes
+        into the file meta information, as Sending Application Entity Title (0002,0017).
         """
         caller = event.assoc.requestor.ae_title
         try:
@@ -149,9 +151,14 @@ class StorageHandler:
     def _store(self, event: "Event") -> int:
         if self._home.free_mb() < self._min_free_mb:
             return OUT_OF_RESOURCES
-        data = event.encoded_dataset(include_meta=True)
-        if not data:
+        data_set = event.encoded_dataset(include_meta=False)
+        if not data_set:
             return CANNOT_UNDERSTAND
+        meta = event.file_meta
+        # PS3.10 7.1. A title with other characters is not written: it would make a broken file.
+        if is_ae_title(caller := event.assoc.requestor.ae_title):
+            meta.SendingApplicationEntityTitle = caller
+        data = b"\0" * 128 + b"DICM" + encode_file_meta(meta) + data_set
         # No part of the object in the name: even a UID leads to a patient.
         write_atomic(self._home.incoming / f"pacs-{secrets.token_hex(12)}.dcm", data)
         return SUCCESS
