@@ -9,6 +9,7 @@ from typing import Protocol
 
 from sqlalchemy import Engine
 
+from lungwatch.bundle import other_builds, read_calibration
 from lungwatch.daemon.checks import Phase
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import Claimer
@@ -26,7 +27,6 @@ from lungwatch.daemon.stage import Context, TimeLimited
 from lungwatch.db.engine import open_engine
 from lungwatch.db.queries import is_known, queued
 from lungwatch.db.statistics import health_counts, metric_counts
-from lungwatch.sitecalibration import other_builds, read_calibration
 
 _QUEUED_AT_ONCE = 100
 _BUSY_TIMEOUT_S = 1.0

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from lungwatch.bundle import GATE_FILE, MODEL_FILE, BundleFiles, read_bundle
+from lungwatch.bundle import GATE_FILE, MODEL_FILE, BundleFiles, SiteCalibration, read_bundle
 from lungwatch.comparison import DriftReference
 from lungwatch.contract import (
     CAM,
@@ -37,7 +37,6 @@ from lungwatch.daemon.pipeline.records import Scores
 from lungwatch.errors import ModelError, NotFoundError
 from lungwatch.models import SHIPPED_STATEMENTS
 from lungwatch.preprocess import golden_digest, golden_input
-from lungwatch.sitecalibration import SiteCalibration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
