@@ -13,7 +13,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.valuerep import DA, TM
 
-from lungwatch.attributes import ATTRIBUTES, Attribute, RadiographMeta
+from lungwatch.attributes import ATTRIBUTES, Attribute, RadiographMeta, checked_instant
 from lungwatch.errors import Flag
 
 FloatImage = NDArray[np.float32]
@@ -209,7 +209,7 @@ def _instant(dataset: Dataset, date: str, time: str) -> datetime | None:
     try:
         stated = datetime.combine(DA(day), TM(moment))
         if zone is not None:
-            return stated.replace(tzinfo=datetime.strptime(zone, "%z").tzinfo)
-        return stated.astimezone()
+            return checked_instant(stated.replace(tzinfo=datetime.strptime(zone, "%z").tzinfo))
+        return checked_instant(stated.astimezone())
     except (ValueError, OverflowError):
         return None
