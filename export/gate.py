@@ -60,6 +60,15 @@ from lungwatch.training.networks.lite0_networks import (
 from lungwatch.training.networks.weights import load_keras
 
 _AT_ONCE = 32
+MAX_MB = 3.0
+KEPT, REFUSED = "kept", "refused"
+_PARITY_IMAGES = 32
+_PARITY_LIMIT = 1e-4
+# Beside the training images, which are upright chests all: the activations of what is none.
+_DRAWN_FOR_RANGES = 100
+# int8 arithmetic differs between processors; a score on a slope differs by more than a float's.
+_TOLERANCE = 0.05
+_OF_CONFIG = ("family", "fit", "data", "backend", "pictures")
 
 
 def gate_to_onnx(model: KerasModel) -> OnnxProto:
@@ -189,24 +198,6 @@ def with_scores(
     graph.output.extend(kept)
     onnx.checker.check_model(made)
     return made
-
-
-MAX_MB = 3.0
-
-KEPT, REFUSED = "kept", "refused"
-
-
-_PARITY_IMAGES = 32
-
-_PARITY_LIMIT = 1e-4
-
-# Beside the training images, which are upright chests all: the activations of what is none.
-_DRAWN_FOR_RANGES = 100
-
-# int8 arithmetic differs between processors; a score on a slope differs by more than a float's.
-_TOLERANCE = 0.05
-
-_OF_CONFIG = ("family", "fit", "data", "backend", "pictures")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,11 @@ from lungwatch.training.networks.heads import (
 )
 
 _FORM = "GlobalAveragePooling2D, at most one Dense layer with relu, and a last Dense layer"
+# Old enough for every onnxruntime that the package allows.
+OPSET = 17
+PROBABILITY_LIMIT = 1e-5
+MAP_LIMIT = 1e-3
+GRADIENT_LIMIT = 1e-4
 
 
 def own_form(model: KerasModel, declared: Declaration, name: str) -> KerasModel:
@@ -250,10 +255,6 @@ def _scaled(maps: list[Tensor], box: list[Tensor]) -> tuple[Tensor, Tensor]:
     return tf.stack(scaled, axis=1), tf.reshape(tf.concat(peaks, axis=1), (-1, len(peaks)))
 
 
-# Old enough for every onnxruntime that the package allows.
-OPSET = 17
-
-
 def to_onnx(model: KerasModel) -> OnnxProto:
     """Convert a Keras network, maps and all, with a dynamic batch size.
 
@@ -298,13 +299,6 @@ def with_contract(proto: OnnxProto, contract: ModelContract) -> bytes:
     entry.key, entry.value = METADATA_KEY, contract.to_json()
     data: bytes = proto.SerializeToString()
     return data
-
-
-PROBABILITY_LIMIT = 1e-5
-
-MAP_LIMIT = 1e-3
-
-GRADIENT_LIMIT = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)

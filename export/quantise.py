@@ -30,6 +30,19 @@ from lungwatch.training.evaluation.scorers import Judgement, onnx_session
 from lungwatch.training.networks.lungs import FINDER
 
 LOSS_LIMIT = 0.005
+CalibrationReader: TypeAlias = Any
+IMAGES = 300
+# Clip and Relu are absorbed into the convolution before them, so that all 256 steps lie where
+# the activation lets something pass. By the extremes, a ReLU6 network loses 0.016 ROC-AUC
+# without them and 0.0005 with them. The head and its maps hold no convolution and stay float, as
+# does what finds the lungs (see `_in_float`).
+_QUANTISED = ("Conv", "Clip", "Relu")
+# Chosen by the validation logits' mean difference from the float network's (EfficientNet-Lite0):
+# 0.151, against 0.158 at 99.999 %, 0.157 by entropy and 0.163 by the extremes.
+_PERCENTILE = 99.99
+# Feature maps are kept for a whole stride: 20 images of 160 px take about 500 MB.
+_STRIDE = 20
+_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,25 +186,6 @@ def _alignment(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
         return None
     product = (a * b).sum(axis=1)[some]
     return float(np.mean(product / np.maximum(lengths[:, some].prod(axis=0), 1e-12)))
-
-
-CalibrationReader: TypeAlias = Any
-
-
-IMAGES = 300
-
-# Clip and Relu are absorbed into the convolution before them, so that all 256 steps lie where
-# the activation lets something pass. By the extremes, a ReLU6 network loses 0.016 ROC-AUC
-# without them and 0.0005 with them. The head and its maps hold no convolution and stay float, as
-# does what finds the lungs (see `_in_float`).
-_QUANTISED = ("Conv", "Clip", "Relu")
-
-# Chosen by the validation logits' mean difference from the float network's (EfficientNet-Lite0):
-# 0.151, against 0.158 at 99.999 %, 0.157 by entropy and 0.163 by the extremes.
-_PERCENTILE = 99.99
-
-# Feature maps are kept for a whole stride: 20 images of 160 px take about 500 MB.
-_STRIDE = 20
 
 
 def spread(samples: Sequence[Sample], count: int = IMAGES) -> list[Sample]:
@@ -344,9 +338,6 @@ def _reader(pixels: FloatArray) -> CalibrationReader:
             return None if index is None else {INPUT: pixels[index : index + 1]}
 
     return Images()
-
-
-_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,10 @@ from lungwatch.training.data.pixels import FloatArray
 from lungwatch.training.data.scan import ScannedImage, Unreadable
 
 _FOLDS = 5
-
 _THUMBNAIL_PX = 32
-
 _BORDER_PX = 3
+# Half of the picture without a picture.
+_MOSTLY_BORDER = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,10 +211,6 @@ def cross_validate(
             model.fit(columns[train], positive[train])
         areas.append(float(roc_auc_score(positive[test], model.decision_function(columns[test]))))
     return areas
-
-
-# Half of the picture without a picture.
-_MOSTLY_BORDER = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)

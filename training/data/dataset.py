@@ -15,7 +15,6 @@ from lungwatch.files import FileKind, file_kind
 
 ImageClass = Literal["COVID", "NORMAL", "OTHER_PNEUMONIA"]
 Split = Literal["train", "val", "test"]
-
 CLASSES: tuple[ImageClass, ...] = get_args(ImageClass)
 SPLITS: tuple[Split, ...] = get_args(Split)
 MANIFEST = "manifest.csv"

@@ -21,20 +21,26 @@ from lungwatch.training.data.scan import THUMBNAIL_PX, ScannedImage
 # one of the hashes, so these count only together with some correlation of local contrast,
 # which one in 250 of unrelated pairs has.
 MAX_HAMMING = 12
-
 MIN_HASHED_CORRELATION = 0.6
-
 # Correlation of local contrast, of which one pair of unrelated chest X-rays in 2,000 has more.
 MIN_VIEW_CORRELATION = 0.64
-
 _VIEW_PX = 32
-
 _VIEW_SIGMA_PX = 1.0
-
 _SHADING_SIGMA_PX = 4.0
-
 # Of images; bounds the memory of a block.
 _CHUNK = 512
+_CONTRAST_SIGMA_PX = 2.0
+_STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-5)
+_MARGIN_PX = 3
+_LEAST_OVERLAP = 0.4
+# Below this, nothing is gained by trying again on local contrast.
+_HOPEFUL = 0.6
+# Details that agree so well without any alignment settle it.
+MIN_CORRELATION = 0.95
+# Among a million pairs of 1,500 real X-rays, different ones reached 0.84 at most and copies
+# 0.99; one copy with arrows and a date drawn over it, 0.89.
+MIN_ALIGNED_CORRELATION = 0.88
+LeakPolicy = Literal["refuse", "drop", "allow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,18 +184,6 @@ def _signs(bits: NDArray[np.bool_]) -> FloatArray:
     return np.where(bits, 1.0, -1.0).astype(np.float32)
 
 
-_CONTRAST_SIGMA_PX = 2.0
-
-_STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-5)
-
-_MARGIN_PX = 3
-
-_LEAST_OVERLAP = 0.4
-
-# Below this, nothing is gained by trying again on local contrast.
-_HOPEFUL = 0.6
-
-
 def aligned_likeness(one: FloatArray, other: FloatArray, place: Window, enough: float) -> float:
     """Correlate the local contrast of two thumbnails after an affine map of one onto the other.
 
@@ -256,14 +250,6 @@ def _contrast(image: FloatArray) -> FloatArray:
 def _correlation(one: FloatArray, other: FloatArray) -> float:
     a, b = one - one.mean(), other - other.mean()
     return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-6))
-
-
-# Details that agree so well without any alignment settle it.
-MIN_CORRELATION = 0.95
-
-# Among a million pairs of 1,500 real X-rays, different ones reached 0.84 at most and copies
-# 0.99; one copy with arrows and a date drawn over it, 0.89.
-MIN_ALIGNED_CORRELATION = 0.88
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,9 +379,6 @@ def patient_numbers(samples: Sequence[Sample]) -> NDArray[np.intp] | None:
         for index, sample in enumerate(samples)
     ]
     return np.array(numbers, dtype=np.intp)
-
-
-LeakPolicy = Literal["refuse", "drop", "allow"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,7 @@ from lungwatch.training.networks.lite0_networks import gate_output_network, gate
 
 # Longest side of what is warped: a network of 160 px sees no more.
 _LONGEST_PX = 256
+_NO_CHESTS = 400
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -225,9 +226,6 @@ def _small(pixels: FloatArray) -> ByteArray:
 
 def _bytes(values: FloatArray | np.ndarray) -> ByteArray:
     return np.asarray(np.round(np.clip(values, 0.0, 1.0) * 255.0), np.uint8)
-
-
-_NO_CHESTS = 400
 
 
 def measure_gate(

@@ -12,6 +12,11 @@ from lungwatch.preprocess import PreprocessSpec, preprocess
 from lungwatch.training.data.pixels import FloatArray
 
 _SIDE = 192
+ByteArray = NDArray[np.uint8]
+TURNS = 4
+# Shares of the kinds in what is learnt from: upright, turned, inverted; the rest shows no chest.
+_UPRIGHT, _TURNED, _INVERTED = 0.38, 0.22, 0.10
+_BOTH = 0.15  # of the turned ones, also inverted
 
 
 def noise(rng: np.random.Generator) -> FloatArray:
@@ -187,16 +192,6 @@ DRAWINGS: tuple[Callable[[np.random.Generator], FloatArray], ...] = (
     slice_phantom,
     trunk_phantom,
 )
-
-
-ByteArray = NDArray[np.uint8]
-
-TURNS = 4
-
-# Shares of the kinds in what is learnt from: upright, turned, inverted; the rest shows no chest.
-_UPRIGHT, _TURNED, _INVERTED = 0.38, 0.22, 0.10
-
-_BOTH = 0.15  # of the turned ones, also inverted
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -25,7 +25,6 @@ KerasModel: TypeAlias = Any
 Tensor: TypeAlias = Any
 OnnxProto: TypeAlias = Any
 OnnxSession: TypeAlias = Any
-
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _BATCH = 64

@@ -19,12 +19,13 @@ from lungwatch.training.data.splits import SplitTable
 from lungwatch.training.fitting.augmentation import NO_AUGMENTATION, Augmentation, augment
 
 _GRID_COLUMNS = 8
-
 _GRID_ROWS = 3
-
 _TILE_PX = 96
-
 _AUGMENTED = 6
+_PAIRS_PER_ROW = 4
+_MOST_PAIRS = 24
+_MOST_TILES = 24
+_COLOURS = dict(zip(SPLITS, ("#0072B2", "#E69F00", "#009E73"), strict=True))
 
 
 def draw_exploration(looks: Sequence[ScannedImage], *, seed: int) -> dict[str, bytes]:
@@ -176,13 +177,6 @@ def to_png(figure: Any, *, note: str = "") -> bytes:  # noqa: ANN401 - matplotli
     return file.getvalue()
 
 
-_PAIRS_PER_ROW = 4
-
-_MOST_PAIRS = 24
-
-_MOST_TILES = 24
-
-
 def draw_check(found: DatasetCheck, looks: Sequence[ScannedImage]) -> dict[str, bytes]:
     """Draw the confounds, the first duplicates side by side, and what is to be looked at.
 
@@ -316,9 +310,6 @@ def plot_search(rows: Sequence[dict[str, Any]], logarithmic: dict[str, bool], ta
     if len({row["round"] for row in done}) > 1:
         figure.colorbar(marks, ax=list(grid), label="round")
     write_atomic(target, to_png(figure))
-
-
-_COLOURS = dict(zip(SPLITS, ("#0072B2", "#E69F00", "#009E73"), strict=True))
 
 
 def draw_split(table: SplitTable) -> bytes:

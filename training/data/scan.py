@@ -26,8 +26,15 @@ from lungwatch.training.data.dataset import LabelCount, Sample
 from lungwatch.training.data.pixels import FloatArray
 
 THUMBNAIL_PX = 64
-
 HISTOGRAM_BINS = 32
+# Pixels of the copy that is looked at; letters of a radiograph stay legible at this size.
+_SIDE_PX = 512
+_FLAT = 0.02  # standard deviation of a row or column that shows nothing
+_ARRAYS = ("histogram", "thumbnail")
+_PER_BLOCK = 100
+# Iglewicz & Hoaglin 1993: modified z-scores beyond 3.5 are potential outliers.
+_MAX_ROBUST_Z = 3.5
+_MEASURES = ("mean", "std", "p01", "p50", "p99")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,12 +82,6 @@ class ScannedImage:
     patient_id: str | None
 
 
-# Pixels of the copy that is looked at; letters of a radiograph stay legible at this size.
-_SIDE_PX = 512
-
-_FLAT = 0.02  # standard deviation of a row or column that shows nothing
-
-
 def reduced(pixels: FloatImage) -> FloatImage:
     """Return the image with its longest side at most 512 px, aspect kept, float32 0..1."""
     rows, columns = pixels.shape
@@ -105,11 +106,7 @@ def border_fraction(pixels: FloatImage) -> float:
     return 1.0 - float(shown) / pixels.size
 
 
-_ARRAYS = ("histogram", "thumbnail")
-
 _VALUES = tuple(f.name for f in fields(ScannedImage) if f.name not in ("sample", *_ARRAYS))
-
-_PER_BLOCK = 100
 
 
 class ScanCache:
@@ -306,12 +303,6 @@ def _look(sample: Sample) -> ScannedImage | Unreadable:
         thumbnail=np.asarray(thumbnail, dtype=np.float32),
         patient_id=meta.patient_id,
     )
-
-
-# Iglewicz & Hoaglin 1993: modified z-scores beyond 3.5 are potential outliers.
-_MAX_ROBUST_Z = 3.5
-
-_MEASURES = ("mean", "std", "p01", "p50", "p99")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,11 @@ COLUMNS = (
     *("file", "label", "split", "source", "patient", "patient_known", "view", "pediatric"),
     *("finding", "licence", "url", "w", "h"),
 )
-
 Stratum = tuple[str, ...]
+DATA_FILE = "data.csv"
+# 8 bytes: among a million images two have equal ones with a chance of 3e-8.
+_BYTES = 8
+_NAMED = 3
 
 
 def split_groups(
@@ -206,14 +209,6 @@ def split_table(
         ],
         all=SplitRow(label="all", source="", **{part: splits.count(part) for part in SPLITS}),
     )
-
-
-DATA_FILE = "data.csv"
-
-# 8 bytes: among a million images two have equal ones with a chance of 3e-8.
-_BYTES = 8
-
-_NAMED = 3
 
 
 class Recorded(Protocol):

@@ -26,7 +26,6 @@ from lungwatch.training.evaluation.metrics import figures, roc_curve, sigmoid
 Rule = Literal["youden", "balanced"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 Kind = Literal["youden", "balanced", "sensitivity", "specificity"]
-
 LEAST_CASES = 30
 """Of each class: Platt's two numbers cannot be told from fewer."""
 METHOD = (

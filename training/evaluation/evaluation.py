@@ -51,9 +51,12 @@ _PROBES: tuple[tuple[ImageClass, ImageClass], ...] = (
     ("COVID", "NORMAL"),
     ("OTHER_PNEUMONIA", "NORMAL"),
 )
-
 # An area under the curve of fewer images than this on one side says nothing.
 _FEWEST = 5
+Progress = Callable[[int], None]
+_UNKNOWN = "unknown"
+# Images that the model learnt from which are named.
+_NAMED = 5
 
 
 def evaluate(
@@ -166,11 +169,6 @@ def probes(samples: Sequence[Sample]) -> dict[str, tuple[list[int], NDArray[np.b
             name = f"{high} vs {low}" + (f" within {source}" if source else "")
             found[name] = (chosen, is_high)
     return found
-
-
-Progress = Callable[[int], None]
-
-_UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -453,10 +451,6 @@ def _count(truth: FloatArray, patients: Patients) -> dict[str, int]:
 
 def _of(patients: Patients | None, chosen: Sequence[int]) -> Patients | None:
     return None if patients is None else patients[list(chosen)]
-
-
-# Images that the model learnt from which are named.
-_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,26 +16,19 @@ from lungwatch.training.data.pixels import FloatArray, KerasModel, in_batches
 from lungwatch.training.networks.heads import FEATURES, HIDDEN, LOGIT, further_findings
 
 OutputKind = Literal["sigmoid", "logit", "softmax"]
-
-
 DECLARE = (
     "declare it: --output sigmoid|logit|softmax:INDEX (of COVID), "
     "--input-range 0..1|0..255|-1..1|MEAN/STD, --channels 1|3"
 )
-
 _RANGES = {"0..1": (1.0, 0.0), "0..255": (255.0, 0.0), "-1..1": (2.0, -1.0)}
-
 _ACTIVATIONS: dict[str, OutputKind] = {
     "sigmoid": "sigmoid",
     "softmax": "softmax",
     "linear": "logit",
 }
-
 _BATCH = 64
-
 # Far enough out for every float32: the next one below 1 is 6e-8 away, the least above 0 is 1.4e-45.
 _ALMOST_0, _ALMOST_1 = 1e-46, 1 - 1e-8
-
 _SUM_ERROR = 1e-3
 
 

@@ -18,7 +18,6 @@ from lungwatch.preprocess import lung_area_of, lung_mask, preprocess
 from lungwatch.training.data.pixels import FloatArray, decode_all
 
 FRONTAL, UPRIGHT, POLARITY, LUNGS, FAMILIAR = "frontal", "upright", "polarity", "lungs", "familiar"
-
 REASONS: dict[str, Reason] = {
     FRONTAL: Reason.NOT_FRONTAL_CHEST,
     UPRIGHT: Reason.ROTATED,
@@ -26,35 +25,30 @@ REASONS: dict[str, Reason] = {
     LUNGS: Reason.NO_LUNGS,
     FAMILIAR: Reason.NOT_FRONTAL_CHEST,
 }
-
 """The checks in their order. A turned chest is far from the training images too, so the distance,
 which cannot say what is wrong, comes last."""
-
-
 LEAST_LUNGS = 0.05
-
 """Share of the picture that has to be lung."""
-
 EVEN = 0.5
-
 """Threshold of the two scores that are made of a limit: `lungs` and `familiar`."""
-
 QUANTILE = 0.002
-
 CHANCE_BOUNDS = (0.5, 0.8)
-
 DISTANCE_QUANTILE, DISTANCE_FACTOR, LEAST_DISTANCE = 0.995, 1.25, 5.0
-
 EXPOSURES = (1.0, 0.8, 1.25)
-
 """Exponents of the grey values under which validation images are looked at."""
-
 MOST_LOST = 0.02
-
 """Share of the validation images, as they are, that a gate may refuse before it is no use."""
-
-
 _COMPONENTS = 64
+AS_IS = "as it is"
+VARIANTS: dict[str, Callable[[FloatImage], FloatImage]] = {
+    AS_IS: lambda pixels: pixels,
+    "turned by 90°": lambda pixels: np.rot90(pixels, 1).copy(),
+    "turned by 180°": lambda pixels: np.rot90(pixels, 2).copy(),
+    "turned by 270°": lambda pixels: np.rot90(pixels, 3).copy(),
+    "inverted": lambda pixels: 1.0 - pixels,
+}
+"""The copies that are looked at; turned counter-clockwise."""
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -229,22 +223,6 @@ def turned_copies(pixels: FloatArray) -> dict[str, FloatArray]:
 def exposures(pixels: FloatArray) -> list[FloatArray]:
     """Return preprocessed images at the other `EXPOSURES`."""
     return [pixels ** np.float32(power) for power in EXPOSURES if power != 1.0]
-
-
-AS_IS = "as it is"
-
-VARIANTS: dict[str, Callable[[FloatImage], FloatImage]] = {
-    AS_IS: lambda pixels: pixels,
-    "turned by 90°": lambda pixels: np.rot90(pixels, 1).copy(),
-    "turned by 180°": lambda pixels: np.rot90(pixels, 2).copy(),
-    "turned by 270°": lambda pixels: np.rot90(pixels, 3).copy(),
-    "inverted": lambda pixels: 1.0 - pixels,
-}
-
-"""The copies that are looked at; turned counter-clockwise."""
-
-
-_AT_ONCE = 32
 
 
 class GateAnswer(Protocol):

@@ -28,11 +28,17 @@ from lungwatch.training.evaluation.scorers import KerasScorer, OnnxScorer, Score
 from lungwatch.training.networks.heads import HIDDEN, LOGIT
 
 _SIDE_PX = 64
-
 # Window and constants of Wang et al. 2004, for values of 0..1.
 _SIGMA = 1.5
-
 _C1, _C2 = 0.01**2, 0.03**2
+# Each image is compared with so many other patients' maps, for a mean that chance moves little.
+_PARTNERS = 5
+_Vector = NDArray[np.float64]
+DEPTHS = ("head", "half", "all")
+"""What is shuffled: the layers after the embedding; half of the layers, from the answer on; all."""
+_SEEDS = 3
+_FEWEST_WEIGHTS = 8
+_LAYERS = ("Conv", "Gemm", "MatMul", "Mul")
 
 
 def correlations(maps: FloatArray) -> NDArray[np.float64]:
@@ -196,12 +202,6 @@ def measure_lungs(scorer: Scorer, folder: Path, bootstrap: Bootstrap) -> dict[st
             if bootstrap.resamples and len(v)
         },
     }
-
-
-# Each image is compared with so many other patients' maps, for a mean that chance moves little.
-_PARTNERS = 5
-
-_Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -387,17 +387,6 @@ def _partners(there: Sequence[int], seed: int) -> dict[int, list[int]]:
         int(one): [int(circle[(place + step) % len(circle)]) for step in rounds]
         for place, one in enumerate(circle)
     }
-
-
-DEPTHS = ("head", "half", "all")
-
-"""What is shuffled: the layers after the embedding; half of the layers, from the answer on; all."""
-
-_SEEDS = 3
-
-_FEWEST_WEIGHTS = 8
-
-_LAYERS = ("Conv", "Gemm", "MatMul", "Mul")
 
 
 def compare_randomised(

@@ -40,6 +40,22 @@ _ROWS = {
     "COVID vs NORMAL": "against NORMAL",
     "COVID vs OTHER_PNEUMONIA": "against other pneumonias",
 }
+_NORMAL, _COVID, _OTHER = "NORMAL", "COVID", "OTHER_PNEUMONIA"
+_Z = 1.959964
+_Mask = NDArray[np.bool_]
+RELEASE_GATE_VERSION = 1
+_ROC_AUC = "ROC-AUC"
+# What of `measure_lesions` answers which criterion.
+_LESIONS = {
+    "peak_on_lesion": "peak_on_lesion",
+    "peak_above_random": "peak_above_random_point",
+    "peak_above_other_map": "peak_above_other_map",
+    "map_on_lesion": "map_on_lesion",
+    "likeness_of_maps": "likeness_of_maps",
+}
+_SHUFFLED = {"map_shuffled_head": "head", "map_shuffled_all": "all"}
+_GATE = ("gate_keeps", "gate_refuses_altered", "gate_refuses_other")
+Tables = dict[str, dict[str, dict[str, float]]]
 
 
 def read_left_out_run(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -73,13 +89,6 @@ def read_left_out_run(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     if not rows:
         raise ConfigError(f"{folder}: nothing of COVID was measured on {source}")
     return {f"{source} left out of training": rows}
-
-
-_NORMAL, _COVID, _OTHER = "NORMAL", "COVID", "OTHER_PNEUMONIA"
-
-_Z = 1.959964
-
-_Mask = NDArray[np.bool_]
 
 
 def check_set(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> list[Check]:
@@ -326,27 +335,6 @@ def _adults(answers: Answers) -> _Mask:
 
 def _fewer(positive: _Mask) -> int:
     return int(min(positive.sum(), (~positive).sum()))
-
-
-RELEASE_GATE_VERSION = 1
-
-_ROC_AUC = "ROC-AUC"
-
-# What of `measure_lesions` answers which criterion.
-_LESIONS = {
-    "peak_on_lesion": "peak_on_lesion",
-    "peak_above_random": "peak_above_random_point",
-    "peak_above_other_map": "peak_above_other_map",
-    "map_on_lesion": "map_on_lesion",
-    "likeness_of_maps": "likeness_of_maps",
-}
-
-_SHUFFLED = {"map_shuffled_head": "head", "map_shuffled_all": "all"}
-
-_GATE = ("gate_keeps", "gate_refuses_altered", "gate_refuses_other")
-
-
-Tables = dict[str, dict[str, dict[str, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,20 +22,17 @@ from lungwatch.training.evaluation.gate_rates import Gate
 from lungwatch.training.evaluation.scorers import Judgement, Scorer, embed
 
 FEWEST_LUNG = 0.08
-
 """Share of an image below which its lungs count as not found."""
-
 _MARGIN = 0.02
-
 _SPECK = 0.01
-
 _JPEG_QUALITY = 50
-
 _NOISE = 0.02
-
 _SMALLER = 0.75
-
 _TURN_DEG = 10.0
+_AT_ONCE = 32
+_MOST_CHANGED = 200
+_VIEWS = ("AP", "PA")
+_PLAIN, _BLACK, _ALONE = "as it is", "lungs black", "lungs alone"
 
 
 def lung_hull(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -132,13 +129,6 @@ CHANGES: dict[str, Callable[[FloatArray], FloatArray]] = {
 }
 
 """Name -> how a radiograph, float32 (H, W), 0..1, is changed."""
-
-
-_AT_ONCE = 32
-
-_MOST_CHANGED = 200
-
-_VIEWS = ("AP", "PA")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -284,9 +274,6 @@ def ask(
             if name in CHANGES
         },
     )
-
-
-_PLAIN, _BLACK, _ALONE = "as it is", "lungs black", "lungs alone"
 
 
 def _copies(

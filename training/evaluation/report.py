@@ -32,14 +32,37 @@ if TYPE_CHECKING:
 # From the radiograph, float32 (H, W), and the maps of NEGATIVE and COVID over it, float32
 # (2, h, w), to the X-ray, the X-ray under COVID's map and under NEGATIVE's, uint8.
 Renderer = Callable[[FloatImage, FloatArray], Sequence[NDArray[np.uint8]]]
-
-
 GROUPS = {
     "tp": "True positives",
     "fn": "False negatives",
     "fp": "False positives",
     "tn": "True negatives",
 }
+_MAX_LISTED = 100
+_NAMES = {
+    "accuracy": "Accuracy",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "f1": "F1",
+    "roc_auc": "ROC-AUC",
+    "pr_auc": "PR-AUC",
+    "ece": "ECE",
+    "brier": "Brier",
+}
+_PLOTS = {
+    "roc": "ROC curve",
+    "pr": "Precision-recall curve",
+    "reliability": "Reliability",
+    "confusion": "Confusion matrix",
+    "scores": "Scores",
+}
+_LUNGS = {
+    "map_in_lungs": "Share of the COVID map inside the lungs",
+    "strongest_point_in_lungs": "Images whose strongest point lies inside (pointing game)",
+    "lung_area": "Share of the image that is lung, for comparison",
+}
+# A heading, a text, and the columns and rows of a table; "" and () for none.
+_Block = tuple[str, str, Sequence[str], Sequence[Sequence[object]]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,33 +166,6 @@ def over_image(maps: FloatArray, shape: tuple[int, int], spec: PreprocessSpec) -
     side = (spec.size_px, spec.size_px)
     wide = [cv2.resize(one, side, interpolation=cv2.INTER_LINEAR) for one in maps]
     return np.stack(wide)[:, top : top + height, left : left + width].astype(np.float32)
-
-
-_MAX_LISTED = 100
-_NAMES = {
-    "accuracy": "Accuracy",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "f1": "F1",
-    "roc_auc": "ROC-AUC",
-    "pr_auc": "PR-AUC",
-    "ece": "ECE",
-    "brier": "Brier",
-}
-_PLOTS = {
-    "roc": "ROC curve",
-    "pr": "Precision-recall curve",
-    "reliability": "Reliability",
-    "confusion": "Confusion matrix",
-    "scores": "Scores",
-}
-_LUNGS = {
-    "map_in_lungs": "Share of the COVID map inside the lungs",
-    "strongest_point_in_lungs": "Images whose strongest point lies inside (pointing game)",
-    "lung_area": "Share of the image that is lung, for comparison",
-}
-# A heading, a text, and the columns and rows of a table; "" and () for none.
-_Block = tuple[str, str, Sequence[str], Sequence[Sequence[object]]]
 
 
 @dataclass(frozen=True, kw_only=True)

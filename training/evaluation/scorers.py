@@ -44,14 +44,15 @@ from lungwatch.training.evaluation.foreign import (
 from lungwatch.training.fitting.run import RunFolder, prepare_tensorflow
 from lungwatch.training.networks.heads import FEATURES, POOLED, further_findings, gradcam, output_of
 
+ONNX_FILE = "model.onnx"
+_EMBED_BATCH = 64
+_MODEL_FILES = ("model.onnx", "model.keras", "config.json", "metrics.json")
+
 
 def predict_logits(model: KerasModel, pixels: FloatArray, batch_size: int = 64) -> FloatArray:
     """Return a Keras network's binary logits, float32 (N,), for (N, S, S, 1) in 0..1."""
     answers = in_batches(lambda part: np.asarray(model(part, training=False)), pixels, batch_size)
     return answers[:, 0].astype(np.float32)
-
-
-ONNX_FILE = "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,9 +338,6 @@ def load_keras(file: Path) -> KerasModel:
         raise ModelError(f"{file} is not a Keras model that can be read") from error
 
 
-_EMBED_BATCH = 64
-
-
 @runtime_checkable
 class Embedder(Protocol):
     """A scorer that gives embeddings by itself."""
@@ -387,9 +385,6 @@ def _of_keras(scorer: KerasScorer, pixels: FloatArray) -> FloatArray:
         raise ModelError(f"{scorer.judgement.name} has no layer named {POOLED!r}: no embedding")
     pooled = keras.Model(model.input, model.get_layer(POOLED).output)
     return np.asarray(pooled.predict(pixels, batch_size=_EMBED_BATCH, verbose=0), np.float32)
-
-
-_MODEL_FILES = ("model.onnx", "model.keras", "config.json", "metrics.json")
 
 
 @dataclass(frozen=True, kw_only=True)
