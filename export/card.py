@@ -1,6 +1,7 @@
-"""Model card: intended use, training data, metrics, release gate, content gate.
+"""Model card of a bundle, and the tables that it takes from elsewhere.
 
-Quantisation and limits of a model.
+The text is in `templates/`; the figures come from the contract, from tables measured elsewhere,
+and from the release gate.
 """
 
 import math

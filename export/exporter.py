@@ -89,7 +89,7 @@ def write_bundle(
     learnt: bytes | None = None,
     replace: bool = False,
 ) -> Path:
-    """Write `<folder>/<name>-<version>/`, whole or not at all.
+    """Write the folder `<name>-<version>` atomically.
 
     Parameters
     ----------
@@ -212,7 +212,7 @@ def check_answers(
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """What to export, and as what.
+    """Request of an export.
 
     Attributes
     ----------
@@ -279,7 +279,7 @@ class ExportRequest:
 
 
 def check_version(version: str) -> None:
-    """Refuse what is no version of a bundle.
+    """Refuse an invalid version of a bundle.
 
     Raises
     ------

@@ -1,6 +1,16 @@
-"""ONNX graph of a network with its class activation maps.
+"""ONNX graph of a network with its class activation maps, and its parity with the Keras network.
 
-And proof of its parity with the Keras network.
+One forward pass gives everything: probability, logits, class activation maps, embedding.
+
+The gradient of a GAP -> Dense(relu) -> Dense(1) head has a closed form. With the pooled
+features g, h = W1' g + b1 and z = w2' relu(h) + b2, the derivative of z by every cell of
+channel c is (W1 (1[h > 0] * w2))_c / (h w), and Grad-CAM's channel weights are that. The
+score of COVID is z/2 and that of NEGATIVE -z/2, so their maps are the positive and the negative
+part of one weighted sum; constants vanish when the maps are scaled to 0..1. The map of a network
+that looks at the lungs' box alone is laid back onto the whole image before that. What a map was
+divided by is kept as its peak: images can be compared by it, scaled maps cannot.
+
+A foreign network without the hidden layer is brought to this form exactly: u = relu(u) - relu(-u).
 """
 
 from collections.abc import Callable

@@ -47,7 +47,7 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class GraphAnswers:
-    """What one graph says about some images.
+    """Answers of one graph for some images.
 
     Attributes
     ----------
@@ -291,7 +291,7 @@ def quantise(
 def describe_quantisation(
     images: Sequence[Sample], *, narrow_weights: bool = False
 ) -> dict[str, Any]:
-    """Say how `quantise` does it, and on what, for the contract's provenance."""
+    """Describe the method and images of `quantise`, for the contract's provenance."""
     import onnxruntime
 
     counts: dict[str, int] = {}
@@ -372,7 +372,7 @@ def make_int8(
     learnt: LearntImages | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Int8Graph:
-    """Quantise a float graph and prove what it costs.
+    """Quantise a float graph and measure the loss.
 
     Parameters
     ----------

@@ -1,7 +1,4 @@
-"""References measured on validation images: scale of the maps.
-
-Calibration of further findings, population for drift.
-"""
+"""References measured on validation images: scale of the maps, calibration of findings, drift."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence

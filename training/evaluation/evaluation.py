@@ -1,7 +1,4 @@
-"""Evaluation of a model on data sets: metrics, intervals, sources.
-
-Comparison with another model, cases to look at.
-"""
+"""Evaluation of a model on data sets: metrics, intervals, sources, comparison with another model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -207,7 +204,7 @@ class Scored:
 
     @property
     def called(self) -> NDArray[np.bool_]:
-        """Whether the probability reaches the threshold, (N,); abstention ignored."""
+        """True where the probability reaches the threshold, (N,); abstention ignored."""
         return self.probabilities >= self.judgement.decision.threshold
 
 
@@ -455,7 +452,7 @@ def _of(patients: Patients | None, chosen: Sequence[int]) -> Patients | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdSource:
-    """What a new threshold shall reach, and where it is chosen.
+    """Target of a new threshold, and the data that choose it.
 
     Attributes
     ----------
@@ -472,7 +469,7 @@ class ThresholdSource:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
-    """What is measured, and how.
+    """Request of an evaluation: data sets, threshold, intervals.
 
     Attributes
     ----------
@@ -500,7 +497,7 @@ class EvaluationRequest:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SetEvaluation:
-    """What came out on one data set.
+    """Result of an evaluation on one data set.
 
     Attributes
     ----------

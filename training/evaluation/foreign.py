@@ -1,6 +1,7 @@
-"""Foreign Keras networks.
+"""Foreign Keras networks: declared input and output of a network that lungwatch did not make.
 
-Declaration of the input and output of a network that lungwatch did not make.
+A .keras file states the shapes of both, but not the meaning of the numbers. Guessing has given
+wrong figures without a sign, so it is declared, and checked against what the file does state.
 """
 
 import math
@@ -34,7 +35,7 @@ _SUM_ERROR = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """What the numbers of a foreign network mean.
+    """Meaning of the input and output values of a foreign network.
 
     Attributes
     ----------
@@ -195,7 +196,7 @@ def foreign_outputs(
 
 
 def has_own_head(model: KerasModel) -> bool:
-    """Whether a network ends as lungwatch's do: pixels (N, S, S, 1) to a logit (N, 1) a finding."""
+    """Return whether a network maps pixels (N, S, S, 1) to a logit (N, 1) for each finding."""
     if len(model.inputs) != 1 or len(model.outputs) != 1 + len(further_findings(model)):
         return False
     names = {layer.name for layer in model.layers}

@@ -1,4 +1,9 @@
-"""Release gate: every check of a model before it ships, in one table."""
+"""Release gate: every check of a model before it ships, in one table.
+
+Each figure stands with its interval and its bound, and beside the same figure without the lungs.
+A check that could not be made is named with the reason; the gate is passed when no check fails
+and every criterion was measured at least once.
+"""
 
 import os
 from collections import Counter
@@ -148,7 +153,7 @@ def check_discrimination(
 
 
 def told_without_lungs(answers: Answers, inside: _Mask, seed: int) -> dict[str, float]:
-    """Return how well size, border, histogram and view alone tell COVID, ROC-AUC, 0.5..1.
+    """Return the ROC-AUC, 0.5..1, of size, border, histogram and view alone for COVID.
 
     By a cross-validated logistic regression that keeps patients together; the view as it is,
     among the images whose view is known.
@@ -156,7 +161,7 @@ def told_without_lungs(answers: Answers, inside: _Mask, seed: int) -> dict[str, 
     chosen = np.flatnonzero(inside)
     positive, groups = answers.positive[chosen], answers.groups[chosen]
     found = {}
-    for name, columns in features_of([answers.looks[int(index)] for index in chosen]).items():
+    for name, columns in features_of([answers.scans[int(index)] for index in chosen]).items():
         areas = cross_validate(columns, positive, groups, seed)
         if areas:
             found[name] = round(max(0.5, float(np.mean(areas))), 6)
@@ -202,7 +207,7 @@ def check_lungs(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> I
         area = roc_auc(target, logits[found])
         around = area_interval(target, logits[found], bootstrap) if bootstrap.resamples else None
         if name == "lungs_blacked_out" and area < 0.5:
-            # A score that is reliably wrong knows as much as one that is reliably right.
+            # A score that is reliably wrong carries as much information as one that is right.
             area, around = 1.0 - area, [1.0 - around[1], 1.0 - around[0]] if around else None
         beside = {
             "images with lungs found": float(found.mean()),
@@ -212,7 +217,7 @@ def check_lungs(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> I
 
 
 def check_embedding(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> Iterator[Check]:
-    """How well source and view are told from the embedding, among images of one finding."""
+    """ROC-AUC of source and view predicted from the embedding, among images of one class."""
     if answers.embeddings is None:
         for name in ("source_in_embedding", "view_in_embedding"):
             yield criteria.skip(name, answers.name, "the model gives no embedding")
@@ -339,7 +344,7 @@ def _fewer(positive: _Mask) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseRequest:
-    """What the gate measures on.
+    """Request of the release gate: data, criteria, intervals.
 
     Attributes
     ----------
@@ -368,7 +373,7 @@ class ReleaseRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseResult:
-    """What a model shows.
+    """Result of the release gate.
 
     Attributes
     ----------
@@ -391,7 +396,7 @@ class ReleaseResult:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the gate is passed; "not_measured" if nothing fails but something is missing."""
+        """Overall verdict; "not_measured" if nothing fails but a criterion was not measured."""
         return overall(self.checks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -419,7 +424,7 @@ def run_release_gate(
     gate: Gate | None = None,
     on_total: Callable[[int], Callable[[int], None]] | None = None,
 ) -> ReleaseResult:
-    """Measure everything that the gate asks for.
+    """Measure every criterion of the gate.
 
     Parameters
     ----------

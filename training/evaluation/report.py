@@ -1,7 +1,4 @@
-"""HTML reports of evaluations and data sets, and the gallery of cases.
-
-Each one file that needs nothing else.
-"""
+"""HTML reports of evaluations and data sets, each in one file, and the gallery of cases."""
 
 import base64
 import functools
@@ -170,7 +167,7 @@ def over_image(maps: FloatArray, shape: tuple[int, int], spec: PreprocessSpec) -
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSection:
-    """What the report shows of one data set.
+    """Section of the report on one data set.
 
     Attributes
     ----------
@@ -182,7 +179,7 @@ class ReportSection:
     gallery
         Cases to look at.
     note
-        What is missing, and why; "" if nothing is.
+        Remark on what is missing; "" if nothing is.
     """
 
     result: Mapping[str, Any]

@@ -1,7 +1,4 @@
-"""Scorers: Keras networks and exported graphs under one interface.
-
-With a cache of their scores.
-"""
+"""Scorers: Keras networks and exported graphs under one interface, and a cache of their scores."""
 
 import hashlib
 import io
@@ -57,7 +54,7 @@ def predict_logits(model: KerasModel, pixels: FloatArray, batch_size: int = 64) 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """How a network's input is made and its answer read; see `lungwatch.contract`."""
+    """Preprocessing, calibration and decision of a network; see `lungwatch.contract`."""
 
     name: str
     preprocess: PreprocessSpec
@@ -67,11 +64,11 @@ class Judgement:
 
 
 class Scorer(Protocol):
-    """Anything that gives binary logits."""
+    """A model that gives binary logits."""
 
     @property
     def judgement(self) -> Judgement:
-        """How to read the answers."""
+        """Preprocessing, calibration and decision."""
 
     def logits(self, pixels: FloatArray) -> FloatArray:
         """Return binary logits, (N,), for preprocessed images, (N, S, S, 1), 0..1."""
