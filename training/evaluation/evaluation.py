@@ -1,4 +1,4 @@
-"""Evaluation of a model on data sets: metrics, intervals, sources, comparison with another model."""
+"""Evaluation of a model on data sets: metrics, intervals, sources, comparison of models."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
