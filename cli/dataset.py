@@ -18,7 +18,7 @@ from lungwatch.cli.output import (
     to_csv,
     to_json,
 )
-from lungwatch.errors import ConfigError, DatasetError
+from lungwatch.errors import DatasetError
 from lungwatch.files import make_dirs, write_atomic
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def explore(
     found = sum_up(data, listing.samples, scans, unreadable, listing.labels)
     if run:
         pictures = draw_exploration(scans, seed=seed) if scans else {}
-        write_look(run, found, exploration_html(found, pictures), pictures)
+        _write_results(run, found, exploration_html(found, pictures), pictures)
         table = per_image(scans)
         if table:
             text = to_csv(list(table[0]), table)
@@ -155,7 +155,7 @@ def check(
         from lungwatch.training.evaluation.report import check_html
 
         pictures = draw_check(found, scans)
-        write_look(run, found, check_html(str(data), found, pictures), pictures)
+        _write_results(run, found, check_html(str(data), found, pictures), pictures)
     if as_json:
         print_json(found)
     else:
@@ -207,7 +207,7 @@ def split(
     write_manifest(run.root / MANIFEST, data, scans, splits)
     table = split_table(scans, groups, splits)
     pictures = {"Images by class, source and split": draw_split(table)}
-    write_look(run, table, split_html(str(data), table, pictures), pictures)
+    _write_results(run, table, split_html(str(data), table, pictures), pictures)
     if as_json:
         print_json({"manifest": run.root / MANIFEST, **asdict(table)})
         return
@@ -230,6 +230,8 @@ def _begin(
     labels: "LabelMap | None",
     **settings: float,
 ) -> "RunFolder | None":
+    from lungwatch.training.fitting.run import begin_run
+
     if out is None:
         if resume:
             raise click.UsageError("--resume needs --out")
@@ -287,29 +289,7 @@ def _list(title: str, lines: Sequence[str]) -> None:
         click.echo(f"{title}: {len(lines) - _LISTED} more; --json lists all")
 
 
-def begin_run(folder: Path, config: dict[str, Any], *, resume: bool) -> "RunFolder":
-    """Create a run folder, or open one to resume.
-
-    Raises
-    ------
-    ConfigError
-        If the folder is not empty and `resume` is not set, was begun with another configuration,
-        or cannot be created.
-    """
-    from lungwatch.training.fitting.run import RunFolder
-
-    run = RunFolder(root=folder)
-    try:
-        begun = (folder / "config.json").is_file()
-        if not begun and folder.is_dir() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty; choose another folder")
-        run.begin(config, resume=resume)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be created: {error.strerror}") from error
-    return run
-
-
-def write_look(
+def _write_results(
     run: "RunFolder", results: object, report: str, pictures: Mapping[str, bytes]
 ) -> None:
     """Write results.json, plots and report.html.

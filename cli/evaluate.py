@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.dataset import begin_run
 from lungwatch.cli.evaluate_forms import evaluate_other_form, write_evaluation
 from lungwatch.cli.options import (
     existing_file,
@@ -184,6 +183,7 @@ def _evaluate_data_sets(options: dict[str, Any]) -> list[dict[str, Any]]:
         model_digest,
         place_of,
     )
+    from lungwatch.training.fitting.run import begin_run
 
     model, compare, out = options["model"], options["compare"], options["out"]
     request = EvaluationRequest(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.dataset import begin_run
 from lungwatch.cli.output import (
     ProgressBar,
     cell_text,
@@ -90,6 +89,7 @@ def _begin(out: Path | None, config: Mapping[str, object]) -> None:
     """Create the run folder, if one is asked for; the settings are plain values or paths."""
     if out:
         from lungwatch.training.evaluation.evaluation_plots import require_matplotlib
+        from lungwatch.training.fitting.run import begin_run
 
         require_matplotlib()
         begin_run(out, dict(config), resume=False)

@@ -13,12 +13,9 @@ import click
 from lungwatch.cli.main import Site, auditing_failure, home_options, record_event
 from lungwatch.cli.options import csv_option, json_option, one_format, parse_since
 from lungwatch.cli.output import cell_text, print_json, print_table, to_csv
-from lungwatch.errors import DatabaseError, HomeError, NotFoundError
+from lungwatch.errors import DatabaseError, NotFoundError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from lungwatch.daemon.retention import Removal, Retention
     from lungwatch.db.audit import AuditRow
 
 _backup_file = click.Path(dir_okay=False, path_type=Path)
@@ -44,12 +41,11 @@ def run(site: Site, *, dry_run: bool, as_json: bool) -> None:
     from lungwatch.daemon.retention import Retention
 
     configure(quiet=sys.stderr.isatty(), log_format=site.config.log_format)
-    now = datetime.now(UTC)
     with site.database(owned=True) as engine:
         job = Retention(site.config, site.home, engine)
-        removals = job.plan(now)
+        removals = job.plan(datetime.now(UTC))
         if not dry_run and removals:
-            removals = _remove(job, engine, removals, now)
+            removals = job.run(removals)
     size = sum(removal.size_bytes for removal in removals)
     if not dry_run:
         event("retention", files=len(removals), size_bytes=size)
@@ -63,36 +59,6 @@ def run(site: Site, *, dry_run: bool, as_json: bool) -> None:
         print_table(("file", "bytes", "why"), [(r.path, r.size_bytes, r.reason) for r in removals])
     verb = "would be removed" if dry_run else "removed"
     click.echo(f"{len(removals)} files of {size} bytes {verb}")
-
-
-def _remove(
-    job: "Retention", engine: "Engine", removals: "list[Removal]", now: datetime
-) -> "list[Removal]":
-    """Remove files and return which; with an audit event before, and one for each folder."""
-    action = "retention run"
-    detail: dict[str, object] = {"chosen": len(removals)}
-    record_event(engine, action, targets=["home"], outcome="started", detail=detail)
-    removed = []
-    failed_in = None
-    try:
-        for removal in removals:
-            failed_in = removal.folder
-            if job.remove(removal, now):
-                removed.append(removal)
-        failed_in = None
-    except OSError as error:
-        raise HomeError(f"a file cannot be removed: {error.strerror}") from error
-    finally:
-        for folder in sorted({removal.folder for removal in removals}):
-            sizes = [removal.size_bytes for removal in removed if removal.folder == folder]
-            record_event(
-                engine,
-                action,
-                targets=[folder],
-                outcome="failed" if folder == failed_in else "ok",
-                detail={"files": len(sizes), "size_bytes": sum(sizes)},
-            )
-    return removed
 
 
 @click.group()

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from lungwatch.bundle import SiteCalibration
     from lungwatch.contract import GateContract
     from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier
     from lungwatch.db.rescoring import ScoredCase
-    from lungwatch.sitecalibration import SiteCalibration
     from lungwatch.training.evaluation.calibration import Truths
 
 _MIB = 1 << 20
@@ -89,9 +89,8 @@ def list_command(site: Site, *, as_json: bool) -> None:
 @json_option
 def show(site: Site, *, name_or_path: str, as_json: bool) -> None:
     """Print a model's contract and its card."""
-    from lungwatch.bundle import read_bundle
+    from lungwatch.bundle import read_bundle, read_calibration
     from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, find_bundle
-    from lungwatch.sitecalibration import read_calibration
 
     bundle = find_bundle(name_or_path, site.config.home)
     files = read_bundle(bundle)
@@ -275,8 +274,8 @@ def _compare_with_current(
     engine: "Engine", site: Site, current: "Classifier", wanted: "Classifier"
 ) -> tuple[list[str], dict[str, object]]:
     """Print the shift between the models; return reasons to ask first, and figures for audit."""
+    from lungwatch.bundle import read_calibration
     from lungwatch.db.rescoring import known_models, scored_pairs
-    from lungwatch.sitecalibration import read_calibration
 
     doubts = []
     if wanted.gate is None and current.gate is not None:
@@ -359,8 +358,8 @@ def calibrate(
     stored in HOME/calibrations, the daemon loads it at its next start, and every result names the
     calibration that decided it. Existing results do not change.
     """
+    from lungwatch.bundle import calibration_path, remove_calibration, write_calibration
     from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, find_bundle
-    from lungwatch.sitecalibration import calibration_path, remove_calibration, write_calibration
 
     if (labels is None) != remove:
         raise click.UsageError("give either --labels FILE.csv or --remove")

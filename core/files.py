@@ -30,7 +30,7 @@ class FileKind(Enum):
 
     @property
     def is_image(self) -> bool:
-        """Whether the reader reads files of this kind."""
+        """Return whether the reader reads files of this kind."""
         return self in (FileKind.PNG, FileKind.JPEG, FileKind.DICOM)
 
 

@@ -21,11 +21,8 @@ from lungwatch.errors import ConfigError, ModelError
 from lungwatch.files import create_private
 
 _FORMAT = "lungwatch bundle signature 1"
-
 _MAX_KEY_BYTES = 64 << 10
-
 _PUBLIC = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
-
 KEY_ENDINGS = (".pem", ".pub")
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from sqlalchemy import Engine
 
+from lungwatch.bundle import other_builds, read_calibration
 from lungwatch.daemon.checks import Phase
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import Claimer
@@ -26,7 +27,6 @@ from lungwatch.daemon.stage import Context, TimeLimited
 from lungwatch.db.engine import open_engine
 from lungwatch.db.queries import is_known, queued
 from lungwatch.db.statistics import health_counts, metric_counts
-from lungwatch.sitecalibration import other_builds, read_calibration
 
 _QUEUED_AT_ONCE = 100
 _BUSY_TIMEOUT_S = 1.0
@@ -197,7 +197,7 @@ def _make_monitor(
             signs=read_signs,
             free_mb=TimeLimited(lambda: free_mb_of(home), limit_s=_LIMIT_S),
             waiting=lambda: intake.waiting,
-            oldest_waiting=lambda: intake.waiting_files.oldest_at,
+            oldest_waiting=lambda: intake.oldest_waiting_at,
             left_alone=lambda: intake.unusable,
             skipped=lambda: intake.skipped.by_pattern,
             in_hand=lambda: context.in_flight.count,

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 from sqlalchemy import text
 
-from lungwatch.bundle import read_bundle
+from lungwatch.bundle import other_builds, read_bundle, read_calibration
 from lungwatch.daemon.config import Config, parse_destination
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.watch import Watcher
@@ -32,7 +32,6 @@ from lungwatch.errors import (
     describe,
 )
 from lungwatch.preprocess import golden_pixels
-from lungwatch.sitecalibration import other_builds, read_calibration
 
 _MAX_CLOCK_DIFFERENCE_S = 5.0
 _HOUR_S = 3600.0

@@ -20,9 +20,7 @@ from lungwatch.daemon.config import LogFormat
 from lungwatch.errors import ConfigError
 
 JOURNAL = Path("/run/systemd/journal/socket")
-
 _LONGEST = 4096  # characters of one value: an entry must fit into one datagram
-
 # Of syslog(3), which the journal counts by.
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 

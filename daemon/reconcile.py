@@ -20,12 +20,9 @@ from lungwatch.errors import Reason
 from lungwatch.files import move_atomic
 
 _CHUNK_BYTES = 1 << 20
-
 # File systems take 255 bytes, and eight digits and a hyphen are put before a stranger's name.
 _NAME_BYTES = 240
-
 _HOW = "run `lungwatch reconcile` without --dry-run while no daemon runs"
-
 _ENDS = {State.DONE, State.REJECTED, State.FAILED}
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ from sqlalchemy import URL, Engine
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.stage import crashpoint
+from lungwatch.db.audit import AuditEvent, Outcome, record_events
 from lungwatch.db.maintenance import (
     RemovableFile,
     check_copy,
@@ -26,17 +27,14 @@ from lungwatch.db.maintenance import (
     restore_marker,
     sqlite_path,
 )
-from lungwatch.errors import DatabaseError, NotFoundError
+from lungwatch.errors import DatabaseError, HomeError, NotFoundError
 from lungwatch.files import fsync_dir, make_dirs, write_atomic
 
 _SUFFIX = ".db"
-
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
-
 # What an administrator laid beside them sorts anywhere: taken for the newest, it would cost the
 # backup that is.
 _NAME = re.compile(r"lungwatch-\d{8}T\d{6}\.\d{6}Z\.db", re.ASCII)
-
 # Beside the database lie SQLite's own files, which belong to it alone.
 _COMPANIONS = ("-wal", "-shm")
 
@@ -166,9 +164,7 @@ def _swap(database: Path, fresh: Path, aside: Path) -> bool:
 
 
 Folder = Literal["done", "quarantine", "overlays", "backups"]
-
 _FOLDERS: tuple[Folder, ...] = ("done", "quarantine", "overlays", "backups")
-
 _GIB = 1024**3
 
 
@@ -285,6 +281,40 @@ class Retention:
                 return
             yield _removal(item, "space", why)
             used -= item.size_bytes
+
+    def run(self, removals: Sequence[Removal]) -> list[Removal]:
+        """Remove planned files and return those removed.
+
+        The audit trail gets an event before the first removal, and one for each folder after.
+
+        Raises
+        ------
+        DatabaseError
+            If the database cannot be changed.
+        HomeError
+            If a file cannot be removed.
+        """
+        self._record("home", "started", {"chosen": len(removals)})
+        removed = []
+        failed_in = None
+        try:
+            for removal in removals:
+                failed_in = removal.folder
+                if self.remove(removal, datetime.now(UTC)):
+                    removed.append(removal)
+            failed_in = None
+        except OSError as error:
+            raise HomeError(f"a file cannot be removed: {error.strerror}") from error
+        finally:
+            for folder in sorted({removal.folder for removal in removals}):
+                sizes = [removal.size_bytes for removal in removed if removal.folder == folder]
+                outcome: Outcome = "failed" if folder == failed_in else "ok"
+                self._record(folder, outcome, {"files": len(sizes), "size_bytes": sum(sizes)})
+        return removed
+
+    def _record(self, target: str, outcome: Outcome, detail: dict[str, object]) -> None:
+        event = AuditEvent(action="retention run", target=target, outcome=outcome, detail=detail)
+        record_events(self._engine, datetime.now(UTC), [event])
 
     def remove(self, removal: Removal, now: datetime) -> bool:
         """Remove one file; False if it is in use again.

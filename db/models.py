@@ -165,7 +165,7 @@ class Result(Base):
     lung_share: Mapped[float | None]
     """The fields of `Plausibility`; of refused files too."""
     calibration: Mapped[str | None] = mapped_column(String(64))
-    """The site calibration that decided (`lungwatch.sitecalibration`); None: the bundle's own."""
+    """The site calibration that decided (`lungwatch.bundle`); None: the bundle's own."""
     components: Mapped[list[float] | None]
     """The embedding projected on the axes of the bundle's `drift.json`; None without one."""
     flags: Mapped[list[str]]

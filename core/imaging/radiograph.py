@@ -13,7 +13,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.valuerep import DA, TM
 
-from lungwatch.attributes import ATTRIBUTES, Attribute, RadiographMeta
+from lungwatch.attributes import ATTRIBUTES, Attribute, RadiographMeta, checked_instant
 from lungwatch.errors import Flag
 
 FloatImage = NDArray[np.float32]
@@ -35,7 +35,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadPolicy:
-    """What is taken for a chest radiograph, and how large an image may be.
+    """Rules for what is accepted as a chest radiograph, and limits of size.
 
     Attributes
     ----------
@@ -211,7 +211,7 @@ def _instant(dataset: Dataset, date: str, time: str) -> datetime | None:
     try:
         stated = datetime.combine(DA(day), TM(moment))
         if zone is not None:
-            return stated.replace(tzinfo=datetime.strptime(zone, "%z").tzinfo)
-        return stated.astimezone()
+            return checked_instant(stated.replace(tzinfo=datetime.strptime(zone, "%z").tzinfo))
+        return checked_instant(stated.astimezone())
     except (ValueError, OverflowError):
         return None

@@ -27,7 +27,6 @@ from lungwatch.imaging.window import grey_of, is_visible, stretch_range
 # small limits leave room for an ordinary header.
 _BYTES_PER_PIXEL = 4
 _HEADER_BYTES = 64 * 1024 * 1024
-
 OVERLAY_MARGIN = (17, 17, 20)
 """RGB of the margins of the overlays that lungwatch draws: not quite grey, so that they are known
 again, also after a conversion to JPEG."""
@@ -199,7 +198,7 @@ def _has_mark(data: bytes) -> bool:
 
 
 def _is_overlay(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bool:
-    """Whether the outermost pixels have the colour of an overlay's margins."""
+    """Return whether the outermost pixels have the colour of an overlay's margins."""
     if image.ndim != 3 or image.dtype != np.uint8 or min(image.shape[:2]) <= 2 * _RING_PX:
         return False
     inner = slice(_RING_PX, -_RING_PX)

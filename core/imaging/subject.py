@@ -37,7 +37,6 @@ from lungwatch.imaging.vocabulary import (
 )
 
 CHEST, PARTLY, NO_PART = "chest", "partly_chest", ""
-
 # Kinds of words that name no part of the body.
 _SILENT = {"ignored"}
 
@@ -111,10 +110,8 @@ def part_of(*texts: str) -> str:
 
 
 FRONTAL, DECUBITUS, NOT_FRONTAL, NO_VIEW = "frontal", "decubitus", "not_frontal", ""
-
 # Patient Position (0018,5100) of who lies on the side (PS3.3 C.7.3.1.1.2).
 _ON_THE_SIDE = {"HFDL", "HFDR", "FFDL", "FFDR"}
-
 _CORES = ("PA", "AP")
 
 
@@ -257,24 +254,18 @@ _RADIOGRAPH_CLASSES = {
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
 }
-
 _CAPTURE_CLASSES = {
     SecondaryCaptureImageStorage,
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     MultiFrameTrueColorSecondaryCaptureImageStorage,
 }
-
 # Of every UID that DICOM itself has given out (PS3.5 9.1).
 _STANDARD_ROOT = "1.2.840.10008."
-
 _PROJECTION_MODALITIES = {"CR", "DX", "RG"}
-
 # Said of animals alone: PS3.3 C.7.1.1 makes these conditional on the patient being one.
 _OWNER_ROLES = {"OWNER", "VETERINARIAN"}
-
 _NEUTERED = {"ALTERED", "UNALTERED"}
-
 _DESCRIPTIONS = (
     "StudyDescription",
     "SeriesDescription",
@@ -288,7 +279,6 @@ _DESCRIPTIONS = (
     "ViewName",
     "ImageComments",
 )
-
 _DESCRIPTION_CODES = (
     "ProcedureCodeSequence",
     "RequestedProcedureCodeSequence",
@@ -296,7 +286,6 @@ _DESCRIPTION_CODES = (
     "ScheduledProtocolCodeSequence",
     "SeriesDescriptionCodeSequence",
 )
-
 # What was ordered is said in the request as well (PS3.3 10.6).
 _REQUEST = "RequestAttributesSequence"
 
@@ -475,7 +464,7 @@ def _describes(dataset: Dataset, kind: str) -> bool:
 
 
 def _description_disagrees(dataset: Dataset) -> bool:
-    """Whether a description names another part, another view, an animal or a derived image.
+    """Return whether a description names another part, another view, an animal or a derived image.
 
     Descriptions are free text, often of the whole study and sometimes of the last one: a hint to
     look, and no reason to refuse.

@@ -19,15 +19,11 @@ from lungwatch.imaging.radiograph import text_of
 
 # From here on (CJK radicals, kana, Han, Hangul, and Thai) words are not set apart by spaces.
 _UNSPACED = re.compile("[\u0e00-\u0e7f\u2e80-\ud7ff\uf900-\ufaff]")
-
 _LETTERS = re.compile(r"[^\W\d_]+")
-
 # Letters that have no decomposition, as they are written where a keyboard lacks them.
 _PLAIN = str.maketrans({"Ł": "L", "Ø": "O", "Đ": "D", "Æ": "AE", "Œ": "OE", "Þ": "TH"})
-
 # A word that lost its accented letters is only known again by this many others.
 _FEWEST_LETTERS = 4
-
 # Descriptions are of 64 characters (PS3.5 6.2, VR LO); what is far longer is none.
 _MOST_CHARACTERS = 256
 
@@ -40,7 +36,7 @@ def fold(text: str) -> tuple[str, ...]:
 
 
 def is_listed(text: str, words: Collection[str]) -> bool:
-    """Whether a text is one of some words, as it stands or folded."""
+    """Return whether a text is one of some words, as it stands or folded."""
     folded = fold(text)
     return text in words or (bool(folded) and any(folded == fold(word) for word in words))
 
@@ -175,7 +171,7 @@ def vocabulary() -> Vocabulary:
 
 
 def says_nothing(text: str) -> bool:
-    """Whether a text is empty, or a word for that ("UNKNOWN", "N/A")."""
+    """Return whether a text is empty, or a word for that ("UNKNOWN", "N/A")."""
     found = vocabulary().views.look_up(text)
     return not found.rest and found.kinds <= {"unstated"}
 

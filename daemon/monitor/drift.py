@@ -24,7 +24,6 @@ from lungwatch.db.statistics import DriftRow, drift_rows
 from lungwatch.errors import ModelError
 
 _SIZE_STEP_PX = 500
-
 _LONGEST_TAG = 64
 
 
@@ -139,32 +138,23 @@ def _shortened(text: str | None) -> str:
 FALSE_ALARM_RATE = 0.001
 
 """Of a window of one station: 1 in 1,000 windows without any shift alarms, at most."""
-
 WINDOW = 100
 
 """Newest results that are compared."""
-
 LEAST_WINDOW = 30
 
 """Results from which on a window that is not full yet is compared."""
-
 BASELINE = 300
 
 """First results of a site that make its reference; a station among them has one of its own."""
-
 STATION_BASELINE = 100
 
 """Results that a station's own reference has at least, later ones if need be."""
-
 SPAN = 2000
 
 """Results at either end that are read; of a rarer station less is known."""
-
 _STEP = 10
-
 _REFRESH_S = 60.0
-
-
 ReferenceChoice = Literal["site", "bundle"]
 
 

@@ -175,13 +175,9 @@ def _age_s(now: datetime, since: datetime | None) -> float | None:
 
 
 _ADDRESS = "127.0.0.1"
-
 _MOST = 8  # requests at once
-
 _TIMEOUT_S = 5.0
-
 _STAGE = "status"
-
 _HOSTS = ("127.0.0.1", "localhost")
 
 

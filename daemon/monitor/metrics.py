@@ -60,16 +60,10 @@ class EventCounter(logging.Handler):
 WINDOW = 500
 
 """Results that the drift is told from, and as many to compare them with."""
-
 _BINS = 10
-
 _BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-
 _STATUS = (HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILING)
-
-
 T = TypeVar("T")
-
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 

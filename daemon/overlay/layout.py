@@ -11,29 +11,18 @@ from lungwatch.contract import COVID, NEGATIVE, UNCERTAIN, Label
 from lungwatch.daemon.overlay.text import MapState, OverlayText
 
 Colour = tuple[int, int, int]
-
-
 WHITE: Colour = (245, 245, 245)
-
 SOFT: Colour = (170, 170, 175)
-
 AMBER: Colour = (255, 191, 64)
-
 # Blue and orange of Okabe & Ito 2008 with grey between them: told apart with every common colour
 # blindness, and by their order alone on a grey printer.
 _ZONES = {NEGATIVE: (86, 180, 233), UNCERTAIN: (175, 175, 175), COVID: (230, 159, 0)}
-
 # Zones that the answer does not lie in step back.
 _DIMMED = 0.45
-
-
 # The unit of all lengths is the text's size, in pixels.
 _SCALE_WIDTH_EM = 24
-
 LINE_EM = 1.3
-
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
 _MOST_REMARK_LINES = 6
 
 
@@ -306,20 +295,13 @@ def _shorten(word: str, size_px: int, width_px: int) -> str:
 
 # The text's size, in proportion to the picture's longest side.
 _EM_PER_SIDE = 20 / 1024
-
 _EM_PER_SIDE_OF_PAIR = 26 / 1024
-
 _EM_RANGE_PX = (15, 96)
-
 _MIN_WIDTH_EM = 25
-
 _MIN_CELL_EM = 21
-
-
 # Two panels of three quarters of the side have about as many pixels as one, so that the second
 # costs hardly any time; below this side they stay as they are.
 _PAIR_SHARE = 0.75
-
 _PAIR_SIDE_PX = 512
 
 

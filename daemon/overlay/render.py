@@ -16,7 +16,6 @@ from lungwatch.imaging.reader import OVERLAY_MARGIN, OVERLAY_MARK
 # Small pictures are enlarged towards this, to be readable on a screen; further than
 # twofold, interpolation would pretend to a sharpness that the file does not have.
 _READABLE_SIDE_PX = 512
-
 _MAX_ENLARGEMENT = 2.0
 
 
@@ -106,17 +105,12 @@ def blend(grey: NDArray[np.uint8], values: NDArray[np.float32], alpha: float) ->
 
 
 _BACKGROUND = OVERLAY_MARGIN
-
 _TICK = (255, 255, 255)
-
 # The bar shows its colours as the image does: over bright parts above, over dark ones below.
 _BAR_GREYS = (230, 50)
-
 # Level 6, zlib's own choice, takes four times as long to save a sixth of the bytes.
 _PNG_LEVEL = 1
-
 _PNG_HEAD = 8 + 25
-
 # What a quantised graph's arithmetic may miss 0 and 1 by; no shade of colour differs.
 _CAM_TOLERANCE = 1e-3
 

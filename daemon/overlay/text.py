@@ -94,7 +94,6 @@ def decimal_score(probability: float, bounds: Sequence[float]) -> tuple[str, tup
 
 
 MapState = Literal["drawn", "empty", "none"]
-
 _SHORT_HASH = 12
 
 

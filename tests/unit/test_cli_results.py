@@ -34,7 +34,7 @@ FIELDS = {
     *("flags", "model", "model_version", "overlay", "patient_id", "study_uid", "series_uid"),
     *("sop_uid", "accession", "received_at", "finished_at", "duration_ms"),
     *("uncertain_from", "uncertain_to", "gate_score", "lung_area", "lung_share"),
-    "calibration",
+    *("calibration", "message", "findings", "station", "view"),
 }
 
 
@@ -85,6 +85,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 photometric="MONOCHROME2",
                 patient_id="+P1",
                 study_uid="1.2.3",
+                view_position="PA",
+                station="ROOM1",
             ),
             label="COVID",
             probability=0.98765,
@@ -156,6 +158,12 @@ class TestList:
         assert (rows[0]["reason"], rows[0]["probability"]) == ("truncated", None)
         assert rows[1]["findings"] == {"covid": 0.98765, "opacity": 0.625}
         assert rows[0]["findings"] is None
+        assert [rows[1][name] for name in ("patient_id", "view", "station")] == [
+            "+P1",
+            "PA",
+            "ROOM1",
+        ]
+        assert rows[0]["view"] is None
         trust = ("gate_score", "lung_area", "lung_share", "uncertain_from", "uncertain_to")
         assert [rows[1][name] for name in trust] == [0.875, 0.375, 0.5, 0.25, 0.75]
         assert [rows[0][name] for name in trust] == [0.125, 0.0, None, None, None]
@@ -387,7 +395,7 @@ class TestTheCommandItself:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=240,
         )
         assert (done.returncode, done.stderr) == (0, "")
 
@@ -407,7 +415,7 @@ class TestTheCommandItself:
         process.stdout.close()
         errors = process.stderr.read()
         process.stderr.close()
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=240) == 1
         assert errors == ""
 
 

@@ -12,7 +12,6 @@ import os
 import shutil
 import unicodedata
 from collections import Counter
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.attributes import RadiographMeta
+from lungwatch.attributes import ATTRIBUTES, RadiographMeta
 from lungwatch.cli.main import main
 from lungwatch.daemon.doctor import Outcome
 from lungwatch.daemon.home import Home
@@ -75,9 +74,9 @@ def add_result(store, number, text):
         path=f"work/{number}/x", model_id=model_id, max_attempts=3,
         now=T0 + timedelta(minutes=number), exists=lambda _: True,
     ))  # fmt: skip
-    said = [field.name for field in fields(RadiographMeta)]
-    numbers = {"rows": 1, "columns": 1, "bits_stored": 8, "format": "DICOM"}
-    meta = RadiographMeta(**{name: numbers.get(name, text) for name in said})
+    hostile = {"number": 1, "instant": None}
+    stated = {name: hostile.get(one.kind, text) for name, one in ATTRIBUTES.items()}
+    meta = RadiographMeta(**stated | {"format": "DICOM"})
     if number % 2:
         store.record(
             result_id=claim.result_id, meta=meta, label="COVID", probability=0.9, logit=-2.0,

@@ -7,9 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from lungwatch.contract import COVID, NEGATIVE, UNCERTAIN, Calibration, Decision
-from lungwatch.errors import ModelError
-from lungwatch.sitecalibration import (
+from lungwatch.bundle import (
     SiteCalibration,
     calibration_path,
     other_builds,
@@ -17,6 +15,8 @@ from lungwatch.sitecalibration import (
     remove_calibration,
     write_calibration,
 )
+from lungwatch.contract import COVID, NEGATIVE, UNCERTAIN, Calibration, Decision
+from lungwatch.errors import ModelError
 from lungwatch.training.evaluation.calibration import (
     CannotCalibrateError,
     calibrate_site,

@@ -17,9 +17,9 @@ from typing import Literal, Self, cast, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lungwatch.bundle import SiteCalibration
 from lungwatch.contract import Calibration, Decision
 from lungwatch.errors import ConfigError, LungwatchError
-from lungwatch.sitecalibration import SiteCalibration
 from lungwatch.training.evaluation.metrics import figures, roc_curve, sigmoid
 
 # "youden": sensitivity + specificity - 1 is largest; "balanced": the smaller of both is.

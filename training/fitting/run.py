@@ -214,6 +214,26 @@ class RunFolder:
             shutil.copyfile(file, temporary)
 
 
+def begin_run(folder: Path, config: dict[str, Any], *, resume: bool) -> RunFolder:
+    """Create the run folder of an evaluation or data set report, or open one to resume.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is not empty and holds no run, was begun with another configuration, or
+        cannot be created.
+    """
+    run = RunFolder(root=folder)
+    try:
+        has_run = (folder / "config.json").is_file()
+        if not has_run and folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty; choose another folder")
+        run.begin(config, resume=resume)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be created: {error.strerror}") from error
+    return run
+
+
 def _take_over(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Replace a number by its new value if that is larger; say whether it is."""
     *path, last = name.split(".")
