@@ -21,8 +21,8 @@ RULES: dict[str, str] = {
     "also in overlay and map",
     "depth_corrected": "depth, sign, alignment or byte order contradicts the pixels, which decide; "
     "or a PNG or JPEG is shown from its lowest to its highest value",
-    "table_ignored": "a Modality or VOI LUT that is broken, or with which the picture is not visible, "
-    "was left out; the next table, the window or the rescale slope is used",
+    "table_ignored": "a Modality or VOI LUT that is broken, or with which the picture is not "
+    "visible, was left out; the next table, the window or the rescale slope is used",
     "window_ignored": "a window with which the picture is not visible was left out",
     "frame_removed": "a uniform frame (letterbox, collimation, a viewer's panels) was cut off, as "
     "in training",
