@@ -197,7 +197,7 @@ def _make_monitor(
             signs=read_signs,
             free_mb=TimeLimited(lambda: free_mb_of(home), limit_s=_LIMIT_S),
             waiting=lambda: intake.waiting,
-            oldest_waiting=lambda: intake.waiting_files.oldest_at,
+            oldest_waiting=lambda: intake.oldest_waiting_at,
             left_alone=lambda: intake.unusable,
             skipped=lambda: intake.skipped.by_pattern,
             in_hand=lambda: context.in_flight.count,

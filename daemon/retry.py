@@ -43,7 +43,6 @@ _TRANSIENT = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 

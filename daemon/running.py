@@ -19,9 +19,7 @@ from lungwatch.db.statistics import HealthCounts, health_counts
 from lungwatch.errors import NotFoundError
 
 _LIMIT_S = 5.0
-
 _LOCKS = Path("/proc/locks")  # proc_locks(5)
-
 _MOST_COUNTED = 100_000
 
 

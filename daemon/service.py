@@ -42,7 +42,6 @@ def notify(message: str) -> None:
 
 
 _PER_PERIOD = 3
-
 _STATUS_S = 5.0
 
 
@@ -138,9 +137,7 @@ def _period_s(environ: Mapping[str, str]) -> float | None:
 
 
 _HEALTH_S = 1.0
-
 _SENDER_S = 5.0
-
 _STOP_SLACK_S = 15.0
 
 
@@ -346,7 +343,7 @@ class Service:
                 in_flight.wait_empty(_HEALTH_S)
             else:
                 self._stop.wait(0.1)
-        intake.skipped.tell_all()
+        intake.skipped.log_all()
         if parts.sender is not None:
             parts.sender.recover()
             parts.sender.work_off()

@@ -43,7 +43,6 @@ RestorePoint = Literal[
 ]
 CRASH_POINTS: tuple[CrashPoint, ...] = get_args(CrashPoint)
 DEFAULT_LIMIT_S = 300.0
-
 T = TypeVar("T")
 OnCrash = Callable[[str, BaseException], None]
 

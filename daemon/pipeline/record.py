@@ -70,7 +70,7 @@ def assess(classified: Classified, contract: ModelContract) -> Assessment:
 
 
 def _is_opaque(scores: Scores, contract: ModelContract) -> bool:
-    """Whether the model finds an opacity; False for a model that does not look for one."""
+    """Tell whether the model finds an opacity; False for one without that finding."""
     opacity = contract.finding(OPACITY)
     return opacity is not None and opacity.is_present(scores.further[OPACITY])
 
