@@ -118,7 +118,7 @@ def assemble(context: Context, engine: Engine, model: ModelInUse, *, rescores: b
             outages=context.outages,
             clock=context.clock,
             on_crash=context.on_crash,
-            vitals=context.progress,
+            progress=context.progress,
         )
     filing = Filing(context)
     pipeline = Pipeline(context, model, filing)
@@ -235,7 +235,7 @@ def _make_monitor(
         read_disks=TimeLimited(lambda: disk_usage(home, config.database_url), limit_s=_LIMIT_S),
         model=model.id,
         gate=config.gate if model.classifier.gate is not None else "none",
-        vitals=progress,
+        progress=progress,
         clock=clock,
     )
     progress.on_finished = metrics.observe
@@ -249,7 +249,7 @@ def _make_monitor(
         health,
         context.on_crash,
         on_stop=close,
-        vitals=progress,
+        progress=progress,
         port=config.metrics_port,
         textfile=config.metrics_textfile,
     )
