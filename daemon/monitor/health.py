@@ -15,8 +15,8 @@ from lungwatch.daemon.checks import Health, HealthStatus, Phase, judge, observe_
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.retention import backups
-from lungwatch.daemon.retry import Clock, OutageKind
-from lungwatch.daemon.stage import Progress, TimeLimited, Worker
+from lungwatch.daemon.retry import Clock, OutageKind, TimeLimited
+from lungwatch.daemon.stage import Progress, Worker
 from lungwatch.db.engine import parse_url
 from lungwatch.db.maintenance import sqlite_path
 from lungwatch.db.statistics import HealthCounts

@@ -16,8 +16,8 @@ from lungwatch.daemon.checks import Health, HealthStatus
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import Drift
 from lungwatch.daemon.monitor.health import DiskUsage, HealthCheck, StatusServer
-from lungwatch.daemon.retry import Clock, OutageKind
-from lungwatch.daemon.stage import Progress, StageProgress, TimeLimited, Worker
+from lungwatch.daemon.retry import Clock, OutageKind, TimeLimited
+from lungwatch.daemon.stage import Progress, StageProgress, Worker
 from lungwatch.db.statistics import HealthCounts, MetricCounts
 from lungwatch.errors import LungwatchError
 from lungwatch.files import replacing
