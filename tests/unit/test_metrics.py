@@ -12,12 +12,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lungwatch.attributes import RadiographMeta
-from lungwatch.daemon.checks import Phase
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import Drift, DriftTest, DriftWindow
-from lungwatch.daemon.monitor.health import HealthCheck, Probes, disk_usage, free_mb_of
+from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, free_mb_of
 from lungwatch.daemon.monitor.metrics import Metrics, stability_index
+from lungwatch.daemon.retention import disk_usage
 from lungwatch.daemon.retry import SystemClock
 from lungwatch.daemon.stage import Progress, TimeLimited
 from lungwatch.db.claims import Drop
