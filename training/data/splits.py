@@ -55,7 +55,7 @@ def split_groups(
 
     Parameters
     ----------
-    looks
+    scans
         The images.
     groups
         For each image its group.
@@ -117,7 +117,7 @@ def write_manifest(
         The file to write, over an older one; its folder must be there.
     location
         The data set as it was given.
-    looks, splits
+    scans, splits
         The images and their splits.
 
     Raises
