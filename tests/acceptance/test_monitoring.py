@@ -25,7 +25,7 @@ def port():
 
 
 def get(port, path, method="GET", host="127.0.0.1"):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=240)
     connection.request(method, path, headers={"Host": host})
     answer = connection.getresponse()
     body = answer.read().decode()

@@ -150,7 +150,7 @@ def test_a_crash_in_the_middle_leaves_the_old_schema_and_the_next_start_goes_on(
     engine = build(url, "0003")
     tables, before = rows(engine)
     engine.dispose()
-    ended = subprocess.run([sys.executable, "-c", _CRASHING, url, "5"], check=False, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", _CRASHING, url, "5"], check=False, timeout=240)
     assert ended.returncode == -signal.SIGKILL
     with pytest.raises(DatabaseError, match="schema 0003, this program uses"):
         open_existing(url)

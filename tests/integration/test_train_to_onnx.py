@@ -38,7 +38,6 @@ pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")
 
 # The largest share of these tests is TensorFlow tracing graphs, not training.
-pytestmark = pytest.mark.timeout(300)
 
 NETWORK = BaselineConfig(size_px=32, filters=(8, 16, 16), dense_units=16, dropout=0.2)
 # The pictures look alike on purpose: `leaks="allow"`.

@@ -395,7 +395,7 @@ class TestTheCommandItself:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=240,
         )
         assert (done.returncode, done.stderr) == (0, "")
 
@@ -415,7 +415,7 @@ class TestTheCommandItself:
         process.stdout.close()
         errors = process.stderr.read()
         process.stderr.close()
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=240) == 1
         assert errors == ""
 
 

@@ -65,7 +65,7 @@ def check_of(probes):
 
 
 def get(server, path):
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=240)
     connection.request("GET", path)
     answer = connection.getresponse()
     body = answer.read().decode()

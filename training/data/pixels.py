@@ -25,7 +25,6 @@ KerasModel: TypeAlias = Any
 Tensor: TypeAlias = Any
 OnnxProto: TypeAlias = Any
 OnnxSession: TypeAlias = Any
-
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _BATCH = 64
@@ -37,7 +36,7 @@ _COMPARED_PX = 256
 
 
 class HasPath(Protocol):
-    """Whatever says where its image is."""
+    """An object with the path of an image."""
 
     @property
     def path(self) -> Path:
@@ -46,7 +45,7 @@ class HasPath(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LungMasks:
-    """Images and what of them is lung.
+    """Images with masks of their lungs.
 
     Attributes
     ----------
@@ -82,7 +81,7 @@ class LungPair:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LesionImage:
-    """An X-ray on which somebody drew opacities.
+    """An X-ray with drawn opacities.
 
     Attributes
     ----------
@@ -95,7 +94,7 @@ class LesionImage:
     opacity
         bool, shape (h, w), over the radiograph without the frame that the reader cut off.
     lung
-        Likewise, the lungs; None where nobody drew them.
+        Likewise, the lungs; None where they are not drawn.
     """
 
     name: str

@@ -19,15 +19,16 @@ from lungwatch.training.data.splits import SplitTable
 from lungwatch.training.fitting.augmentation import NO_AUGMENTATION, Augmentation, augment
 
 _GRID_COLUMNS = 8
-
 _GRID_ROWS = 3
-
 _TILE_PX = 96
-
 _AUGMENTED = 6
+_PAIRS_PER_ROW = 4
+_MOST_PAIRS = 24
+_MOST_TILES = 24
+_COLOURS = dict(zip(SPLITS, ("#0072B2", "#E69F00", "#009E73"), strict=True))
 
 
-def draw_exploration(looks: Sequence[ScannedImage], *, seed: int) -> dict[str, bytes]:
+def draw_exploration(scans: Sequence[ScannedImage], *, seed: int) -> dict[str, bytes]:
     """Draw a data set: distribution, sizes, grey values, samples, augmentations.
 
     Parameters
@@ -48,18 +49,18 @@ def draw_exploration(looks: Sequence[ScannedImage], *, seed: int) -> dict[str, b
         If matplotlib is not installed.
     """
     rng = np.random.default_rng(seed)
-    findings = [f for f in CLASSES if any(look.sample.finding == f for look in looks)]
+    findings = [f for f in CLASSES if any(item.sample.finding == f for item in scans)]
     pictures = {
-        "Images by split and class": _distribution(looks, findings),
-        "Sizes, means and standard deviations": _scatter(looks, findings),
-        "Grey values, mean histogram of each class": _histograms(looks, findings),
+        "Images by split and class": _distribution(scans, findings),
+        "Sizes, means and standard deviations": _scatter(scans, findings),
+        "Grey values, mean histogram of each class": _histograms(scans, findings),
     }
     for finding in findings:
-        members = [look for look in looks if look.sample.finding == finding]
+        members = [item for item in scans if item.sample.finding == finding]
         chosen = rng.permutation(len(members))[: _GRID_COLUMNS * _GRID_ROWS]
         tiles = [members[index].thumbnail for index in chosen]
         pictures[f"Samples of {finding}"] = draw_grid(tiles, _GRID_COLUMNS)
-    original = looks[int(rng.integers(len(looks)))].thumbnail
+    original = scans[int(rng.integers(len(scans)))].thumbnail
     return pictures | _augmentations(original, seed)
 
 
@@ -93,9 +94,9 @@ def draw_grid(tiles: Sequence[FloatArray], columns: int) -> bytes:
     return data.tobytes()
 
 
-def _distribution(looks: Sequence[ScannedImage], findings: Sequence[str]) -> bytes:
+def _distribution(scans: Sequence[ScannedImage], findings: Sequence[str]) -> bytes:
     splits = sorted(
-        {look.sample.split or "unsplit" for look in looks},
+        {item.sample.split or "unsplit" for item in scans},
         key=["train", "val", "test", "unsplit"].index,
     )
     figure = new_figure(6.0, 3.2)
@@ -105,8 +106,8 @@ def _distribution(looks: Sequence[ScannedImage], findings: Sequence[str]) -> byt
         counts = np.array(
             [
                 sum(
-                    look.sample.finding == finding and (look.sample.split or "unsplit") == split
-                    for look in looks
+                    item.sample.finding == finding and (item.sample.split or "unsplit") == split
+                    for item in scans
                 )
                 for split in splits
             ]
@@ -118,11 +119,11 @@ def _distribution(looks: Sequence[ScannedImage], findings: Sequence[str]) -> byt
     return to_png(figure)
 
 
-def _scatter(looks: Sequence[ScannedImage], findings: Sequence[str]) -> bytes:
+def _scatter(scans: Sequence[ScannedImage], findings: Sequence[str]) -> bytes:
     figure = new_figure(9.0, 3.8)
     sizes, greys = figure.subplots(1, 2)
     for finding in findings:
-        members = [look for look in looks if look.sample.finding == finding]
+        members = [item for item in scans if item.sample.finding == finding]
         style = {"s": 6, "alpha": 0.4, "label": finding}
         sizes.scatter([m.columns for m in members], [m.rows for m in members], **style)
         greys.scatter([m.mean for m in members], [m.std for m in members], **style)
@@ -134,12 +135,12 @@ def _scatter(looks: Sequence[ScannedImage], findings: Sequence[str]) -> bytes:
     return to_png(figure)
 
 
-def _histograms(looks: Sequence[ScannedImage], findings: Sequence[str]) -> bytes:
+def _histograms(scans: Sequence[ScannedImage], findings: Sequence[str]) -> bytes:
     figure = new_figure(6.0, 3.2)
     axes = figure.subplots()
     edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
     for finding in findings:
-        mean = np.mean([k.histogram for k in looks if k.sample.finding == finding], axis=0)
+        mean = np.mean([k.histogram for k in scans if k.sample.finding == finding], axis=0)
         axes.stairs(mean, edges, label=finding)
     axes.set(xlabel="grey value (0..1)", ylabel="share of the pixels")
     axes.legend()
@@ -176,14 +177,7 @@ def to_png(figure: Any, *, note: str = "") -> bytes:  # noqa: ANN401 - matplotli
     return file.getvalue()
 
 
-_PAIRS_PER_ROW = 4
-
-_MOST_PAIRS = 24
-
-_MOST_TILES = 24
-
-
-def draw_check(found: DatasetCheck, looks: Sequence[ScannedImage]) -> dict[str, bytes]:
+def draw_check(found: DatasetCheck, scans: Sequence[ScannedImage]) -> dict[str, bytes]:
     """Draw the confounds, the first duplicates side by side, and what is to be looked at.
 
     Returns
@@ -196,7 +190,7 @@ def draw_check(found: DatasetCheck, looks: Sequence[ScannedImage]) -> dict[str, 
     MissingExtraError
         If matplotlib is not installed.
     """
-    thumbnails = {look.sample.path: look.thumbnail for look in looks}
+    thumbnails = {item.sample.path: item.thumbnail for item in scans}
     pictures = {}
     if found.confounds:
         pictures["COVID told without the lungs"] = _confounds(found.confounds)
@@ -316,9 +310,6 @@ def plot_search(rows: Sequence[dict[str, Any]], logarithmic: dict[str, bool], ta
     if len({row["round"] for row in done}) > 1:
         figure.colorbar(marks, ax=list(grid), label="round")
     write_atomic(target, to_png(figure))
-
-
-_COLOURS = dict(zip(SPLITS, ("#0072B2", "#E69F00", "#009E73"), strict=True))
 
 
 def draw_split(table: SplitTable) -> bytes:

@@ -1,4 +1,9 @@
-"""Splits of a data set, its manifest, and the record of the images that a network learnt from."""
+"""Splits of a data set, its manifest, and the record of the images that a network learnt from.
+
+`data.csv` in a run folder has a row for each file, so that a resumed run detects changed data.
+`learnt.json` is copied into the bundle, so that an evaluation finds out which of its images the
+network was trained on; it holds the first 8 bytes of their SHA-256 and nothing else.
+"""
 
 import base64
 import csv
@@ -25,12 +30,15 @@ COLUMNS = (
     *("file", "label", "split", "source", "patient", "patient_known", "view", "pediatric"),
     *("finding", "licence", "url", "w", "h"),
 )
-
 Stratum = tuple[str, ...]
+DATA_FILE = "data.csv"
+# 8 bytes: among a million images two have equal ones with a chance of 3e-8.
+_BYTES = 8
+_NAMED = 3
 
 
 def split_groups(
-    looks: Sequence[ScannedImage], groups: Sequence[int], *, val: float, test: float, seed: int
+    scans: Sequence[ScannedImage], groups: Sequence[int], *, val: float, test: float, seed: int
 ) -> list[Split]:
     """Give every image a split, whole groups at a time, strata alike as far as groups allow.
 
@@ -57,9 +65,9 @@ def split_groups(
     """
     if not (val > 0 and test > 0 and val + test < 1):
         raise DatasetError("the shares for val and test must be above 0 and together below 1")
-    positives = [look.sample.positive for look in looks]
+    positives = [item.sample.positive for item in scans]
     if len(set(positives)) < 2:
-        only = ", ".join(sorted({look.sample.finding for look in looks}))
+        only = ", ".join(sorted({item.sample.finding for item in scans}))
         raise DatasetError(f"the data set holds one class only ({only}); nothing to stratify")
     members: dict[int, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
@@ -68,12 +76,12 @@ def split_groups(
     np.random.default_rng(seed).shuffle(order)
     order.sort(key=lambda group: -len(members[group]))
 
-    totals = Counter(stratum for look in looks for stratum in _strata(look))
+    totals = Counter(stratum for item in scans for stratum in _strata(item))
     shares: dict[Split, float] = {"train": 1 - val - test, "val": val, "test": test}
     placed: dict[Split, Counter[Stratum]] = {split: Counter() for split in SPLITS}
-    chosen: list[Split] = ["train"] * len(looks)
+    chosen: list[Split] = ["train"] * len(scans)
     for group in order:
-        adds = Counter(stratum for index in members[group] for stratum in _strata(looks[index]))
+        adds = Counter(stratum for index in members[group] for stratum in _strata(scans[index]))
         costs = {
             split: _cost(placed[split], adds, totals, share) for split, share in shares.items()
         }
@@ -92,9 +100,9 @@ def split_groups(
 
 
 def write_manifest(
-    target: Path, location: Path, looks: Sequence[ScannedImage], splits: Sequence[Split]
+    target: Path, location: Path, scans: Sequence[ScannedImage], splits: Sequence[Split]
 ) -> None:
-    """Write a manifest with paths relative to it; what an older manifest said is kept.
+    """Write a manifest with paths relative to it; columns of an older manifest are kept.
 
     Parameters
     ----------
@@ -116,14 +124,14 @@ def write_manifest(
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     base = target.absolute().parent
-    for look, split in zip(looks, splits, strict=True):
-        sample = look.sample
+    for item, split in zip(scans, splits, strict=True):
+        sample = item.sample
         old = known.get(sample.path, {})
         patient = sample.patient
-        if not patient and look.patient_id:
+        if not patient and item.patient_id:
             # A manifest is passed around; the header's patient ID must not be in it.
             number = len(pseudonyms) + 1
-            patient = pseudonyms.setdefault(look.patient_id, f"dicom-{number:04d}")
+            patient = pseudonyms.setdefault(item.patient_id, f"dicom-{number:04d}")
         mine = {
             "file": Path(os.path.relpath(sample.path.absolute(), base)).as_posix(),
             "label": sample.finding,
@@ -132,8 +140,8 @@ def write_manifest(
             "patient": patient,
             "patient_known": old.get("patient_known") or str(int(bool(patient))),
             "licence": sample.licence,
-            "w": look.columns,
-            "h": look.rows,
+            "w": item.columns,
+            "h": item.rows,
         }
         writer.writerow({**dict.fromkeys(COLUMNS, ""), **old, **mine})
     try:
@@ -142,15 +150,15 @@ def write_manifest(
         raise DatasetError(f"{target} cannot be written: {error.strerror}") from error
 
 
-def _strata(look: ScannedImage) -> tuple[Stratum, ...]:
-    finding = look.sample.finding
-    return (finding,), (finding, look.sample.source)
+def _strata(item: ScannedImage) -> tuple[Stratum, ...]:
+    finding = item.sample.finding
+    return (finding,), (finding, item.sample.source)
 
 
 def _cost(
     placed: Counter[Stratum], adds: Counter[Stratum], totals: Counter[Stratum], share: float
 ) -> float:
-    """How much adding a group moves the strata away from their aims; below 0 brings nearer."""
+    """Return the change of the squared distance of the strata from their targets."""
     return sum(
         ((placed[key] + more - share * totals[key]) ** 2 - (placed[key] - share * totals[key]) ** 2)
         / totals[key]
@@ -160,7 +168,7 @@ def _cost(
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRow:
-    """Images of one class and source in each split."""
+    """Numbers of images of one class and source in each split."""
 
     label: str
     source: str
@@ -171,7 +179,7 @@ class SplitRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitTable:
-    """A split in numbers.
+    """Numbers of images in each split.
 
     Attributes
     ----------
@@ -192,13 +200,13 @@ class SplitTable:
 
 
 def split_table(
-    looks: Sequence[ScannedImage], groups: Sequence[int], splits: Sequence[Split]
+    scans: Sequence[ScannedImage], groups: Sequence[int], splits: Sequence[Split]
 ) -> SplitTable:
     """Count; `groups` and `splits` are one an image."""
-    kinds = [(look.sample.finding, look.sample.source) for look in looks]
+    kinds = [(item.sample.finding, item.sample.source) for item in scans]
     counts = Counter(zip(kinds, splits, strict=True))
     return SplitTable(
-        images=len(looks),
+        images=len(scans),
         groups=len(set(groups)),
         strata=[
             SplitRow(label=kind[0], source=kind[1], **{part: counts[kind, part] for part in SPLITS})
@@ -208,16 +216,8 @@ def split_table(
     )
 
 
-DATA_FILE = "data.csv"
-
-# 8 bytes: among a million images two have equal ones with a chance of 3e-8.
-_BYTES = 8
-
-_NAMED = 3
-
-
 class Recorded(Protocol):
-    """What a record knows of an image."""
+    """Attributes of an image that a record needs."""
 
     @property
     def path(self) -> Path:
@@ -238,14 +238,14 @@ class Recorded(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LearntImages:
-    """Images that made a network what it is, by the first bytes of their SHA-256.
+    """Images that a network was trained on, by the first bytes of their SHA-256.
 
     Attributes
     ----------
     train
         Its weights were fitted to them.
     val
-        They chose among weights, stopped the training, or calibrated.
+        They selected weights, stopped the training, or calibrated.
     """
 
     train: frozenset[bytes] = frozenset()
@@ -390,7 +390,7 @@ class DataRecord:
         return self.rows[_name(path, folder)]
 
     def check(self, root: Path) -> None:
-        """Refuse to go on with a run whose data have changed.
+        """Refuse to resume a run whose data have changed.
 
         Raises
         ------
@@ -438,7 +438,7 @@ class DataRecord:
 
 
 def learnt_of(place: Path) -> LearntImages | None:
-    """Return the images behind a run folder's, a bundle's, or a file's therein, network.
+    """Return the images that a run's or a bundle's network learnt from.
 
     None if there is no record of them, or nothing there.
 
@@ -460,7 +460,7 @@ def learnt_of(place: Path) -> LearntImages | None:
 
 
 def learnt_from(samples: Sequence[Recorded], learnt: LearntImages) -> list[bool]:
-    """Say of each image whether a network's weights were fitted to its very bytes."""
+    """Return for each image whether a network was trained on a file of the same bytes."""
     digests = sha256_of([sample.path for sample in samples])
     return [prefix(digest) in learnt.train for digest in digests]
 

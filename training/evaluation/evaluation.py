@@ -1,7 +1,4 @@
-"""Evaluation of a model on data sets: metrics, intervals, sources.
-
-Comparison with another model, cases to look at.
-"""
+"""Evaluation of a model on data sets: metrics, intervals, sources, comparison of models."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -51,9 +48,12 @@ _PROBES: tuple[tuple[ImageClass, ImageClass], ...] = (
     ("COVID", "NORMAL"),
     ("OTHER_PNEUMONIA", "NORMAL"),
 )
-
 # An area under the curve of fewer images than this on one side says nothing.
 _FEWEST = 5
+Progress = Callable[[int], None]
+_UNKNOWN = "unknown"
+# Images that the model learnt from which are named.
+_NAMED = 5
 
 
 def evaluate(
@@ -168,11 +168,6 @@ def probes(samples: Sequence[Sample]) -> dict[str, tuple[list[int], NDArray[np.b
     return found
 
 
-Progress = Callable[[int], None]
-
-_UNKNOWN = "unknown"
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
     """A model's answers on one set.
@@ -209,7 +204,7 @@ class Scored:
 
     @property
     def called(self) -> NDArray[np.bool_]:
-        """Whether the probability reaches the threshold, (N,); abstention ignored."""
+        """True where the probability reaches the threshold, (N,); abstention ignored."""
         return self.probabilities >= self.judgement.decision.threshold
 
 
@@ -455,13 +450,9 @@ def _of(patients: Patients | None, chosen: Sequence[int]) -> Patients | None:
     return None if patients is None else patients[list(chosen)]
 
 
-# Images that the model learnt from which are named.
-_NAMED = 5
-
-
 @dataclass(frozen=True, kw_only=True)
 class ThresholdSource:
-    """What a new threshold shall reach, and where it is chosen.
+    """Target of a new threshold, and the data that choose it.
 
     Attributes
     ----------
@@ -478,7 +469,7 @@ class ThresholdSource:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
-    """What is measured, and how.
+    """Request of an evaluation: data sets, threshold, intervals.
 
     Attributes
     ----------
@@ -506,7 +497,7 @@ class EvaluationRequest:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SetEvaluation:
-    """What came out on one data set.
+    """Result of an evaluation on one data set.
 
     Attributes
     ----------

@@ -18,9 +18,20 @@ from lungwatch.training.evaluation.metrics import figures, roc_auc, roc_curve
 from lungwatch.training.evaluation.release_criteria import Check
 
 _BINS = 10
-
 # Okabe & Ito's colours keep their difference for colour-blind eyes.
 _COVID, _OTHERS, _SECOND = "#D55E00", "#0072B2", "#009E73"
+# Okabe & Ito's colours keep their difference for colour-blind eyes.
+_COLOURS = {"pass": "#009E73", "fail": "#D55E00"}
+_BARS = (
+    ("peak on an opacity", "peak_on_lesion", "#D55E00"),
+    ("… of a random point of the lungs", "random_point_of_lungs", "#999999"),
+    ("… of another patient's map", "other_map_peak", "#999999"),
+    ("share of the map on opacities", "map_on_lesion", "#0072B2"),
+    ("… of another patient's map", "other_map_share", "#999999"),
+    ("likeness of different patients' maps", "likeness_of_maps", "#009E73"),
+)
+_MOST_CASES = 20
+_COLUMNS = 5
 
 
 def draw_plots(scored: Scored, other: Scored | None = None) -> dict[str, bytes]:
@@ -230,23 +241,6 @@ def _square(figure: Any, axes: Any) -> bytes:  # noqa: ANN401  # see _figure
 
 def _png(figure: Any) -> bytes:  # noqa: ANN401 - matplotlib has no types
     return to_png(figure, note=RESEARCH_USE_ONLY)
-
-
-# Okabe & Ito's colours keep their difference for colour-blind eyes.
-_COLOURS = {"pass": "#009E73", "fail": "#D55E00"}
-
-_BARS = (
-    ("peak on an opacity", "peak_on_lesion", "#D55E00"),
-    ("… of a random point of the lungs", "random_point_of_lungs", "#999999"),
-    ("… of another patient's map", "other_map_peak", "#999999"),
-    ("share of the map on opacities", "map_on_lesion", "#0072B2"),
-    ("… of another patient's map", "other_map_share", "#999999"),
-    ("likeness of different patients' maps", "likeness_of_maps", "#009E73"),
-)
-
-_MOST_CASES = 20
-
-_COLUMNS = 5
 
 
 def draw_release_gate(checks: Sequence[Check]) -> bytes:
