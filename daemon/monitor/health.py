@@ -25,7 +25,7 @@ from lungwatch.errors import ConfigError, LungwatchError
 
 @dataclass(frozen=True, kw_only=True)
 class DiskUsage:
-    """What was found.
+    """Free space of the home's file systems, and the age of its newest backup.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class DiskUsage:
 
 
 def disk_usage(home: Home, database_url: str) -> DiskUsage:
-    """Look at them.
+    """Measure them.
 
     Raises
     ------
@@ -106,7 +106,7 @@ class HealthCheck:
 
     @property
     def phase(self) -> Phase:
-        """Where the service is in its life."""
+        """Phase of the service's life."""
         return self._probes.phase()
 
     def examine(self) -> Health:
@@ -189,13 +189,13 @@ class StatusServer:
     port
         Of 127.0.0.1; 0 for any free one.
     metrics
-        Returns the metrics' text.
+        Returns the metrics as text.
     health
-        What /health and /ready tell.
+        State that /health and /ready report.
     on_crash
         As of `Worker`.
-    vitals
-        Where it is noted, as the progress of the stage "status", that requests are accepted.
+    progress
+        Records that requests are accepted, as the stage "status".
 
     Raises
     ------
@@ -209,7 +209,7 @@ class StatusServer:
         metrics: Callable[[], bytes],
         health: HealthCheck,
         on_crash: Callable[[str, BaseException], None],
-        vitals: Progress,
+        progress: Progress,
     ) -> None:
         class Handler(_Handler):
             text = staticmethod(metrics)
@@ -220,8 +220,8 @@ class StatusServer:
         except OSError as error:
             raise ConfigError(f"cannot bind metrics_port {port}: {error.strerror}") from error
         self.port = self._server.server_address[1]
-        self._server.on_round = lambda: vitals.beat(_STAGE)
-        self._vitals = vitals
+        self._server.on_round = lambda: progress.beat(_STAGE)
+        self._progress = progress
         self._thread = Worker("status", self._serve, on_crash)
 
     def start(self) -> None:
@@ -229,7 +229,7 @@ class StatusServer:
         self._thread.start()
 
     def _serve(self) -> None:
-        with self._vitals.busy(_STAGE):
+        with self._progress.busy(_STAGE):
             self._server.serve_forever()
 
     def stop(self) -> None:
@@ -277,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         host = self.headers.get("Host", "").rsplit(":", 1)[0]
-        if host not in _HOSTS:  # a page of another site whose name was rebound to this machine
+        if host not in _HOSTS:  # DNS rebinding
             self._answer(403, b"forbidden\n", "text/plain")
         elif self.path == "/metrics":
             self._answer(200, self.text(), "text/plain; version=0.0.4; charset=utf-8")

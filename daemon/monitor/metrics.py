@@ -12,63 +12,54 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from lungwatch import __version__
-from lungwatch.daemon.checks import HealthStatus
+from lungwatch.daemon.checks import Health, HealthStatus
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import Drift
 from lungwatch.daemon.monitor.health import DiskUsage, HealthCheck, StatusServer
 from lungwatch.daemon.retry import Clock, OutageKind
-from lungwatch.daemon.stage import Progress, TimeLimited, Worker
+from lungwatch.daemon.stage import Progress, StageProgress, TimeLimited, Worker
 from lungwatch.db.statistics import HealthCounts, MetricCounts
 from lungwatch.errors import LungwatchError
 from lungwatch.files import replacing
 
-DECODER_REPLACED = "decoder_replaced"
-
-
-class EventCounter(logging.Handler):
-    """Counts the events of the process since it was made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._counts: Counter[str] = Counter()
-        self._decoders: Counter[str] = Counter()
-        self._guard = threading.Lock()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Count an event; a record that is none is not counted."""
-        fields = getattr(record, "event_fields", None)
-        if fields is None:
-            return
-        with self._guard:
-            self._counts[fields["action"]] += 1
-            if fields["action"] == DECODER_REPLACED:
-                self._decoders[str(fields["reason"])] += 1
-
-    @property
-    def by_action(self) -> dict[str, int]:
-        """Events by their action."""
-        with self._guard:
-            return dict(self._counts)
-
-    @property
-    def decoders(self) -> dict[str, int]:
-        """Ended decoder processes by reason."""
-        with self._guard:
-            return dict(self._decoders)
-
-
 WINDOW = 500
-
-"""Results that the drift is told from, and as many to compare them with."""
+"""Results of each of the two windows of the population stability index."""
 _BINS = 10
 _BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _STATUS = (HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILING)
+_EVERY_S = 15.0
+_DECODER_REPLACED = "decoder_replaced"
 T = TypeVar("T")
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 
+class _EventCounter(logging.Handler):
+    """Counts of the process's log events by action, and of replaced decoders by reason."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._actions: Counter[str] = Counter()
+        self._decoders: Counter[str] = Counter()
+        self._guard = threading.Lock()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count a record if it is an event."""
+        fields = getattr(record, "event_fields", None)
+        if fields is None:
+            return
+        with self._guard:
+            self._actions[fields["action"]] += 1
+            if fields["action"] == _DECODER_REPLACED:
+                self._decoders[str(fields["reason"])] += 1
+
+    def snapshot(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return events by action, and replaced decoders by reason."""
+        with self._guard:
+            return dict(self._actions), dict(self._decoders)
+
+
 class Metrics:
-    """One daemon's metrics. For all threads.
+    """Metrics of one daemon. For all threads.
 
     Parameters
     ----------
@@ -82,12 +73,12 @@ class Metrics:
         The running model's name with version.
     gate
         "refuse" or "flag", as configured; "none" for a model without a content gate.
-    vitals
+    progress
         Of the stages.
     clock
         The machine's.
     window
-        Results in each of the two windows that the drift is told from.
+        Results in each of the two windows of the population stability index.
     """
 
     def __init__(
@@ -100,7 +91,7 @@ class Metrics:
         read_disks: TimeLimited[DiskUsage],
         model: str,
         gate: str,
-        vitals: Progress,
+        progress: Progress,
         clock: Clock,
         window: int = WINDOW,
     ) -> None:
@@ -111,10 +102,10 @@ class Metrics:
         self._read_disks = read_disks
         self._model = model
         self._gate = gate
-        self._vitals = vitals
+        self._progress = progress
         self._clock = clock
         self._window = window
-        self._events = EventCounter()
+        self._events = _EventCounter()
         logging.getLogger("lungwatch").addHandler(self._events)
         self._registry = CollectorRegistry(auto_describe=False)
         self._stage_seconds = Histogram(
@@ -135,95 +126,37 @@ class Metrics:
         return generate_latest(self._registry)
 
     def close(self) -> None:
-        """Count no more events."""
+        """Stop counting events."""
         logging.getLogger("lungwatch").removeHandler(self._events)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is read when asked for; called by the registry."""
-        yield _labelled(
-            "build_info",
-            "Version and model.",
-            ("version", "model"),
-            {(__version__, self._model): 1},
+        """Yield everything that is read on demand; called by the registry."""
+        build = {(__version__, self._model): 1}
+        yield _gauges("build_info", "Version and model.", ("version", "model"), build)
+        yield _gauges("content_gate", "1 for its mode.", ("mode",), {(self._gate,): 1})
+        yield from _health_metrics(self._health.examine())
+        yield from _stage_metrics(self._progress.snapshot())
+        actions, decoders = self._events.snapshot()
+        yield _counters("events", "Logged, by action.", ("action",), _keyed(actions))
+        yield _counters(
+            "decoder_replacements", "Decoder processes ended.", ("reason",), _keyed(decoders)
         )
-        yield _labelled("content_gate", "1 for its mode.", ("mode",), {(self._gate,): 1})
-        yield from self._whole()
-        yield from self._stages()
-        events = CounterMetricFamily("lungwatch_events", "Logged, by action.", labels=["action"])
-        for action, count in sorted(self._events.by_action.items()):
-            events.add_metric([action], count)
-        decoders = CounterMetricFamily(
-            "lungwatch_decoder_replacements", "Decoder processes ended.", labels=["reason"]
-        )
-        for reason, count in sorted(self._events.decoders.items()):
-            decoders.add_metric([reason], count)
-        yield from (events, decoders)
-        if (found := _answer(self._read_disks)) is not None:
-            yield _labelled(
-                "disk_free_bytes",
-                "Free on each file system.",
-                ("folder",),
-                {(name,): free for name, free in found.free.items()},
-            )
-            if found.last_backup_at is not None:
+        if (disks := _answer(self._read_disks)) is not None:
+            free = _keyed(disks.free)
+            yield _gauges("disk_free_bytes", "Free on each file system.", ("folder",), free)
+            if disks.last_backup_at is not None:
                 yield _gauge(
-                    "last_backup_timestamp_seconds", "Newest backup.", found.last_backup_at
+                    "last_backup_timestamp_seconds", "Newest backup.", disks.last_backup_at
                 )
-        read = _answer(self._read_signs)
-        yield _gauge("database_up", "Whether it can be written.", read is not None)
-        if read is not None:
-            yield from self._outbox(read)
-        if read is not None and (figures := _answer(self._read_figures)) is not None:
+        counts = _answer(self._read_signs)
+        yield _gauge("database_up", "Whether it can be written.", counts is not None)
+        if counts is None:
+            return
+        yield from self._outbox(counts)
+        if (figures := _answer(self._read_figures)) is not None:
             yield from self._recorded(figures)
-        if read is not None and (drift := _answer(self._read_drift)) is not None:
-            yield from _drifting(drift)
-
-    def _whole(self) -> Iterator[Metric]:
-        health = self._health.examine()
-        yield _gauge("health_status", "0 ok, 1 degraded, 2 failing.", _STATUS.index(health.status))
-        yield _gauge("uptime_seconds", "Since the start.", health.uptime_s)
-        yield _gauge("in_flight_files", "Claimed files.", health.in_hand)
-        yield _gauge("waiting_files", "Not yet claimed.", health.waiting)
-        yield _gauge(
-            "oldest_waiting_seconds",
-            "Age of the oldest; 0 for none.",
-            health.oldest_waiting_s or 0.0,
-        )
-        yield _gauge("left_alone_files", "Seen, and not to be taken.", health.left_alone)
-        yield _labelled(
-            "skipped_files",
-            "Skipped for their names, folders too.",
-            ("pattern",),
-            {(pattern,): count for pattern, count in health.skipped.items()},
-        )
-        yield _gauge("disk_watermark_bytes", "No claims below.", health.min_free_mb * 1024 * 1024)
-        yield _labelled(
-            "outage",
-            "1 while it is waited out.",
-            ("kind",),
-            {(kind.value,): kind in health.outages for kind in OutageKind},
-        )
-
-    def _stages(self) -> Iterator[Metric]:
-        stages = self._vitals.snapshot()
-        yield _labelled(
-            "stage_waiting",
-            "Queue depth.",
-            ("stage",),
-            {(name,): stage.waiting for name, stage in stages.items()},
-        )
-        yield _labelled(
-            "stage_busy",
-            "Units in work.",
-            ("stage",),
-            {(name,): stage.busy for name, stage in stages.items()},
-        )
-        yield _labelled(
-            "stage_oldest_seconds",
-            "Since the oldest unit's progress.",
-            ("stage",),
-            {(name,): stage.oldest_s for name, stage in stages.items()},
-        )
+        if (drift := _answer(self._read_drift)) is not None:
+            yield from _drift_metrics(drift)
 
     def _outbox(self, read: HealthCounts) -> Iterator[Metric]:
         now = self._clock.now()
@@ -234,38 +167,54 @@ class Metrics:
         yield _gauge("last_done_timestamp_seconds", "Last result; 0 for none.", last)
 
     def _recorded(self, read: MetricCounts) -> Iterator[Metric]:
-        files = CounterMetricFamily(
-            "lungwatch_files", "Contents by end, as recorded.", labels=["end", "reason"]
-        )
-        for (end, reason), count in sorted(read.ends.items()):
-            files.add_metric([end, reason], count)
-        yield files
+        yield _counters("files", "Contents by end, as recorded.", ("end", "reason"), read.ends)
         yield _gauge("retried_files", "More than one attempt.", read.retried)
         yield CounterMetricFamily("lungwatch_attempts", "Runs of all contents.", read.attempts)
-        yield _labelled("deliveries", "The outbox.", ("destination", "state"), read.deliveries)
-        tries = CounterMetricFamily(
-            "lungwatch_delivery_attempts", "Of all in the outbox.", labels=["destination"]
-        )
-        for destination, count in sorted(read.delivery_attempts.items()):
-            tries.add_metric([destination], count)
-        yield tries
+        yield _gauges("deliveries", "The outbox.", ("destination", "state"), read.deliveries)
+        attempts = _keyed(read.delivery_attempts)
+        yield _counters("delivery_attempts", "Of all in the outbox.", ("destination",), attempts)
         if read.last:
             mean = sum(read.last) / len(read.last)
             yield _gauge("probability_mean", "Of the last results.", mean)
         # Windows that share results would make any drift look smaller than it is.
         if read.scored >= 2 * self._window:
-            drift = stability_index(read.first, read.last)
-            yield _gauge("probability_psi", "Last against first.", drift)
+            psi = stability_index(read.first, read.last)
+            yield _gauge("probability_psi", "Last against first.", psi)
 
 
-def _drifting(found: Drift) -> Iterator[Metric]:
+def _health_metrics(health: Health) -> Iterator[Metric]:
+    waiting_s = health.oldest_waiting_s or 0.0
+    yield _gauge("health_status", "0 ok, 1 degraded, 2 failing.", _STATUS.index(health.status))
+    yield _gauge("uptime_seconds", "Since the start.", health.uptime_s)
+    yield _gauge("in_flight_files", "Claimed files.", health.in_hand)
+    yield _gauge("waiting_files", "Not yet claimed.", health.waiting)
+    yield _gauge("oldest_waiting_seconds", "Age of the oldest; 0 for none.", waiting_s)
+    yield _gauge("left_alone_files", "Seen, and not to be taken.", health.left_alone)
+    skipped = _keyed(health.skipped)
+    yield _gauges("skipped_files", "Skipped for their names, folders too.", ("pattern",), skipped)
+    yield _gauge("disk_watermark_bytes", "No claims below.", health.min_free_mb * 1024 * 1024)
+    outages = {(kind.value,): kind in health.outages for kind in OutageKind}
+    yield _gauges("outage", "1 while it lasts.", ("kind",), outages)
+
+
+def _stage_metrics(stages: Mapping[str, StageProgress]) -> Iterator[Metric]:
+    for name, text, attribute in (
+        ("stage_waiting", "Queue depth.", "waiting"),
+        ("stage_busy", "Units in work.", "busy"),
+        ("stage_oldest_seconds", "Since the oldest unit's progress.", "oldest_s"),
+    ):
+        values = {stage: getattr(progress, attribute) for stage, progress in stages.items()}
+        yield _gauges(name, text, ("stage",), _keyed(values))
+
+
+def _drift_metrics(found: Drift) -> Iterator[Metric]:
     labels = ("station", "what")
     alarming = {(test.station, test.what): float(test.alarm) for test in found.tests}
     distances = {(test.station, test.what): test.statistic for test in found.tests}
     windows = {(scope.station,): float(scope.results) for scope in found.scopes}
-    yield _labelled("drift", "1 for an alarm; station empty: all together.", labels, alarming)
-    yield _labelled("drift_distance", "From the reference, 0 to 1.", labels, distances)
-    yield _labelled("drift_window_results", "Results compared.", ("station",), windows)
+    yield _gauges("drift", "1 for an alarm; station empty: all together.", labels, alarming)
+    yield _gauges("drift_distance", "From the reference, 0 to 1.", labels, distances)
+    yield _gauges("drift_window_results", "Results compared.", ("station",), windows)
 
 
 def _answer(read: TimeLimited[T]) -> T | None:
@@ -279,13 +228,26 @@ def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"lungwatch_{name}", text, value)
 
 
-def _labelled(
+def _gauges(name: str, text: str, labels: Sequence[str], values: Mapping[Labels, float]) -> Metric:
+    return _filled(GaugeMetricFamily(f"lungwatch_{name}", text, labels=labels), values)
+
+
+def _counters(
     name: str, text: str, labels: Sequence[str], values: Mapping[Labels, float]
 ) -> Metric:
-    family = GaugeMetricFamily(f"lungwatch_{name}", text, labels=labels)
+    return _filled(CounterMetricFamily(f"lungwatch_{name}", text, labels=labels), values)
+
+
+def _filled(
+    family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[Labels, float]
+) -> Metric:
     for key, value in sorted(values.items()):
         family.add_metric(key, value)
     return family
+
+
+def _keyed(values: Mapping[str, float]) -> dict[tuple[str], float]:
+    return {(key,): value for key, value in values.items()}
 
 
 def stability_index(expected: Sequence[float], actual: Sequence[float]) -> float:
@@ -306,23 +268,18 @@ def _shares(values: Sequence[float]) -> list[float]:
     return [(counts[i] + 0.5) / (len(values) + 0.5 * _BINS) for i in range(_BINS)]
 
 
-_EVERY_S = 15.0
-
-
 class Monitor:
-    """Serves the metrics as configured.
+    """Status port and metrics textfile, as configured.
 
     Parameters
     ----------
-    metrics
-        The metrics.
     health
-        What /health and /ready tell.
+        State that /health and /ready report.
     on_stop
         Called at the end, to close what the two read from.
     on_crash
         See `Worker`.
-    vitals
+    progress
         See `StatusServer`.
     port
         See `Config.metrics_port`; 0 for none.
@@ -332,7 +289,7 @@ class Monitor:
     Raises
     ------
     ConfigError
-        If the port cannot be had.
+        If the port cannot be bound.
     """
 
     def __init__(
@@ -342,12 +299,14 @@ class Monitor:
         on_crash: Callable[[str, BaseException], None],
         *,
         on_stop: Callable[[], None],
-        vitals: Progress,
+        progress: Progress,
         port: int,
         textfile: str,
     ) -> None:
         self._metrics = metrics
-        self._server = StatusServer(port, metrics.text, health, on_crash, vitals) if port else None
+        self._server = (
+            StatusServer(port, metrics.text, health, on_crash, progress) if port else None
+        )
         self._textfile = Path(textfile) if textfile else None
         self._on_stop = on_stop
         self._stopped = threading.Event()

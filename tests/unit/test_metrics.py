@@ -91,7 +91,7 @@ def make_text(tmp_path_factory):
         )
         store.finish(result_id=claim.result_id, path=f"done/{number}", now=now)
     clock = SystemClock()
-    vitals = Progress(clock)
+    progress = Progress(clock)
     home = Home(tmp_path)
     home.incoming.mkdir()
     home.backups.mkdir()
@@ -107,11 +107,11 @@ def make_text(tmp_path_factory):
             read_disks=TimeLimited(lambda: disk_usage(home, str(engine.url)), limit_s=30),
             model="m-1",
             gate="refuse",
-            vitals=vitals,
+            progress=progress,
             clock=clock,
             window=window,
         )
-        with vitals.busy("decode"):
+        with progress.busy("decode"):
             pass
         metrics.observe("decode", 0.02)
         logging.getLogger("lungwatch").setLevel(logging.INFO)
