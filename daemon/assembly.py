@@ -40,7 +40,7 @@ class Parts:
     Attributes
     ----------
     sender
-        None without a destination to send to.
+        None without destinations.
     """
 
     watcher: Watcher
@@ -70,7 +70,7 @@ def load_model(context: Context) -> ModelInUse:
             "not_gated",
             level=logging.WARNING,
             model=contract.id,
-            detail="the model has no content gate: whatever the file says is a chest is scored",
+            detail="the model has no content gate: every file labelled as a chest is scored",
         )
     row = context.store.register_model(
         name=contract.name,
@@ -147,13 +147,13 @@ def _queued(engine: Engine, home: Home, model_id: int, *, own_only: bool) -> lis
 
 
 class OptionalService(Protocol):
-    """A part with threads of its own that the pipeline does without."""
+    """A part of the daemon, with threads of its own, that the pipeline does not need."""
 
     def start(self) -> None:
-        """Begin."""
+        """Start its threads."""
 
     def stop(self) -> None:
-        """End, with its threads."""
+        """Stop its threads."""
 
 
 def make_services(
@@ -188,7 +188,7 @@ def _make_monitor(
 
     config, home, intake = context.config, context.home, parts.intake
     progress, clock = context.progress, context.clock
-    # Connections of its own: the pipeline's must not wait for one that hangs.
+    # Own connections: a check that hangs must not delay the pipeline.
     engine = open_engine(config.database_url, busy_timeout_s=_BUSY_TIMEOUT_S)
     read_signs = TimeLimited(partial(health_counts, engine, writable=True), limit_s=_LIMIT_S)
     health = HealthCheck(
