@@ -12,12 +12,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lungwatch.attributes import RadiographMeta
-from lungwatch.daemon.checks import Phase
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import Drift, DriftTest, DriftWindow
-from lungwatch.daemon.monitor.health import HealthCheck, Probes, disk_usage, free_mb_of
+from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, free_mb_of
 from lungwatch.daemon.monitor.metrics import Metrics, stability_index
+from lungwatch.daemon.retention import disk_usage
 from lungwatch.daemon.retry import SystemClock
 from lungwatch.daemon.stage import Progress, TimeLimited
 from lungwatch.db.maintenance import open_database
@@ -86,7 +86,7 @@ def make_text(tmp_path_factory):
         )
         store.finish(result_id=claim.result_id, path=f"done/{number}", now=now)
     clock = SystemClock()
-    vitals = Progress(clock)
+    progress = Progress(clock)
     home = Home(tmp_path)
     home.incoming.mkdir()
     home.backups.mkdir()
@@ -102,11 +102,11 @@ def make_text(tmp_path_factory):
             read_disks=TimeLimited(lambda: disk_usage(home, str(engine.url)), limit_s=30),
             model="m-1",
             gate="refuse",
-            vitals=vitals,
+            progress=progress,
             clock=clock,
             window=window,
         )
-        with vitals.busy("decode"):
+        with progress.busy("decode"):
             pass
         metrics.observe("decode", 0.02)
         logging.getLogger("lungwatch").setLevel(logging.INFO)
