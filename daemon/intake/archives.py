@@ -2,8 +2,8 @@
 
 The files are unpacked into a folder that only the daemon may write to, durably. Then the
 archive's row is written (recorded, as `unpacked`, without a label), and only then is the folder
-moved to where the intake finds it. A crash before the row unpacks anew; after it,
-`resume_unpacked` completes the move: nothing comes twice.
+moved to where the intake finds it. After a crash before the row it is unpacked again, after a
+crash behind it `resume_unpacked` completes the move: no file comes twice.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ _ENDING_CHARACTERS = 12
 _OTHER_KINDS = {"[Content_Types].xml", "META-INF/MANIFEST.MF", "mimetype"}
 
 
-class Unpacked(Exception):  # noqa: N818 - an event, which the caller goes on from
+class Unpacked(Exception):  # noqa: N818 - an event, which the caller interprets
     """A file was an archive and is unpacked, into `count` files."""
 
     def __init__(self, count: int) -> None:

@@ -374,7 +374,7 @@ class Claimer:
 
 
 def _storable(name: str) -> str:
-    """Return a file name without lone surrogates, which stand for bytes that are not UTF-8.
+    """Return a file name without lone surrogates, which represent bytes that are not UTF-8.
 
     No database stores them.
     """
@@ -389,7 +389,7 @@ def _stable_digest(path: Path) -> tuple[str, int] | None:
         return None
     if before.st_nlink > 1:
         # Through another name (hard link) the filed content could be changed.
-        if writer_of(path) is WriterState.SOMEBODY or not copy_apart(path):
+        if writer_of(path) is WriterState.PRESENT or not copy_apart(path):
             return None
         before = path.lstat()
     with path.open("rb") as file:
@@ -402,6 +402,6 @@ def _stable_digest(path: Path) -> tuple[str, int] | None:
                 raise
     after = path.stat()
     unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    if not unchanged or writer_of(path) is WriterState.SOMEBODY:
+    if not unchanged or writer_of(path) is WriterState.PRESENT:
         return None
     return digest.hexdigest(), after.st_size

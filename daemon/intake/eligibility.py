@@ -103,7 +103,7 @@ class WriterState(Enum):
     """Whether a process has the file open for writing, as far as the kernel knows."""
 
     NONE = auto()
-    SOMEBODY = auto()
+    PRESENT = auto()
     UNKNOWN = auto()
 
 
@@ -149,7 +149,7 @@ class CompletenessCheck:
 
     A clean close or a move-in makes a file complete at once. Without one, it must be
     unchanged for `stability_s`; a file that was seen being written and never closed must be
-    so for `open_timeout_s`, unless the kernel confirms that nobody has it open.
+    so for `open_timeout_s`, unless the kernel confirms that no process has it open.
     """
 
     def __init__(self, *, stability_s: float, open_timeout_s: float) -> None:
@@ -180,7 +180,7 @@ class CompletenessCheck:
         """Tell whether an observed file may be taken."""
         watched = self._watched[path]
         unchanged_s = now_s - watched.since_s
-        if writer is WriterState.SOMEBODY:
+        if writer is WriterState.PRESENT:
             return False
         if watched.snapshot.size_bytes == 0:
             # Many writers create the file first and come back to fill it.
@@ -206,7 +206,7 @@ class CompletenessCheck:
 def writer_of(path: Path) -> WriterState:
     """Return whether any process has a file open for writing.
 
-    A read lease is granted only while nobody does (fcntl(2), F_SETLEASE). Network file
+    A read lease is granted only while none does (fcntl(2), F_SETLEASE). Network file
     systems do not grant leases, nor does the kernel for another user's file without
     CAP_LEASE; the answer is UNKNOWN then.
 
@@ -220,7 +220,7 @@ def writer_of(path: Path) -> WriterState:
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
-        return WriterState.SOMEBODY if error.errno == errno.EAGAIN else WriterState.UNKNOWN
+        return WriterState.PRESENT if error.errno == errno.EAGAIN else WriterState.UNKNOWN
     else:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         return WriterState.NONE

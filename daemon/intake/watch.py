@@ -40,7 +40,7 @@ _WHY = {
     NameKind.LITTER: "another program's own, by its name",
     NameKind.UNFINISHED: "its name says that it is unfinished; rename it if it is complete",
 }
-# Another program's files are no concern of anybody; somebody may wait for the other ones.
+# Another program's files concern no user; a user may wait for the other ones.
 _LEVELS = {NameKind.LITTER: logging.INFO, NameKind.UNFINISHED: logging.WARNING}
 
 
@@ -324,7 +324,7 @@ def _inode(path: Path) -> int:
 def _changed_at(path: Path) -> float:
     """Return when a file was last changed, in seconds since the epoch; infinity if it is gone."""
     try:
-        # Nobody can set it back, and a copy keeps the original's mtime.
+        # It cannot be set back, while a copy keeps the original's mtime.
         return path.lstat().st_ctime
     except OSError:
         return float("inf")
@@ -404,7 +404,7 @@ class DropScan:
                 except FileNotFoundError:
                     continue
                 except OSError as error:
-                    self.unusable.add(path, error.strerror or "cannot be looked at")
+                    self.unusable.add(path, error.strerror or "cannot be examined")
                     continue
                 if not stat.S_ISREG(status.st_mode):
                     self.unusable.add(path, "not a regular file")
@@ -419,7 +419,7 @@ class DropScan:
                         mtime_ns=status.st_mtime_ns,
                         inode=status.st_ino,
                         age_s=now - status.st_mtime,
-                        # Nobody can set it back, and a copy keeps the original's mtime.
+                        # It cannot be set back, while a copy keeps the original's mtime.
                         changed_at_s=status.st_ctime,
                     ),
                 )

@@ -329,7 +329,7 @@ class Listener:
     ----------
     on_crash
         As of `Worker`.
-    vitals
+    progress
         Where each object that is taken is noted as a unit of the stage "reception", and that
         connections are being accepted as the progress of the stage "listener".
 
@@ -345,12 +345,12 @@ class Listener:
         config: Config,
         home: Home,
         on_crash: Callable[[str, BaseException], None],
-        vitals: Progress | None = None,
+        progress: Progress | None = None,
     ) -> None:
         # Its log lines quote data sets.
         logging.getLogger(pynetdicom.__name__).setLevel(logging.CRITICAL + 1)
         self._reception = StorageHandler(home, config.min_free_mb)
-        self._vitals = vitals or Progress(SystemClock())
+        self._progress = progress or Progress(SystemClock())
         entity = ApplicationEntity(ae_title=config.pacs_ae_title)
         entity.require_called_aet = True
         entity.require_calling_aet = list(config.pacs_calling_ae_titles)
@@ -385,7 +385,7 @@ class Listener:
             raise ConfigError(
                 f"cannot listen on {config.pacs_address} port {config.pacs_port}: {error.strerror}"
             ) from error
-        self._server.on_round = lambda: self._vitals.beat("listener")
+        self._server.on_round = lambda: self._progress.beat("listener")
         self._server.access = access
         self._server.max_connections = config.pacs_max_associations + _CONNECTIONS_TO_SPARE
         self._server.max_object_bytes = config.pacs_max_object_mb * _MIB
@@ -408,14 +408,14 @@ class Listener:
         self._thread.join()
 
     def _serve(self) -> None:
-        with self._vitals.busy("listener"):
+        with self._progress.busy("listener"):
             self._server.serve_forever(_POLL_S)
 
     def _on_store(self, event: evt.Event) -> int:
         connection = event.assoc.dul.socket
         if isinstance(connection, BoundedSocket):
             connection.reset()
-        with self._vitals.busy("reception"):
+        with self._progress.busy("reception"):
             return self._reception.store(event)
 
     @staticmethod

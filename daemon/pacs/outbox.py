@@ -259,11 +259,11 @@ class Sender:
         outages: Outages,
         clock: Clock,
         on_crash: Callable[[str, BaseException], None],
-        vitals: Progress | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._engine = engine
-        self._vitals = vitals or Progress(clock)
-        self._vitals.watch("outbox", extra_s=_ASSOCIATION_S)
+        self._progress = progress or Progress(clock)
+        self._progress.watch("outbox", extra_s=_ASSOCIATION_S)
         self._writer = writer
         self._outages = outages
         self._clock = clock
@@ -310,7 +310,7 @@ class Sender:
     def _run(self) -> None:
         self.recover()
         while not self._stopped.is_set():
-            with self._vitals.busy("outbox"):
+            with self._progress.busy("outbox"):
                 had_some = self._send_due()
             if not had_some:
                 self._stopped.wait(_POLL_S)
@@ -368,7 +368,7 @@ class Sender:
         try:
             with closing(self._user.send(destination, parcels)) as answers:
                 for parcel, answer in answers:
-                    self._vitals.beat("outbox")
+                    self._progress.beat("outbox")
                     if answer.verdict is Verdict.NO_ROOM:
                         self._postpone(destination, left, answer.text)
                         return
