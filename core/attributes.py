@@ -74,6 +74,8 @@ class RadiographMeta:
     photometric: str = attribute("PhotometricInterpretation", kind="code", is_required=True)
     transfer_syntax: str | None = attribute("TransferSyntaxUID")
     patient_id: str | None = attribute("PatientID", is_indexed=True, listed_as="patient_id")
+    patient_sex: str | None = attribute("PatientSex", listed_as="patient_sex")
+    patient_age: str | None = attribute("PatientAge", listed_as="patient_age")
     accession: str | None = attribute("AccessionNumber", is_indexed=True, listed_as="accession")
     study_uid: str | None = attribute("StudyInstanceUID", is_indexed=True, listed_as="study_uid")
     series_uid: str | None = attribute("SeriesInstanceUID", listed_as="series_uid")
@@ -83,12 +85,18 @@ class RadiographMeta:
     body_part: str | None = attribute("BodyPartExamined")
     view_position: str | None = attribute("ViewPosition", listed_as="view")
     study_date: str | None = attribute("StudyDate")
+    study_time: datetime | None = attribute(
+        "StudyDate", "StudyTime", kind="instant", listed_as="study_time"
+    )
     series_date: str | None = attribute("SeriesDate")
     acquisition_date: str | None = attribute("AcquisitionDate", "AcquisitionDateTime", kind="date")
     manufacturer: str | None = attribute("Manufacturer")
     manufacturer_model: str | None = attribute("ManufacturerModelName")
     station: str | None = attribute("StationName", listed_as="station")
     institution: str | None = attribute("InstitutionName")
+    sending_ae: str | None = attribute(
+        "SendingApplicationEntityTitle", "SourceApplicationEntityTitle", listed_as="sending_ae"
+    )
 
 
 ATTRIBUTES: Mapping[str, Attribute] = {

@@ -114,6 +114,10 @@ def test_a_filled_database_of_the_first_schema_keeps_its_rows(url: str) -> None:
         "acquisition_date",
         "manufacturer_model",
         "removed_at",
+        "patient_sex",
+        "patient_age",
+        "study_time",
+        "sending_ae",
     }
     # The way back: the database as it was, kept beside the new one.
     with closing(sqlite3.connect(url.removeprefix("sqlite:///") + ".schema-0001")) as kept:
