@@ -238,7 +238,7 @@ def test_a_lossless_copy_of_an_instance_gets_no_second_answer(
     assert [row.state for row in home.rows()] == ["done", "done"]
     assert [(row["result_id"], row["state"]) for row in deliveries(home)] == [(1, "sent")]
     assert said.returncode == 1
-    assert "answers already" in said.stderr
+    assert "another result covers" in said.stderr
 
 
 def test_an_answer_arrives_whatever_is_wrong_with_the_identifiers(orthanc, home_for, radiograph):
