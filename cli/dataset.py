@@ -87,19 +87,19 @@ def explore(
     The run folder shows images of patients: protect it like the data set.
     """
     from lungwatch.training.data.dataset import list_dataset
-    from lungwatch.training.data.plots import draw_exploration
     from lungwatch.training.data.scan import explore as sum_up
     from lungwatch.training.data.scan import per_image
+    from lungwatch.training.evaluation.plots import draw_exploration
     from lungwatch.training.evaluation.report import exploration_html
 
     run = _begin("explore", data, out, resume=resume, seed=seed, labels=labels)
     listing = list_dataset(data, labels)
-    looks, unreadable = _scan(listing.samples, run)
-    found = sum_up(data, listing.samples, looks, unreadable, listing.labels)
+    scans, unreadable = _scan(listing.samples, run)
+    found = sum_up(data, listing.samples, scans, unreadable, listing.labels)
     if run:
-        pictures = draw_exploration(looks, seed=seed) if looks else {}
+        pictures = draw_exploration(scans, seed=seed) if scans else {}
         _write_results(run, found, exploration_html(found, pictures), pictures)
-        table = per_image(looks)
+        table = per_image(scans)
         if table:
             text = to_csv(list(table[0]), table)
             write_atomic(run.root / "images.csv", text.encode("utf-8", "backslashreplace"))
@@ -146,15 +146,15 @@ def check(
 
     run = _begin("check", data, out, resume=resume, seed=seed, labels=labels)
     listing = list_dataset(data, labels)
-    looks, unreadable = _scan(listing.samples, run)
+    scans, unreadable = _scan(listing.samples, run)
     found = check_dataset(
-        data, listing.samples, looks, unreadable, labels=listing.labels, seed=seed
+        data, listing.samples, scans, unreadable, labels=listing.labels, seed=seed
     )
     if run:
-        from lungwatch.training.data.plots import draw_check
+        from lungwatch.training.evaluation.plots import draw_check
         from lungwatch.training.evaluation.report import check_html
 
-        pictures = draw_check(found, looks)
+        pictures = draw_check(found, scans)
         _write_results(run, found, check_html(str(data), found, pictures), pictures)
     if as_json:
         print_json(found)
@@ -193,19 +193,19 @@ def split(
     """
     from lungwatch.training.data.dataset import MANIFEST, load_dataset
     from lungwatch.training.data.duplicates import find_duplicates, together
-    from lungwatch.training.data.plots import draw_split
     from lungwatch.training.data.scan import require_readable
     from lungwatch.training.data.splits import split_groups, split_table, write_manifest
+    from lungwatch.training.evaluation.plots import draw_split
     from lungwatch.training.evaluation.report import split_html
 
     run = _begin("split", data, out, resume=resume, seed=seed, labels=labels, val=val, test=test)
     assert run is not None
-    looks, unreadable = _scan(load_dataset(data, labels), run)
+    scans, unreadable = _scan(load_dataset(data, labels), run)
     require_readable(unreadable)
-    groups = together(looks, find_duplicates(looks))
-    splits = split_groups(looks, groups, val=val, test=test, seed=seed)
-    write_manifest(run.root / MANIFEST, data, looks, splits)
-    table = split_table(looks, groups, splits)
+    groups = together(scans, find_duplicates(scans))
+    splits = split_groups(scans, groups, val=val, test=test, seed=seed)
+    write_manifest(run.root / MANIFEST, data, scans, splits)
+    table = split_table(scans, groups, splits)
     pictures = {"Images by class, source and split": draw_split(table)}
     _write_results(run, table, split_html(str(data), table, pictures), pictures)
     if as_json:

@@ -6,7 +6,7 @@ from the fields of `RadiographMeta`. A new attribute is one field here and one m
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 Kind = Literal["text", "code", "number", "date", "instant"]
@@ -24,7 +24,7 @@ class Attribute:
     kind
         "text" as stated; "code" in upper case, empty where there is none; "number", a whole one,
         0 where there is none; "date", YYYYMMDD, of a date or of a date and time; "instant", an
-        aware datetime.
+        aware datetime in UTC.
     is_indexed
         Whether results are looked up by it.
     listed_as
@@ -74,6 +74,8 @@ class RadiographMeta:
     photometric: str = attribute("PhotometricInterpretation", kind="code", is_required=True)
     transfer_syntax: str | None = attribute("TransferSyntaxUID")
     patient_id: str | None = attribute("PatientID", is_indexed=True, listed_as="patient_id")
+    patient_sex: str | None = attribute("PatientSex", listed_as="patient_sex")
+    patient_age: str | None = attribute("PatientAge", listed_as="patient_age")
     accession: str | None = attribute("AccessionNumber", is_indexed=True, listed_as="accession")
     study_uid: str | None = attribute("StudyInstanceUID", is_indexed=True, listed_as="study_uid")
     series_uid: str | None = attribute("SeriesInstanceUID", listed_as="series_uid")
@@ -81,14 +83,20 @@ class RadiographMeta:
     sop_class: str | None = attribute("SOPClassUID")
     modality: str | None = attribute("Modality")
     body_part: str | None = attribute("BodyPartExamined")
-    view_position: str | None = attribute("ViewPosition")
+    view_position: str | None = attribute("ViewPosition", listed_as="view")
     study_date: str | None = attribute("StudyDate")
+    study_time: datetime | None = attribute(
+        "StudyDate", "StudyTime", kind="instant", listed_as="study_time"
+    )
     series_date: str | None = attribute("SeriesDate")
     acquisition_date: str | None = attribute("AcquisitionDate", "AcquisitionDateTime", kind="date")
     manufacturer: str | None = attribute("Manufacturer")
     manufacturer_model: str | None = attribute("ManufacturerModelName")
-    station: str | None = attribute("StationName")
+    station: str | None = attribute("StationName", listed_as="station")
     institution: str | None = attribute("InstitutionName")
+    sending_ae: str | None = attribute(
+        "SendingApplicationEntityTitle", "SourceApplicationEntityTitle", listed_as="sending_ae"
+    )
 
 
 ATTRIBUTES: Mapping[str, Attribute] = {
@@ -121,4 +129,19 @@ def _checked(name: str, value: object) -> Any:  # noqa: ANN401 - of the attribut
     kind = ATTRIBUTES[name].kind
     if not isinstance(value, int if kind == "number" else str | None):
         raise TypeError(f"{name} is of the wrong type")
-    return datetime.fromisoformat(value) if kind == "instant" and isinstance(value, str) else value
+    if kind == "instant" and isinstance(value, str):
+        return checked_instant(datetime.fromisoformat(value))
+    return value
+
+
+def checked_instant(instant: datetime) -> datetime:
+    """Return an instant in UTC, as every database and every time zone can represent it.
+
+    Raises
+    ------
+    ValueError
+        If it has no zone, or its year is not within 1800 to 2999.
+    """
+    if instant.tzinfo is None or not 1800 <= instant.year < 3000:
+        raise ValueError("not an instant that can be stored")
+    return instant.astimezone(UTC)

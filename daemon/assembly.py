@@ -10,19 +10,19 @@ from typing import Protocol
 from sqlalchemy import Engine
 
 from lungwatch.bundle import other_builds, read_calibration
-from lungwatch.daemon.checks import Phase
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import Claimer
 from lungwatch.daemon.intake.intake import Intake
 from lungwatch.daemon.intake.watch import Watcher
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import DriftWatch, examine_drift
-from lungwatch.daemon.monitor.health import HealthCheck, Probes, disk_usage, free_mb_of
+from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, free_mb_of
 from lungwatch.daemon.pacs import make_listener
 from lungwatch.daemon.pacs.outbox import Sender
 from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, ModelInUse, find_bundle
 from lungwatch.daemon.pipeline.pipeline import Pipeline
+from lungwatch.daemon.retention import disk_usage
 from lungwatch.daemon.stage import Context, TimeLimited
 from lungwatch.db.engine import open_engine
 from lungwatch.db.queries import is_known, queued
@@ -40,7 +40,7 @@ class Parts:
     Attributes
     ----------
     sender
-        None without a destination to send to.
+        None without destinations.
     """
 
     watcher: Watcher
@@ -70,7 +70,7 @@ def load_model(context: Context) -> ModelInUse:
             "not_gated",
             level=logging.WARNING,
             model=contract.id,
-            detail="the model has no content gate: whatever the file says is a chest is scored",
+            detail="the model has no content gate: every file labelled as a chest is scored",
         )
     row = context.store.register_model(
         name=contract.name,
@@ -118,7 +118,7 @@ def assemble(context: Context, engine: Engine, model: ModelInUse, *, rescores: b
             outages=context.outages,
             clock=context.clock,
             on_crash=context.on_crash,
-            vitals=context.progress,
+            progress=context.progress,
         )
     filing = Filing(context)
     pipeline = Pipeline(context, model, filing)
@@ -147,13 +147,13 @@ def _queued(engine: Engine, home: Home, model_id: int, *, own_only: bool) -> lis
 
 
 class OptionalService(Protocol):
-    """A part with threads of its own that the pipeline does without."""
+    """A part of the daemon, with threads of its own, that the pipeline does not need."""
 
     def start(self) -> None:
-        """Begin."""
+        """Start its threads."""
 
     def stop(self) -> None:
-        """End, with its threads."""
+        """Stop its threads."""
 
 
 def make_services(
@@ -188,7 +188,7 @@ def _make_monitor(
 
     config, home, intake = context.config, context.home, parts.intake
     progress, clock = context.progress, context.clock
-    # Connections of its own: the pipeline's must not wait for one that hangs.
+    # Own connections: a check that hangs must not delay the pipeline.
     engine = open_engine(config.database_url, busy_timeout_s=_BUSY_TIMEOUT_S)
     read_signs = TimeLimited(partial(health_counts, engine, writable=True), limit_s=_LIMIT_S)
     health = HealthCheck(
@@ -197,7 +197,7 @@ def _make_monitor(
             signs=read_signs,
             free_mb=TimeLimited(lambda: free_mb_of(home), limit_s=_LIMIT_S),
             waiting=lambda: intake.waiting,
-            oldest_waiting=lambda: intake.waiting_files.oldest_at,
+            oldest_waiting=lambda: intake.oldest_waiting_at,
             left_alone=lambda: intake.unusable,
             skipped=lambda: intake.skipped.by_pattern,
             in_hand=lambda: context.in_flight.count,
@@ -235,7 +235,7 @@ def _make_monitor(
         read_disks=TimeLimited(lambda: disk_usage(home, config.database_url), limit_s=_LIMIT_S),
         model=model.id,
         gate=config.gate if model.classifier.gate is not None else "none",
-        vitals=progress,
+        progress=progress,
         clock=clock,
     )
     progress.on_finished = metrics.observe
@@ -249,7 +249,7 @@ def _make_monitor(
         health,
         context.on_crash,
         on_stop=close,
-        vitals=progress,
+        progress=progress,
         port=config.metrics_port,
         textfile=config.metrics_textfile,
     )

@@ -156,7 +156,7 @@ class IntakeKeys(Keys):
 
 
 class RadiographKeys(Keys):
-    """What is accepted as a chest radiograph."""
+    """Images that are accepted as chest radiographs."""
 
     SECTION = "radiographs"
     modalities: Texts = key(("CR", "DX", "RG"), "Accepted values of Modality (0008,0060).")
@@ -360,7 +360,7 @@ class Config(
 
     @property
     def read_policy(self) -> "ReadPolicy":
-        """What the reader accepts."""
+        """Images that the reader accepts."""
         from lungwatch.imaging.radiograph import ReadPolicy  # noqa: PLC0415 - loads the imaging libraries
 
         return ReadPolicy(
@@ -473,7 +473,7 @@ class Destination:
 
 
 def is_ae_title(text: str) -> bool:
-    """Whether a text can be the title of an application entity."""
+    """Return whether a text can be the title of an application entity."""
     return _AE_TITLE.fullmatch(text) is not None and not text.isspace()
 
 

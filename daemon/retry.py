@@ -43,13 +43,12 @@ _TRANSIENT = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """What the daemon asks of a clock; passed in, so that tests need not wait."""
+    """A clock, passed in so that tests need not wait."""
 
     def now(self) -> datetime:
         """Return the wall-clock time, aware, in UTC. It may jump."""
@@ -98,7 +97,7 @@ class Backoff(Generic[K]):
         self._due_s: dict[K, float] = {}
 
     def is_due(self, key: K, now_s: float) -> bool:
-        """Whether a key may be tried."""
+        """Tell whether a key may be tried."""
         due_s = self._due_s.get(key, now_s)
         # A wall clock that was set back must not delay a key until it has caught up.
         return now_s >= due_s or due_s - now_s > self._most_s
@@ -129,7 +128,7 @@ class Backoff(Generic[K]):
 
 
 class OutageKind(StrEnum):
-    """What is out of service."""
+    """Kinds of outage."""
 
     SPACE = "space"
     READ_ONLY = "read_only"
@@ -152,7 +151,7 @@ _BY_ERRNO = {
 
 
 class ShutdownRequested(LungwatchError):  # noqa: N818 - an order, which no thread answers for
-    """The service stops while a step waits for its retry; the next start goes on with the file."""
+    """The service stops while a step waits for its retry; its file stays claimed."""
 
 
 def outage_of(error: Exception) -> OutageKind | None:
@@ -177,13 +176,13 @@ class Outages:
 
     @property
     def current(self) -> frozenset[OutageKind]:
-        """The outages whose end somebody waits for."""
+        """The outages that last."""
         with self._lock:
             return frozenset(+self._waiting)
 
     @property
     def is_shut_down(self) -> bool:
-        """Whether nothing waits for a retry any more, since the service stops."""
+        """Whether the service stops, so that no step waits for a retry."""
         return self._shutdown.is_set()
 
     def shut_down(self) -> None:
@@ -279,7 +278,7 @@ class Outages:
             event(ACTIONS[kind][0], level=logging.WARNING, error=why)
 
     def end(self, kind: OutageKind) -> None:
-        """Note that one who met an outage goes on; logged if it was the last."""
+        """Note that a step that met an outage continues; logged if it was the last one."""
         with self._lock:
             self._waiting[kind] -= 1
             is_last = self._waiting[kind] == 0

@@ -43,7 +43,6 @@ RestorePoint = Literal[
 ]
 CRASH_POINTS: tuple[CrashPoint, ...] = get_args(CrashPoint)
 DEFAULT_LIMIT_S = 300.0
-
 T = TypeVar("T")
 OnCrash = Callable[[str, BaseException], None]
 
@@ -63,8 +62,8 @@ def crashpoint(name: CrashPoint | RestorePoint) -> None:
 class TimeLimited(Generic[T]):
     """A call that may hang, such as one to a locked database, made on a thread of its own.
 
-    While one hangs no second is made: whoever comes meanwhile waits for the same answer, so that
-    hanging threads cannot pile up. Thread-safe.
+    While one hangs no second is made: later callers wait for the same answer, so that hanging
+    threads cannot accumulate. Thread-safe.
 
     Parameters
     ----------
@@ -88,7 +87,7 @@ class TimeLimited(Generic[T]):
         TimeoutError
             If there is none in time.
         Exception
-            Whatever asking raises.
+            Whatever the call raises.
         """
         with self._lock:
             answer = self._answer
@@ -96,7 +95,7 @@ class TimeLimited(Generic[T]):
                 answer = self._answer = Future()
                 # A daemon thread: one that hangs must not keep the process.
                 threading.Thread(
-                    target=_answer, args=(self._ask, answer), name="look", daemon=True
+                    target=_answer, args=(self._ask, answer), name="time-limited", daemon=True
                 ).start()
         return answer.result(self._limit_s)
 
@@ -112,7 +111,7 @@ class Worker(threading.Thread):
         Runs until it returns.
     on_crash
         Called with the thread's name and the exception. The service stops then: a daemon
-        that has lost a stage must not go on taking files.
+        that lost a stage must not take files.
     """
 
     def __init__(self, name: str, work: Callable[[], None], on_crash: OnCrash) -> None:
@@ -211,7 +210,7 @@ class _StageRecord:
 
 
 class Progress:
-    """What each stage is doing and for how long, for the watchdog. Thread-safe.
+    """Progress of each stage, for the watchdog. Thread-safe.
 
     Parameters
     ----------
@@ -282,7 +281,7 @@ class Progress:
                     unit.since_s = record.progress_s
 
     def excuse(self, now_s: float) -> None:
-        """Count no time before this one: a known outage kept everybody waiting."""
+        """Count no time before this one: a known outage kept every stage waiting."""
         with self._lock:
             self._excused_s = max(self._excused_s, now_s)
 
@@ -446,14 +445,14 @@ class DatabaseWriter:
 def _answer(ask: Callable[[], T], future: "Future[T]") -> None:
     try:
         future.set_result(ask())
-    # Whoever waits decides what the error means; the thread goes on.
+    # The caller decides what the error means; the thread continues.
     except Exception as error:
         future.set_exception(error)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What all parts of one daemon share.
+    """Configuration, resources and services that all parts of one daemon share.
 
     Attributes
     ----------

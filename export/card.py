@@ -1,6 +1,7 @@
-"""Model card: intended use, training data, metrics, release gate, content gate.
+"""Model card of a bundle, and the tables that it takes from elsewhere.
 
-Quantisation and limits of a model.
+The text is in `templates/`; the figures come from the contract, from tables measured elsewhere,
+and from the release gate.
 """
 
 import math
@@ -19,10 +20,41 @@ from lungwatch.training.evaluation.report import template_environment
 
 # The key in a contract's metrics, beside the data sets, whose names all hold a "/".
 FIGURES = "figures"
-
-
 # Title of a table -> row -> column -> number.
 FigureTables: TypeAlias = dict[str, dict[str, dict[str, float]]]
+_GATE_QUESTIONS = {
+    FRONTAL: "is it a frontal chest X-ray, however it lies?",
+    UPRIGHT: "is it upright? (else turned by 90°, 180° or 270°)",
+    POLARITY: "is air dark? (else the grey values are inverted)",
+    LUNGS: "is enough of the picture lung? (0.5 stands for 5 %)",
+    FAMILIAR: "is it near the X-rays that the gate learnt from? (0.5 stands for the largest "
+    "distance that passes)",
+}
+# The key in a contract's metrics, beside the data sets, whose names all hold a "/".
+RELEASE_GATE = "release_gate"
+_VERDICTS = {
+    "pass": "The gate is passed: no check fails, and every requirement was measured.",
+    "fail": "**The gate is not passed.** What fails is a reason to distrust the model there.",
+    "not_measured": "**The gate is not passed**: nothing fails, but something was not measured.",
+}
+_KEYS = ("name", "title", "on", "value", "interval", "bound", "at_least", "judged", "verdict")
+_RULES = {"youden": "Youden", "balanced": "largest smaller one of sensitivity and specificity"}
+_GUIDES = {
+    "exchange_histograms": "Histograms exchanged between sources: share of images",
+    "group_robust": "Groups of finding and source weighed by their loss (group DRO): step",
+    "domain_adversarial": "Domain-adversarial training: weight",
+}
+_FIGURES = {
+    "ROC-AUC": "roc_auc",
+    "PR-AUC": "pr_auc",
+    "accuracy": "accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "F1": "f1",
+    "ECE": "ece",
+    "Brier": "brier",
+    "uncertain": "uncertain",
+}
 
 
 def read_figures(file: Path) -> FigureTables:
@@ -74,29 +106,6 @@ def _number(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{where} is {value!r}, not a number")
     return value
-
-
-_GATE_QUESTIONS = {
-    FRONTAL: "is it a frontal chest X-ray, however it lies?",
-    UPRIGHT: "is it upright? (else turned by 90°, 180° or 270°)",
-    POLARITY: "is air dark? (else the grey values are inverted)",
-    LUNGS: "is enough of the picture lung? (0.5 stands for 5 %)",
-    FAMILIAR: "is it near the X-rays that the gate learnt from? (0.5 stands for the largest "
-    "distance that passes)",
-}
-
-
-# The key in a contract's metrics, beside the data sets, whose names all hold a "/".
-RELEASE_GATE = "release_gate"
-
-
-_VERDICTS = {
-    "pass": "The gate is passed: no check fails, and every requirement was measured.",
-    "fail": "**The gate is not passed.** What fails is a reason to distrust the model there.",
-    "not_measured": "**The gate is not passed**: nothing fails, but something was not measured.",
-}
-
-_KEYS = ("name", "title", "on", "value", "interval", "bound", "at_least", "judged", "verdict")
 
 
 def read_release_gate(file: Path) -> dict[str, Any]:
@@ -163,25 +172,6 @@ def _check(check: Mapping[str, Any]) -> dict[str, Any]:
 def _require_verdict(word: object) -> None:
     if word not in _VERDICTS:
         raise ValueError(f"verdict {word!r} is none")
-
-
-_RULES = {"youden": "Youden", "balanced": "largest smaller one of sensitivity and specificity"}
-_GUIDES = {
-    "exchange_histograms": "Histograms exchanged between sources: share of images",
-    "group_robust": "Groups of finding and source weighed by their loss (group DRO): step",
-    "domain_adversarial": "Domain-adversarial training: weight",
-}
-_FIGURES = {
-    "ROC-AUC": "roc_auc",
-    "PR-AUC": "pr_auc",
-    "accuracy": "accuracy",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "F1": "f1",
-    "ECE": "ece",
-    "Brier": "brier",
-    "uncertain": "uncertain",
-}
 
 
 def write_card(contract: ModelContract, notes: str = "") -> str:

@@ -54,6 +54,29 @@ from lungwatch.training.evaluation.foreign import Declaration
 from lungwatch.training.evaluation.metrics import roc_auc, sigmoid
 from lungwatch.training.evaluation.scorers import Judgement, KerasScorer, OnnxScorer, predict_logits
 
+# A validation area up to this is about chance: 200 images of either class have a standard error
+# of 0.03 there.
+CHANCE_AUC = 0.55
+_CONSTANT = 1e-6
+_PARITY_IMAGES = 50
+# What the metrics of runs said before calibration images were held back.
+_ALL_RELEARNT = "train and val"
+# Processors without VNNI saturate in 16-bit sums, which moves an int8 network's answers further
+# than float rounding does. An allowance, not a measurement; a broken file is off by far more.
+_INT8_TOLERANCE = 0.02
+_OF_CONFIG = (
+    "data",
+    "fit",
+    "fit_frozen",
+    "fit_tuning",
+    "guidance",
+    "members",
+    "network",
+    "normalisation",
+    "tuning",
+)
+_OF_METRICS = ("phase", "trained_on", "calibrated_on")
+
 
 def write_bundle(
     folder: Path,
@@ -66,7 +89,7 @@ def write_bundle(
     learnt: bytes | None = None,
     replace: bool = False,
 ) -> Path:
-    """Write `<folder>/<name>-<version>/`, whole or not at all.
+    """Write the folder `<name>-<version>` atomically.
 
     Parameters
     ----------
@@ -120,13 +143,6 @@ def write_bundle(
     building.rename(target)
     fsync_dir(folder)
     return target
-
-
-# A validation area up to this is about chance: 200 images of either class have a standard error
-# of 0.03 there.
-CHANCE_AUC = 0.55
-
-_CONSTANT = 1e-6
 
 
 def check_weights(model: KerasModel, name: str) -> None:
@@ -194,33 +210,9 @@ def check_answers(
     check_validation(roc_auc(truth, logits), calibration, name)
 
 
-_PARITY_IMAGES = 50
-
-# What the metrics of runs said before calibration images were held back.
-_ALL_RELEARNT = "train and val"
-
-# Processors without VNNI saturate in 16-bit sums, which moves an int8 network's answers further
-# than float rounding does. An allowance, not a measurement; a broken file is off by far more.
-_INT8_TOLERANCE = 0.02
-
-_OF_CONFIG = (
-    "data",
-    "fit",
-    "fit_frozen",
-    "fit_tuning",
-    "guidance",
-    "members",
-    "network",
-    "normalisation",
-    "tuning",
-)
-
-_OF_METRICS = ("phase", "trained_on", "calibrated_on")
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """What to export, and as what.
+    """Request of an export.
 
     Attributes
     ----------
@@ -287,7 +279,7 @@ class ExportRequest:
 
 
 def check_version(version: str) -> None:
-    """Refuse what is no version of a bundle.
+    """Refuse an invalid version of a bundle.
 
     Raises
     ------

@@ -1,7 +1,4 @@
-"""References measured on validation images: scale of the maps.
-
-Calibration of further findings, population for drift.
-"""
+"""References measured on validation images: scale of the maps, calibration of findings, drift."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -62,15 +59,14 @@ from lungwatch.training.evaluation.metrics import Bootstrap, roc_auc
 from lungwatch.training.evaluation.scorers import OnnxScorer
 
 REFERENCE_PERCENTILE = 95
-
 """Of the COVID map's peak over the validation images called COVID: drawn with the full colour.
 
 The largest peak of all would make one odd image decide how all others look."""
-
-
 _COVID = 1
-
 _FLAT = "cam_peak_shape"
+_BATCH = 64
+_AT_ONCE = 16
+_OWN_SPLITS: tuple[Split, ...] = ("val", "test")
 
 
 def add_peak_output(model: bytes) -> bytes:
@@ -189,9 +185,6 @@ def map_reference(scorer: OnnxScorer, pixels: FloatArray) -> float | None:
     peaks = scorer.peaks(pixels[called])[:, _COVID]
     found = float(np.percentile(peaks, REFERENCE_PERCENTILE))
     return found if found > 0 else None
-
-
-_BATCH = 64
 
 
 def fit_findings(
@@ -333,9 +326,6 @@ def with_references(
         value = float(np.percentile(largest, REFERENCE_PERCENTILE)) if len(largest) else 0.0
         scaled.append(replace(one, map_reference=value if value > 0 else None))
     return tuple(scaled)
-
-
-_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -492,9 +482,6 @@ def _tags(measured: Sequence[_Measured], *, is_gated: bool) -> dict[str, dict[st
     if views[""] * 2 < len(measured):
         tags["view"] = dict(views)
     return tags
-
-
-_OWN_SPLITS: tuple[Split, ...] = ("val", "test")
 
 
 def evaluate_sets(

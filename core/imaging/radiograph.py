@@ -13,7 +13,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.valuerep import DA, TM
 
-from lungwatch.attributes import ATTRIBUTES, Attribute, RadiographMeta
+from lungwatch.attributes import ATTRIBUTES, Attribute, RadiographMeta, checked_instant
 from lungwatch.errors import Flag
 
 FloatImage = NDArray[np.float32]
@@ -64,21 +64,19 @@ class ReadPolicy:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Radiograph:
-    """A decoded X-ray as a reader would see it on a light box: air dark, bone bright.
+    """A decoded X-ray as on a light box: air dark, bone bright.
 
     Attributes
     ----------
     pixels
         float32, shape (rows, columns), 0 = black to 1 = white.
-    meta
-        What the file says about it.
     flags
-        What reading noticed or had to mend, without repetition.
+        Remarks and corrections, without repetition.
     orientation_known
-        Whether the file says which side is the patient's left; then the patient's right is at the
-        left of `pixels`, and the head above.
+        Whether the file states the patient's left; then the patient's right is at the left of
+        `pixels`, and the head above.
     kept
-        Which part of the upright image `pixels` are; None where no frame was cut off.
+        The part of the upright image that `pixels` are; None where no frame was cut off.
     """
 
     pixels: FloatImage
@@ -96,7 +94,7 @@ def text_of(dataset: Dataset, keyword: str) -> str | None:
     """Return an attribute as stripped text, None where it is absent, empty or unreadable."""
     try:
         value = dataset.get(keyword)
-    # pydicom decodes here, and may raise anything at all on damaged bytes.
+    # pydicom decodes here, and may raise anything on damaged bytes.
     except Exception:
         return None
     text = "" if value is None else str(value).strip().strip("\0")
@@ -211,7 +209,7 @@ def _instant(dataset: Dataset, date: str, time: str) -> datetime | None:
     try:
         stated = datetime.combine(DA(day), TM(moment))
         if zone is not None:
-            return stated.replace(tzinfo=datetime.strptime(zone, "%z").tzinfo)
-        return stated.astimezone()
+            return checked_instant(stated.replace(tzinfo=datetime.strptime(zone, "%z").tzinfo))
+        return checked_instant(stated.astimezone())
     except (ValueError, OverflowError):
         return None

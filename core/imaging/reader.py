@@ -102,10 +102,10 @@ def _without_frame(radiograph: Radiograph) -> Radiograph:
 def _read_dicom(path: Path, policy: ReadPolicy) -> Radiograph:
     """Read a DICOM file's radiograph as its VOI transformation shows it."""
     dataset = parse_dicom(path, max_bytes=max_file_bytes(policy))
-    vocabulary()  # read here, since below any trouble is the file's own
+    vocabulary()  # loaded here, since errors below are the file's own
     try:
         check_not_directory(dataset)
-        # A file that was cut off comes again whole, whatever it shows: say that first.
+        # An incomplete file will be sent again, whatever it shows.
         check_complete(dataset)
         flags = check_subject(dataset, policy)
         check_pixels(dataset, policy.max_pixels)
@@ -131,7 +131,7 @@ def _read_dicom(path: Path, policy: ReadPolicy) -> Radiograph:
         raise
     except (LungwatchError, MemoryError):
         raise
-    # Values are decoded when looked at, and damaged ones may raise anything at all.
+    # Values are decoded at access, and damaged ones may raise anything.
     except Exception as error:
         raise FileRejected(
             Reason.UNREADABLE, "the DICOM file holds values that cannot be decoded"
@@ -156,7 +156,7 @@ def _read_raster(path: Path, kind: FileKind, max_pixels: int) -> Radiograph:
         )
     image = _decode_raster(data)
     if image is None:
-        # A JPEG's headers are sound by now, and the rest has no checksum that could tell.
+        # A JPEG's headers are sound by now.
         reason = Reason.UNREADABLE if header is None else Reason.DAMAGED
         raise FileRejected(reason, f"the {kind.name} data cannot be decoded")
     if header is not None:
@@ -183,8 +183,7 @@ def _read_raster(path: Path, kind: FileKind, max_pixels: int) -> Radiograph:
 def _decode_raster(data: bytes) -> NDArray[np.uint8] | NDArray[np.uint16] | None:
     buffer = np.frombuffer(data, dtype=np.uint8)
     try:
-        # ANYDEPTH keeps 16 bits; IGNORE_ORIENTATION, since EXIF of an X-ray's photograph is
-        # about how the telephone was held.
+        # ANYDEPTH keeps 16 bits; EXIF of an X-ray's photograph states how the telephone was held.
         flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(buffer, flags)
     except cv2.error as error:
@@ -215,7 +214,7 @@ def _to_grey(
 ) -> tuple[FloatImage, int, tuple[Flag, ...]]:
     """Return grey values, their depth in bits, and a flag if that is not the file's own."""
     word = 8 * image.dtype.itemsize
-    # Twelve bits in sixteen are common. What leaves the highest bit unused is no 16 bits.
+    # Twelve bits in sixteen are common: an unused highest bit means fewer than 16.
     bits = max(8, min(word, int(image.max()).bit_length()))
     white = 2**bits - 1
     if image.ndim == 3:
@@ -229,7 +228,7 @@ def _to_grey(
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
-    """Rows and columns of a PNG file, once all its chunks are seen to be whole."""
+    """Return rows and columns of a PNG file after a check of all its chunks."""
     position, size = 8, None
     while position + 12 <= len(data):
         length = int.from_bytes(data[position : position + 4], "big")
@@ -249,7 +248,7 @@ def _png_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Rows and columns of a JPEG file, once its end is seen to be there."""
+    """Return rows and columns of a JPEG file after a check for its end."""
     size: tuple[int, int] | None = None
     end = 2
     for marker, start, end in marker_segments(data):  # noqa: B007 - used behind the loop

@@ -38,21 +38,25 @@ _OPEN_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @contextmanager
 def open_beneath(root: Path, relative: Path, *, create: bool = False) -> Iterator[int]:
-    """Open a folder, step by step from `root`, and yield its descriptor.
+    """Open a folder below `root` without following a link on the way; yield its descriptor.
+
+    Whoever may write to the drop folder can replace a sub-folder by a link at any moment. A path
+    that was checked a moment ago would then lead out of it: the daemon's own database could be
+    claimed like an X-ray, or a file be returned into the home.
 
     Parameters
     ----------
     root
-        Is trusted, and may be a link itself.
+        Trusted; may be a link itself.
     relative
-        The way from there, without "..".
+        Path below it, without "..".
     create
         Whether missing folders are made.
 
     Raises
     ------
     FileNotFoundError
-        If a step is missing, a link or no folder.
+        If a part of the path is missing, a link or no folder.
     OSError
         If a folder cannot be opened or made.
     """
@@ -77,24 +81,24 @@ def _step(part: str, folder: int) -> int:
         return os.open(part, _OPEN_FLAGS, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise FileNotFoundError(errno.ENOENT, "no folder any more") from error
+            raise FileNotFoundError(errno.ENOENT, "not a folder any more") from error
         raise
 
 
 _MANUFACTURER = "lungwatch"
-
 # Prefixes of SOP classes: every Secondary Capture and every Structured Report.
 _SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.")
-
-# What is looked at lies before pixels and content.
+# The attributes that are checked come before pixels and content.
 _MOST_BYTES = 256 * 1024
-
-
 _LAST_TAG = 0x00204000  # Image Comments
 
 
 def is_own_object(path: Path) -> bool:
-    """Whether a file is an object that some lungwatch made of a result.
+    """Tell whether a file is a Secondary Capture or Structured Report that a lungwatch made.
+
+    A PACS that forwards by itself sends them back. They are recognised by SOP class and by what
+    every lungwatch writes into them (`lungwatch.daemon.pacs.objects`), de-identified or not. A
+    file that imitates them is set aside, and nothing else.
 
     Raises
     ------
@@ -106,7 +110,7 @@ def is_own_object(path: Path) -> bool:
     if kind_of(data) is not FileKind.DICOM:
         return False
     is_deflated = DeflatedExplicitVRLittleEndian.encode() in data[:1024]
-    # Nothing is parsed of a file that cannot be one.
+    # A file that cannot be one is not parsed.
     if _MANUFACTURER.encode() not in data.lower() and not is_deflated:
         return False
     try:
@@ -118,7 +122,7 @@ def is_own_object(path: Path) -> bool:
 
 
 def _is_marked(dataset: Dataset) -> bool:
-    """Whether one of the marks is left of those that a PACS, or a de-identifier, may remove."""
+    """Tell whether one of the marks is left; a PACS or a de-identifier may remove some."""
     manufacturer = text_of(dataset, "Manufacturer") or ""
     series = text_of(dataset, "SeriesDescription") or ""
     comments = (text_of(dataset, word) or "" for word in ("ImageComments", "DerivationDescription"))
@@ -158,7 +162,7 @@ def _is_past_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
 _RETRY_PREFIX = "retry-"
 
 
-class ClaimInterrupted(LungwatchError):  # noqa: N818 - a state of affairs, which the caller goes on from
+class ClaimInterrupted(LungwatchError):  # noqa: N818 - an event, which the caller interprets
     """A file was moved to `work/` and could not be claimed there.
 
     Parameters
@@ -203,8 +207,8 @@ class Claimer:
         Returns
         -------
         Claimed or None
-            None if nothing is left to do for it: its bytes were known, it has been taken
-            back, or it was still being written to and is in the drop folder again.
+            None if the file has its end already, is gone, or was still being written to and is
+            back in the drop folder.
 
         Raises
         ------
@@ -222,17 +226,17 @@ class Claimer:
         return self._enter(path, uuid.uuid4().hex, name, move)
 
     def retry(self, quarantined: Path, source_name: str) -> Claimed | None:
-        """Claim a file of the quarantine that was asked to be tried again."""
+        """Claim a quarantined file whose retry was requested."""
         token = _RETRY_PREFIX + uuid.uuid4().hex
         return self._enter(quarantined, token, Path(source_name), quarantined.rename)
 
     def resume(self, path: Path) -> Claimed | None:
-        """Go on with a file in `work/`, wherever its claim was cut off.
+        """Continue the claim of a file in `work/`, wherever it was interrupted.
 
         Raises
         ------
         ClaimInterrupted
-            If that is not possible either.
+            If it cannot be read or filed.
         """
         folder = self._home.work / path.relative_to(self._home.work).parts[0]
         name = path.relative_to(folder).as_posix()
@@ -257,7 +261,7 @@ class Claimer:
     def _settle(
         self, path: Path, token: str, source_name: str, *, moved_from: Path | None
     ) -> Claimed | None:
-        """Claim a file in `work/`, where it stays if that fails."""
+        """Claim a file in `work/`; if that fails it stays there."""
 
         def settle() -> Claimed | None:
             if moved_from is not None:
@@ -321,7 +325,7 @@ class Claimer:
         return claimed
 
     def _end(self, claim: Claim, claimed: Claimed) -> None:
-        """File what has its end in the database already."""
+        """File a content that has its end in the database already."""
         sha256 = claimed.sha256
         match claim.kind:
             case ClaimKind.DUPLICATE:
@@ -347,12 +351,12 @@ class Claimer:
             old.unlink(missing_ok=True)
 
     def _give_back(self, path: Path, source_name: str) -> None:
-        """Return a file that is still being written to; its writer never notices."""
+        """Put a file that is still being written to back into the drop folder."""
         folder = self._home.work / path.relative_to(self._home.work).parts[0]
         name = Path(source_name)
         try:
             self._link(path, name, name.parent, folder.name[:8])
-        except FileNotFoundError:  # its folder has become something else
+        except FileNotFoundError:  # its folder was replaced
             self._link(path, name, Path(), folder.name[:8])
         path.unlink()
         folder.rmdir()
@@ -360,7 +364,7 @@ class Claimer:
 
     def _link(self, path: Path, name: Path, folder: Path, prefix: str) -> None:
         with open_beneath(self._home.incoming, folder, create=True) as place:
-            # Unlike rename, link refuses to replace what has taken the name meanwhile.
+            # Unlike rename, link does not replace another file of this name.
             try:
                 os.link(path, name.name, dst_dir_fd=place, follow_symlinks=False)
             except FileExistsError:
@@ -370,22 +374,22 @@ class Claimer:
 
 
 def _storable(name: str) -> str:
-    """Return a file name that a database can hold.
+    """Return a file name without lone surrogates, which represent bytes that are not UTF-8.
 
-    None of them knows lone surrogates, which is how Python shows a name that is not UTF-8.
+    No database stores them.
     """
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def _stable_digest(path: Path) -> tuple[str, int] | None:
-    """Hash a file and make it durable; None if somebody is still writing to it, or changed it."""
-    # What was a file when it was looked at may be a link or a FIFO by now.
+    """Hash a file and make it durable; None if it is being written to, or was changed."""
+    # Since the scan the file may have been replaced by a link or a FIFO.
     before = path.lstat()
     if not stat.S_ISREG(before.st_mode):
         return None
     if before.st_nlink > 1:
-        # Whoever has it under another name could change what is filed.
-        if writer_of(path) is WriterState.SOMEBODY or not copy_apart(path):
+        # Through another name (hard link) the filed content could be changed.
+        if writer_of(path) is WriterState.PRESENT or not copy_apart(path):
             return None
         before = path.lstat()
     with path.open("rb") as file:
@@ -398,6 +402,6 @@ def _stable_digest(path: Path) -> tuple[str, int] | None:
                 raise
     after = path.stat()
     unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    if not unchanged or writer_of(path) is WriterState.SOMEBODY:
+    if not unchanged or writer_of(path) is WriterState.PRESENT:
         return None
     return digest.hexdigest(), after.st_size

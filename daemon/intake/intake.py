@@ -7,11 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from lungwatch.daemon.home import Watermark
+from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import Claimer, ClaimInterrupted
 from lungwatch.daemon.intake.eligibility import CompletenessCheck, writer_of
-from lungwatch.daemon.intake.scan import DropScan, SkippedFiles, UnusableFiles, WaitingFiles
-from lungwatch.daemon.intake.watch import DropFolder, Watcher
+from lungwatch.daemon.intake.watch import DropFolder, DropScan, Watcher
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.pipeline.records import Claimed
 from lungwatch.daemon.retry import Backoff
@@ -19,7 +18,7 @@ from lungwatch.daemon.stage import Context
 from lungwatch.errors import describe
 
 _POLL_S = 0.2
-# The file is somebody's who does not let us move it, or on another file system.
+# Another user's file that may not be moved, or one on another file system.
 _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EXDEV}
 _MAX_DELAY_S = 60.0
 _RETRIES_AT_ONCE = 4  # before a file is reported as unusable
@@ -27,8 +26,43 @@ _LOCAL_STABILITY_S = 1.0
 _REMOTE_STABILITY_S = 5.0
 
 
+class Watermark:
+    """The free space of a home, below which nothing is claimed; pause and resumption are logged.
+
+    Parameters
+    ----------
+    min_free_mb
+        In MiB.
+    """
+
+    def __init__(self, home: Home, min_free_mb: int) -> None:
+        self._home = home
+        self._min_free_mb = min_free_mb
+        self.is_short = False
+
+    def has_space(self) -> bool:
+        """Tell whether there is room for more."""
+        try:
+            free_mb = self._home.free_mb()
+        except OSError:
+            return False  # the home itself is missing; the scan reports that
+        # A tenth more to resume, or the next claimed file would pause it again.
+        enough_mb = self._min_free_mb * (11 if self.is_short else 10) / 10
+        is_short = free_mb < enough_mb
+        if is_short != self.is_short:
+            self.is_short = is_short
+            event(
+                "paused" if is_short else "resumed",
+                level=logging.WARNING,
+                reason="disk",
+                free_mb=free_mb,
+                min_free_mb=self._min_free_mb,
+            )
+        return not is_short
+
+
 class Intake:
-    """Looks at the drop folder, at every hint and every `rescan_s`, and claims what is complete.
+    """Intake of the drop folder, scanned at every hint and every `rescan_s`.
 
     Parameters
     ----------
@@ -69,54 +103,59 @@ class Intake:
             or (_REMOTE_STABILITY_S if watcher.is_polling else _LOCAL_STABILITY_S),
             open_timeout_s=config.open_timeout_s,
         )
-        self._unusable = UnusableFiles()
-        self.skipped = SkippedFiles(config.open_timeout_s)
         self._watermark = Watermark(home, config.min_free_mb)
         self._scan = DropScan(
             home.incoming,
-            names=config.name_rules,
-            unusable=self._unusable,
-            skipped=self.skipped,
+            config.name_rules,
+            skip_log_s=config.open_timeout_s,
             clock=context.clock,
             beat=self._beat,
         )
+        self._unusable = self._scan.unusable
+        self.skipped = self._scan.skipped
         self._postponed = Backoff[Path](most_s=_MAX_DELAY_S)
         self._folder = DropFolder(home, watcher, context.outages)
-        self.waiting_files = WaitingFiles()
+        # By path, when each came, in seconds since the epoch; read by other threads.
+        self._waiting: dict[Path, float] = {}
         self._queued_left = 0
 
     @property
     def waiting(self) -> int:
-        """Files that are to be taken: in the drop folder, or in quarantine to be tried again."""
-        return self.waiting_files.count + self._queued_left
+        """Number of files to take, in the drop folder or in quarantine on request."""
+        return len(self._waiting) + self._queued_left
+
+    @property
+    def oldest_waiting_at(self) -> float | None:
+        """When the oldest file of the drop folder came, in seconds since the epoch, if any."""
+        return min(tuple(self._waiting.values()), default=None)
 
     @property
     def unusable(self) -> int:
-        """Files in the drop folder that cannot be taken."""
+        """Number of files in the drop folder that cannot be taken."""
         return len(self._unusable)
 
     def run(self) -> None:
-        """Take up what was in hand, then look again and again until stopped."""
+        """Resume files in `work/`, then scan repeatedly until stopped."""
         self.resume()
         while not self._stopped.is_set():
-            # Cleared before looking: what comes during the look wakes the next one.
+            # Cleared before the scan: a file that comes meanwhile starts the next scan.
             self._watcher.wake.clear()
             with self._context.progress.busy("intake"):
                 self.scan()
             self._watcher.wake.wait(self._context.config.rescan_s)
 
     def stop(self) -> None:
-        """End `run` after the file that it is claiming."""
+        """End `run` after the file that is being claimed."""
         self._stopped.set()
         self._watcher.wake.set()
 
     def scan(self) -> bool:
-        """Look at the whole drop folder once and claim every complete file.
+        """Scan the whole drop folder once and claim every complete file.
 
         Returns
         -------
         bool
-            Whether there was anything to take, now or later.
+            Whether there was a file to take, now or later.
         """
         if not self._folder.is_there():
             return True
@@ -136,15 +175,15 @@ class Intake:
             if not os.path.lexists(path):
                 self._postponed.succeeded(path)
         queued = self._outages.wait_out(self._queued)
-        self.waiting_files.replace(
-            {p: seen.changed_at_s for p, seen in found.items() if p not in self._unusable}
-        )
+        self._waiting = {
+            path: seen.changed_at_s for path, seen in found.items() if path not in self._unusable
+        }
         self._queued_left = len(queued)
         for path in found:
             if self._is_due(path) and self._is_complete(path):
                 self._claim(path, partial(self._claimer.take, path))
             if path in self._unusable or not os.path.lexists(path):
-                self.waiting_files.leave(path)
+                self._waiting.pop(path, None)
         for path in [p for p in self._postponed if p not in found and self._is_due(p)]:
             self._claim(path, partial(self._claimer.resume, path))
         for path, source_name in queued:
@@ -155,15 +194,15 @@ class Intake:
         )
 
     def resume(self) -> None:
-        """Go on with what a previous process left in `work/`; nothing else can be in there.
+        """Continue with the files that a previous process left in `work/`.
 
-        One after the other: if one of them was what killed that process, it goes alone this
-        time, and its neighbours are not given up along with it.
+        One at a time: if one of them crashed that process, it is processed alone now, and the
+        others do not use up their attempts with it.
         """
-        # Before the first claim: from then on the pipeline empties and removes folders itself.
+        # Before the first claim: afterwards the pipeline removes empty folders itself.
         for folder in list(self._context.home.work.iterdir()):
             if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()  # claimed, and not renamed into: its file is where it was
+                folder.rmdir()  # made for a file that was not moved into it
         for path in [path for path in self._context.home.work.rglob("*") if path.is_file()]:
             self._claim(path, partial(self._claimer.resume, path))
             while not self._stopped.is_set() and not self._in_flight.wait_empty(_POLL_S):
@@ -181,7 +220,7 @@ class Intake:
         return self._stability.is_complete(path, writer, self._clock.monotonic())
 
     def _claim(self, path: Path, claim: Callable[[], Claimed | None]) -> None:
-        # The stop is looked at before every claim: what is not claimed stays where it is.
+        # The stop is checked before every claim: a file that is not claimed stays where it is.
         while (
             self._stopped.is_set()
             or not self._watermark.has_space()
@@ -196,10 +235,10 @@ class Intake:
         claimed, has_ended = None, False
         try:
             claimed = claim()
-            # Known bytes meet their end here; what is still being written is given back.
+            # A known content has its end here; a file still being written to is back.
             has_ended = claimed is None and not os.path.lexists(path)
         except FileNotFoundError:
-            pass  # taken away again by whoever dropped it
+            pass  # removed again by its dropper
         except OSError as error:
             if error.errno in _NOT_OURS:
                 self._unusable.add(path, error.strerror or "it cannot be moved")

@@ -5,7 +5,6 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -52,8 +51,7 @@ if TYPE_CHECKING:
 
 
 _SHORTEST_SECRET = 16
-
-# For an original that another model's result has in hand.
+# Of an original that another model is scoring.
 _MOST_WAITS = 60
 
 
@@ -62,11 +60,11 @@ class CannotBuildError(LungwatchError):
 
 
 class OriginalInUseError(LungwatchError):
-    """The original is being scored by another model at this moment; it will be back."""
+    """The original is being scored by another model at this moment."""
 
 
 class ObjectStore:
-    """Builds objects, and keeps their files until every destination has them.
+    """Object files in the outbox: built on demand, kept until every destination has them.
 
     Raises
     ------
@@ -77,7 +75,7 @@ class ObjectStore:
     """
 
     def __init__(self, *, config: Config, home: Home, engine: Engine) -> None:
-        # Said at the start, and not with the first result.
+        # Reported at the start, not with the first result.
         if importlib.util.find_spec("highdicom") is None:
             raise MissingExtraError("sending results to a PACS", "pacs")
         self._home = home
@@ -86,11 +84,11 @@ class ObjectStore:
         self._secret = _read_secret(config) if config.pacs_deidentify else None
 
     def path(self, sop_instance_uid: str) -> Path:
-        """Where the file of an object is."""
+        """Return the path of an object's file."""
         return self._home.outbox / f"{sop_instance_uid}.dcm"
 
     def pack(self, row: DeliveryRow, note: Callable[[DeliveryRow, str], None]) -> OutgoingObject:
-        """Return a delivery's object as a file; it is built unless it is there.
+        """Return a delivery's object as a file, which is built if missing.
 
         Parameters
         ----------
@@ -113,7 +111,7 @@ class ObjectStore:
         built = self._build(row)
         note(row, built.sop_instance_uid)
         path = self.path(built.sop_instance_uid)
-        write_atomic(path, built.encode())
+        write_atomic(path, built.data)
         return _outgoing(row, path, built.sop_class_uid)
 
     def _build(self, row: DeliveryRow) -> "BuiltObject":
@@ -138,15 +136,15 @@ class ObjectStore:
             raise CannotBuildError("the original or the overlay is gone") from error
         except (OSError, MemoryError, DatabaseError, MissingExtraError):
             raise
-        # Whatever a strange source makes the libraries raise is this object's trouble alone.
+        # A malformed source may raise anything in the libraries; only this object fails.
         except Exception as error:
             raise CannotBuildError(f"not built: {describe_unexpected(error)}") from error
         return built
 
     def _class_of_existing(self, path: Path) -> str | None:
-        """Return the SOP class of a file that may be sent as it is, None if there is none.
+        """Return the SOP class of an existing file; None without one.
 
-        One made before de-identification was switched on, or off, may not.
+        A file made before de-identification was switched on or off counts as missing.
         """
         from pydicom import dcmread  # noqa: PLC0415 - with the above
         from pydicom.errors import InvalidDicomError  # noqa: PLC0415
@@ -159,13 +157,13 @@ class ObjectStore:
         return str(found.SOPClassUID) if is_clean == (self._secret is not None) else None
 
     def sweep(self) -> None:
-        """Remove files that no destination waits for, and what a crash left half written."""
+        """Remove files that no destination waits for, and incomplete ones of a crash."""
         for path in stray_files(self._home, self._engine):
             path.unlink(missing_ok=True)
 
 
 def _facts(result: ResultRow, home: Home, earlier: SentReport | None) -> "ResultFacts":
-    from lungwatch.daemon.pacs.source import Predecessor, ResultFacts  # noqa: PLC0415 - as above
+    from lungwatch.daemon.pacs.source import ResultFacts  # noqa: PLC0415 - as above
 
     if result.probability is None or result.threshold is None or result.finished_at is None:
         raise CannotBuildError("the result has no scores")
@@ -187,7 +185,7 @@ def _facts(result: ResultRow, home: Home, earlier: SentReport | None) -> "Result
         finished_at=result.finished_at,
         overlay=home.absolute(result.overlay or ""),
         calibration=result.calibration,
-        predecessor=None if earlier is None else Predecessor(**asdict(earlier)),
+        predecessor=earlier,
     )
 
 
@@ -229,23 +227,19 @@ def stray_files(home: Home, engine: Engine) -> list[Path]:
 
 
 MAX_REFUSALS = 5
-
-# Enough for one association; few enough that a crash leaves few whose fate is not known.
+# Objects of one association; after a crash, the outcome of as many is unknown.
 _AT_ONCE = 20
-
 _POLL_S = 1.0
-
 _ABORT_S = 5.0
 _ASSOCIATION_S = 900.0  # of many objects, each with the network's timeouts
 
 
 class Sender:
-    """Takes what is due, builds it, sends it, and tells the database what came of it.
+    """Thread that builds and sends the objects that are due, and records the outcome.
 
-    What happens to a destination is never the pipeline's trouble: the two meet in the
-    database alone. One that is not reached is left alone for longer each time, whatever
-    waits for it, and is never given up; what it refuses for good has failed after
-    `MAX_REFUSALS` times.
+    A failing destination does not affect the pipeline: the two share only the database. A
+    destination that is not reached is retried for ever, with increasing delays; an object that is
+    refused `MAX_REFUSALS` times has failed.
 
     Raises
     ------
@@ -265,11 +259,11 @@ class Sender:
         outages: Outages,
         clock: Clock,
         on_crash: Callable[[str, BaseException], None],
-        vitals: Progress | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._engine = engine
-        self._vitals = vitals or Progress(clock)
-        self._vitals.watch("outbox", extra_s=_ASSOCIATION_S)
+        self._progress = progress or Progress(clock)
+        self._progress.watch("outbox", extra_s=_ASSOCIATION_S)
         self._writer = writer
         self._outages = outages
         self._clock = clock
@@ -287,21 +281,21 @@ class Sender:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
-        """Begin nothing more and end: what is being sent may be finished for so long."""
+        """End the thread, after at most `timeout_s` for the object that is being sent."""
         self._stopped.set()
         if not self._thread.is_alive():
             return
         self._thread.join(timeout_s)
-        # While it is still calling, nothing was sent: its thread ends with the process.
+        # While it is still connecting, nothing was sent: its thread ends with the process.
         if self._thread.is_alive() and self._user.abort():
             self._thread.join(_ABORT_S)
 
     def cancel(self) -> None:
-        """Let `work_off`, on another thread, end after the object that it is sending."""
+        """Make `work_off`, on another thread, return after the object that it is sending."""
         self._stopped.set()
 
     def recover(self) -> None:
-        """Put back what a dead process was sending, and sweep its files."""
+        """Requeue what a dead process was sending, and remove its stray files."""
         now = self._clock.now()
         count = self._writer.call(lambda: self._deliveries.recover(now))
         if count:
@@ -309,20 +303,20 @@ class Sender:
         self._packer.sweep()
 
     def work_off(self) -> None:
-        """Send all that is due, once: a destination that is not reached keeps waiting."""
+        """Send all that is due, once; a destination that is not reached is left for later."""
         while not self._stopped.is_set() and self._send_due():
             pass
 
     def _run(self) -> None:
         self.recover()
         while not self._stopped.is_set():
-            with self._vitals.busy("outbox"):
+            with self._progress.busy("outbox"):
                 had_some = self._send_due()
             if not had_some:
                 self._stopped.wait(_POLL_S)
 
     def _send_due(self) -> bool:
-        """Give each destination one association; whether any of them had something due."""
+        """Give each destination one association; return whether any had an object due."""
         return sum([self._serve(destination) for destination in self._destinations]) > 0
 
     def _serve(self, destination: Destination) -> bool:
@@ -345,7 +339,7 @@ class Sender:
         return True
 
     def _pack(self, row: DeliveryRow) -> OutgoingObject | None:
-        """Build the object of a delivery; None if it has met its end, or waits again."""
+        """Build the object of a delivery; None if it is invalid or was put back."""
         try:
             parcel = self._outages.wait_out(lambda: self._packer.pack(row, self._note_uid))
         except CannotBuildError as error:
@@ -358,7 +352,7 @@ class Sender:
             when = self._clock.now() + timedelta(seconds=_POLL_S)
             self._put_back([row.id], str(error), when)
             return None
-        except OSError as error:  # no rights: nothing that is the object's fault
+        except OSError as error:  # such as missing permissions: not the object's fault
             text = f"cannot write to the outbox: {error.strerror}"
             when = self._clock.now() + timedelta(seconds=self._backoff.delay_s(row.attempts + 1))
             self._put_back([row.id], text, when)
@@ -374,9 +368,9 @@ class Sender:
         try:
             with closing(self._user.send(destination, parcels)) as answers:
                 for parcel, answer in answers:
-                    self._vitals.beat("outbox")
+                    self._progress.beat("outbox")
                     if answer.verdict is Verdict.NO_ROOM:
-                        self._leave_alone(destination, left, answer.text)
+                        self._postpone(destination, left, answer.text)
                         return
                     self._backoff.succeeded(destination.name)
                     del left[parcel.delivery_id]
@@ -384,7 +378,7 @@ class Sender:
                     if self._stopped.is_set():
                         break
         except UnreachableError as error:
-            self._leave_alone(destination, left, str(error))
+            self._postpone(destination, left, str(error))
             return
         if left:
             self._put_back(left, "the service was stopped", self._clock.now())
@@ -415,10 +409,10 @@ class Sender:
         if state is DeliveryState.FAILED:
             self._drop_file(parcel.sop_instance_uid)
 
-    def _leave_alone(
+    def _postpone(
         self, destination: Destination, left: dict[int, OutgoingObject], why: str
     ) -> None:
-        """Put back what did not get through, and shut the destination off for a while."""
+        """Requeue what was not sent, and delay the next attempt at the destination."""
         now = self._clock.now()
         wait_s = self._backoff.failed(destination.name, now.timestamp())
         when = now + timedelta(seconds=wait_s)

@@ -21,38 +21,31 @@ if TYPE_CHECKING:
 
 
 def plan_of(config: Config) -> OutboxPlan | None:
-    """Return what is sent of each result, and whereto; None if nothing is."""
+    """Return which objects are sent of each result, and to which destinations; None for none."""
     if not config.pacs_destinations:
         return None
     return OutboxPlan(destinations=config.pacs_destinations, kinds=config.pacs_send)
 
 
 _CONNECT_S = 10.0
-
 _ACSE_S = 15.0
-
-# A receiver may take its time over one object; an association without a word is dead.
+# A receiver may need long for one object; a silent association is dead.
 _DIMSE_S = 60.0
-
-
 _SUCCESS = 0x0000
-
 # The object is there already, under a UID that only this program makes (PS3.7, C.4.2).
 _DUPLICATE = 0x0111
-
 _OUT_OF_RESOURCES = range(0xA700, 0xA800)
-
 _WARNINGS = range(0xB000, 0xC000)
 
 
 class Verdict(Enum):
-    """What the destination's answer means."""
+    """Meaning of a C-STORE response."""
 
     STORED = auto()
     REFUSED = auto()
-    """It understood, and would not have this object."""
+    """The destination rejects this object."""
     NO_ROOM = auto()
-    """It would have taken it, but for its resources (PS3.4, table B.2-1: A7xx)."""
+    """The destination is out of resources (PS3.4, table B.2-1: A7xx)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +71,7 @@ class OutgoingObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came back for one object; `text` has no patient data."""
+    """Response to one object; `text` has no patient data."""
 
     verdict: Verdict
     text: str
@@ -111,11 +104,11 @@ class TlsFiles:
 
 
 class UnreachableError(LungwatchError):
-    """No association came about, or it broke."""
+    """No association, or it broke."""
 
 
 class StorageScu:
-    """Sends objects to one destination after the other.
+    """Storage SCU: sends objects to one destination after the other.
 
     Parameters
     ----------
@@ -133,7 +126,7 @@ class StorageScu:
             import pynetdicom  # noqa: PLC0415 - only where something is sent
         except ModuleNotFoundError as error:
             raise MissingExtraError("sending to a PACS", "pacs") from error
-        # What it has to say is raised or recorded here; its own lines may quote a data set.
+        # Its log lines may quote a data set; errors are raised or recorded here instead.
         logging.getLogger(pynetdicom.__name__).setLevel(logging.CRITICAL + 1)
         self._ae_title = ae_title
         self._tls = tls
@@ -165,7 +158,7 @@ class StorageScu:
                 association.release()
 
     def echo(self, destination: Destination) -> None:
-        """Ask a destination for a sign of life (C-ECHO).
+        """Verify a destination by C-ECHO.
 
         Raises
         ------
@@ -181,10 +174,10 @@ class StorageScu:
             if association.is_established:
                 association.release()
         if "Status" not in status or status.Status != _SUCCESS:
-            raise UnreachableError("the association came about, C-ECHO was not answered")
+            raise UnreachableError("connected, but C-ECHO was not answered")
 
     def abort(self) -> bool:
-        """Break off what is being sent, for another thread that cannot wait; whether it was."""
+        """Abort the association, from another thread; return whether there was one."""
         association = self._association
         if association is not None:
             association.abort()
@@ -215,7 +208,7 @@ class StorageScu:
             destination.port,
             ae_title=destination.ae_title,
             tls_args=tls_args,
-            # Known from the first moment on, so that it can be broken off while it is asked for.
+            # Known from the start, so that it can be aborted while it is negotiated.
             evt_handlers=[(evt.EVT_CONN_OPEN, self._on_open)],
         )
         if association.is_established:
@@ -225,7 +218,7 @@ class StorageScu:
             why = answer.reason_str if answer is not None else "no reason given"
             raise UnreachableError(f"association rejected: {why}")
         if association.rejected_contexts:
-            # The library breaks off where no class was accepted. To us that is an answer.
+            # The library aborts where no class was accepted; here that is a response.
             return association
         raise UnreachableError(_why_not(destination, time.monotonic() - started_s))
 
@@ -263,7 +256,7 @@ def _store(association: "Association", parcel: OutgoingObject) -> Answer:
 
 
 def _why_not(destination: Destination, took_s: float) -> str:
-    """Say why there was no association, which the library only logs."""
+    """Return why there was no association, which the library only logs."""
     if took_s >= _CONNECT_S:
         return "no answer: host down, or a firewall"
     try:
@@ -272,4 +265,4 @@ def _why_not(destination: Destination, took_s: float) -> str:
     except OSError as error:
         return (error.strerror or "no connection").lower()
     side = "is the certificate trusted, is it a TLS port?" if destination.tls else "a TLS port?"
-    return f"connected, but no association came about: {side}"
+    return f"connected, but no association was established: {side}"

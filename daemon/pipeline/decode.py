@@ -54,13 +54,12 @@ _KILL_TIMEOUT_S = 5.0
 _KEPT = {"HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "LUNGWATCH_TEST_DECODER"}
 _KEPT_PREFIXES = ("LC_", "PYTHON")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
 _T = TypeVar("_T", np.float32, np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decoded:
-    """What the later stages need of a file's pixels.
+    """A decoded file, reduced to what the later stages need.
 
     Attributes
     ----------
@@ -74,7 +73,7 @@ class Decoded:
         float32, shape (side, side, 1), 0..1: the content gate's input; None where that is the
         same as `tensor`, or where there is no gate.
     flags
-        What reading noticed or had to mend, and what the pixels are like.
+        Remarks of the reader, and on the pixels.
     orientation_known
         As in `Radiograph`: whether side marks may be drawn.
     """
@@ -98,12 +97,12 @@ def decode_file(
 ) -> Decoded:
     """Decode a file and reduce it to what the later stages need.
 
-    The full-size pixels, by far the largest thing on the way, do not leave this function.
+    The full-size pixels, by far the largest data, do not leave this function.
 
     Parameters
     ----------
     spec, gate_spec
-        How the model and its content gate want their input; the gate's is None without a gate.
+        Preprocessing for the model and for its content gate; None without a gate.
 
     Raises
     ------
@@ -138,14 +137,14 @@ def decode_file(
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSetup:
-    """What a decoding process is told once.
+    """Settings of a decoding process, sent once.
 
     Attributes
     ----------
     memory_mb
         Bound on its address space, in MiB.
     gate_spec
-        How the content gate wants its input; None without a gate.
+        Preprocessing for the content gate; None without one.
     """
 
     policy: ReadPolicy
@@ -182,7 +181,7 @@ def send_decoded(connection: Connection, decoded: Decoded) -> None:
 
 
 def send_error(connection: Connection, error: Exception) -> None:
-    """Answer with what went wrong."""
+    """Answer with an error."""
     header: dict[str, Any]
     if _is_memory(error):
         header = {"out_of_memory": True}
@@ -198,19 +197,19 @@ def send_error(connection: Connection, error: Exception) -> None:
 
 
 def receive(connection: Connection, setup: DecoderSetup) -> Decoded | Exception:
-    """Take an answer: a decoded file, or what decoding it raised.
+    """Receive an answer: a decoded file, or the error that decoding it raised.
 
     The latter is `FileRejected` or `OSError` as it was, `OutOfMemory`, or `ProcessingFailed`
-    for what nobody expects.
+    for an unexpected error.
 
     Raises
     ------
     EOFError
-        If the process is gone.
+        If the process has ended.
     OSError
         If the channel breaks, or nothing comes in time (`BlockingIOError`).
     ValueError, TypeError, KeyError
-        If the answer is none.
+        If the answer is invalid.
     """
     header = json.loads(connection.recv_bytes(_MAX_HEADER_BYTES))
     if "meta" not in header:
@@ -262,7 +261,7 @@ def _error(header: dict[str, Any]) -> Exception:
 
 
 def _is_memory(error: BaseException | None) -> bool:
-    """Whether a lack of memory is at the bottom of it, whatever a decoder made of that."""
+    """Tell whether a lack of memory is among an error's causes."""
     while error is not None:
         # OpenCV's own class has the code as an attribute: Error::StsNoMem.
         if isinstance(error, MemoryError) or getattr(error, "code", None) == -4:
@@ -312,14 +311,14 @@ class Decoder:
             return
         ours, theirs = socket.socketpair()
         with theirs:
-            # A process that stops in the middle of an answer hangs, too.
+            # Also for a process that hangs in the middle of an answer.
             seconds, fraction = divmod(self._timeout_s, 1)
             timeval = struct.pack("ll", int(seconds), int(fraction * 1e6))
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
             connection = Connection(ours.detach())
             try:
                 self._process = subprocess.Popen(
-                    # -P: whatever lies in the working directory is nobody's module.
+                    # -P: modules in the working directory are not imported.
                     [sys.executable, "-P", "-m", "lungwatch.daemon.pipeline.sandbox"],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
@@ -330,7 +329,7 @@ class Decoder:
             except OSError:
                 connection.close()
                 raise
-        # With it the process begins to import, before there is a file for it.
+        # On receipt the process begins to import its libraries.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.send(self._setup)
         self._connection = connection
@@ -346,9 +345,9 @@ class Decoder:
         ProcessingFailed
             If decoding crashed, hung or took too much memory, in a fresh process too.
         OSError
-            If the file cannot be read, or no process be started.
+            If the file cannot be read or no process started.
         TransientError
-            If the process does not start, or somebody else killed it.
+            If the process does not start, or another program killed it.
         """
         if self._decoded >= FILES_PER_PROCESS:
             self._replace("worn_out")
@@ -369,7 +368,7 @@ class Decoder:
             self._connection = None
         if self._process is not None:
             self._process.kill()
-            # One that waits for a dead server's disk cannot be killed; it is left behind.
+            # One that waits for a dead server's disk cannot be killed.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_KILL_TIMEOUT_S)
             self._process = None

@@ -146,12 +146,12 @@ def recover(home: Home, engine: Engine, store: Store, clock: Clock) -> int:
 
 
 def check_clear(home: Home, engine: Engine, model_id: int) -> None:
-    """Refuse to go on where a run of another model was cut off: its files are that model's.
+    """Refuse to continue after an interrupted run of another model, whose files are not this one's.
 
     Raises
     ------
     HomeError
-        If something is in hand, or in `work/`, that is not this model's.
+        If a claimed result, or a file in `work/`, is another model's.
     """
     rows = [row for row in rows_in_work(engine) if row.state in (State.CLAIMED, State.RECORDED)]
     mine = {row.path for row in rows_in_work(engine) if row.model_id == model_id}
@@ -159,8 +159,8 @@ def check_clear(home: Home, engine: Engine, model_id: int) -> None:
     files = [home.relative(path) for path in home.work.rglob("*") if path.is_file()]
     if others or not mine.issuperset(files):
         raise HomeError(
-            f"a run that was cut off has left files in {home.work}: start the daemon, or "
-            "`lungwatch run --once`, which goes on with them, and then this command again"
+            f"an interrupted run has left files in {home.work}: start the daemon, or "
+            "`lungwatch run --once`, which continues with them, and then this command again"
         )
 
 
@@ -178,7 +178,7 @@ def _repair_row(row: TrackedFile, home: Home, store: Store, clock: Clock) -> Non
         case State.CLAIMED | State.RECORDED:
             store.fail_vanished(result_id=row.result_id, now=clock.now())
         case _:
-            # Only somebody else can have removed it; the row's own state stays true.
+            # Another program removed it; the state of the row stays right.
             store.set_path(image_id=row.image_id, path=None)
     event("recovered", row.sha256, level=logging.WARNING, state=row.state)
 

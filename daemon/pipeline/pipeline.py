@@ -25,7 +25,6 @@ from lungwatch.errors import FileRejected, ProcessingFailed, Reason, describe
 
 # Starting a decoder and killing it, which one file may need twice.
 _DECODER_S = 65.0
-
 T = TypeVar("T")
 
 
@@ -257,7 +256,7 @@ class Pipeline:
             self._context.writer.call(lambda: store.set_path(image_id=claim.image_id, path=None))
 
     def _is_gone(self, claim: Claimed) -> bool:
-        """Whether somebody took the file away, and not the whole folder."""
+        """Tell whether the file was removed, and not the whole folder."""
         return self._context.home.work.is_dir() and not os.path.lexists(claim.path)
 
 

@@ -26,7 +26,7 @@ from lungwatch.preprocess import (
 
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
-    """The remarks on one result.
+    """Remarks on one result.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Assessment:
 
 
 def assess(classified: Classified, contract: ModelContract) -> Assessment:
-    """Sum up what reading, the gate and the maps say of a scored picture."""
+    """Collect the remarks of reader, gate and maps on a scored image."""
     scores = classified.scores
     flags = set(classified.prepared.flags)
     if not scores.cam[contract.labels.index(NEGATIVE if scores.label == NEGATIVE else COVID)].any():
@@ -70,19 +70,19 @@ def assess(classified: Classified, contract: ModelContract) -> Assessment:
 
 
 def _is_opaque(scores: Scores, contract: ModelContract) -> bool:
-    """Whether the model finds an opacity; False for a model that does not look for one."""
+    """Tell whether the model finds an opacity; False for one without that finding."""
     opacity = contract.finding(OPACITY)
     return opacity is not None and opacity.is_present(scores.further[OPACITY])
 
 
 def draw_result(
-    classified: Classified, judged: Assessment, contract: ModelContract, *, side_by_side: bool
+    classified: Classified, assessment: Assessment, contract: ModelContract, *, side_by_side: bool
 ) -> NDArray[np.uint8]:
-    """Draw what the model and its gate say of a picture.
+    """Draw the results of the model and its gate on an image.
 
     Parameters
     ----------
-    classified, judged
+    classified, assessment
         Scores, preview and remarks.
     contract
         Of the model that scored it.
@@ -97,16 +97,16 @@ def draw_result(
         its opacity where the graph gives one.
     """
     prepared, scores = classified.prepared, classified.scores
-    shown = _map_for(scores, judged, contract)
+    shown = _map_for(scores, assessment, contract)
     text = OverlayText(
         label=scores.label,
         probability=scores.probability,
         decision=contract.decision,
         model=contract.id,
         sha256=prepared.claim.sha256,
-        flags=judged.flags,
-        gate_score=judged.plausibility.gate_score,
-        lung_share=judged.plausibility.lung_share,
+        flags=assessment.flags,
+        gate_score=assessment.plausibility.gate_score,
+        lung_share=assessment.plausibility.lung_share,
         common_scale=shown is not None and shown.is_common,
         sides_known=prepared.orientation_known,
         findings=tuple(
@@ -129,14 +129,14 @@ class _ScaledMap:
     is_common: bool
 
 
-def _map_for(scores: Scores, judged: Assessment, contract: ModelContract) -> _ScaledMap | None:
+def _map_for(scores: Scores, assessment: Assessment, contract: ModelContract) -> _ScaledMap | None:
     """Return the map that belongs to the answer."""
     if scores.label != NEGATIVE:
         index = contract.labels.index(COVID)
         return _scaled(scores.cam[index], scores.cam_peak, index, contract.map_reference)
     # COVID's map under a negative answer would look like a lesion.
     opacity = contract.finding(OPACITY)
-    if Flag.OTHER_OPACITY not in judged.flags or opacity is None or scores.further_cams is None:
+    if Flag.OTHER_OPACITY not in assessment.flags or opacity is None or scores.further_cams is None:
         return None
     index = contract.findings.index(opacity)
     return _scaled(scores.further_cams[index], scores.further_peaks, index, opacity.map_reference)

@@ -18,15 +18,15 @@ from pathlib import Path
 _MIB = 1024 * 1024
 # The numbers are Linux's own, for prctl.
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
-# Of the daemon and its decoders, the kernel is to take a decoder when memory runs out.
+# When memory runs out, the kernel kills a decoder rather than the daemon.
 _OOM_SCORE_ADJ = 500
 
 
 def detach() -> None:
-    """Leave it to the parent to decide about the end, and end with the parent.
+    """Ignore signals that ask to stop, and die with the parent.
 
     A terminal's Ctrl-C and systemd's SIGTERM reach the whole group; the parent drains then,
-    and needs its decoders for it.
+    and needs its decoders meanwhile.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -62,7 +62,6 @@ def _lower(kind: int, value: int) -> None:
 
 
 _MARK = b"lungwatch-test-decoder:"
-
 _TAIL_BYTES = 64
 
 
@@ -98,7 +97,7 @@ def main() -> None:
     setup = connection.recv()
     limit(setup.memory_mb)
 
-    # After the limits, and after the signals are out of the way: this takes its time.
+    # After limits and signals are set, since imports take time.
     import cv2  # noqa: PLC0415
 
     from lungwatch.daemon.pipeline.decode import (  # noqa: PLC0415
@@ -121,8 +120,8 @@ def main() -> None:
                 overlay_side_px=setup.overlay_side_px,
                 gate_spec=setup.gate_spec,
             )
-        except Exception as error:  # everything goes back to whoever asked
-            error.__traceback__ = None  # and with it whatever filled the memory
+        except Exception as error:  # every error is sent to the parent
+            error.__traceback__ = None  # frees what its frames hold
             send_error(connection, error)
         else:
             send_decoded(connection, decoded)

@@ -11,8 +11,8 @@ from contextlib import closing
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lungwatch.daemon.checks import run_checks
 from lungwatch.daemon.config import Config
+from lungwatch.daemon.monitor.health import run_checks
 from tests.support.peers import free_port, is_listening
 from tests.support.waits import PATIENCE_S, wait_for
 
@@ -25,7 +25,7 @@ def port():
 
 
 def get(port, path, method="GET", host="127.0.0.1"):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=240)
     connection.request(method, path, headers={"Host": host})
     answer = connection.getresponse()
     body = answer.read().decode()

@@ -153,6 +153,6 @@ def test_it_needs_no_tensorflow(bundle, pictures):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr

@@ -33,7 +33,7 @@ def dist(tmp_path_factory) -> Path:
         capture_output=True,
         text=True,
         cwd=scratch,
-        timeout=280,
+        timeout=540,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

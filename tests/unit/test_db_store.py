@@ -627,7 +627,7 @@ def test_two_processes_that_claim_the_same_contents_start_one_run_each(
         racer.stdin.close()
         racer.stdin = None
     answers = [
-        [line.split() for line in racer.communicate(timeout=120)[0].splitlines()]
+        [line.split() for line in racer.communicate(timeout=240)[0].splitlines()]
         for racer in racers
     ]
     assert [racer.returncode for racer in racers] == [0, 0]

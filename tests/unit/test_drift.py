@@ -422,7 +422,7 @@ def test_the_command_prints_what_alarms_and_nothing_of_a_patient(clinic, rng):
     )
     assert "ALARM" in line
     assert "ROOM 1" in said.stdout
-    assert "1 of 1000 windows" in said.stdout
+    assert "1 in 1000 windows" in said.stdout
     told = json.loads(clinic.run("--drift", "--json").stdout)
     assert told["false_alarm_rate"] == 0.001
     first = told["tests"][0]

@@ -144,7 +144,7 @@ class TestBundle:
     def test_the_commands_on_models_tell_of_the_gate(self, bundle, tmp_path):
         run = CliRunner()
         said = run.invoke(main, ["model", "verify", str(bundle)]).stdout
-        assert "; content gate: frontal from 0.200, positive from 0.200; reference" in said
+        assert "; content gate: frontal from 0.200, positive from 0.200; drift reference" in said
         told = json.loads(run.invoke(main, ["model", "verify", str(bundle), "--json"]).stdout)
         assert told["gate"] == ["frontal", "positive"]
         shown = json.loads(run.invoke(main, ["model", "show", str(bundle), "--json"]).stdout)

@@ -499,6 +499,7 @@ def test_what_queries_ask_for_is_handed_on() -> None:
     assert (meta.station, meta.institution) == ("ROOM1", "St. Elsewhere")
     assert meta.sop_class == ComputedRadiographyImageStorage
     assert (meta.patient_id, meta.accession) == ("MRN-4711", "ACC-0815")
+    assert (meta.patient_sex, meta.patient_age, meta.study_time) == (None, None, None)
 
 
 class TestDamagedTables:

@@ -3,6 +3,7 @@
 import socket
 import threading
 
+import pydicom
 import pytest
 
 from lungwatch.daemon.config import Config
@@ -73,6 +74,21 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
     assert answers[0].Status == 0
     assert vitals.stuck(clock.monotonic()) == {}
     assert len(list(home.incoming.glob("*.dcm"))) == 1
+
+
+def test_the_callers_title_is_in_the_file_and_the_data_set_as_it_came(listening, rg1):
+    listener, home, _, _ = listening
+    for _ in range(2):
+        entity = pynetdicom.AE(ae_title="CT_ROOM 3")
+        entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1")
+        association = entity.associate("127.0.0.1", listener.port, ae_title="LUNGWATCH")
+        assert association.send_c_store(rg1).Status == 0
+        association.release()
+    one, two = home.incoming.glob("*.dcm")
+    assert one.read_bytes() == two.read_bytes(), "the same object twice is one content"
+    stored = pydicom.dcmread(one)
+    assert stored.file_meta.SendingApplicationEntityTitle == "CT_ROOM 3"
+    assert stored.PixelData == pydicom.dcmread(rg1).PixelData
 
 
 def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(listening, monkeypatch):

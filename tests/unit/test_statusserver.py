@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lungwatch.daemon.checks import Phase
-from lungwatch.daemon.monitor.health import HealthCheck, Probes, StatusServer
+from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes
+from lungwatch.daemon.monitor.metrics import StatusServer
 from lungwatch.daemon.retry import OutageKind, SystemClock
 from lungwatch.daemon.stage import Progress, TimeLimited
 from lungwatch.db.statistics import HealthCounts
@@ -65,7 +65,7 @@ def check_of(probes):
 
 
 def get(server, path):
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=240)
     connection.request("GET", path)
     answer = connection.getresponse()
     body = answer.read().decode()

@@ -15,7 +15,6 @@ from lungwatch.files import FileKind, file_kind
 
 ImageClass = Literal["COVID", "NORMAL", "OTHER_PNEUMONIA"]
 Split = Literal["train", "val", "test"]
-
 CLASSES: tuple[ImageClass, ...] = get_args(ImageClass)
 SPLITS: tuple[Split, ...] = get_args(Split)
 MANIFEST = "manifest.csv"
@@ -29,14 +28,14 @@ _HELD_OUT_PERCENT = 15
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A file and what is known about it.
+    """One labelled image file of a data set.
 
     Attributes
     ----------
     path
         The image file: DICOM, PNG or JPEG.
     finding
-        What the X-ray shows. The network learns COVID against all the rest.
+        Class of the X-ray. The network learns COVID against all the rest.
     split
         The part of the data set it belongs to; None where the data set is not split.
     source
@@ -57,18 +56,18 @@ class Sample:
 
     @property
     def positive(self) -> bool:
-        """Whether the X-ray is labelled COVID."""
+        """True if the X-ray is labelled COVID."""
         return self.finding == "COVID"
 
     @property
     def opaque(self) -> bool:
-        """Whether the label says that the lungs show an opacity, of COVID or another."""
+        """True if the label implies an opacity of the lungs, of COVID or another cause."""
         return self.finding in _OPAQUE
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMap:
-    """What the labels mean that are no finding by their own name.
+    """Meaning of labels that are not the name of a class.
 
     Attributes
     ----------
@@ -102,7 +101,7 @@ class LabelMap:
         return cls(meanings=meanings)
 
     def knows(self, label: str) -> bool:
-        """Whether the label is a finding or is mapped."""
+        """Return whether the label is a class or is mapped."""
         return label in self.meanings or label in CLASSES
 
     def finding(self, label: str) -> ImageClass | None:
@@ -118,7 +117,7 @@ class LabelMap:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelCount:
-    """How many images of a data set have which label, by what becomes of them.
+    """Numbers of images by label, for labels that are mapped, ignored or unknown.
 
     Attributes
     ----------
@@ -166,7 +165,7 @@ class LabelCount:
         ]
 
     def require_known(self, what: str) -> None:
-        """Refuse labels that nothing is known of: what they are is for the user to say.
+        """Refuse unknown labels: only the user can say what they mean.
 
         Raises
         ------
@@ -313,6 +312,12 @@ def dataset_name(location: Path) -> str:
     return place.parent.name if place.name == MANIFEST else place.stem
 
 
+def relative_name(path: Path, location: Path) -> str:
+    """Name a file relative to its data set's folder; by its whole path if it is elsewhere."""
+    root = location.parent if location.is_file() else location
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
 def describe(samples: Sequence[Sample]) -> dict[str, int]:
     """Count samples by source and finding, as "source/FINDING"."""
     counts = Counter(f"{s.source or 'unknown'}/{s.finding}" for s in samples)
@@ -439,7 +444,7 @@ def _looks_like_image(path: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImage:
-    """A file and what is known about it; as `Sample`, with any label: for pretraining.
+    """One image file with any label, for pretraining; otherwise as `Sample`.
 
     Attributes
     ----------

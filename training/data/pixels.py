@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ from lungwatch.errors import DatasetError, FileRejected
 from lungwatch.imaging.radiograph import Radiograph
 from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
-from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.dataset import LabelledImage, Sample
 
 FloatArray = NDArray[np.float32]
 # Objects of libraries that carry no usable types.
@@ -25,7 +25,6 @@ KerasModel: TypeAlias = Any
 Tensor: TypeAlias = Any
 OnnxProto: TypeAlias = Any
 OnnxSession: TypeAlias = Any
-
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _BATCH = 64
@@ -36,17 +35,9 @@ _FEWEST, _MOST = 0.02, 0.9
 _COMPARED_PX = 256
 
 
-class HasPath(Protocol):
-    """Whatever says where its image is."""
-
-    @property
-    def path(self) -> Path:
-        """The image file."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LungMasks:
-    """Images and what of them is lung.
+    """Images with masks of their lungs.
 
     Attributes
     ----------
@@ -82,7 +73,7 @@ class LungPair:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LesionImage:
-    """An X-ray on which somebody drew opacities.
+    """An X-ray with drawn opacities.
 
     Attributes
     ----------
@@ -95,7 +86,7 @@ class LesionImage:
     opacity
         bool, shape (h, w), over the radiograph without the frame that the reader cut off.
     lung
-        Likewise, the lungs; None where nobody drew them.
+        Likewise, the lungs; None where they are not drawn.
     """
 
     name: str
@@ -156,7 +147,7 @@ def in_batches(
 
 
 def read_pixels(
-    samples: Sequence[HasPath],
+    samples: Sequence[Sample | LabelledImage],
     spec: PreprocessSpec,
     *,
     workers: int = 2,

@@ -26,7 +26,6 @@ from lungwatch.training.evaluation.metrics import figures, roc_curve, sigmoid
 Rule = Literal["youden", "balanced"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 Kind = Literal["youden", "balanced", "sensitivity", "specificity"]
-
 LEAST_CASES = 30
 """Of each class: Platt's two numbers cannot be told from fewer."""
 METHOD = (
@@ -61,7 +60,7 @@ class TruthFileError(LungwatchError):
 
 @dataclass(frozen=True, kw_only=True)
 class Truths:
-    """What a file says.
+    """Truths read from a truth file.
 
     Attributes
     ----------
@@ -70,7 +69,7 @@ class Truths:
     covid
         Identifier to whether it was COVID, in the file's order.
     unknown_labels
-        Words that are neither, each with how many lines have it.
+        Words that are neither, each with the number of its lines.
     contradictory
         Identifiers with both truths; they are left out.
     """
@@ -87,7 +86,7 @@ class CannotCalibrateError(LungwatchError):
 
 @dataclass(frozen=True, kw_only=True)
 class Aim:
-    """What a threshold shall reach.
+    """Target of a threshold.
 
     Attributes
     ----------
@@ -146,8 +145,8 @@ def fit_calibration(targets: ArrayLike, logits: ArrayLike) -> Calibration:
     """Fit Platt scaling, p = sigmoid(slope * z + intercept), by maximum likelihood.
 
     Targets are smoothed as Platt does, so that a perfectly separated validation set gives
-    finite numbers. Should the fitted slope not be positive, the score knows nothing, and the
-    identity is returned: turning a score round is not calibration.
+    finite numbers. If the fitted slope is not positive, the score carries no information, and the
+    identity is returned: reversing a score is not calibration.
 
     Source: Platt 1999; Lin, Lin, Weng 2007 (Newton's method with step halving).
     """

@@ -1,6 +1,12 @@
-"""Tests of explanation maps: agreement with drawn lungs and opacities, likeness of maps.
+"""Tests of explanation maps: agreement with drawings, likeness, and shuffled weights.
 
-And maps of networks with shuffled weights.
+A number alone says little: opacities cover a third of the lungs, so a map that points anywhere
+in the lungs hits one in a third of the images. Each figure therefore stands beside the same
+figure for a random point of the lungs and for the map of another patient.
+
+A map that does not change when the weights are shuffled explains nothing (Adebayo et al. 2018,
+Sanity Checks for Saliency Maps). Weights are shuffled within each array instead of drawn from a
+distribution, so that quantised arrays keep their type and their distribution.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,11 +34,17 @@ from lungwatch.training.evaluation.scorers import KerasScorer, OnnxScorer, Score
 from lungwatch.training.networks.heads import HIDDEN, LOGIT
 
 _SIDE_PX = 64
-
 # Window and constants of Wang et al. 2004, for values of 0..1.
 _SIGMA = 1.5
-
 _C1, _C2 = 0.01**2, 0.03**2
+# Each image is compared with so many other patients' maps, for a mean that chance moves little.
+_PARTNERS = 5
+_Vector = NDArray[np.float64]
+DEPTHS = ("head", "half", "all")
+"""What is shuffled: the layers after the embedding; half of the layers, from the answer on; all."""
+_SEEDS = 3
+_FEWEST_WEIGHTS = 8
+_LAYERS = ("Conv", "Gemm", "MatMul", "Mul")
 
 
 def correlations(maps: FloatArray) -> NDArray[np.float64]:
@@ -113,7 +125,7 @@ def _blurred(image: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LungShare:
-    """How much of each map lies inside the lungs.
+    """Share of each map that lies inside the lungs.
 
     Attributes
     ----------
@@ -198,15 +210,9 @@ def measure_lungs(scorer: Scorer, folder: Path, bootstrap: Bootstrap) -> dict[st
     }
 
 
-# Each image is compared with so many other patients' maps, for a mean that chance moves little.
-_PARTNERS = 5
-
-_Vector = NDArray[np.float64]
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LesionShare:
-    """Where each map lies; NaN where nothing speaks for COVID, or no lungs are drawn.
+    """Position of each map; NaN where a map is empty, or no lungs are drawn.
 
     Attributes
     ----------
@@ -389,17 +395,6 @@ def _partners(there: Sequence[int], seed: int) -> dict[int, list[int]]:
     }
 
 
-DEPTHS = ("head", "half", "all")
-
-"""What is shuffled: the layers after the embedding; half of the layers, from the answer on; all."""
-
-_SEEDS = 3
-
-_FEWEST_WEIGHTS = 8
-
-_LAYERS = ("Conv", "Gemm", "MatMul", "Mul")
-
-
 def compare_randomised(
     scorer: Scorer, pixels: FloatArray, maps: FloatArray, bootstrap: Bootstrap
 ) -> dict[str, dict[str, Any]]:
@@ -441,7 +436,7 @@ def compare_randomised(
 def compare_maps(
     maps: FloatArray, others: Sequence[FloatArray], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Say how alike a model's maps are to another network's, or several others', image by image.
+    """Compare a model's maps with those of one or several other networks, image by image.
 
     Returns
     -------

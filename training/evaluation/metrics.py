@@ -26,7 +26,6 @@ _NEEDS_POSITIVES = frozenset({"sensitivity", "f1", "roc_auc", "pr_auc"})
 _NEEDS_NEGATIVES = frozenset({"specificity", "f1", "roc_auc", "pr_auc"})
 FEWEST = 10
 """Patients (images, where patients are unknown) of a class below which an interval is marked."""
-
 Patients = NDArray[np.intp]
 _Array = NDArray[np.float64]
 # Bounds the memory of a block of resamples to some tens of megabytes.

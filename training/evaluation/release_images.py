@@ -1,6 +1,6 @@
-"""Images and answers of the release gate: as they are, without lungs, lungs alone.
+"""Test images of the release gate and a model's answers to them.
 
-And altered.
+Radiographs as they are, without lungs, lungs alone, and altered.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,20 +22,17 @@ from lungwatch.training.evaluation.gate_rates import Gate
 from lungwatch.training.evaluation.scorers import Judgement, Scorer, embed
 
 FEWEST_LUNG = 0.08
-
 """Share of an image below which its lungs count as not found."""
-
 _MARGIN = 0.02
-
 _SPECK = 0.01
-
 _JPEG_QUALITY = 50
-
 _NOISE = 0.02
-
 _SMALLER = 0.75
-
 _TURN_DEG = 10.0
+_AT_ONCE = 32
+_MOST_CHANGED = 200
+_VIEWS = ("AP", "PA")
+_PLAIN, _BLACK, _ALONE = "as it is", "lungs black", "lungs alone"
 
 
 def lung_hull(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -134,22 +131,15 @@ CHANGES: dict[str, Callable[[FloatArray], FloatArray]] = {
 """Name -> how a radiograph, float32 (H, W), 0..1, is changed."""
 
 
-_AT_ONCE = 32
-
-_MOST_CHANGED = 200
-
-_VIEWS = ("AP", "PA")
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
-    """What a model says of one data set.
+    """A model's answers for one data set and its altered copies.
 
     Attributes
     ----------
     name
         Of the data set.
-    samples, looks
+    samples, scans
         The images.
     judgement
         How the logits are read.
@@ -170,7 +160,7 @@ class Answers:
 
     name: str
     samples: Sequence[Sample]
-    looks: Sequence[ScannedImage]
+    scans: Sequence[ScannedImage]
     judgement: Judgement
     views: Sequence[str]
     adults: Sequence[bool] | None
@@ -182,7 +172,7 @@ class Answers:
 
     @property
     def positive(self) -> NDArray[np.bool_]:
-        """Whether each image is labelled COVID, bool (N,)."""
+        """True for each image labelled COVID, bool (N,)."""
         return np.array([sample.positive for sample in self.samples], dtype=np.bool_)
 
     @property
@@ -223,7 +213,7 @@ def ask(
     seed: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Answers:
-    """Ask a model about every image of a data set, and about changed copies.
+    """Run a model on every image of a data set, and on altered copies.
 
     Parameters
     ----------
@@ -246,7 +236,7 @@ def ask(
         If the model answers with what is no number.
     """
     samples = choose_samples(location, split)
-    looks, unreadable = scan(samples)
+    scans, unreadable = scan(samples)
     require_readable(unreadable)
     rows = manifest_rows(location)
     told = [rows.get(sample.path, {}) for sample in samples]
@@ -270,7 +260,7 @@ def ask(
     return Answers(
         name=dataset_name(location),
         samples=samples,
-        looks=looks,
+        scans=scans,
         judgement=scorer.judgement,
         views=[_view(row.get("view")) for row in told],
         adults=_adults([row.get("pediatric") for row in told]),
@@ -284,9 +274,6 @@ def ask(
             if name in CHANGES
         },
     )
-
-
-_PLAIN, _BLACK, _ALONE = "as it is", "lungs black", "lungs alone"
 
 
 def _copies(

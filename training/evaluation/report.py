@@ -1,7 +1,4 @@
-"""HTML reports of evaluations and data sets, and the gallery of cases.
-
-Each one file that needs nothing else.
-"""
+"""HTML reports of evaluations and data sets, each in one file, and the gallery of cases."""
 
 import base64
 import functools
@@ -32,14 +29,37 @@ if TYPE_CHECKING:
 # From the radiograph, float32 (H, W), and the maps of NEGATIVE and COVID over it, float32
 # (2, h, w), to the X-ray, the X-ray under COVID's map and under NEGATIVE's, uint8.
 Renderer = Callable[[FloatImage, FloatArray], Sequence[NDArray[np.uint8]]]
-
-
 GROUPS = {
     "tp": "True positives",
     "fn": "False negatives",
     "fp": "False positives",
     "tn": "True negatives",
 }
+_MAX_LISTED = 100
+_NAMES = {
+    "accuracy": "Accuracy",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "f1": "F1",
+    "roc_auc": "ROC-AUC",
+    "pr_auc": "PR-AUC",
+    "ece": "ECE",
+    "brier": "Brier",
+}
+_PLOTS = {
+    "roc": "ROC curve",
+    "pr": "Precision-recall curve",
+    "reliability": "Reliability",
+    "confusion": "Confusion matrix",
+    "scores": "Scores",
+}
+_LUNGS = {
+    "map_in_lungs": "Share of the COVID map inside the lungs",
+    "strongest_point_in_lungs": "Images whose strongest point lies inside (pointing game)",
+    "lung_area": "Share of the image that is lung, for comparison",
+}
+# A heading, a text, and the columns and rows of a table; "" and () for none.
+_Block = tuple[str, str, Sequence[str], Sequence[Sequence[object]]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,36 +165,9 @@ def over_image(maps: FloatArray, shape: tuple[int, int], spec: PreprocessSpec) -
     return np.stack(wide)[:, top : top + height, left : left + width].astype(np.float32)
 
 
-_MAX_LISTED = 100
-_NAMES = {
-    "accuracy": "Accuracy",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "f1": "F1",
-    "roc_auc": "ROC-AUC",
-    "pr_auc": "PR-AUC",
-    "ece": "ECE",
-    "brier": "Brier",
-}
-_PLOTS = {
-    "roc": "ROC curve",
-    "pr": "Precision-recall curve",
-    "reliability": "Reliability",
-    "confusion": "Confusion matrix",
-    "scores": "Scores",
-}
-_LUNGS = {
-    "map_in_lungs": "Share of the COVID map inside the lungs",
-    "strongest_point_in_lungs": "Images whose strongest point lies inside (pointing game)",
-    "lung_area": "Share of the image that is lung, for comparison",
-}
-# A heading, a text, and the columns and rows of a table; "" and () for none.
-_Block = tuple[str, str, Sequence[str], Sequence[Sequence[object]]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReportSection:
-    """What the report shows of one data set.
+    """Section of the report on one data set.
 
     Attributes
     ----------
@@ -186,7 +179,7 @@ class ReportSection:
     gallery
         Cases to look at.
     note
-        What is missing, and why; "" if nothing is.
+        Remark on what is missing; "" if nothing is.
     """
 
     result: Mapping[str, Any]

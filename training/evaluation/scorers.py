@@ -1,7 +1,4 @@
-"""Scorers: Keras networks and exported graphs under one interface.
-
-With a cache of their scores.
-"""
+"""Scorers: Keras networks and exported graphs under one interface, and a cache of their scores."""
 
 import hashlib
 import io
@@ -44,6 +41,10 @@ from lungwatch.training.evaluation.foreign import (
 from lungwatch.training.fitting.run import RunFolder, prepare_tensorflow
 from lungwatch.training.networks.heads import FEATURES, POOLED, further_findings, gradcam, output_of
 
+ONNX_FILE = "model.onnx"
+_EMBED_BATCH = 64
+_MODEL_FILES = ("model.onnx", "model.keras", "config.json", "metrics.json")
+
 
 def predict_logits(model: KerasModel, pixels: FloatArray, batch_size: int = 64) -> FloatArray:
     """Return a Keras network's binary logits, float32 (N,), for (N, S, S, 1) in 0..1."""
@@ -51,12 +52,9 @@ def predict_logits(model: KerasModel, pixels: FloatArray, batch_size: int = 64) 
     return answers[:, 0].astype(np.float32)
 
 
-ONNX_FILE = "model.onnx"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """How a network's input is made and its answer read; see `lungwatch.contract`."""
+    """Preprocessing, calibration and decision of a network; see `lungwatch.contract`."""
 
     name: str
     preprocess: PreprocessSpec
@@ -66,11 +64,11 @@ class Judgement:
 
 
 class Scorer(Protocol):
-    """Anything that gives binary logits."""
+    """A model that gives binary logits."""
 
     @property
     def judgement(self) -> Judgement:
-        """How to read the answers."""
+        """Preprocessing, calibration and decision."""
 
     def logits(self, pixels: FloatArray) -> FloatArray:
         """Return binary logits, (N,), for preprocessed images, (N, S, S, 1), 0..1."""
@@ -337,9 +335,6 @@ def load_keras(file: Path) -> KerasModel:
         raise ModelError(f"{file} is not a Keras model that can be read") from error
 
 
-_EMBED_BATCH = 64
-
-
 @runtime_checkable
 class Embedder(Protocol):
     """A scorer that gives embeddings by itself."""
@@ -387,9 +382,6 @@ def _of_keras(scorer: KerasScorer, pixels: FloatArray) -> FloatArray:
         raise ModelError(f"{scorer.judgement.name} has no layer named {POOLED!r}: no embedding")
     pooled = keras.Model(model.input, model.get_layer(POOLED).output)
     return np.asarray(pooled.predict(pixels, batch_size=_EMBED_BATCH, verbose=0), np.float32)
-
-
-_MODEL_FILES = ("model.onnx", "model.keras", "config.json", "metrics.json")
 
 
 @dataclass(frozen=True, kw_only=True)
