@@ -12,6 +12,7 @@ from lungwatch.attributes import RadiographMeta
 from lungwatch.db import queries
 from lungwatch.db.claims import Drop
 from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import State
 from lungwatch.db.queries import (
     ResultFilter,
     get_result,
@@ -22,7 +23,6 @@ from lungwatch.db.queries import (
     unfinished,
 )
 from lungwatch.db.results import Store
-from lungwatch.db.states import State
 from lungwatch.db.statistics import stats
 from lungwatch.errors import NotFoundError
 

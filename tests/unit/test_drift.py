@@ -26,8 +26,7 @@ from lungwatch.daemon.pipeline.model import Classifier, find_bundle
 from lungwatch.daemon.retry import SystemClock
 from lungwatch.db.engine import reading, writing
 from lungwatch.db.maintenance import open_database
-from lungwatch.db.models import Image, Model, Result
-from lungwatch.db.states import State
+from lungwatch.db.models import Image, Model, Result, State
 from lungwatch.db.statistics import DriftRow, drift_rows
 from lungwatch.errors import ModelError, Reason
 from lungwatch.models import SHIPPED_DEFAULT
