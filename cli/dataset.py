@@ -87,9 +87,9 @@ def explore(
     The run folder shows images of patients: protect it like the data set.
     """
     from lungwatch.training.data.dataset import list_dataset
-    from lungwatch.training.data.plots import draw_exploration
     from lungwatch.training.data.scan import explore as sum_up
     from lungwatch.training.data.scan import per_image
+    from lungwatch.training.evaluation.plots import draw_exploration
     from lungwatch.training.evaluation.report import exploration_html
 
     run = _begin("explore", data, out, resume=resume, seed=seed, labels=labels)
@@ -151,7 +151,7 @@ def check(
         data, listing.samples, scans, unreadable, labels=listing.labels, seed=seed
     )
     if run:
-        from lungwatch.training.data.plots import draw_check
+        from lungwatch.training.evaluation.plots import draw_check
         from lungwatch.training.evaluation.report import check_html
 
         pictures = draw_check(found, scans)
@@ -193,9 +193,9 @@ def split(
     """
     from lungwatch.training.data.dataset import MANIFEST, load_dataset
     from lungwatch.training.data.duplicates import find_duplicates, together
-    from lungwatch.training.data.plots import draw_split
     from lungwatch.training.data.scan import require_readable
     from lungwatch.training.data.splits import split_groups, split_table, write_manifest
+    from lungwatch.training.evaluation.plots import draw_split
     from lungwatch.training.evaluation.report import split_html
 
     run = _begin("split", data, out, resume=resume, seed=seed, labels=labels, val=val, test=test)

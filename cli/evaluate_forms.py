@@ -88,7 +88,7 @@ def _refuse(options: Mapping[str, Any], names: tuple[str, ...], why: str) -> Non
 def _begin(out: Path | None, config: Mapping[str, object]) -> None:
     """Create the run folder, if one is asked for; the settings are plain values or paths."""
     if out:
-        from lungwatch.training.evaluation.evaluation_plots import require_matplotlib
+        from lungwatch.training.evaluation.plots import require_matplotlib
         from lungwatch.training.fitting.run import begin_run
 
         require_matplotlib()
@@ -177,7 +177,7 @@ def _evaluate_content_gate(options: Mapping[str, Any]) -> None:
 def _write_content_gate(
     out: Path, result: dict[str, Any], outcomes: "Sequence[GateOutcome]", found: "Sequence[Rate]"
 ) -> None:
-    from lungwatch.training.evaluation.evaluation_plots import draw_gate_rates
+    from lungwatch.training.evaluation.plots import draw_gate_rates
 
     rows = [asdict(one) for one in outcomes]
     _write_result(out / "gate.json", result)
@@ -245,7 +245,7 @@ def _evaluate_lesions(options: Mapping[str, Any]) -> None:
         **_compare_maps(scorer, other, images, maps, bootstrap),
     }
     if out:
-        from lungwatch.training.evaluation.evaluation_plots import draw_lesion_cases, draw_lesions
+        from lungwatch.training.evaluation.plots import draw_lesion_cases, draw_lesions
 
         _write_result(out / "lesions.json", result)
         write_atomic(out / "lesions.png", draw_lesions(found))
@@ -359,7 +359,7 @@ def _evaluate_release_gate(options: Mapping[str, Any]) -> None:
         )
     values = result.to_dict()
     if out:
-        from lungwatch.training.evaluation.evaluation_plots import draw_lesions, draw_release_gate
+        from lungwatch.training.evaluation.plots import draw_lesions, draw_release_gate
 
         _write_text(out / "release_gate.json", to_json(values) + "\n")
         write_atomic(out / "release_gate.png", draw_release_gate(result.checks))
@@ -518,7 +518,7 @@ def _folder_name(name: str) -> str:
 def _section(
     scorer: "Scorer", evaluation: "SetEvaluation", *, per_group: int, seed: int
 ) -> "ReportSection":
-    from lungwatch.training.evaluation.evaluation_plots import draw_plots
+    from lungwatch.training.evaluation.plots import draw_plots
     from lungwatch.training.evaluation.report import ReportSection, make_gallery
 
     note = ""
@@ -538,7 +538,7 @@ def _section(
 
 
 def _write_gallery(place: Path, section: "ReportSection") -> None:
-    from lungwatch.training.evaluation.evaluation_plots import draw_gallery
+    from lungwatch.training.evaluation.plots import draw_gallery
     from lungwatch.training.evaluation.report import GROUPS
 
     for group in GROUPS:

@@ -295,8 +295,9 @@ def test_images_that_are_tested_may_not_choose_the_threshold(data):
     result = invoke(SHIPPED_DEFAULT, data, *aim)
     assert result.exit_code == 1
     assert "29 of the images that choose the threshold" in result.stderr
+    source = ThresholdSource(aim=Aim(kind="youden"), data=data, split="test")
     with pytest.raises(DatasetError, match="among those"):
-        aim_threshold(Brightness(), Aim(kind="youden"), data, "test", tested=load_dataset(data))
+        aim_threshold(Brightness(), source, tested=load_dataset(data))
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def find_confounds(
 
     Parameters
     ----------
-    looks
+    scans
         The images.
     groups
         For each image the group that must not be on both sides of a fold.
@@ -289,7 +289,7 @@ def check_dataset(
         The data set's folder or manifest.
     samples
         All its files.
-    looks, unreadable
+    scans, unreadable
         What `scan` found of them.
     labels
         The labels behind the samples, and those that are not used; by default all are.

@@ -312,6 +312,12 @@ def dataset_name(location: Path) -> str:
     return place.parent.name if place.name == MANIFEST else place.stem
 
 
+def relative_name(path: Path, location: Path) -> str:
+    """Name a file relative to its data set's folder; by its whole path if it is elsewhere."""
+    root = location.parent if location.is_file() else location
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
 def describe(samples: Sequence[Sample]) -> dict[str, int]:
     """Count samples by source and finding, as "source/FINDING"."""
     counts = Counter(f"{s.source or 'unknown'}/{s.finding}" for s in samples)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ from lungwatch.errors import DatasetError, FileRejected
 from lungwatch.imaging.radiograph import Radiograph
 from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
-from lungwatch.training.data.dataset import Sample
+from lungwatch.training.data.dataset import LabelledImage, Sample
 
 FloatArray = NDArray[np.float32]
 # Objects of libraries that carry no usable types.
@@ -33,14 +33,6 @@ _AT_ONCE = 32
 _FEWEST, _MOST = 0.02, 0.9
 # Longest side at which maps and drawings are compared: twenty times finer than a map's cells.
 _COMPARED_PX = 256
-
-
-class HasPath(Protocol):
-    """An object with the path of an image."""
-
-    @property
-    def path(self) -> Path:
-        """The image file."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,7 +147,7 @@ def in_batches(
 
 
 def read_pixels(
-    samples: Sequence[HasPath],
+    samples: Sequence[Sample | LabelledImage],
     spec: PreprocessSpec,
     *,
     workers: int = 2,

@@ -16,14 +16,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 
 from lungwatch.bundle import ABOUT_FILE, LEARNT_FILE, read_bundle
 from lungwatch.errors import ConfigError, DatasetError, ModelError
 from lungwatch.files import write_atomic
-from lungwatch.training.data.dataset import SPLITS, Split, manifest_rows
+from lungwatch.training.data.dataset import (
+    SPLITS,
+    LabelledImage,
+    Sample,
+    Split,
+    manifest_rows,
+    relative_name,
+)
 from lungwatch.training.data.scan import ScannedImage
 
 COLUMNS = (
@@ -48,7 +55,7 @@ def split_groups(
 
     Parameters
     ----------
-    looks
+    scans
         The images.
     groups
         For each image its group.
@@ -110,7 +117,7 @@ def write_manifest(
         The file to write, over an older one; its folder must be there.
     location
         The data set as it was given.
-    looks, splits
+    scans, splits
         The images and their splits.
 
     Raises
@@ -216,26 +223,6 @@ def split_table(
     )
 
 
-class Recorded(Protocol):
-    """Attributes of an image that a record needs."""
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-
-    @property
-    def split(self) -> str | None:
-        """The part of the data set it belongs to."""
-
-    @property
-    def source(self) -> str:
-        """The collection it comes from."""
-
-    @property
-    def patient(self) -> str:
-        """The patient's pseudonym within the source."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class LearntImages:
     """Images that a network was trained on, by the first bytes of their SHA-256.
@@ -327,7 +314,9 @@ class DataRecord:
     learnt: LearntImages = field(default_factory=LearntImages)
 
     @classmethod
-    def of(cls, samples: Sequence[Recorded], labels: Sequence[str], folder: Path) -> Self:
+    def of(
+        cls, samples: Sequence[Sample | LabelledImage], labels: Sequence[str], folder: Path
+    ) -> Self:
         """Record files with their labels, named relative to a folder.
 
         Raises
@@ -338,7 +327,7 @@ class DataRecord:
         rows = {}
         digests = sha256_of([sample.path for sample in samples])
         for sample, label, sha256 in zip(samples, labels, digests, strict=True):
-            name = _name(sample.path, folder)
+            name = relative_name(sample.path, folder)
             known = f"{sample.source}\0{sample.patient}".encode() if sample.patient else b""
             rows[name] = DataRow(
                 file=name,
@@ -360,8 +349,8 @@ class DataRecord:
         """
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         rows = {
-            _name(path, folder): DataRow(
-                file=_name(path, folder), sha256=sha256, label="", split="", patient=""
+            relative_name(path, folder): DataRow(
+                file=relative_name(path, folder), sha256=sha256, label="", split="", patient=""
             )
             for path, sha256 in zip(paths, sha256_of(paths), strict=True)
         }
@@ -387,7 +376,7 @@ class DataRecord:
 
     def row(self, path: Path, folder: Path) -> DataRow:
         """Return a file's row."""
-        return self.rows[_name(path, folder)]
+        return self.rows[relative_name(path, folder)]
 
     def check(self, root: Path) -> None:
         """Refuse to resume a run whose data have changed.
@@ -459,7 +448,7 @@ def learnt_of(place: Path) -> LearntImages | None:
     return None if data is None else LearntImages.from_json(data, str(folder / LEARNT_FILE))
 
 
-def learnt_from(samples: Sequence[Recorded], learnt: LearntImages) -> list[bool]:
+def learnt_from(samples: Sequence[Sample | LabelledImage], learnt: LearntImages) -> list[bool]:
     """Return for each image whether a network was trained on a file of the same bytes."""
     digests = sha256_of([sample.path for sample in samples])
     return [prefix(digest) in learnt.train for digest in digests]
@@ -492,10 +481,6 @@ def prefixes(digests: Iterable[str]) -> frozenset[bytes]:
 def prefix(digest: str) -> bytes:
     """Return what `LearntImages` keeps of a SHA-256 digest, hexadecimal."""
     return bytes.fromhex(digest[: 2 * _BYTES])
-
-
-def _name(path: Path, folder: Path) -> str:
-    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
 def _read(file: Path) -> dict[str, DataRow] | None:

@@ -19,6 +19,7 @@ from lungwatch.training.data.dataset import (
     list_dataset,
     load_dataset,
     of_split,
+    relative_name,
     select,
 )
 from lungwatch.training.data.duplicates import patient_numbers
@@ -56,37 +57,17 @@ _UNKNOWN = "unknown"
 _NAMED = 5
 
 
-def evaluate(
-    scorer: Scorer,
-    location: Path,
-    split: Split | None = "test",
-    *,
-    progress: Callable[[int], None] | None = None,
+def evaluate_pixels(
+    scorer: Scorer, samples: Sequence[Sample], pixels: FloatArray
 ) -> dict[str, Any]:
-    """Measure a network on one split of a data set (all of it for None).
+    """Measure a network on preprocessed samples, without intervals.
 
     Returns
     -------
     dict
         The fields of `Figures`, the share that is `uncertain`, and `probes`: ROC-AUC of one
-        finding against another, over all sources and within each.
-
-    Raises
-    ------
-    DatasetError
-        If the split is empty, holds one class only, or a file is unreadable.
-    """
-    samples = select(load_dataset(location), split, dataset_name(location))
-    pixels = read_pixels(samples, scorer.judgement.preprocess, progress=progress)
-    return evaluate_pixels(scorer, samples, pixels)
-
-
-def evaluate_pixels(
-    scorer: Scorer, samples: Sequence[Sample], pixels: FloatArray
-) -> dict[str, Any]:
-    """Measure a network on samples already read; see `evaluate`.
-
-    Each finding beside COVID that the labels tell is measured too, under `findings`.
+        class against another, over all sources and within each. Each finding beside COVID that
+        the labels tell is measured too, under `findings`.
     """
     found = evaluate_logits(scorer.judgement, samples, scorer.logits(pixels))
     if scorer.judgement.findings:
@@ -97,7 +78,7 @@ def evaluate_pixels(
 def evaluate_findings(
     scorer: Scorer, samples: Sequence[Sample], pixels: FloatArray
 ) -> dict[str, Any]:
-    """Measure each finding beside COVID that the labels tell, by name; see `evaluate`."""
+    """Measure each finding beside COVID that the labels tell, by name."""
     logits, found = scorer.finding_logits(pixels), {}
     for index, one in enumerate(scorer.judgement.findings):
         truth = finding_truth(one.name, samples)
@@ -123,7 +104,7 @@ def finding_truth(name: str, samples: Sequence[Sample]) -> FloatArray | None:
 def evaluate_logits(
     judgement: Judgement, samples: Sequence[Sample], logits: FloatArray
 ) -> dict[str, Any]:
-    """Measure binary logits, shape (N,), of samples in their order; see `evaluate`."""
+    """Measure binary logits, shape (N,), of samples in their order; see `evaluate_pixels`."""
     decision = judgement.decision
     probabilities = apply_calibration(judgement.calibration, logits)
     uncertain = (probabilities >= decision.uncertain_low) & (
@@ -208,6 +189,23 @@ class Scored:
         return self.probabilities >= self.judgement.decision.threshold
 
 
+@dataclass(frozen=True, kw_only=True)
+class ThresholdSource:
+    """Target of a new threshold, and the data that choose it.
+
+    Attributes
+    ----------
+    aim
+        What it shall reach.
+    data, split
+        The cases that choose it; they are not tested. None takes the whole data set.
+    """
+
+    aim: Aim
+    data: Path
+    split: Split | None = "val"
+
+
 def choose_samples(
     location: Path, split: Split | None, labels: LabelMap | None = None
 ) -> list[Sample]:
@@ -263,14 +261,11 @@ def score(
 
 def aim_threshold(
     scorer: Scorer,
-    aim: Aim,
-    location: Path,
-    split: Split | None,
+    source: ThresholdSource,
     *,
     tested: Sequence[Sample],
     labels: LabelMap | None = None,
     learnt: LearntImages | None = None,
-    progress: Progress | None = None,
     cache: ScoreCache | None = None,
 ) -> tuple[Judgement, dict[str, Any]]:
     """Choose a model's threshold on cases that it is not tested on.
@@ -286,21 +281,22 @@ def aim_threshold(
     DatasetError
         If these cases are among those that are tested, or cannot be used.
     """
-    samples = select(load_dataset(location, labels), split, dataset_name(location))
+    location, name = source.data, dataset_name(source.data)
+    samples = select(load_dataset(location, labels), source.split, name)
     shared = {s.path.resolve() for s in samples} & {s.path.resolve() for s in tested}
     if shared:
         raise DatasetError(
             f"{location}: {len(shared)} of the images that choose the threshold are among those "
             f"to be evaluated ({min(shared)}); choose it on another split"
         )
-    scored = score(scorer, samples, progress=progress, cache=cache)
-    decision = choose_threshold(scored.targets, scored.calibrated, aim)
+    scored = score(scorer, samples, cache=cache)
+    decision = choose_threshold(scored.targets, scored.calibrated, source.aim)
     judgement = replace(scorer.judgement, decision=decision)
     reached = evaluate_logits(judgement, samples, scored.logits)
     return judgement, {
-        "aim": str(aim),
-        "data": dataset_name(location),
-        "split": split or "all",
+        "aim": str(source.aim),
+        "data": name,
+        "split": source.split or "all",
         "threshold": decision.threshold,
         "sensitivity": reached["sensitivity"],
         "specificity": reached["specificity"],
@@ -310,12 +306,12 @@ def aim_threshold(
 
 
 def evaluate_scored(scored: Scored, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Measure answers: what `summarise` gives, with intervals and by source.
+    """Measure answers with intervals and by source.
 
     Returns
     -------
     dict
-        The fields of `summarise`, and `intervals` (95 %, by figure), `probe_intervals` (by
+        The fields of `evaluate_pixels`, and `intervals` (95 %, by figure), `probe_intervals` (by
         probe), `sources` (by source; a figure that has no meaning there is None), `patients`
         (how many of either class; None if they are unknown), `bootstrap` (over patients where
         they are known) and what has `too_few` of them (`metrics.FEWEST`).
@@ -388,16 +384,13 @@ def compare(scored: Scored, other: Scored, bootstrap: Bootstrap) -> dict[str, An
 
 def rows(scored: Scored, location: Path, other: Scored | None = None) -> list[dict[str, Any]]:
     """List what was answered for each image, with paths relative to the data set."""
-    root = location if location.is_dir() else location.parent
     answers = scored.probabilities
     others = other.probabilities if other else None
     decision = scored.judgement.decision
     listed = []
     for index, sample in enumerate(scored.samples):
-        path = sample.path
-        inside = path.relative_to(root) if path.is_relative_to(root) else path
         row = {
-            "path": inside.as_posix(),
+            "path": relative_name(sample.path, location),
             "label": sample.finding,
             "source": sample.source,
             "probability": float(answers[index]),
@@ -448,23 +441,6 @@ def _count(truth: FloatArray, patients: Patients) -> dict[str, int]:
 
 def _of(patients: Patients | None, chosen: Sequence[int]) -> Patients | None:
     return None if patients is None else patients[list(chosen)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThresholdSource:
-    """Target of a new threshold, and the data that choose it.
-
-    Attributes
-    ----------
-    aim
-        What it shall reach.
-    data, split
-        The cases that choose it; they are not tested. None takes the whole data set.
-    """
-
-    aim: Aim
-    data: Path
-    split: Split | None = "val"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -553,8 +529,17 @@ def run_evaluation(
     progress = on_total(len(models) * sum(map(len, sets))) if on_total else None
     tested = [sample for samples in sets for sample in samples]
     kept: list[ScoreCache | None] = list(caches) if caches else [None] * len(models)
-    judged = [
-        _judge(model, request, tested, cache, learnt if model is scorer else None)
+    judged: list[tuple[Judgement, dict[str, Any] | None]] = [
+        aim_threshold(
+            model,
+            request.threshold,
+            tested=tested,
+            labels=request.labels,
+            learnt=learnt if model is scorer else None,
+            cache=cache,
+        )
+        if request.threshold
+        else (model.judgement, None)
         for model, cache in zip(models, kept, strict=True)
     ]
     lungs = [
@@ -594,28 +579,6 @@ def run_evaluation(
     return found
 
 
-def _judge(
-    model: Scorer,
-    request: EvaluationRequest,
-    tested: Sequence[Sample],
-    cache: ScoreCache | None,
-    learnt: LearntImages | None,
-) -> tuple[Judgement, dict[str, Any] | None]:
-    source = request.threshold
-    if source is None:
-        return model.judgement, None
-    return aim_threshold(
-        model,
-        source.aim,
-        source.data,
-        source.split,
-        tested=tested,
-        labels=request.labels,
-        learnt=learnt,
-        cache=cache,
-    )
-
-
 def _learnt(
     scored: Scored, location: Path, learnt: LearntImages | None, bootstrap: Bootstrap
 ) -> dict[str, Any] | None:
@@ -623,9 +586,8 @@ def _learnt(
     if learnt is None:
         return None
     known = learnt_from(scored.samples, learnt)
-    root = location if location.is_dir() else location.parent
     names = [
-        (s.path.relative_to(root) if s.path.is_relative_to(root) else s.path).as_posix()
+        relative_name(s.path, location)
         for s, is_known in zip(scored.samples, known, strict=True)
         if is_known
     ]

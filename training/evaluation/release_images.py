@@ -139,7 +139,7 @@ class Answers:
     ----------
     name
         Of the data set.
-    samples, looks
+    samples, scans
         The images.
     judgement
         How the logits are read.

@@ -29,12 +29,11 @@ from lungwatch.training.data.dataset import (
 )
 from lungwatch.training.data.duplicates import LeakPolicy, apply_leaks, find_leaks
 from lungwatch.training.data.pixels import FloatArray, KerasModel, read_pixels, targets
-from lungwatch.training.data.plots import plot_history
 from lungwatch.training.data.splits import DataRecord, LearntImages, learnt_of, prefixes
 from lungwatch.training.evaluation.calibration import apply_calibration, calibrate
 from lungwatch.training.evaluation.evaluation import Scored, evaluate_logits, evaluate_pixels
-from lungwatch.training.evaluation.evaluation_plots import draw_plots
 from lungwatch.training.evaluation.metrics import Figures, figures
+from lungwatch.training.evaluation.plots import draw_plots, plot_history
 from lungwatch.training.evaluation.scorers import KerasScorer, Scorer, predict_logits
 from lungwatch.training.fitting.run import Progress, RunFolder
 from lungwatch.training.fitting.trainer import FitConfig, FitData, FitState, fit, sampling_weights
