@@ -26,12 +26,12 @@ from lungwatch.daemon.pacs.scu import (
 )
 from lungwatch.daemon.retry import Outages
 from lungwatch.daemon.stage import DatabaseWriter, Progress
-from lungwatch.db.claims import Drop
 from lungwatch.db.deliveries import Deliveries, DeliveryRow, OutboxPlan, list_deliveries
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
 from lungwatch.errors import ConfigError, MissingExtraError
 from tests.support.clock import ManualClock
+from tests.support.rows import drop, record
 from tests.support.waits import PATIENCE_S
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -131,31 +131,8 @@ class Bench:
                 study_uid="1.2",
                 sop_uid=f"1.3.{number}",
             )
-            claim = store.claim(
-                Drop(
-                    token=f"t{number}",
-                    sha256=f"{number:064x}",
-                    size_bytes=1,
-                    source_name="x.dcm",
-                    path=f"work/{number}/x.dcm",
-                    model_id=model_id,
-                    max_attempts=3,
-                    now=T0,
-                    exists=lambda _: True,
-                )
-            )
-            store.record(
-                result_id=claim.result_id,
-                meta=meta,
-                label="COVID",
-                probability=0.9,
-                logit=2.0,
-                threshold=0.5,
-                flags=[],
-                overlay="overlays/x.png",
-                duration_ms=1,
-                now=T0,
-            )
+            claim = store.claim(drop(number, model_id=model_id, now=T0))
+            record(store, claim.result_id, meta=meta, now=T0)
             store.finish(result_id=claim.result_id, path="done/x.dcm", now=T0)
 
     def on_crash(self, name: str, error: BaseException):
