@@ -73,12 +73,12 @@ def echo(site: Site, *, destinations: tuple[str, ...], as_json: bool) -> None:
     Exit code 1 if one of them does not answer.
     """
     from lungwatch.daemon.config import parse_destination
-    from lungwatch.daemon.pacs.scu import StorageScu, TlsFiles, UnreachableError
+    from lungwatch.daemon.pacs.scu import StorageScu, UnreachableError
 
     names = destinations or site.config.pacs_destinations
     if not names:
         raise ConfigError("no destination: set 'pacs.destinations', or name one")
-    user = StorageScu(site.config.pacs_ae_title, TlsFiles.of(site.config))
+    user = StorageScu(site.config)
     answers = []
     for destination in map(parse_destination, names):
         try:

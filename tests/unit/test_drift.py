@@ -389,7 +389,7 @@ def test_the_bundles_reference_needs_no_first_results(clinic, rng):
     [
         ({"drift": 2}, "format 2"),
         ({"axes": [[1.0, 2.0]]}, "another model"),
-        ({"centre": [float("nan")] * 16}, "no number"),
+        ({"centre": [float("nan")] * 16}, "not finite"),
         ({"values": {"logit": {"count": 3, "values": "x"}}}, "not understood"),
         ({"tags": 3}, "not understood"),
     ],
