@@ -16,10 +16,9 @@ from lungwatch.db.engine import (
     reading,
     writing,
 )
-from lungwatch.db.models import Image, Model, Result
+from lungwatch.db.models import UNFINISHED, Image, Model, Result, State
 from lungwatch.db.queries import ResultFilter, conditions
 from lungwatch.db.results import REQUEUED
-from lungwatch.db.states import UNFINISHED, State
 from lungwatch.errors import Reason
 
 _BATCH_ROWS = 500
