@@ -19,8 +19,7 @@ from lungwatch.daemon.pipeline.record import record_result
 from lungwatch.daemon.pipeline.records import Claimed, Classified, GateAnswer, Prepared
 from lungwatch.daemon.retry import retries_wait_s
 from lungwatch.daemon.stage import Context, Stage, crashpoint
-from lungwatch.db.models import Plausibility
-from lungwatch.db.states import State
+from lungwatch.db.models import Plausibility, State
 from lungwatch.errors import FileRejected, ProcessingFailed, Reason, describe
 
 # Starting a decoder and killing it, which one file may need twice.
