@@ -390,8 +390,6 @@ def make_int8(
         What labels mean that are no finding.
     learnt
         Images behind the network: those of the validation split that it learnt from fit nothing.
-    progress
-        Called with 1 for every image read.
 
     Raises
     ------

@@ -370,8 +370,6 @@ def make_reference(
         the test split of one without.
     labels
         What to do with labels that are none of lungwatch's.
-    progress
-        Called with 1 for every image read.
 
     Returns
     -------
@@ -503,8 +501,6 @@ def evaluate_sets(
         Data set of the training: its validation and test splits, as far as there are any.
     evaluate
         Further data sets: their test splits.
-    progress
-        Called with 1 for every image read.
     labels
         What labels mean that are no finding.
     learnt

@@ -68,7 +68,7 @@ CRITERIA: tuple[Criterion, ...] = tuple(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class CriterionCheck:
     """One requirement, and what a model reaches.
 
     Attributes
@@ -134,7 +134,7 @@ class Criteria:
         *,
         cases: int | None = None,
         beside: dict[str, float] | None = None,
-    ) -> Check:
+    ) -> CriterionCheck:
         """Hold a value to its bound.
 
         Parameters
@@ -163,7 +163,7 @@ class Criteria:
             return self.skip(name, on, reason, beside)
         held = interval[0] if criterion.judged == "low" and interval else value
         reached = held >= criterion.bound if criterion.at_least else held <= criterion.bound
-        return Check(
+        return CriterionCheck(
             criterion=criterion,
             on=on,
             value=round(float(value), 6),
@@ -176,9 +176,9 @@ class Criteria:
 
     def skip(
         self, name: str, on: str, reason: str, beside: dict[str, float] | None = None
-    ) -> Check:
+    ) -> CriterionCheck:
         """Record that nothing was measured, and why."""
-        return Check(
+        return CriterionCheck(
             criterion=self[name],
             on=on,
             verdict="not_measured",
@@ -187,7 +187,7 @@ class Criteria:
         )
 
 
-def overall(checks: Sequence[Check]) -> Verdict:
+def overall(checks: Sequence[CriterionCheck]) -> Verdict:
     """Sum up: "fail" if any check fails, "not_measured" if a criterion was measured nowhere."""
     if any(check.verdict == "fail" for check in checks):
         return "fail"

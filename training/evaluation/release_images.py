@@ -225,8 +225,6 @@ def ask(
         Finds the lungs; None if nothing does.
     seed
         Draws the 200 images that are changed.
-    progress
-        Called with 1 after each image.
 
     Raises
     ------
