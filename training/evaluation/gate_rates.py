@@ -292,7 +292,7 @@ class Rate:
     Attributes
     ----------
     folder, variant
-        See `Looked`.
+        See `GateOutcome`.
     pictures, kept
         Numbers of pictures.
     refused_by_reader, refused_by_gate
