@@ -21,7 +21,7 @@ from lungwatch.training.data.splits import SplitTable
 from lungwatch.training.evaluation.evaluation import Scored
 from lungwatch.training.evaluation.gate_rates import Rate
 from lungwatch.training.evaluation.metrics import figures, roc_auc, roc_curve
-from lungwatch.training.evaluation.release_criteria import CriterionCheck
+from lungwatch.training.evaluation.release_data import CriterionCheck
 from lungwatch.training.fitting.augmentation import NO_AUGMENTATION, Augmentation, augment
 
 _GRID_COLUMNS = 8

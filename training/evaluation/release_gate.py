@@ -36,13 +36,15 @@ from lungwatch.training.evaluation.metrics import (
     mean_interval,
     roc_auc,
 )
-from lungwatch.training.evaluation.release_criteria import (
+from lungwatch.training.evaluation.release_data import (
+    Answers,
     Criteria,
     CriterionCheck,
     Verdict,
+    ask,
+    count_images,
     overall,
 )
-from lungwatch.training.evaluation.release_images import Answers, ask, count_images
 from lungwatch.training.evaluation.scorers import Scorer
 from lungwatch.training.fitting.run import RunFolder
 
