@@ -232,7 +232,7 @@ def doctor(site: Site, *, as_json: bool) -> None:
 
     Exit code 1 if a check fails. Research use only; not a medical device.
     """
-    from lungwatch.daemon.checks import run_checks
+    from lungwatch.daemon.monitor.health import run_checks
 
     # Processing the synthetic X-ray would log events between the lines.
     logging.getLogger("lungwatch").addHandler(logging.NullHandler())

@@ -10,20 +10,21 @@ from typing import Protocol
 from sqlalchemy import Engine
 
 from lungwatch.bundle import other_builds, read_calibration
-from lungwatch.daemon.checks import Phase
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import Claimer
 from lungwatch.daemon.intake.intake import Intake
 from lungwatch.daemon.intake.watch import Watcher
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import DriftWatch, examine_drift
-from lungwatch.daemon.monitor.health import HealthCheck, Probes, disk_usage, free_mb_of
+from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, free_mb_of
 from lungwatch.daemon.pacs import make_listener
 from lungwatch.daemon.pacs.outbox import Sender
 from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, ModelInUse, find_bundle
 from lungwatch.daemon.pipeline.pipeline import Pipeline
-from lungwatch.daemon.stage import Context, TimeLimited
+from lungwatch.daemon.retention import disk_usage
+from lungwatch.daemon.retry import TimeLimited
+from lungwatch.daemon.stage import Context
 from lungwatch.db.engine import open_engine
 from lungwatch.db.queries import is_known, queued
 from lungwatch.db.statistics import health_counts, metric_counts

@@ -75,6 +75,11 @@ class ConfigKey:
         return found if isinstance(found, type) else str
 
     @property
+    def help(self) -> str:
+        """Help text, in one line."""
+        return " ".join((self.field.description or "").split())
+
+    @property
     def default(self) -> str:
         """The default as TOML."""
         return _toml(self.field.default)
@@ -330,7 +335,7 @@ def sample() -> str:
         for attribute in section.model_fields:
             key = KEYS[attribute]
             allowed = f" ({key.values})" if key.values else ""
-            lines += ["", *_comment(f"{key.field.description}{allowed}")]
+            lines += ["", *_comment(f"{key.help}{allowed}")]
             lines.append(f"#{key.name} = {key.default}")
     return "\n".join(lines) + "\n"
 
@@ -347,7 +352,7 @@ def reference() -> str:
         lines += [f"## {title}", "", inspect.cleandoc(section.__doc__ or ""), ""]
         lines += ["| key | default | values | meaning |", "|---|---|---|---|"]
         lines += [
-            f"| `{key.name}` | `{key.default}` | {key.values} | {key.field.description} |"
+            f"| `{key.name}` | `{key.default}` | {key.values} | {key.help} |"
             for key in map(KEYS.__getitem__, section.model_fields)
         ]
         lines.append("")

@@ -1,8 +1,9 @@
-"""Backups of a home's database, and retention: removal of files past their limits."""
+"""Backups of a home's database, disk usage, and removal of files past their limits."""
 
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.stage import crashpoint
 from lungwatch.db.audit import AuditEvent, Outcome, record_events
+from lungwatch.db.engine import parse_url
 from lungwatch.db.maintenance import (
     RemovableFile,
     check_copy,
@@ -27,7 +29,7 @@ from lungwatch.db.maintenance import (
     restore_marker,
     sqlite_path,
 )
-from lungwatch.errors import DatabaseError, HomeError, NotFoundError
+from lungwatch.errors import DatabaseError, HomeError, LungwatchError, NotFoundError
 from lungwatch.files import fsync_dir, make_dirs, write_atomic
 
 _SUFFIX = ".db"
@@ -161,6 +163,50 @@ def _swap(database: Path, fresh: Path, aside: Path) -> bool:
     fsync_dir(database.parent)
     crashpoint("restore_replaced")
     return is_there
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskUsage:
+    """Free space of the home's file systems, and the age of its newest backup.
+
+    Attributes
+    ----------
+    free
+        Bytes free of each file system, under the first of "home", "overlays", "outbox",
+        "backups" and "database" that lies on it.
+    last_backup_at
+        Of the newest backup, in seconds since the epoch; None if there is none.
+    """
+
+    free: dict[str, int]
+    last_backup_at: float | None
+
+
+def disk_usage(home: Home, database_url: str) -> DiskUsage:
+    """Measure them.
+
+    Raises
+    ------
+    OSError
+        If the home is away.
+    """
+    folders = {
+        "home": home.root,
+        "overlays": home.overlays,
+        "outbox": home.outbox,
+        "backups": home.backups,
+    }
+    with contextlib.suppress(LungwatchError):  # another machine's
+        folders["database"] = sqlite_path(parse_url(database_url)).parent
+    names: dict[int, str] = {}
+    for name, folder in folders.items():
+        if name == "home" or folder.is_dir():
+            names.setdefault(folder.stat().st_dev, name)
+    newest = backups(home.backups)[-1:]
+    return DiskUsage(
+        free={name: shutil.disk_usage(folders[name]).free for name in names.values()},
+        last_backup_at=newest[0].stat().st_mtime if newest else None,
+    )
 
 
 Folder = Literal["done", "quarantine", "overlays", "backups"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.eligibility import NameRules
-from lungwatch.daemon.stage import TimeLimited
+from lungwatch.daemon.retry import TimeLimited
 from lungwatch.db.maintenance import open_existing
 from lungwatch.db.statistics import HealthCounts, health_counts
 from lungwatch.errors import NotFoundError

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from sqlalchemy import Engine
 
 from lungwatch.daemon.assembly import Parts, assemble, load_model, make_services
-from lungwatch.daemon.checks import Phase, check_start
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home, claim_database
 from lungwatch.daemon.logs import event
+from lungwatch.daemon.monitor.health import Phase, check_start
 from lungwatch.daemon.pacs.scu import plan_of
 from lungwatch.daemon.pipeline.filing import check_clear, recover
 from lungwatch.daemon.retry import Clock, OutageKind, Outages, ShutdownRequested, SystemClock

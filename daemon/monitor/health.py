@@ -1,70 +1,296 @@
-"""Health report of the running daemon, and the port that serves it with the metrics."""
+"""Checks and health: one list, from which the start, `/health`, `/ready` and doctor derive."""
 
-import contextlib
-import json
-import logging
-import shutil
-import threading
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from enum import StrEnum
 
-from lungwatch.daemon.checks import Health, HealthStatus, Phase, judge, observe_phase
+from lungwatch.daemon import doctor
+from lungwatch.daemon.config import Config
+from lungwatch.daemon.doctor import Installation, Outcome, space_problem
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.logs import event
-from lungwatch.daemon.retention import backups
-from lungwatch.daemon.retry import Clock, OutageKind
-from lungwatch.daemon.stage import Progress, TimeLimited, Worker
-from lungwatch.db.engine import parse_url
-from lungwatch.db.maintenance import sqlite_path
+from lungwatch.daemon.retry import Clock, OutageKind, TimeLimited
 from lungwatch.db.statistics import HealthCounts
-from lungwatch.errors import ConfigError, LungwatchError
+from lungwatch.errors import LungwatchError, describe_unexpected
+
+_LONG_WAIT_S = 900.0
+_LONG_UNSENT_S = 3600.0
+_OUTAGES = {
+    OutageKind.SPACE: "the disk is full",
+    OutageKind.READ_ONLY: "the file system is read-only",
+    OutageKind.DATABASE: "the database cannot be written",
+    OutageKind.DROP_FOLDER: "the drop folder is away",
+}
+
+
+class Phase(StrEnum):
+    """Phase of the service's life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+
+
+class HealthStatus(StrEnum):
+    """Summary of all reasons."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    """It works, and somebody should look."""
+    FAILING = "failing"
+    """New files are not being screened."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiskUsage:
-    """Free space of the home's file systems, and the age of its newest backup.
+class HealthReason:
+    """Why the status is not ok.
 
     Attributes
     ----------
-    free
-        Bytes free of each file system, under the first of "home", "overlays", "outbox",
-        "backups" and "database" that lies on it.
-    last_backup_at
-        Of the newest backup, in seconds since the epoch; None if there is none.
+    code
+        Does not change between versions.
     """
 
-    free: dict[str, int]
-    last_backup_at: float | None
+    code: str
+    text: str
+    status: HealthStatus
 
 
-def disk_usage(home: Home, database_url: str) -> DiskUsage:
-    """Measure them.
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """State of the running daemon at one time, as `/health` answers it.
+
+    Attributes
+    ----------
+    model
+        Name and version.
+    uptime_s
+        Since the service began to start.
+    database
+        Whether it can be written, told within a few seconds.
+    disk_free_mb
+        Of the home, in MiB; None if the home does not answer.
+    min_free_mb
+        The watermark, in MiB: nothing is claimed below.
+    waiting
+        Files in the drop folder, and those in quarantine to be tried again.
+    oldest_waiting_s
+        Since the oldest of them came; None if none waits.
+    queues
+        Queue depth of each stage.
+    in_hand
+        Files between claim and end.
+    left_alone
+        Files in the drop folder that cannot be taken.
+    skipped
+        Files and folders there that are skipped for their names, by pattern.
+    outbox_waiting, outbox_oldest_s, outbox_ended
+        Objects to be sent, the age of the oldest, and objects that were refused or invalid; None
+        if not known or none waits.
+    outages
+        What is being waited out.
+    stuck
+        Stages without progress, with the seconds.
+    """
+
+    status: HealthStatus = HealthStatus.OK
+    reasons: tuple[HealthReason, ...] = ()
+    phase: Phase
+    model: str
+    uptime_s: float
+    database: bool
+    disk_free_mb: int | None
+    min_free_mb: int
+    waiting: int
+    oldest_waiting_s: float | None
+    queues: dict[str, int]
+    in_hand: int
+    left_alone: int
+    skipped: dict[str, int]
+    outbox_waiting: int | None
+    outbox_oldest_s: float | None
+    outbox_ended: int | None
+    outages: tuple[str, ...]
+    stuck: dict[str, float]
+
+
+def _observe_folders(seen: Health) -> Iterator[Outcome]:
+    if seen.disk_free_mb is None:
+        detail = "the home or its drop folder does not answer"
+        yield Outcome(name="folders", ok=False, detail=detail)
+
+
+def _observe_space(seen: Health) -> Iterator[Outcome]:
+    if seen.disk_free_mb is not None and (
+        problem := space_problem(seen.disk_free_mb, seen.min_free_mb)
+    ):
+        yield Outcome(name="disk", ok=False, detail=problem)
+
+
+def _observe_database(seen: Health) -> Iterator[Outcome]:
+    if not seen.database:
+        yield Outcome(name="database", ok=False, detail="the database does not answer")
+
+
+def observe_phase(phase: Phase) -> Iterator[Outcome]:
+    """Return the problem of a service that is not ready; `/ready` asks this alone."""
+    if phase is not Phase.READY:
+        yield Outcome(name=phase.value, ok=False, detail=f"the service is {phase}")
+
+
+def _observe_outages(seen: Health) -> Iterator[Outcome]:
+    for kind in seen.outages:
+        yield Outcome(name=f"outage_{kind}", ok=False, detail=_OUTAGES[OutageKind(kind)])
+
+
+def _observe_stages(seen: Health) -> Iterator[Outcome]:
+    for stage, seconds in seen.stuck.items():
+        detail = f"stage {stage} shows no progress for {seconds:.0f} s"
+        yield Outcome(name="stuck", ok=False, detail=detail)
+
+
+def _observe_waiting(seen: Health) -> Iterator[Outcome]:
+    if seen.oldest_waiting_s is not None and seen.oldest_waiting_s > _LONG_WAIT_S:
+        detail = f"a file waits for {seen.oldest_waiting_s:.0f} s"
+        yield Outcome(name="waiting_long", ok=None, detail=detail)
+    if seen.left_alone:
+        detail = f"{seen.left_alone} files cannot be taken"
+        yield Outcome(name="left_alone", ok=None, detail=detail)
+
+
+def _observe_outbox(seen: Health) -> Iterator[Outcome]:
+    if seen.outbox_oldest_s is not None and seen.outbox_oldest_s > _LONG_UNSENT_S:
+        detail = f"an object is unsent for {seen.outbox_oldest_s:.0f} s"
+        yield Outcome(name="outbox_old", ok=None, detail=detail)
+    if seen.outbox_ended:
+        detail = f"{seen.outbox_ended} objects were refused or invalid"
+        yield Outcome(name="outbox_ended", ok=None, detail=detail)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes
+    ----------
+    inspect
+        How `lungwatch doctor` answers the question: outcomes, or the detail of a good one; a
+        `LungwatchError` is a failure.
+    observe
+        How `/health` answers it: an outcome for each problem, none if all is well.
+    at_start
+        Whether the service inspects it before it starts, and a failure stops the start.
+    """
+
+    name: str
+    question: str
+    inspect: Callable[[Installation], str | Iterator[Outcome]] | None = None
+    observe: Callable[[Health], Iterator[Outcome]] | None = None
+    at_start: bool = False
+
+
+CHECKS = (
+    Check(
+        "folders",
+        "Are the home's folders there, writable, and on one file system?",
+        doctor.inspect_folders,
+        _observe_folders,
+        at_start=True,
+    ),
+    Check(
+        "space",
+        "Is as much disk space free as min_free_mb asks for?",
+        doctor.inspect_space,
+        _observe_space,
+        at_start=True,
+    ),
+    Check("watching", "How is the drop folder watched?", doctor.inspect_watching),
+    Check(
+        "database",
+        "Is the database intact and up to date, and does it answer?",
+        doctor.inspect_database,
+        _observe_database,
+    ),
+    Check("trusted keys", "Whose model bundles are run?", doctor.inspect_trusted_keys),
+    Check("model", "Is the model unaltered, and does it run as it should?", doctor.inspect_model),
+    Check("content gate", "What does the content gate check?", doctor.inspect_gate),
+    Check("calibration", "Which threshold decides?", doctor.inspect_calibration),
+    Check("clock", "Do this machine and the file system agree?", doctor.inspect_clock),
+    Check("synthetic X-ray", "Does an image go through the daemon?", doctor.inspect_trial),
+    Check("drift", "Are the newest results like the reference?", doctor.inspect_drift),
+    Check(
+        "daemon",
+        "Is the daemon running, and ready?",
+        doctor.inspect_daemon,
+        lambda seen: observe_phase(seen.phase),
+    ),
+    Check("outages", "Is a disk, a folder or the database away?", observe=_observe_outages),
+    Check("stages", "Does every stage make progress?", observe=_observe_stages),
+    Check("health", "What does /health answer?", doctor.inspect_health),
+    Check(
+        "waiting",
+        "How many files wait, for how long, and can all be taken?",
+        doctor.inspect_waiting,
+        _observe_waiting,
+    ),
+    Check(
+        "last result",
+        "When was the last result, and what is left to do?",
+        doctor.inspect_results,
+        _observe_outbox,
+    ),
+    Check("PACS", "Does every destination answer?", doctor.inspect_destinations),
+    Check("extras", "Which extras are installed?", doctor.inspect_extras),
+)
+
+
+def check_start(config: Config) -> None:
+    """Run the checks of the start.
 
     Raises
     ------
-    OSError
-        If the home is away.
+    LungwatchError
+        For the first that fails.
     """
-    folders = {
-        "home": home.root,
-        "overlays": home.overlays,
-        "outbox": home.outbox,
-        "backups": home.backups,
-    }
-    with contextlib.suppress(LungwatchError):  # another machine's
-        folders["database"] = sqlite_path(parse_url(database_url)).parent
-    names: dict[int, str] = {}
-    for name, folder in folders.items():
-        if name == "home" or folder.is_dir():
-            names.setdefault(folder.stat().st_dev, name)
-    newest = backups(home.backups)[-1:]
-    return DiskUsage(
-        free={name: shutil.disk_usage(folders[name]).free for name in names.values()},
-        last_backup_at=newest[0].stat().st_mtime if newest else None,
+    for check in CHECKS:
+        if check.at_start and check.inspect is not None:
+            check.inspect(Installation(config))
+
+
+def run_checks(config: Config, names: tuple[str, ...] = ()) -> Iterator[Outcome]:
+    """Run the checks of `lungwatch doctor`, or those named; none that fails ends the others."""
+    installation = Installation(config)
+    for check in CHECKS:
+        if check.inspect is None or (names and check.name not in names):
+            continue
+        try:
+            found = check.inspect(installation)
+            if isinstance(found, str):
+                yield Outcome(name=check.name, ok=True, detail=found)
+            else:
+                yield from found
+        except LungwatchError as error:
+            yield Outcome(name=check.name, ok=False, detail=str(error))
+        # Doctor reports whatever is wrong; it must not be what fails.
+        except Exception as error:
+            yield Outcome(name=check.name, ok=False, detail=describe_unexpected(error))
+
+
+def judge(state: Health) -> Health:
+    """Return a state with its reasons and its status, by the checks of the running daemon."""
+    problems = [p for check in CHECKS if check.observe is not None for p in check.observe(state)]
+    reasons = tuple(
+        HealthReason(
+            code=problem.name,
+            text=problem.detail,
+            status=HealthStatus.FAILING if problem.ok is False else HealthStatus.DEGRADED,
+        )
+        for problem in problems
     )
+    status = HealthStatus.DEGRADED if reasons else HealthStatus.OK
+    if any(reason.status is HealthStatus.FAILING for reason in reasons):
+        status = HealthStatus.FAILING
+    return replace(state, status=status, reasons=reasons)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,134 +398,3 @@ def free_mb_of(home: Home) -> int:
 def _age_s(now: datetime, since: datetime | None) -> float | None:
     # A clock that was set back makes nothing younger than new.
     return None if since is None else round(max(0.0, (now - since).total_seconds()), 1)
-
-
-_ADDRESS = "127.0.0.1"
-_MOST = 8  # requests at once
-_TIMEOUT_S = 5.0
-_STAGE = "status"
-_HOSTS = ("127.0.0.1", "localhost")
-
-
-class StatusServer:
-    """HTTP server of /metrics, /health and /ready for this machine alone.
-
-    Parameters
-    ----------
-    port
-        Of 127.0.0.1; 0 for any free one.
-    metrics
-        Returns the metrics as text.
-    health
-        State that /health and /ready report.
-    on_crash
-        As of `Worker`.
-    progress
-        Records that requests are accepted, as the stage "status".
-
-    Raises
-    ------
-    ConfigError
-        If the port cannot be bound.
-    """
-
-    def __init__(
-        self,
-        port: int,
-        metrics: Callable[[], bytes],
-        health: HealthCheck,
-        on_crash: Callable[[str, BaseException], None],
-        progress: Progress,
-    ) -> None:
-        class Handler(_Handler):
-            text = staticmethod(metrics)
-            health_check = health
-
-        try:
-            self._server = _Server((_ADDRESS, port), Handler)
-        except OSError as error:
-            raise ConfigError(f"cannot bind metrics_port {port}: {error.strerror}") from error
-        self.port = self._server.server_address[1]
-        self._server.on_round = lambda: progress.beat(_STAGE)
-        self._progress = progress
-        self._thread = Worker("status", self._serve, on_crash)
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
-
-    def _serve(self) -> None:
-        with self._progress.busy(_STAGE):
-            self._server.serve_forever()
-
-    def stop(self) -> None:
-        """Close the port."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    on_round: Callable[[], None]
-
-    def __init__(self, *args: Any) -> None:  # noqa: ANN401 - socketserver's own signature
-        self._slots = threading.BoundedSemaphore(_MOST)
-        super().__init__(*args)
-
-    def service_actions(self) -> None:
-        super().service_actions()
-        self.on_round()
-
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        if not self._slots.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._slots.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002
-        """Note a request that failed, without a trace of it."""
-        event("status_request_failed", level=logging.DEBUG)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    timeout = _TIMEOUT_S
-    server_version = "lungwatch"
-    sys_version = ""
-    text: Callable[[], bytes]
-    health_check: HealthCheck
-
-    def do_GET(self) -> None:
-        host = self.headers.get("Host", "").rsplit(":", 1)[0]
-        if host not in _HOSTS:  # DNS rebinding
-            self._answer(403, b"forbidden\n", "text/plain")
-        elif self.path == "/metrics":
-            self._answer(200, self.text(), "text/plain; version=0.0.4; charset=utf-8")
-        elif self.path == "/health":
-            health = self.health_check.examine()
-            body = json.dumps(asdict(health)) + "\n"
-            status = 503 if health.status is HealthStatus.FAILING else 200
-            self._answer(status, body.encode(), "application/json")
-        elif self.path == "/ready":
-            phase = self.health_check.phase
-            is_ready = not list(observe_phase(phase))
-            self._answer(200 if is_ready else 503, f"{phase}\n".encode(), "text/plain")
-        else:
-            self._answer(404, b"not found\n", "text/plain")
-
-    def _answer(self, status: int, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing: whoever asks every few seconds would fill the log."""

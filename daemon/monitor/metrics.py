@@ -1,25 +1,28 @@
-"""Metrics in Prometheus' text format, and the textfile that node_exporter reads."""
+"""Metrics in Prometheus' text format; the status port and the textfile that serve them."""
 
+import json
 import logging
 import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from lungwatch import __version__
-from lungwatch.daemon.checks import Health, HealthStatus
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import Drift
-from lungwatch.daemon.monitor.health import DiskUsage, HealthCheck, StatusServer
-from lungwatch.daemon.retry import Clock, OutageKind
-from lungwatch.daemon.stage import Progress, StageProgress, TimeLimited, Worker
+from lungwatch.daemon.monitor.health import Health, HealthCheck, HealthStatus, observe_phase
+from lungwatch.daemon.retention import DiskUsage
+from lungwatch.daemon.retry import Clock, OutageKind, TimeLimited
+from lungwatch.daemon.stage import Progress, StageProgress, Worker
 from lungwatch.db.statistics import HealthCounts, MetricCounts
-from lungwatch.errors import LungwatchError
+from lungwatch.errors import ConfigError, LungwatchError
 from lungwatch.files import replacing
 
 WINDOW = 500
@@ -28,6 +31,11 @@ _BINS = 10
 _BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _STATUS = (HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILING)
 _EVERY_S = 15.0
+_ADDRESS = "127.0.0.1"
+_MOST = 8  # requests at once
+_TIMEOUT_S = 5.0
+_STAGE = "status"
+_HOSTS = ("127.0.0.1", "localhost")
 _DECODER_REPLACED = "decoder_replaced"
 T = TypeVar("T")
 Labels = TypeVar("Labels", bound=tuple[str, ...])
@@ -63,20 +71,10 @@ class Metrics:
 
     Parameters
     ----------
-    health
-        Of the daemon.
-    read_signs, read_figures, read_drift
-        Read the database.
-    read_disks
-        Looks at the file systems.
-    model
-        The running model's name with version.
+    read_signs, read_figures, read_drift, read_disks
+        Read the database and the file systems.
     gate
         "refuse" or "flag", as configured; "none" for a model without a content gate.
-    progress
-        Of the stages.
-    clock
-        The machine's.
     window
         Results in each of the two windows of the population stability index.
     """
@@ -268,23 +266,135 @@ def _shares(values: Sequence[float]) -> list[float]:
     return [(counts[i] + 0.5) / (len(values) + 0.5 * _BINS) for i in range(_BINS)]
 
 
+class StatusServer:
+    """HTTP server of /metrics, /health and /ready for this machine alone.
+
+    Parameters
+    ----------
+    port
+        Of 127.0.0.1; 0 for any free one.
+    metrics
+        Returns the metrics as text.
+    progress
+        Records that requests are accepted, as the stage "status".
+
+    Raises
+    ------
+    ConfigError
+        If the port cannot be bound.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        metrics: Callable[[], bytes],
+        health: HealthCheck,
+        on_crash: Callable[[str, BaseException], None],
+        progress: Progress,
+    ) -> None:
+        class Handler(_Handler):
+            text = staticmethod(metrics)
+            health_check = health
+
+        try:
+            self._server = _Server((_ADDRESS, port), Handler)
+        except OSError as error:
+            raise ConfigError(f"cannot bind metrics_port {port}: {error.strerror}") from error
+        self.port = self._server.server_address[1]
+        self._server.on_round = lambda: progress.beat(_STAGE)
+        self._progress = progress
+        self._thread = Worker("status", self._serve, on_crash)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with self._progress.busy(_STAGE):
+            self._server.serve_forever()
+
+    def stop(self) -> None:
+        """Close the port."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    on_round: Callable[[], None]
+
+    def __init__(self, *args: Any) -> None:  # noqa: ANN401 - socketserver's own signature
+        self._slots = threading.BoundedSemaphore(_MOST)
+        super().__init__(*args)
+
+    def service_actions(self) -> None:
+        super().service_actions()
+        self.on_round()
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        if not self._slots.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002
+        """Note a request that failed, without a trace of it."""
+        event("status_request_failed", level=logging.DEBUG)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = _TIMEOUT_S
+    server_version = "lungwatch"
+    sys_version = ""
+    text: Callable[[], bytes]
+    health_check: HealthCheck
+
+    def do_GET(self) -> None:
+        host = self.headers.get("Host", "").rsplit(":", 1)[0]
+        if host not in _HOSTS:  # DNS rebinding
+            self._answer(403, b"forbidden\n", "text/plain")
+        elif self.path == "/metrics":
+            self._answer(200, self.text(), "text/plain; version=0.0.4; charset=utf-8")
+        elif self.path == "/health":
+            health = self.health_check.examine()
+            body = json.dumps(asdict(health)) + "\n"
+            status = 503 if health.status is HealthStatus.FAILING else 200
+            self._answer(status, body.encode(), "application/json")
+        elif self.path == "/ready":
+            phase = self.health_check.phase
+            is_ready = not list(observe_phase(phase))
+            self._answer(200 if is_ready else 503, f"{phase}\n".encode(), "text/plain")
+        else:
+            self._answer(404, b"not found\n", "text/plain")
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: whoever asks every few seconds would fill the log."""
+
+
 class Monitor:
     """Status port and metrics textfile, as configured.
 
     Parameters
     ----------
-    health
-        State that /health and /ready report.
     on_stop
-        Called at the end, to close what the two read from.
-    on_crash
-        See `Worker`.
-    progress
-        See `StatusServer`.
-    port
-        See `Config.metrics_port`; 0 for none.
-    textfile
-        See `Config.metrics_textfile`; empty for none.
+        Called at the end, to close what metrics and health read from.
+    port, textfile
+        As in `Config`.
 
     Raises
     ------

@@ -14,9 +14,9 @@ from lungwatch.daemon.logs import event
 from lungwatch.daemon.pipeline.records import Claimed
 from lungwatch.daemon.retry import Clock
 from lungwatch.daemon.stage import Context, CrashPoint, crashpoint
+from lungwatch.db.models import State
 from lungwatch.db.queries import TrackedFile, has_result, rows_in_work
 from lungwatch.db.results import Store
-from lungwatch.db.states import State
 from lungwatch.errors import HomeError, Reason
 from lungwatch.files import FileKind, file_kind, fsync_dir, make_dirs, move_atomic
 

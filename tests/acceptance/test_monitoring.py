@@ -11,8 +11,8 @@ from contextlib import closing
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lungwatch.daemon.checks import run_checks
 from lungwatch.daemon.config import Config
+from lungwatch.daemon.monitor.health import run_checks
 from tests.support.peers import free_port, is_listening
 from tests.support.waits import PATIENCE_S, wait_for
 

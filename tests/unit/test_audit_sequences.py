@@ -28,12 +28,12 @@ from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import main
 from lungwatch.daemon.home import Home
 from lungwatch.db.audit import AuditEvent, audit_rows, record_events
-from lungwatch.db.claims import Drop
 from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import State
 from lungwatch.db.queries import get_result
 from lungwatch.db.results import Store
-from lungwatch.db.states import State
+from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 DOER = (getpass.getuser(), os.getuid(), socket.gethostname())
@@ -77,20 +77,16 @@ def _add(home, store, model_id, number):
     path = f"quarantine/unreadable/{sha256}.bin" if is_refused else f"done/{sha256}.bin"
     home.absolute(path).parent.mkdir(exist_ok=True)
     home.absolute(path).write_bytes(content)
-    claim = store.claim(Drop(
-        token=sha256, sha256=sha256, size_bytes=1, source_name="x", path=path, model_id=model_id,
-        max_attempts=3, now=T0, exists=lambda _: True,
-    ))  # fmt: skip
+    claim = store.claim(
+        drop(token=sha256, sha256=sha256, source_name="x", path=path, model_id=model_id, now=T0)
+    )
     if is_refused:
         store.end(State.REJECTED,
             result_id=claim.result_id, reason="unreadable", message="x", meta=None, duration_ms=1,
             now=T0,
         )  # fmt: skip
         return
-    store.record(
-        result_id=claim.result_id, meta=META, label="COVID", probability=0.9, logit=2.0,
-        threshold=0.5, flags=[], overlay=None, duration_ms=1, now=T0,
-    )  # fmt: skip
+    record(store, claim.result_id, meta=META, overlay=None, now=T0)
     store.finish(result_id=claim.result_id, path=path, now=T0)
 
 

@@ -18,14 +18,13 @@ from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import COMMANDS, main
 from lungwatch.cli.options import parse_since, parse_until
 from lungwatch.cli.output import cell_text, to_csv, to_json
-from lungwatch.db.claims import Drop
 from lungwatch.db.engine import open_engine, writing
 from lungwatch.db.maintenance import open_database
-from lungwatch.db.models import Plausibility
+from lungwatch.db.models import Plausibility, State
 from lungwatch.db.results import Store
-from lungwatch.db.states import State
 from lungwatch.errors import Flag, visible
 from lungwatch.models import SHIPPED_DEFAULT
+from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SHA = "ab" * 32
@@ -51,16 +50,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [("=cmd|calc.dcm", SHA), ("a\x1b[31m long name that must be there whole.dcm", "cd" * 32)]
     ):
         claim = store.claim(
-            Drop(
+            drop(
                 token=str(number),
                 sha256=sha256,
-                size_bytes=1,
                 source_name=name,
                 path=f"work/{number}/x.dcm",
                 model_id=model_id,
-                max_attempts=3,
                 now=T0 + timedelta(days=number),
-                exists=lambda _: True,
             )
         )
         if number:
@@ -75,8 +71,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 plausibility=Plausibility(gate_score=0.125, lung_area=0.0),
             )
             continue
-        store.record(
-            result_id=claim.result_id,
+        record(
+            store,
+            claim.result_id,
             meta=RadiographMeta(
                 format="DICOM",
                 rows=1,
@@ -88,12 +85,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 view_position="PA",
                 station="ROOM1",
             ),
-            label="COVID",
             probability=0.98765,
             logit=-2.5,
-            threshold=0.5,
             flags=["low_detail", "old_model"],
-            overlay="overlays/x.png",
             duration_ms=5,
             now=T0,
             uncertain=(0.25, 0.75),

@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy import Engine, event
 
 from lungwatch.attributes import RadiographMeta
-from lungwatch.db.claims import Drop
 from lungwatch.db.deliveries import (
     Deliveries,
     DeliveryRow,
@@ -22,10 +21,11 @@ from lungwatch.db.deliveries import (
     unsent_uids,
 )
 from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import DeliveryState, IllegalTransition
 from lungwatch.db.queries import ResultFilter, get_result, list_results
 from lungwatch.db.results import Store
-from lungwatch.db.states import DeliveryState, IllegalTransition
 from lungwatch.errors import NotFoundError
+from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ONE, OTHER = "ONE@localhost:104", "OTHER@localhost:105+tls"
@@ -50,29 +50,11 @@ class Desk:
     model_id: int
 
     def record(self, number: int = 0, meta: RadiographMeta | None = None) -> int:
-        claim = self.store.claim(
-            Drop(
-                token=f"t{number}",
-                sha256=f"{number:064x}",
-                size_bytes=1,
-                source_name="x.dcm",
-                path=f"work/{number}/x.dcm",
-                model_id=self.model_id,
-                max_attempts=3,
-                now=T0,
-                exists=lambda _: True,
-            )
-        )
-        self.store.record(
-            result_id=claim.result_id,
+        claim = self.store.claim(drop(number, model_id=self.model_id, now=T0))
+        record(
+            self.store,
+            claim.result_id,
             meta=meta or replace(DICOM, sop_uid=f"1.2.3.4.{number}"),
-            label="COVID",
-            probability=0.9,
-            logit=2.0,
-            threshold=0.5,
-            flags=[],
-            overlay="overlays/x.png",
-            duration_ms=1,
             now=T0,
         )
         return claim.result_id

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from lungwatch.attributes import RadiographMeta
-from lungwatch.db.claims import Drop
 from lungwatch.db.deliveries import Deliveries, OutboxPlan, due_deliveries, list_deliveries
 from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import mark_original_removed, open_database, removable_originals
+from lungwatch.db.models import UNSENT, DeliveryState, IllegalTransition
 from lungwatch.db.queries import iter_all
 from lungwatch.db.results import Store
-from lungwatch.db.states import UNSENT, DeliveryState, IllegalTransition
+from tests.support.rows import drop, record
 
 RESULTS, MOST_REFUSALS = 2, 2
 LONGEST = timedelta(hours=1)
@@ -63,16 +63,18 @@ class Outbox(RuleBasedStateMachine):
             name="m", version="1", sha256="1" * 64, contract_json="{}", now=self.now
         )
         for number in range(RESULTS):
-            claim = store.claim(Drop(
-                token=f"t{number}", sha256=f"{number:064x}", size_bytes=1, source_name="x",
-                path=f"work/{number}/x", model_id=model_id, max_attempts=3, now=self.now,
-                exists=lambda _: True,
-            ))  # fmt: skip
-            store.record(
-                result_id=claim.result_id, meta=replace(META, sop_uid=f"1.2.3.{number}"),
-                label="COVID", probability=0.9, logit=2.0, threshold=0.5, flags=[],
-                overlay="overlays/x.png", duration_ms=1, now=self.now,
-            )  # fmt: skip
+            claim = store.claim(
+                drop(
+                    number,
+                    source_name="x",
+                    path=f"work/{number}/x",
+                    model_id=model_id,
+                    now=self.now,
+                )
+            )
+            record(
+                store, claim.result_id, meta=replace(META, sop_uid=f"1.2.3.{number}"), now=self.now
+            )
             store.finish(result_id=claim.result_id, path=f"done/{number}", now=self.now)
         self.deliveries = Deliveries(self.engine)
         self.ids = [row.id for row in list_deliveries(self.engine)]

@@ -10,8 +10,8 @@ from sqlalchemy import Engine
 
 from lungwatch.attributes import RadiographMeta
 from lungwatch.db import queries
-from lungwatch.db.claims import Drop
 from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import State
 from lungwatch.db.queries import (
     ResultFilter,
     get_result,
@@ -22,9 +22,9 @@ from lungwatch.db.queries import (
     unfinished,
 )
 from lungwatch.db.results import Store
-from lungwatch.db.states import State
 from lungwatch.db.statistics import stats
 from lungwatch.errors import NotFoundError
+from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DIGESTS = ["111111" + "a" * 58, "111111" + "b" * 58, "222222" + "c" * 58, "3333" + "4" * 60]
@@ -61,16 +61,14 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def claim(number: int, token: str, model_id: int, now: datetime) -> int:
         return store.claim(
-            Drop(
+            drop(
                 token=token,
                 sha256=DIGESTS[number],
                 size_bytes=100,
                 source_name=f"{number}.dcm",
                 path=f"work/{token}/{number}.dcm",
                 model_id=model_id,
-                max_attempts=3,
                 now=now,
-                exists=lambda _: True,
             )
         ).result_id
 
@@ -81,8 +79,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         flags: list[str],
         findings: dict[str, float] | None = None,
     ) -> None:
-        store.record(
-            result_id=result_id,
+        record(
+            store,
+            result_id,
             meta=RadiographMeta(
                 format="DICOM",
                 rows=1,
@@ -96,7 +95,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             label=label,
             probability=probability,
             logit=0.0,
-            threshold=0.5,
             flags=flags,
             findings=findings,
             overlay=f"overlays/{result_id}.png",

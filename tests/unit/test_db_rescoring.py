@@ -10,8 +10,9 @@ from sqlalchemy import Engine
 
 from lungwatch.attributes import RadiographMeta
 from lungwatch.db.audit import AuditEvent
-from lungwatch.db.claims import Claim, ClaimKind, Drop
+from lungwatch.db.claims import Claim, ClaimKind
 from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import State
 from lungwatch.db.queries import ResultFilter, list_results, queued
 from lungwatch.db.rescoring import (
     count_unfinished,
@@ -21,7 +22,7 @@ from lungwatch.db.rescoring import (
     scored_pairs,
 )
 from lungwatch.db.results import Store
-from lungwatch.db.states import State
+from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DEED = AuditEvent(action="rescore", target="model b-1")
@@ -44,14 +45,12 @@ class Desk:
         self.files.discard(f"done/{name}" if not arrival else "")
         self.files.add(path)
         return self.store.claim(
-            Drop(
+            drop(
                 token=token,
                 sha256=f"{ord(name):02x}" * 32,
-                size_bytes=1,
                 source_name=name,
                 path=path,
                 model_id=self.models[model],
-                max_attempts=3,
                 now=T0 + timedelta(minutes=ord(name)),
                 exists=self.files.__contains__,
                 arrival=arrival,
@@ -59,16 +58,14 @@ class Desk:
         )
 
     def score(self, claim: Claim, name: str, probability: float = 0.9) -> None:
-        self.store.record(
-            result_id=claim.result_id,
+        record(
+            self.store,
+            claim.result_id,
             meta=META,
             label="COVID" if probability >= 0.5 else "NEGATIVE",
             probability=probability,
             logit=probability - 0.5,
-            threshold=0.5,
-            flags=[],
             overlay=f"overlays/{name}.{claim.result_id}.png",
-            duration_ms=1,
             now=T0 + timedelta(hours=claim.result_id),
             calibration="site",
         )

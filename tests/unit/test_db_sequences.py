@@ -17,13 +17,13 @@ from hypothesis.strategies import sampled_from
 from sqlalchemy import func, select
 
 from lungwatch.attributes import RadiographMeta
-from lungwatch.db.claims import Claim, ClaimKind, Drop
+from lungwatch.db.claims import Claim, ClaimKind
 from lungwatch.db.engine import reading
 from lungwatch.db.maintenance import open_database
-from lungwatch.db.models import Arrival, Result
+from lungwatch.db.models import RESULT_TRANSITIONS, Arrival, Result, State
 from lungwatch.db.queries import iter_all, queued
 from lungwatch.db.results import Store
-from lungwatch.db.states import RESULT_TRANSITIONS, State
+from tests.support.rows import drop, record
 
 CONTENTS = ("a" * 64, "b" * 64)
 MAX_ATTEMPTS = 2
@@ -81,10 +81,9 @@ class DropFolder(RuleBasedStateMachine):
         self.now += timedelta(seconds=1)
         token = path.split("/")[1]
         return self.store.claim(
-            Drop(
+            drop(
                 token=token,
                 sha256=self.files[path],
-                size_bytes=1,
                 source_name="x",
                 path=path,
                 model_id=self.model_id,
@@ -122,16 +121,14 @@ class DropFolder(RuleBasedStateMachine):
         return multiple()
 
     def _record(self, claim: Claim) -> None:
-        self.store.record(
-            result_id=claim.result_id,
+        record(
+            self.store,
+            claim.result_id,
             meta=META,
             label="NEGATIVE",
             probability=0.1,
             logit=-2.0,
-            threshold=0.5,
-            flags=[],
             overlay="o.png",
-            duration_ms=1,
             now=self.now,
         )
 

@@ -24,12 +24,12 @@ from lungwatch.cli.main import main
 from lungwatch.daemon.doctor import Outcome
 from lungwatch.daemon.home import Home
 from lungwatch.db.audit import AuditEvent, record_events
-from lungwatch.db.claims import Drop
 from lungwatch.db.deliveries import Deliveries, OutboxPlan, deliveries_of
 from lungwatch.db.engine import clean
 from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import State
 from lungwatch.db.results import Store
-from lungwatch.db.states import State
+from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 TEXTS = [
@@ -69,20 +69,29 @@ def add_result(store, number, text):
     model_id = store.register_model(
         name=text, version="1", sha256=f"{number:064x}", contract_json="{}", now=T0
     )
-    claim = store.claim(Drop(
-        token=str(number), sha256=f"{number:064x}", size_bytes=1, source_name=text,
-        path=f"work/{number}/x", model_id=model_id, max_attempts=3,
-        now=T0 + timedelta(minutes=number), exists=lambda _: True,
-    ))  # fmt: skip
+    claim = store.claim(
+        drop(
+            number,
+            token=str(number),
+            source_name=text,
+            path=f"work/{number}/x",
+            model_id=model_id,
+            now=T0 + timedelta(minutes=number),
+        )
+    )
     hostile = {"number": 1, "instant": None}
     stated = {name: hostile.get(one.kind, text) for name, one in ATTRIBUTES.items()}
     meta = RadiographMeta(**stated | {"format": "DICOM"})
     if number % 2:
-        store.record(
-            result_id=claim.result_id, meta=meta, label="COVID", probability=0.9, logit=-2.0,
-            threshold=0.5, flags=[clean(text)], overlay=f"overlays/{number}.png", duration_ms=1,
+        record(
+            store,
+            claim.result_id,
+            meta=meta,
+            logit=-2.0,
+            flags=[clean(text)],
+            overlay=f"overlays/{number}.png",
             now=T0,
-        )  # fmt: skip
+        )
         store.finish(result_id=claim.result_id, path=f"done/{number}", now=T0)
         return claim.result_id
     store.end(State.REJECTED,
@@ -314,7 +323,7 @@ def test_a_name_that_is_not_there_is_refused_in_one_line(filled):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_check_up_is_a_line_a_check(filled, monkeypatch, as_json):
     checks = [Outcome(name=text, ok=None, detail=text) for text in TEXTS]
-    monkeypatch.setattr("lungwatch.daemon.checks.run_checks", lambda _: iter(checks))
+    monkeypatch.setattr("lungwatch.daemon.monitor.health.run_checks", lambda _: iter(checks))
     text = run(filled, "doctor", *(["--json"] if as_json else []))
     if as_json:
         assert [check["detail"] for check in json.loads(text)] == TEXTS

@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lungwatch.daemon.checks import Phase
-from lungwatch.daemon.monitor.health import HealthCheck, Probes, StatusServer
-from lungwatch.daemon.retry import OutageKind, SystemClock
-from lungwatch.daemon.stage import Progress, TimeLimited
+from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes
+from lungwatch.daemon.monitor.metrics import StatusServer
+from lungwatch.daemon.retry import OutageKind, SystemClock, TimeLimited
+from lungwatch.daemon.stage import Progress
 from lungwatch.db.statistics import HealthCounts
 from lungwatch.errors import DatabaseError
 from tests.support.waits import PATIENCE_S, wait_for
