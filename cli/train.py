@@ -122,15 +122,15 @@ def pretrain(
     may have any names. Where nothing is split, 15 % are held out for validation; test splits are
     not read. All of the network learns, batch norm included.
     """
-    from lungwatch.training.fitting.trainer import TasksConfig, parse_tasks
-    from lungwatch.training.recipes.pretrain import PretrainConfig, train_pretrain
+    from lungwatch.training.fitting.trainer import FitConfig
+    from lungwatch.training.recipes.pretrain import PretrainConfig, parse_tasks, train_pretrain
 
     metrics = train_pretrain(
         data,
         out,
         network=PretrainConfig(backbone=backbone, weights=weights, size_px=size, dropout=dropout),
         task_weights=parse_tasks(tasks),
-        fitting=TasksConfig(
+        fitting=FitConfig(
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
@@ -180,6 +180,7 @@ def lungs(
     MASKS is a folder with images/NAME.* and masks/NAME.png, white where there is lung. A
     seventh of the pairs is held out to measure.
     """
+    from lungwatch.training.fitting.run import Progress
     from lungwatch.training.recipes.lungs import LungFitConfig, train_lungs
 
     def on_epoch(row: dict[str, float]) -> None:
@@ -194,7 +195,7 @@ def lungs(
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed
         ),
         resume=resume,
-        on_epoch=on_epoch,
+        progress=Progress(on_epoch=on_epoch),
     )
     if as_json:
         click.echo(json.dumps(metrics, indent=2))
