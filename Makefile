@@ -34,10 +34,11 @@ help:
 demo: $(VENV)/.base.stamp
 	$(BIN)/python demo/demo.py
 
-# A worker for each processor, up to 8: each may load TensorFlow. A file stays with one worker, for
-# its shared set-up; files start in their order, acceptance first, which waits for processes most.
-# ARGS="-n 0" is one process, as a debugger wants it.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# Two workers more than processors, up to 8, for half of the tests wait for processes; each may load
+# TensorFlow. A file stays with one worker, for its shared set-up; files start in their order,
+# acceptance first, which waits most. ARGS="-n 0" is one process, as a debugger wants it.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, 2 + len(os.sched_getaffinity(0))))')
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.dev.stamp
 	$(PYTEST) $(ARGS)
 

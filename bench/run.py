@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,7 @@ def stages(stack: ExitStack) -> dict[str, Callable[[], object]]:
         memory_mb=config.decode_memory_mb,
         gate_spec=None if gate is None else gate.contract.preprocess,
     )
-    decoder = stack.enter_context(Decoder(setup, timeout_s=config.decode_timeout_s))
+    decoder = stack.enter_context(closing(Decoder(setup, timeout_s=config.decode_timeout_s)))
     decoding: dict[str, Callable[[], object]] = {
         f"decode, {name}": lambda path=path: read_radiograph(path)  # type: ignore[misc]
         for name, path in files.items()

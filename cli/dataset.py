@@ -1,7 +1,6 @@
 """`lungwatch dataset`: explore, check and split a data set."""
 
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
@@ -10,9 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.options import json_option, label_map_option
-from lungwatch.cli.output import cell_text, print_json, print_table, to_csv, to_json
-from lungwatch.errors import ConfigError, DatasetError
+from lungwatch.cli.options import apply_all, json_option, label_map_option
+from lungwatch.cli.output import (
+    ProgressBar,
+    cell_text,
+    print_json,
+    print_table,
+    to_csv,
+    to_json,
+)
+from lungwatch.errors import DatasetError
 from lungwatch.files import make_dirs, write_atomic
 
 if TYPE_CHECKING:
@@ -22,76 +28,37 @@ if TYPE_CHECKING:
     from lungwatch.training.fitting.run import RunFolder
 
 
-def begin_run(folder: Path, config: dict[str, Any], *, resume: bool) -> "RunFolder":
-    """Open a run folder before the work whose result it holds.
-
-    Raises
-    ------
-    ConfigError
-        If it holds something already and is not to be resumed, was begun with another
-        configuration, or cannot be made.
-    """
-    from lungwatch.training.fitting.run import RunFolder
-
-    run = RunFolder(root=folder)
-    try:
-        begun = (folder / "config.json").is_file()
-        if not begun and folder.is_dir() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty; choose another folder")
-        run.begin(config, resume=resume)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
-    return run
-
-
-def write_look(
-    run: "RunFolder", results: object, report: str, pictures: Mapping[str, bytes]
-) -> None:
-    """Write results.json, plots and report.html.
-
-    Raises
-    ------
-    DatasetError
-        If they cannot be written.
-    """
-    files = {"results.json": (to_json(results) + "\n").encode("utf-8", "backslashreplace")}
-    for number, (caption, data) in enumerate(pictures.items(), start=1):
-        name = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]
-        files[f"plots/{number:02d}-{name}.png"] = data
-    files["report.html"] = report.encode("utf-8", "replace")
-    try:
-        make_dirs(run.root / "plots")
-        for name, data in files.items():
-            write_atomic(run.root / name, data)
-    except OSError as error:
-        raise DatasetError(f"{run.root} cannot be written: {error.strerror}") from error
-
-
 _LISTED = 20
 
 
-_data = click.argument("data", type=click.Path(path_type=Path))
+def _dataset_options(*, out_help: str, out_required: bool = False) -> Callable[[Any], Any]:
+    """Add DATA and the options of all `dataset` commands."""
+    options = [
+        click.argument("data", type=click.Path(path_type=Path)),
+        click.option(
+            "-o",
+            "--out",
+            type=click.Path(file_okay=False, path_type=Path),
+            metavar="RUN_DIR",
+            required=out_required,
+            help=out_help,
+        ),
+        click.option(
+            "--resume", is_flag=True, help="Continue an interrupted run; read images are kept."
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0), default=1, show_default=True, help="Random seed."
+        ),
+        label_map_option,
+        json_option,
+    ]
+    return lambda command: apply_all(options, command)
 
-_seed = click.option(
-    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Of every random choice."
+
+_run_folder_option = _dataset_options(
+    out_help="New run folder: configuration, environment, results.json, plots, and a "
+    "self-contained report.html."
 )
-
-
-_resume = click.option(
-    "--resume", is_flag=True, help="Go on in a run folder that was begun: files are read once."
-)
-
-
-def _run_folder(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = _resume(command)
-    return click.option(
-        "-o",
-        "--out",
-        type=click.Path(file_okay=False, path_type=Path),
-        metavar="RUN_DIR",
-        help="New run folder: configuration, environment, results.json, plots, and report.html, "
-        "which needs nothing else.",
-    )(command)
 
 
 @click.group()
@@ -105,11 +72,7 @@ def dataset() -> None:
 
 
 @dataset.command()
-@_data
-@_run_folder
-@_seed
-@label_map_option
-@json_option
+@_run_folder_option
 def explore(
     *,
     data: Path,
@@ -119,24 +82,24 @@ def explore(
     labels: "LabelMap | None",
     as_json: bool,
 ) -> None:
-    """Sum up sizes, formats, classes, grey values, outliers and unreadable files.
+    """Summarise sizes, formats, classes, grey values, outliers and unreadable files.
 
-    The run folder shows images of patients: keep it as safe as the data set.
+    The run folder shows images of patients: protect it like the data set.
     """
     from lungwatch.training.data.dataset import list_dataset
-    from lungwatch.training.data.plots import draw_exploration
     from lungwatch.training.data.scan import explore as sum_up
     from lungwatch.training.data.scan import per_image
+    from lungwatch.training.evaluation.plots import draw_exploration
     from lungwatch.training.evaluation.report import exploration_html
 
     run = _begin("explore", data, out, resume=resume, seed=seed, labels=labels)
     listing = list_dataset(data, labels)
-    looks, unreadable = _scan(listing.samples, run)
-    found = sum_up(data, listing.samples, looks, unreadable, listing.labels)
+    scans, unreadable = _scan(listing.samples, run)
+    found = sum_up(data, listing.samples, scans, unreadable, listing.labels)
     if run:
-        pictures = draw_exploration(looks, seed=seed) if looks else {}
-        write_look(run, found, exploration_html(found, pictures), pictures)
-        table = per_image(looks)
+        pictures = draw_exploration(scans, seed=seed) if scans else {}
+        _write_results(run, found, exploration_html(found, pictures), pictures)
+        table = per_image(scans)
         if table:
             text = to_csv(list(table[0]), table)
             write_atomic(run.root / "images.csv", text.encode("utf-8", "backslashreplace"))
@@ -163,11 +126,7 @@ def explore(
 
 
 @dataset.command()
-@_data
-@_run_folder
-@_seed
-@label_map_option
-@json_option
+@_run_folder_option
 def check(
     *,
     data: Path,
@@ -177,26 +136,26 @@ def check(
     labels: "LabelMap | None",
     as_json: bool,
 ) -> None:
-    """Find leaks, duplicates, label conflicts, unreadable files and confounds.
+    """Find leaks, duplicates, label conflicts, unreadable files and confounders.
 
-    Exit code 1 if something must be mended: an unreadable file, an empty split, a split of
-    one class, one X-ray or patient in two splits, or one X-ray under two labels.
+    Exit code 1 if there is a problem: an unreadable file, an empty split, a split with a single
+    class, one X-ray or patient in two splits, or one X-ray under two labels.
     """
     from lungwatch.training.data.check import check_dataset
     from lungwatch.training.data.dataset import list_dataset
 
     run = _begin("check", data, out, resume=resume, seed=seed, labels=labels)
     listing = list_dataset(data, labels)
-    looks, unreadable = _scan(listing.samples, run)
+    scans, unreadable = _scan(listing.samples, run)
     found = check_dataset(
-        data, listing.samples, looks, unreadable, labels=listing.labels, seed=seed
+        data, listing.samples, scans, unreadable, labels=listing.labels, seed=seed
     )
     if run:
-        from lungwatch.training.data.plots import draw_check
+        from lungwatch.training.evaluation.plots import draw_check
         from lungwatch.training.evaluation.report import check_html
 
-        pictures = draw_check(found, looks)
-        write_look(run, found, check_html(str(data), found, pictures), pictures)
+        pictures = draw_check(found, scans)
+        _write_results(run, found, check_html(str(data), found, pictures), pictures)
     if as_json:
         print_json(found)
     else:
@@ -206,22 +165,17 @@ def check(
 
 
 @dataset.command()
-@_data
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="RUN_DIR",
-    required=True,
-    help="New run folder: manifest.csv (its paths are relative to it), configuration, environment, "
-    "results.json, plot and report.html. It is itself a data set that the other commands take.",
+@_dataset_options(
+    out_required=True,
+    out_help="New run folder: manifest.csv (with paths relative to it), configuration, "
+    "environment, results.json, plot and report.html. It is a data set for the other commands.",
 )
-@_resume
-@click.option("--val", type=float, default=0.15, show_default=True, help="Share for validation.")
-@click.option("--test", type=float, default=0.15, show_default=True, help="Share for the test.")
-@_seed
-@label_map_option
-@json_option
+@click.option(
+    "--val", type=float, default=0.15, show_default=True, help="Share of the validation split."
+)
+@click.option(
+    "--test", type=float, default=0.15, show_default=True, help="Share of the test split."
+)
 def split(
     *,
     data: Path,
@@ -235,25 +189,25 @@ def split(
 ) -> None:
     """Split by patient and X-ray, stratified by class and source, into a manifest CSV.
 
-    Splits that DATA has already are not looked at. The same seed gives the same manifest.
+    Existing splits of DATA are ignored. The same seed gives the same manifest.
     """
     from lungwatch.training.data.dataset import MANIFEST, load_dataset
     from lungwatch.training.data.duplicates import find_duplicates, together
-    from lungwatch.training.data.plots import draw_split
     from lungwatch.training.data.scan import require_readable
     from lungwatch.training.data.splits import split_groups, split_table, write_manifest
+    from lungwatch.training.evaluation.plots import draw_split
     from lungwatch.training.evaluation.report import split_html
 
     run = _begin("split", data, out, resume=resume, seed=seed, labels=labels, val=val, test=test)
     assert run is not None
-    looks, unreadable = _scan(load_dataset(data, labels), run)
+    scans, unreadable = _scan(load_dataset(data, labels), run)
     require_readable(unreadable)
-    groups = together(looks, find_duplicates(looks))
-    splits = split_groups(looks, groups, val=val, test=test, seed=seed)
-    write_manifest(run.root / MANIFEST, data, looks, splits)
-    table = split_table(looks, groups, splits)
+    groups = together(scans, find_duplicates(scans))
+    splits = split_groups(scans, groups, val=val, test=test, seed=seed)
+    write_manifest(run.root / MANIFEST, data, scans, splits)
+    table = split_table(scans, groups, splits)
     pictures = {"Images by class, source and split": draw_split(table)}
-    write_look(run, table, split_html(str(data), table, pictures), pictures)
+    _write_results(run, table, split_html(str(data), table, pictures), pictures)
     if as_json:
         print_json({"manifest": run.root / MANIFEST, **asdict(table)})
         return
@@ -261,7 +215,7 @@ def split(
         ("label", "source", "train", "val", "test"), list(map(astuple, [*table.strata, table.all]))
     )
     click.echo(
-        f"\n{table.images} images in {table.groups} groups that stay together\n"
+        f"\n{table.images} images in {table.groups} groups, each within one split\n"
         f"manifest: {cell_text(run.root / MANIFEST)}"
     )
 
@@ -276,6 +230,8 @@ def _begin(
     labels: "LabelMap | None",
     **settings: float,
 ) -> "RunFolder | None":
+    from lungwatch.training.fitting.run import begin_run
+
     if out is None:
         if resume:
             raise click.UsageError("--resume needs --out")
@@ -297,12 +253,8 @@ def _scan(
     from lungwatch.training.data.scan import ScanCache, scan
 
     cache = ScanCache(run.root / "scan") if run else None
-    hidden = not sys.stderr.isatty()
-    with click.progressbar(
-        length=len(samples), label="reading", file=sys.stderr, hidden=hidden
-    ) as bar:
-        looks, unreadable = scan(samples, progress=bar.update, cache=cache)
-    return looks, unreadable
+    with ProgressBar("reading images", len(samples)) as bar:
+        return scan(samples, progress=bar.advance, cache=cache)
 
 
 def _print_check(found: "DatasetCheck") -> None:
@@ -318,7 +270,7 @@ def _print_check(found: "DatasetCheck") -> None:
     )
     _list("mostly border (heuristic)", list(map(str, found.mostly_border)))
     _list("burnt-in text candidate (heuristic)", list(map(str, found.text_candidates)))
-    click.echo("\nHow well the class is told without the lungs (cross-validated ROC-AUC):")
+    click.echo("\nClass predicted without the lungs (cross-validated ROC-AUC):")
     print_table(
         ("among", "COVID against", "by", "ROC-AUC", "std over folds"),
         [(c.among, c.against, c.feature, c.roc_auc, c.fold_std) for c in found.confounds],
@@ -326,8 +278,8 @@ def _print_check(found: "DatasetCheck") -> None:
     click.echo(found.verdict)
     _list("labels", found.left_out)
     click.echo()
-    _list("to be mended", found.problems)
-    click.echo(f"{len(found.problems)} problems to be mended; {RESEARCH_USE_ONLY}")
+    _list("problem", found.problems)
+    click.echo(f"{len(found.problems)} problems; {RESEARCH_USE_ONLY}")
 
 
 def _list(title: str, lines: Sequence[str]) -> None:
@@ -335,3 +287,26 @@ def _list(title: str, lines: Sequence[str]) -> None:
         click.echo(f"{title}: {cell_text(line)}")
     if len(lines) > _LISTED:
         click.echo(f"{title}: {len(lines) - _LISTED} more; --json lists all")
+
+
+def _write_results(
+    run: "RunFolder", results: object, report: str, pictures: Mapping[str, bytes]
+) -> None:
+    """Write results.json, plots and report.html.
+
+    Raises
+    ------
+    DatasetError
+        If they cannot be written.
+    """
+    files = {"results.json": (to_json(results) + "\n").encode("utf-8", "backslashreplace")}
+    for number, (caption, data) in enumerate(pictures.items(), start=1):
+        name = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]
+        files[f"plots/{number:02d}-{name}.png"] = data
+    files["report.html"] = report.encode("utf-8", "replace")
+    try:
+        make_dirs(run.root / "plots")
+        for name, data in files.items():
+            write_atomic(run.root / name, data)
+    except OSError as error:
+        raise DatasetError(f"{run.root} cannot be written: {error.strerror}") from error

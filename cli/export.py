@@ -1,81 +1,95 @@
 """Commands that make bundles: `export`, `model renew`, `model keygen`, `model sign`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from lungwatch.cli.options import (
+    apply_all,
+    existing_file,
     foreign_options,
     gate_source_options,
     json_option,
     label_map_option,
 )
-from lungwatch.cli.output import cell_text, print_json
+from lungwatch.cli.output import ProgressBar, cell_text, print_json
+from lungwatch.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
+    from lungwatch.export.gate import GateRequest
     from lungwatch.training.data.dataset import LabelMap
     from lungwatch.training.evaluation.calibration import Rule
 
 
+def _bundle_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a bundle to write, and of the figures on its card."""
+    options = [
+        click.option("--version", required=True, help="Version of the bundle, e.g. 1.1.0."),
+        click.option(
+            "-o",
+            "--out",
+            type=click.Path(file_okay=False, path_type=Path),
+            required=True,
+            help="Folder for the bundle, which is a folder NAME-VERSION in it.",
+        ),
+        click.option(
+            "--evaluate",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            help="Further data set; its test split is evaluated for the card. Repeatable.",
+        ),
+        click.option(
+            "--notes",
+            type=existing_file,
+            help="Markdown on the data and their confounders, for the card.",
+        ),
+        click.option(
+            "--figures",
+            type=existing_file,
+            help="Tables of figures measured elsewhere, for the card: JSON "
+            '{"title": {"row": {"column": number}}}.',
+        ),
+        click.option("--replace", is_flag=True, help="Replace a bundle of the same version."),
+        gate_source_options,
+        label_map_option,
+        json_option,
+    ]
+    return apply_all(options, command)
+
+
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--name", required=True, help="The bundle's name, for instance 'baseline'.")
-@click.option("--version", required=True, help="The bundle's version, for instance '1.0.0'.")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder in which the bundle's own folder NAME-VERSION is made.",
-)
+@click.option("--name", required=True, help="Name of the bundle, e.g. baseline.")
+@_bundle_options
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Data set of the training: proves parity on 50 of its images, measures its validation "
-    "and test splits, fixes the scale of its maps and the threshold of a bare .keras file.",
+    help="Training data set: 50 of its images prove parity, its validation and test splits are "
+    "evaluated; it sets the scale of the maps and the threshold of a bare .keras file.",
 )
-@click.option(
-    "--evaluate",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="Further data set whose test split is measured for the card; repeatable.",
-)
-@click.option(
-    "--notes",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Markdown on the data and their confounds, for the card.",
-)
-@click.option("--replace", is_flag=True, help="Replace a bundle of the same version.")
 @click.option(
     "--int8",
     is_flag=True,
-    help="Quantise the convolutions; refused if that costs 0.005 ROC-AUC on the validation split "
-    "of --data.",
+    help="Quantise the convolutions to int8; refused if that costs 0.005 ROC-AUC on the validation "
+    "split of --data.",
 )
 @click.option(
     "--max-mb",
     type=click.FloatRange(min=0, min_open=True),
     default=20.0,
     show_default=True,
-    help="Refuse an int8 file of more megabytes.",
-)
-@click.option(
-    "--figures",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help='Tables measured elsewhere, for the card: JSON {"title": {"row": {"column": number}}}.',
+    help="Maximum size of an int8 model, MB.",
 )
 @click.option(
     "--threshold-rule",
     type=click.Choice(["youden", "balanced"]),
-    help="Fix the threshold anew on the validation split of --data: sensitivity + specificity, or "
-    "the smaller of both, as large as it can be. A run's own is Youden's.",
+    help="Choose the threshold on the validation split of --data: youden maximises sensitivity + "
+    "specificity, balanced the smaller of both. A run has its own, by youden.",
 )
-@gate_source_options
-@label_map_option
 @foreign_options
-@json_option
 def export(
     *,
     model: Path,
@@ -101,36 +115,33 @@ def export(
 ) -> None:
     """Export MODEL, a run folder or a .keras file, as a bundle.
 
-    One ONNX graph with probability, logits, maps for both classes and embedding; refused if
-    it does not answer as the Keras network does.
+    The ONNX graph outputs probability, logits, maps of both classes and embedding. The export is
+    refused if its outputs differ from the Keras network's.
     """
-    from lungwatch.export.card import of_data_sets, read_figures
+    from lungwatch.export.card import read_figures
     from lungwatch.export.exporter import ExportRequest
     from lungwatch.export.exporter import export as export_bundle
-    from lungwatch.export.gate import GateRequest
     from lungwatch.training.evaluation.foreign import Declaration
 
-    bundle, contract = export_bundle(
-        ExportRequest(
-            model=model,
-            name=name,
-            version=version,
-            folder=out,
-            data=data,
-            evaluate=evaluate,
-            notes=notes.read_text(encoding="utf-8") if notes else "",
-            replace=replace,
-            int8=int8,
-            max_mb=max_mb,
-            figures=read_figures(figures) if figures else {},
-            threshold_rule=cast("Rule | None", threshold_rule),
-            gate=GateRequest(run=gate, data=data, keep=gate_keep, refuse=gate_refuse, labels=labels)
-            if gate
-            else None,
-            labels=labels,
-            declared=Declaration.parse(output, input_range, channels),
-        )
+    request = ExportRequest(
+        model=model,
+        name=name,
+        version=version,
+        folder=out,
+        data=data,
+        evaluate=evaluate,
+        notes=notes.read_text(encoding="utf-8") if notes else "",
+        replace=replace,
+        int8=int8,
+        max_mb=max_mb,
+        figures=read_figures(figures) if figures else {},
+        threshold_rule=cast("Rule | None", threshold_rule),
+        gate=_gate_request(gate, data, gate_keep, gate_refuse, labels),
+        labels=labels,
+        declared=Declaration.parse(output, input_range, channels),
     )
+    with ProgressBar("reading images") as bar:
+        bundle, contract = export_bundle(request, progress=bar.advance)
     parity = contract.provenance["parity"]
     quantisation = contract.provenance.get("quantisation")
     if as_json:
@@ -149,60 +160,52 @@ def export(
                 f"int8, {name_of_set}: ROC-AUC {cost['roc_auc_float']:.4f} to "
                 f"{cost['roc_auc_int8']:.4f}, {cost['decisions_changed']} decisions changed"
             )
-    for name_of_set, found in of_data_sets(contract.metrics).items():
-        click.echo(f"{name_of_set}: ROC-AUC {found['roc_auc']:.3f}")
+    _print_areas(contract.metrics)
+
+
+def _gate_request(
+    run: Path | None,
+    data: Path | None,
+    keep: tuple[Path, ...],
+    refuse: tuple[Path, ...],
+    labels: "LabelMap | None",
+) -> "GateRequest | None":
+    from lungwatch.export.gate import GateRequest
+
+    if run is None:
+        return None
+    return GateRequest(run=run, data=data, keep=keep, refuse=refuse, labels=labels)
+
+
+def _print_areas(metrics: dict[str, Any]) -> None:
+    from lungwatch.export.card import of_data_sets
+
+    for name, found in of_data_sets(metrics).items():
+        click.echo(f"{name}: ROC-AUC {found['roc_auc']:.3f}")
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--version", required=True, help="The new bundle's version, for instance '1.1.0'.")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder in which the new bundle's own folder NAME-VERSION is made.",
-)
-@gate_source_options
+@_bundle_options
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Data set of the training: gives the scale of the maps, chooses the gate's thresholds, "
-    "and its validation and test splits are measured anew.",
+    help="Training data set: sets the scale of the maps and the gate's thresholds; its validation "
+    "and test splits are evaluated.",
 )
 @click.option(
     "--reference",
     type=click.Path(exists=True, path_type=Path),
     metavar="DATA",
-    help="Data set of whose validation split the reference for drift is made (drift.json); else "
-    "the bundle keeps its own.",
-)
-@click.option(
-    "--evaluate",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="Further data set whose test split is measured anew; repeatable.",
-)
-@click.option(
-    "--notes",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Markdown on the data and their confounds, for the card.",
-)
-@click.option(
-    "--figures",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help='Tables measured elsewhere, for the card: JSON {"title": {"row": {"column": number}}}.',
+    help="Data set whose validation split becomes the drift reference (drift.json); the bundle's "
+    "own is kept if not given.",
 )
 @click.option(
     "--release-gate",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=existing_file,
     metavar="FILE",
-    help="The release_gate.json that `lungwatch evaluate BUNDLE … --gate -o OUT` wrote, for the "
-    "card: its table, failures included.",
+    help="release_gate.json of `lungwatch evaluate BUNDLE … --gate -o OUT`, for the card.",
 )
-@click.option("--replace", is_flag=True, help="Replace a bundle of the same version.")
-@label_map_option
-@json_option
 def renew(
     *,
     bundle: Path,
@@ -221,42 +224,38 @@ def renew(
     labels: "LabelMap | None",
     as_json: bool,
 ) -> None:
-    """Write BUNDLE anew with the same network, in the present form of bundles.
+    """Write BUNDLE again in the present format, with the same network.
 
-    It gets a content gate, a reference for drift, the peaks of its maps and a new card. Weights,
-    calibration, thresholds and golden answers stay as they are. Needs the extra 'train'.
+    It gets a content gate, a drift reference, the peaks of its maps and a new card. Weights,
+    calibration, thresholds and golden outputs do not change. Needs the extra 'train'.
     """
-    from lungwatch.export.card import of_data_sets, read_figures
-    from lungwatch.export.gate import GateRequest
+    from lungwatch.export.card import read_figures
     from lungwatch.export.renew import RenewRequest
     from lungwatch.export.renew import renew as renew_bundle
 
-    folder, contract = renew_bundle(
-        RenewRequest(
-            bundle=bundle,
-            version=version,
-            folder=out,
-            gate=GateRequest(run=gate, data=data, keep=gate_keep, refuse=gate_refuse, labels=labels)
-            if gate
-            else None,
-            data=data,
-            reference=reference,
-            evaluate=evaluate,
-            notes=notes.read_text(encoding="utf-8") if notes else "",
-            figures=read_figures(figures) if figures else {},
-            release_gate=release_gate,
-            replace=replace,
-            labels=labels,
-        )
+    request = RenewRequest(
+        bundle=bundle,
+        version=version,
+        folder=out,
+        gate=_gate_request(gate, data, gate_keep, gate_refuse, labels),
+        data=data,
+        reference=reference,
+        evaluate=evaluate,
+        notes=notes.read_text(encoding="utf-8") if notes else "",
+        figures=read_figures(figures) if figures else {},
+        release_gate=release_gate,
+        replace=replace,
+        labels=labels,
     )
+    with ProgressBar("reading images") as bar:
+        folder, contract = renew_bundle(request, progress=bar.advance)
     rates = contract.gate.metrics.get("rates", []) if contract.gate else []
     if as_json:
         about = {"bundle": str(folder), "id": contract.id, "map_reference": contract.map_reference}
         click.echo(json.dumps({**about, "metrics": contract.metrics, "rates": rates}, indent=2))
         return
-    click.echo(f"{folder}: full colour of the maps at {contract.map_reference}")
-    for name_of_set, found in of_data_sets(contract.metrics).items():
-        click.echo(f"{name_of_set}: ROC-AUC {found['roc_auc']:.3f}")
+    click.echo(f"{folder}: maps reach full colour at {contract.map_reference}")
+    _print_areas(contract.metrics)
     for row in rates:
         click.echo(
             f"gate, {row['pictures_of']}, {row['copies']}: {row['kept']} of {row['pictures']} kept"
@@ -266,7 +265,7 @@ def renew(
 _passphrase_option = click.option(
     "--passphrase-file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File with the private key's passphrase, readable by its owner alone.",
+    help="File with the private key's passphrase, readable only by its owner.",
 )
 
 
@@ -274,11 +273,11 @@ _passphrase_option = click.option(
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @_passphrase_option
 @json_option
-def keygen(out: Path, passphrase_file: Path | None, as_json: bool) -> None:
-    """Make a key pair: the private key OUT, the public key OUT.pub (Ed25519, PEM).
+def keygen(*, out: Path, passphrase_file: Path | None, as_json: bool) -> None:
+    """Make a key pair: the private key OUT and the public key OUT.pub (Ed25519, PEM).
 
-    The private key signs bundles and stays with who answers for them. The public key goes to
-    the servers, whose configuration names it: trusted_keys = "PATH". Nothing is overwritten.
+    The private key signs bundles; keep it secret. The public key goes to the servers, whose
+    configuration names it: trusted_keys = "PATH". Existing files are not overwritten.
     """
     from lungwatch.signing import write_key_pair
 
@@ -287,7 +286,7 @@ def keygen(out: Path, passphrase_file: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"private_key": out, "public_key": public, "fingerprint": key})
     else:
-        click.echo(f"{out}: private key, keep it to yourself\n{public}: public key {key}")
+        click.echo(f"{out}: private key, keep it secret\n{public}: public key {key}")
 
 
 @click.command()
@@ -297,18 +296,17 @@ def keygen(out: Path, passphrase_file: Path | None, as_json: bool) -> None:
     "key_file",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The private key, as `lungwatch model keygen` writes it.",
+    help="Private key, as written by `lungwatch model keygen`.",
 )
 @_passphrase_option
 @json_option
-def sign(bundle: Path, key_file: Path, passphrase_file: Path | None, as_json: bool) -> None:
+def sign(*, bundle: Path, key_file: Path, passphrase_file: Path | None, as_json: bool) -> None:
     """Sign the bundle in the folder BUNDLE: its bundle.sig covers model, contract and card.
 
-    The digests and the golden picture are checked first. An earlier signature is replaced.
+    The digests and the golden image are checked first. An earlier signature is replaced.
     """
     from lungwatch.bundle import SIGNATURE_FILE, read_bundle
     from lungwatch.daemon.pipeline.model import Classifier
-    from lungwatch.errors import ModelError
     from lungwatch.files import write_atomic
     from lungwatch.signing import load_private_key
     from lungwatch.signing import sign as sign_statement
@@ -319,15 +317,14 @@ def sign(bundle: Path, key_file: Path, passphrase_file: Path | None, as_json: bo
     if not contract.id == files.id == bundle.absolute().name:
         raise ModelError(
             f"{bundle}: the folder, bundle.json ('{files.id}') and the model ('{contract.id}') "
-            "must bear one name"
+            "must have the same name"
         )
     signature = sign_statement(files.statement(), key)
+    path = bundle / SIGNATURE_FILE
     try:
-        write_atomic(bundle / SIGNATURE_FILE, signature.to_bytes())
+        write_atomic(path, signature.to_bytes())
     except OSError as error:
-        raise ModelError(
-            f"{bundle / SIGNATURE_FILE} cannot be written: {error.strerror}"
-        ) from error
+        raise ModelError(f"{path} cannot be written: {error.strerror}") from error
     if as_json:
         print_json({"model": contract.id, "path": bundle, "signer": signature.fingerprint})
     else:
@@ -335,7 +332,6 @@ def sign(bundle: Path, key_file: Path, passphrase_file: Path | None, as_json: bo
 
 
 def _passphrase(file: Path | None) -> bytes | None:
-    from lungwatch.errors import ConfigError
     from lungwatch.signing import read_secret
 
     if file is None:

@@ -1,19 +1,34 @@
-"""`lungwatch`: the group of all commands, each imported only when it is called."""
+"""`lungwatch`: the group of all commands, and the home that they work on."""
 
+import contextlib
+import functools
 import importlib
-from collections.abc import Mapping
-from typing import IO, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from lungwatch import RESEARCH_USE_ONLY, __version__
-from lungwatch.errors import LungwatchError, visible
+from lungwatch.errors import DatabaseError, HomeError, LungwatchError, visible
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from lungwatch.daemon.config import Config
+    from lungwatch.daemon.home import Home
+    from lungwatch.db.audit import Outcome
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands by name, place and one line of help.
+    """A group whose commands are imported when they are called.
 
-    So `--help` imports no command, and with it neither onnxruntime nor TensorFlow.
+    Parameters
+    ----------
+    places
+        Name of each command to "module:attribute" and the summary that `--help` lists.
     """
 
     def __init__(
@@ -26,11 +41,11 @@ class LazyGroup(click.Group):
         self._places = places
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Return the names in the order of use, not of the alphabet."""
+        """Return the names in the given order; click would sort them."""
         return list(self._places)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """Import a command."""
+        """Import and return a command."""
         if cmd_name not in self._places:
             return None
         module, _, attribute = self._places[cmd_name][0].partition(":")
@@ -44,32 +59,35 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in self._places.items()])
 
 
-# Command -> (module:attribute, one line of help). The help stands here so that
-# `lungwatch --help` imports no command, and with it neither onnxruntime nor TensorFlow.
+# The summaries are repeated here so that `lungwatch --help` imports no command, and with it
+# neither onnxruntime nor TensorFlow.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("lungwatch.cli.run:run", "Screen every X-ray that is dropped into the home."),
     "results": ("lungwatch.cli.results:results", "Query, export and count the results."),
-    "retry": ("lungwatch.cli.run:retry", "Put refused or failed files through again."),
+    "retry": ("lungwatch.cli.run:retry", "Process rejected or failed files again."),
     "rescore": (
         "lungwatch.cli.run:rescore",
-        "Score what is filed with another model, keeping both results.",
+        "Score processed X-rays with another model, keeping both results.",
     ),
-    "doctor": ("lungwatch.cli.run:doctor", "Check whether everything is there that runs need."),
+    "doctor": ("lungwatch.cli.run:doctor", "Check everything that a run needs."),
     "reconcile": (
         "lungwatch.cli.run:reconcile",
-        "Prove that folders and database agree; mend what does not.",
+        "Compare folders and database file by file; repair differences.",
     ),
     "pacs": (
         "lungwatch.cli.pacs:pacs",
         "Exchange images and results with a PACS (extra 'pacs').",
     ),
-    "retention": ("lungwatch.cli.keeping:retention", "Remove what was kept for long enough."),
-    "backup": ("lungwatch.cli.keeping:backup", "Back the database up, and restore it."),
-    "audit": ("lungwatch.cli.keeping:audit", "List who changed, removed or exported what."),
-    "model": ("lungwatch.cli.model:model", "List, show, verify and sign model bundles."),
+    "retention": ("lungwatch.cli.keeping:retention", "Remove files past their retention limits."),
+    "backup": ("lungwatch.cli.keeping:backup", "Back up, verify and restore the database."),
+    "audit": (
+        "lungwatch.cli.keeping:audit",
+        "List changes, deletions and exports, and who made them.",
+    ),
+    "model": ("lungwatch.cli.model:model", "List, show, verify, activate and sign model bundles."),
     "calibrate": (
         "lungwatch.cli.model:calibrate",
-        "Fit threshold and uncertain band to the site's own cases.",
+        "Calibrate a model on this site's own cases.",
     ),
     "dataset": (
         "lungwatch.cli.dataset:dataset",
@@ -82,20 +100,20 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 
 class FailedError(click.ClickException):
-    """A domain error as the user sees it: one line on stderr, exit code 1."""
+    """Error of a command: one line on stderr, exit code 1."""
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the line."""
-        # It may name a file whose name steers the terminal.
+        # It may quote a file name that holds terminal escape sequences.
         line = visible(" ".join(self.message.split()))
         click.echo(f"lungwatch: error: {line}", file=file, err=file is None)
 
 
 class _Lungwatch(LazyGroup):
-    """The outermost group, where every domain error ends."""
+    """The outermost group: turns domain errors into one line and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
-        """Run a command; what it says went wrong is one line."""
+        """Run a command."""
         try:
             return super().invoke(ctx)
         except LungwatchError as error:
@@ -114,3 +132,154 @@ class _Lungwatch(LazyGroup):
 )
 def main() -> None:
     """Run the command line."""
+
+
+class Site:
+    """A home, named by options or the environment; everything is loaded at first use.
+
+    Parameters
+    ----------
+    home
+        Its folder; None: as the configuration says.
+    config_path
+        Configuration file; None: the home's own, if there is one.
+    """
+
+    def __init__(self, home: Path | None, config_path: Path | None) -> None:
+        self._home = home
+        self.config_path = config_path
+
+    @cached_property
+    def config(self) -> "Config":
+        """The configuration."""
+        from lungwatch.daemon.configfile import load_config
+
+        return load_config(self.config_path, self._home)
+
+    @cached_property
+    def home(self) -> "Home":
+        """The folders."""
+        from lungwatch.daemon.home import Home
+
+        return Home(self.config.home)
+
+    def require_home(self) -> None:
+        """Raise HomeError if the daemon has never run in the home."""
+        if not self.home.incoming.is_dir():
+            raise HomeError(
+                f"there is no lungwatch home at {self.home.root}; run `lungwatch run` first"
+            )
+
+    @contextlib.contextmanager
+    def locked_if_free(self) -> Iterator[bool]:
+        """Hold the home's lock unless a daemon holds it; yield whether this command has it."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self.home.locked())
+                is_locked = True
+            except HomeError:
+                is_locked = False
+            yield is_locked
+
+    def is_daemon_running(self) -> bool:
+        """Whether another process holds the home's lock."""
+        with self.locked_if_free() as is_locked:
+            return not is_locked
+
+    @contextlib.contextmanager
+    def database(self, *, migrate: bool = False, owned: bool = False) -> "Iterator[Engine]":
+        """Open the database, and close it at the end.
+
+        Parameters
+        ----------
+        migrate
+            Create it or bring its schema up to date; else one that is missing, or of another
+            version, is an error.
+        owned
+            Refuse the database of another home.
+
+        Raises
+        ------
+        DatabaseError
+            If it cannot be used.
+        HomeError
+            If it belongs to another home.
+        """
+        from lungwatch.daemon.home import check_database
+        from lungwatch.db.maintenance import open_database, open_existing
+
+        engine = (open_database if migrate else open_existing)(self.config.database_url)
+        try:
+            if owned:
+                check_database(self.home, engine)
+            yield engine
+        finally:
+            engine.dispose()
+
+
+def home_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--home` and `--config`, passed together as `site`."""
+
+    @functools.wraps(command)
+    def with_site(*, home: Path | None, config_path: Path | None, **options: Any) -> Any:  # noqa: ANN401 - click's options by name
+        return command(site=Site(home, config_path), **options)
+
+    with_site = click.option(
+        "--config",
+        "config_path",
+        type=click.Path(dir_okay=False, path_type=Path),
+        envvar="LUNGWATCH_CONFIG",
+        show_envvar=True,
+        help="Configuration file; HOME/lungwatch.toml if it exists.",
+    )(with_site)
+    return click.option(
+        "--home",
+        type=click.Path(file_okay=False, path_type=Path),
+        envvar="LUNGWATCH_HOME",
+        show_envvar=True,
+        help="Home folder of the daemon; as configured, or ./lungwatch-home, if not given.",
+    )(with_site)
+
+
+def record_event(
+    engine: "Engine",
+    action: str,
+    *,
+    targets: Sequence[str | None] = (None,),
+    outcome: "Outcome" = "ok",
+    detail: Mapping[str, object] | None = None,
+) -> None:
+    """Write one audit event for each target, at this moment."""
+    from lungwatch.db.audit import AuditEvent
+    from lungwatch.db.audit import record_events as write
+
+    events = [
+        AuditEvent(action=action, target=target, outcome=outcome, detail=detail or {})
+        for target in targets
+    ]
+    write(engine, datetime.now(UTC), events)
+
+
+@contextlib.contextmanager
+def auditing_failure(
+    engine: "Engine", action: str, targets: Sequence[str | None] = (None,)
+) -> Iterator[None]:
+    """Write audit events with the outcome "failed" if the block raises."""
+    try:
+        yield
+    except BaseException as error:
+        # The database itself may be what fails; the error to report is the first one.
+        with contextlib.suppress(DatabaseError):
+            detail = {"error": type(error).__name__}
+            record_event(engine, action, targets=targets, outcome="failed", detail=detail)
+        raise
+
+
+@contextlib.contextmanager
+def audited(
+    engine: "Engine", action: str, target: str, detail: Mapping[str, object] | None = None
+) -> Iterator[None]:
+    """Write an audit event for the block: "ok" after it, or "failed" if it raises."""
+    with auditing_failure(engine, action, [target]):
+        yield
+    record_event(engine, action, targets=[target], detail=detail)

@@ -1,5 +1,6 @@
 """Commands that process files: `run`, `retry`, `rescore`, `doctor`, `reconcile`."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -7,57 +8,39 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypedDict, Unpack
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from lungwatch.cli.keeping import note, noting_failure
-from lungwatch.cli.options import filter_options, home_options, json_option
-from lungwatch.cli.output import cell_text, print_json, print_table
-from lungwatch.errors import HomeError, LungwatchError
+from lungwatch.cli.main import Site, auditing_failure, home_options, record_event
+from lungwatch.cli.options import filter_options, json_option
+from lungwatch.cli.output import ProgressBar, cell_text, print_json, print_table
+from lungwatch.errors import LungwatchError
 
 if TYPE_CHECKING:
-    from click._termui_impl import ProgressBar
-
     from lungwatch.daemon.config import Config
-    from lungwatch.daemon.home import Home
-    from lungwatch.daemon.service import Service
-
+    from lungwatch.daemon.reconcile import Reconciliation
+    from lungwatch.db.queries import ResultFilter, ResultRow
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command()
 @home_options
-@click.option("--once", is_flag=True, help="Process what is in the drop folder, then exit.")
-def run(home: Path | None, config_path: Path | None, once: bool) -> None:
+@click.option("--once", is_flag=True, help="Process the files in the drop folder, then exit.")
+def run(site: Site, *, once: bool) -> None:
     """Screen every X-ray that is dropped into HOME/incoming.
 
     Research use only; not a medical device.
     """
-    from lungwatch.daemon.configfile import load_config
-
-    _leave(_run(load_config(config_path, home), once=once))
-
-
-def run_to_end(config: "Config", *, rescores: bool) -> None:
-    """Process what was asked for, with progress; a first signal ends it after what is in hand.
-
-    Raises
-    ------
-    LungwatchError
-        If the start is not possible.
-    """
-    status = _run(config, once=True, rescores=rescores)
-    if status:
-        _leave(status)
+    _exit(_run(site.config, once=once))
 
 
 def _run(config: "Config", *, once: bool, rescores: bool = False) -> int:
+    """Run the daemon and return its exit status; with `once`, show progress on a terminal."""
     from lungwatch.daemon.logs import configure
     from lungwatch.daemon.service import Service
 
@@ -65,19 +48,23 @@ def _run(config: "Config", *, once: bool, rescores: bool = False) -> int:
     configure(quiet=has_bar, log_format=config.log_format)
     service = Service(config, rescores=rescores)
     _stop_on_signal(service.stop)
-    return _run_with_bar(service) if has_bar else service.run(once=once)
+    if not has_bar:
+        return service.run(once=once)
+    with ProgressBar("screening") as bar:
+        return service.run(once=True, on_progress=bar.update)
 
 
 def _stop_on_signal(stop: Callable[[], None]) -> None:
-    """Have a thread act on the signals: a handler may not touch locks, a thread may.
+    """Act on signals in a thread, which may take locks; a signal handler may not.
 
-    The first signal drains what is in flight; the second ends at once, which loses nothing.
+    The first signal completes the files in flight; the second ends the process at once. Neither
+    loses anything.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
     for number in _STOP_SIGNALS:
-        signal.signal(number, lambda *_: None)  # the number is written to the pipe, no more
+        signal.signal(number, lambda *_: None)  # Python writes the number to the pipe
 
     def wait() -> None:
         os.read(reader, 1)
@@ -87,10 +74,10 @@ def _stop_on_signal(stop: Callable[[], None]) -> None:
     threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
-def _leave(status: int) -> NoReturn:
-    """End the process, without Python's own clean-up if a drain has left work behind.
+def _exit(status: int) -> NoReturn:
+    """End the process; without the interpreter's clean-up if worker threads are still running.
 
-    A thread that is inside onnxruntime when the interpreter goes would abort the process.
+    A thread inside onnxruntime while the interpreter shuts down would abort the process.
     """
     from lungwatch.daemon.stage import Worker
 
@@ -101,138 +88,91 @@ def _leave(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _run_with_bar(service: "Service") -> int:
-    bar: ProgressBar[int]
-    with click.progressbar(length=1, label="Screening", show_pos=True, file=sys.stderr) as bar:
-
-        def show(ended: int, known: int) -> None:
-            bar.length = max(known, 1)
-            bar.update(ended - bar.pos)
-
-        return service.run(once=True, on_progress=show)
-
-
 @click.command()
 @home_options
 @click.argument("ids", nargs=-1, metavar="[ID_OR_HASH]...")
-@click.option("--failed", is_flag=True, help="All that failed, through no fault of the file.")
-def retry(home: Path | None, config_path: Path | None, ids: tuple[str, ...], failed: bool) -> None:
-    """Put files through again that were rejected or have failed.
+@click.option("--failed", is_flag=True, help="All that failed through no fault of the file.")
+def retry(site: Site, *, ids: tuple[str, ...], failed: bool) -> None:
+    """Process files again that were rejected or have failed.
 
-    They keep their place in quarantine until the daemon takes them up; without a running
-    daemon, `lungwatch run --once` does.
+    The files stay in quarantine until the daemon takes them up; without a running daemon,
+    `lungwatch run --once` does.
     """
-    from lungwatch.daemon.configfile import load_config
-    from lungwatch.daemon.home import Home, check_database
     from lungwatch.db.audit import AuditEvent
-    from lungwatch.db.maintenance import open_database
     from lungwatch.db.queries import ResultFilter, get_result, list_results
     from lungwatch.db.results import Store
-    from lungwatch.errors import LungwatchError
 
     if bool(ids) == failed:
         raise click.UsageError("give either IDs or --failed")
-    config = load_config(config_path, home)
-    engine = open_database(config.database_url)
-    try:
-        check_database(Home(config.home), engine)
+    with site.database(migrate=True, owned=True) as engine:
         if failed:
             rows = list_results(engine, ResultFilter(status="failed", limit=None))
         else:
-            # Named twice, by number and hash perhaps, it is one result.
+            # A result may be named twice, by its number and its hash.
             rows = list({row.id: row for row in (get_result(engine, one) for one in ids)}.values())
         for row in rows:
-            if row.status not in ("failed", "rejected"):
-                raise LungwatchError(
-                    f"result {row.id} is {row.status}; only failed and rejected ones can"
-                )
-            if row.file is None or not (config.home / row.file).is_file():
-                raise LungwatchError(
-                    f"the file of result {row.id} is no longer in quarantine; drop it again"
-                )
+            _check_retry(row, site.home.root)
         store = Store(engine)
         for row in rows:
             target = f"result {row.id}"
-            with noting_failure(engine, "retry", [target]):
+            with auditing_failure(engine, "retry", [target]):
                 store.request_retry(
                     result_id=row.id,
                     now=datetime.now(UTC),
-                    deeds=[AuditEvent(action="retry", target=target)],
+                    events=[AuditEvent(action="retry", target=target)],
                 )
-    finally:
-        engine.dispose()
-    click.echo(f"{len(rows)} put forward to be tried again")
+    click.echo(f"{len(rows)} queued for another attempt")
 
 
-_ACTION = "rescore"
-
-
-class Chosen(TypedDict):
-    """What `filter_options` passes, less the model and the state."""
-
-    since: datetime | None
-    until: datetime | None
-    made_since: datetime | None
-    label: str | None
-    flag: str | None
-    min_score: float | None
-    max_score: float | None
-    patient: str | None
-    accession: str | None
-    study: str | None
-    limit: int | None
+def _check_retry(row: "ResultRow", root: Path) -> None:
+    if row.status not in ("failed", "rejected"):
+        raise LungwatchError(
+            f"result {row.id} is {row.status}; only failed and rejected results can be retried"
+        )
+    if row.file is None or not (root / row.file).is_file():
+        raise LungwatchError(
+            f"the file of result {row.id} is no longer in quarantine; drop it again"
+        )
 
 
 @click.command()
 @home_options
 @click.option(
-    "--model",
-    "bundle",
-    help="Bundle that scores, by name or path; the configured one if not given.",
+    "--model", "bundle", help="Bundle to score with, by name or path; the configured one if none."
 )
 @filter_options(without=("model", "status"))
-@click.option("--no-send", is_flag=True, help="Send nothing of it to the PACS.")
-@click.option("--dry-run", is_flag=True, help="Say how many there are, change nothing.")
+@click.option("--no-send", is_flag=True, help="Send none of the new results to the PACS.")
+@click.option("--dry-run", is_flag=True, help="Print how many there are, change nothing.")
 @json_option
 def rescore(
     *,
-    home: Path | None,
-    config_path: Path | None,
+    site: Site,
     bundle: str | None,
     no_send: bool,
     dry_run: bool,
     as_json: bool,
-    **chosen: Unpack[Chosen],
+    selected: "ResultFilter",
 ) -> None:
-    """Score the X-rays in HOME/done with another model, and keep the results that are there.
+    """Score the X-rays in HOME/done with another model, keeping the existing results.
 
-    Each gets a further row; `results list --made-since` finds them, `results compare` tells how
-    the models differ. Without a running daemon the work is done here, and what is cut off goes on
-    when the command is given again. A running daemon takes the requests up if its model is the
-    one asked for.
+    Each gets a further row; `results list --made-since` finds them, `results compare` compares
+    the models. Without a running daemon the work is done here, and if interrupted, goes on when
+    the command is given again. A running daemon takes the requests up if its model is the one
+    asked for.
     """
-    from lungwatch.daemon.configfile import load_config
-    from lungwatch.daemon.home import Home, check_database
     from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, find_bundle
     from lungwatch.db.audit import AuditEvent
-    from lungwatch.db.maintenance import open_database
-    from lungwatch.db.queries import ResultFilter
     from lungwatch.db.rescoring import count_unfinished, queue_rescoring, rescorable
     from lungwatch.db.results import Store
 
-    config = load_config(config_path, home)
-    place = Home(config.home)
-    if not place.incoming.is_dir():
-        raise HomeError(f"there is no lungwatch home at {place.root}; run `lungwatch run` first")
-    folder = find_bundle(bundle or config.model, config.home)
-    classifier = Classifier.load(folder, trust=BundlePolicy.of(config))
+    site.require_home()
+    folder = find_bundle(bundle or site.config.model, site.home.root)
+    classifier = Classifier.load(folder, trust=BundlePolicy.of(site.config))
     contract = classifier.contract
-    is_running = _is_locked(place)
+    is_running = site.is_daemon_running()
     if no_send and is_running:
-        raise LungwatchError("a daemon is running, which sends what it is configured to; stop it")
-    engine = open_database(config.database_url)
-    try:
-        check_database(place, engine)
+        raise LungwatchError("a daemon is running, which sends as configured; stop it first")
+    with site.database(migrate=True, owned=True) as engine:
         now = datetime.now(UTC)
         model_id = Store(engine).register_model(
             name=contract.name,
@@ -241,93 +181,70 @@ def rescore(
             contract_json=contract.to_json(),
             now=now,
         )
-        images = rescorable(engine, ResultFilter(**chosen), model_id)
+        images = rescorable(engine, selected, model_id)
         count = len(images)
         if not dry_run:
             deed = AuditEvent(
-                action=_ACTION, target=f"model {contract.id}", detail={"results": len(images)}
+                action="rescore", target=f"model {contract.id}", detail={"results": count}
             )
             count = queue_rescoring(engine, images, model_id, now, deed)
         waiting = count_unfinished(engine, model_id)
-        done_here = not (dry_run or is_running) and waiting > 0
-        if done_here:
-            _work(config, folder, sends=not no_send)
+        is_done_here = not (dry_run or is_running) and waiting > 0
+        if is_done_here:
+            config = site.config.replace(model=str(folder))
+            if no_send:
+                config = config.replace(pacs_destinations=())
+            if status := _run(config, once=True, rescores=True):
+                _exit(status)
         left = count_unfinished(engine, model_id)
-    finally:
-        engine.dispose()
     if as_json:
         print_json(
             {
                 "model": contract.id,
                 "chosen": count,
-                "made": waiting - left if done_here else 0,
+                "made": waiting - left if is_done_here else 0,
                 "left": left,
                 "daemon_running": is_running,
                 "dry_run": dry_run,
                 "at": now,
             }
         )
-    else:
-        _say(contract.id, count, waiting, left, dry_run=dry_run, is_running=is_running)
-    if done_here and left:
-        raise LungwatchError(f"{left} are left; give the command again to go on")
-
-
-def _is_locked(place: "Home") -> bool:
-    try:
-        with place.locked():
-            return False
-    except HomeError:
-        return True
-
-
-def _work(config: "Config", folder: Path, *, sends: bool) -> None:
-    """Run the daemon's own pipeline over what was asked for, and over nothing else."""
-    trial = replace(config, model=str(folder))
-    if not sends:
-        trial = replace(trial, pacs_destinations=())
-    run_to_end(trial, rescores=True)
-
-
-def _say(
-    model: str, count: int, waiting: int, left: int, *, dry_run: bool, is_running: bool
-) -> None:
-    if dry_run:
-        text = f"{count} X-rays in done/ have no result of {model}"
+    elif dry_run:
+        click.echo(cell_text(f"{count} X-rays in done/ have no result of {contract.id}"))
     elif is_running:
-        text = (
-            f"{count} queued for {model}; the running daemon takes them up if that is its model, "
-            f"else stop it and give the command again ({left} waiting)"
+        click.echo(
+            cell_text(
+                f"{count} queued for {contract.id}; the running daemon scores them if that is its "
+                f"model, else stop it and give the command again ({left} waiting)"
+            )
         )
     else:
-        text = f"{waiting - left} scored with {model}"
-    click.echo(cell_text(text))
-
-
-_MARKS = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("-", "yellow")}
+        click.echo(cell_text(f"{waiting - left} scored with {contract.id}"))
+    if is_done_here and left:
+        raise LungwatchError(f"{left} are left; give the command again to go on")
 
 
 @click.command()
 @home_options
 @json_option
-def doctor(home: Path | None, config_path: Path | None, as_json: bool) -> None:
-    """Check configuration, folders, database, model and clock, and run a synthetic X-ray.
+def doctor(site: Site, *, as_json: bool) -> None:
+    """Check configuration, folders, database, model and clock, and process a synthetic X-ray.
 
-    Exits with 1 if a check fails. Research use only; not a medical device.
+    Exit code 1 if a check fails. Research use only; not a medical device.
     """
-    from lungwatch.daemon.configfile import load_config
-    from lungwatch.daemon.doctor import run_checks
+    from lungwatch.daemon.monitor.health import run_checks
 
-    # The synthetic run would log its own events between the lines.
+    # Processing the synthetic X-ray would log events between the lines.
     logging.getLogger("lungwatch").addHandler(logging.NullHandler())
     logging.getLogger("lungwatch").propagate = False
+    marks = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("-", "yellow")}
     checks = []
-    for check in run_checks(load_config(config_path, home)):
+    for check in run_checks(site.config):
         checks.append(check)
         if not as_json:
-            mark, colour = _MARKS[check.ok]
-            told = cell_text(f"{check.name}: {check.detail}")
-            click.echo(f"{click.style(f'{mark:>6}', fg=colour)}  {told}")
+            mark, colour = marks[check.ok]
+            line = cell_text(f"{check.name}: {check.detail}")
+            click.echo(f"{click.style(f'{mark:>6}', fg=colour)}  {line}")
     if as_json:
         print_json([asdict(check) for check in checks])
     sys.exit(1 if any(check.ok is False for check in checks) else 0)
@@ -335,71 +252,52 @@ def doctor(home: Path | None, config_path: Path | None, as_json: bool) -> None:
 
 @click.command()
 @home_options
-@click.option("--dry-run", is_flag=True, help="List what differs, change nothing.")
+@click.option("--dry-run", is_flag=True, help="List differences, change nothing.")
 @json_option
-def reconcile(home: Path | None, config_path: Path | None, dry_run: bool, as_json: bool) -> None:
-    """Prove, file by file, that folders and database agree; mend what does not.
+def reconcile(site: Site, *, dry_run: bool, as_json: bool) -> None:
+    """Compare folders and database file by file, and repair differences.
 
-    Every file in done/ and quarantine/ is hashed and compared with its row, every row with
-    its file. While a daemon is running, nothing is changed. Exits with 1 if differences
-    remain.
+    Every file in done/ and quarantine/ is hashed and compared with its row, and every row with
+    its file. While a daemon is running, nothing is changed. Exit code 1 if differences remain.
     """
-    from lungwatch.daemon.configfile import load_config
-    from lungwatch.daemon.home import Home, check_database
     from lungwatch.daemon.reconcile import Reconciler
-    from lungwatch.db.maintenance import open_database
-    from lungwatch.errors import HomeError
 
-    config = load_config(config_path, home)
-    place = Home(config.home)
-    if not place.incoming.is_dir():
-        raise HomeError(f"there is no lungwatch home at {place.root}; run `lungwatch run` first")
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(place.locked())
-            is_running = False
-        except HomeError:
-            is_running = True
-        engine = open_database(config.database_url)
-        stack.callback(engine.dispose)
-        check_database(place, engine)
-        bar = stack.enter_context(
-            click.progressbar(
-                length=0, label="Hashing", file=sys.stderr, hidden=not sys.stderr.isatty()
-            )
-        )
-
-        def count() -> None:
-            bar.length = (bar.length or 0) + 1
-            bar.update(1)
-
-        mends = not dry_run and not is_running
-        if mends:
-            stack.enter_context(noting_failure(engine, "reconcile", ["home"]))
-        report = Reconciler(place, engine, mend=mends, is_running=is_running, on_file=count).run()
-        mended = sum(item.mended for item in report.differences)
-        if mended:
+    site.require_home()
+    with (
+        site.locked_if_free() as is_locked,
+        site.database(migrate=True, owned=True) as engine,
+        ProgressBar("hashing") as bar,
+    ):
+        mends = is_locked and not dry_run
+        with auditing_failure(engine, "reconcile", ["home"]) if mends else contextlib.nullcontext():
+            report = Reconciler(
+                site.home, engine, mend=mends, is_running=not is_locked, on_file=bar.advance
+            ).run()
             kinds = Counter(str(item.kind) for item in report.differences if item.mended)
-            note(engine, "reconcile", targets=["home"], detail={"mended": mended, **kinds})
-
+            if kinds:
+                detail = {"mended": kinds.total(), **kinds}
+                record_event(engine, "reconcile", targets=["home"], detail=detail)
     if as_json:
-        print_json({**asdict(report), "agrees": report.agrees, "daemon_running": is_running})
-        sys.exit(0 if report.agrees else 1)
+        print_json({**asdict(report), "agrees": report.agrees, "daemon_running": not is_locked})
+    else:
+        _print_differences(report, is_running=not is_locked)
+    sys.exit(0 if report.agrees else 1)
+
+
+def _print_differences(report: "Reconciliation", *, is_running: bool) -> None:
     if report.differences:
         print_table(
             ("difference", "result", "path", "mended", "remedy"),
             [
-                (item.kind, item.result_id, item.path, "yes" if item.mended else "no", item.remedy)
+                (item.kind, item.result_id, item.path, item.mended, item.remedy)
                 for item in report.differences
             ],
         )
-    compared = (
-        f"{report.results} results, {report.files} files and {report.overlays} overlays compared"
-    )
-    if is_running:
-        compared += f"; a daemon is running, {report.in_flight} on their way"
-    left = sum(not item.mended for item in report.differences)
-    mended = len(report.differences) - left
+    in_flight = f"; a daemon is running, {report.in_flight} in progress" if is_running else ""
+    mended = sum(item.mended for item in report.differences)
+    left = len(report.differences) - mended
     verdict = "folders and database agree" if report.agrees else f"{left} differences remain"
-    click.echo(f"{compared}: {verdict}" + (f" ({mended} mended)" if mended else ""))
-    sys.exit(0 if report.agrees else 1)
+    click.echo(
+        f"{report.results} results, {report.files} files and {report.overlays} overlays compared"
+        f"{in_flight}: {verdict}" + (f" ({mended} mended)" if mended else "")
+    )

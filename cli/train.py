@@ -1,7 +1,8 @@
 """`lungwatch train`: the group, and `pretrain`, `lungs`, `gate`, `fields`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,52 +14,46 @@ from lungwatch.cli.options import (
     batch_size_option,
     data_argument,
     dropout_option,
+    epochs_option,
     grey_options,
     json_option,
     label_map_option,
+    learning_rate_option,
     normalisation_of,
-    progress,
+    patience_option,
     run_options,
     size_option,
+    step_options,
 )
-from lungwatch.cli.output import print_table
+from lungwatch.cli.output import ProgressBar, print_table
 
 if TYPE_CHECKING:
     from lungwatch.training.data.dataset import LabelMap
+    from lungwatch.training.fitting.run import Progress
 
 
-# Command -> (module:attribute, one line of help), imported when it is used.
 _COMMANDS: Mapping[str, tuple[str, str]] = {
     "baseline": (
         "lungwatch.cli.train_classifiers:baseline",
-        "Train, or tune, a network from scratch.",
+        "Train or tune a network from scratch.",
     ),
     "transfer": (
         "lungwatch.cli.train_classifiers:transfer",
-        "Train a network on a backbone trained elsewhere.",
+        "Train a network on a pretrained backbone.",
     ),
-    "pretrain": (
-        "lungwatch.cli.train:pretrain",
-        "Pretrain a backbone on labelled X-rays.",
-    ),
-    "lungs": ("lungwatch.cli.train:lungs", "Train a network that finds the lungs."),
-    "gate": (
-        "lungwatch.cli.train:gate",
-        "Train a network that says whether a picture can be judged.",
-    ),
-    "fields": (
-        "lungwatch.cli.train:fields",
-        "Train a network on lung fields.",
-    ),
+    "pretrain": ("lungwatch.cli.train:pretrain", "Pretrain a backbone on labelled X-rays."),
+    "lungs": ("lungwatch.cli.train:lungs", "Train a lung segmentation network."),
+    "gate": ("lungwatch.cli.train:gate", "Train a content gate."),
+    "fields": ("lungwatch.cli.train:fields", "Train a network on lung fields."),
     "findings": (
         "lungwatch.cli.train_classifiers:findings",
-        "Train the findings of a network that sees the lungs alone.",
+        "Train the findings of a network that sees only the lungs.",
     ),
     "guided": (
         "lungwatch.cli.train_classifiers:guided",
-        "Train a network that is guided to the lungs.",
+        "Train a network with lung masks as guidance.",
     ),
-    "join": ("lungwatch.cli.train_classifiers:join", "Join trained networks into one."),
+    "join": ("lungwatch.cli.train_classifiers:join", "Join trained networks into an ensemble."),
 }
 
 
@@ -67,19 +62,65 @@ def train() -> None:
     """Train a model (extra 'train')."""
 
 
+@contextmanager
+def training_progress() -> Iterator["Progress"]:
+    """Show the progress of a training on stderr: a bar on a terminal, a line for each epoch."""
+    from lungwatch.training.fitting.run import Progress
+
+    figures = {"val_loss": "validation loss", "val_auc": "ROC-AUC", "val_dice": "Dice"}
+    with ProgressBar("reading images") as bar:
+
+        def on_epoch(row: dict[str, float]) -> None:
+            measured = "".join(
+                f", {name} {row[key]:.4f}" for key, name in figures.items() if key in row
+            )
+            bar.print_line(f"epoch {row['epoch']}: loss {row['loss']:.4f}{measured}")
+
+        def on_trial(row: dict[str, Any]) -> None:
+            outcome = row["error"] if row["value"] is None else f"{row['value']:.4f}"
+            bar.print_line(f"trial {row['number']} {row['state']}: {outcome}")
+
+        yield Progress(
+            on_read=bar.advance,
+            on_batch=lambda epoch, batch, batches: bar.update(batch, batches, f"epoch {epoch}"),
+            on_epoch=on_epoch,
+            on_trial=on_trial,
+        )
+
+
+def print_classifier(metrics: dict[str, Any], out: Path, *, as_json: bool) -> None:
+    """Print the metrics of a trained classifier."""
+    if as_json:
+        click.echo(json.dumps(metrics, indent=2))
+        return
+    phase = f" ({metrics['phase']})" if "phase" in metrics else ""
+    if "search" in metrics:
+        best = metrics["search"]["best"]
+        chosen = ", ".join(f"{name} {value:.4g}" for name, value in best["parameters"].items())
+        click.echo(f"best of {metrics['search']['trials']} trials: {best['number']} ({chosen})")
+    click.echo(
+        f"best epoch {metrics['best_epoch']} of {metrics['epochs']}{phase}; validation: "
+        f"{_figures(metrics['validation'])} at threshold {metrics['decision']['threshold']:.3f}"
+    )
+    if "test" in metrics:
+        click.echo(f"test: {_figures(metrics['test'])}")
+    click.echo(f"run folder: {out}")
+
+
+def _figures(found: dict[str, Any]) -> str:
+    return (
+        f"ROC-AUC {found['roc_auc']:.3f}, sensitivity {found['sensitivity']:.3f}, specificity "
+        f"{found['specificity']:.3f}"
+    )
+
+
 @click.command()
 @click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
-@run_options
+@run_options()
 @backbone_options(weights="none")
-@size_option
-@click.option("--epochs", type=click.IntRange(1), default=30, show_default=True, help="At most.")
-@click.option(
-    "--patience",
-    type=click.IntRange(1),
-    default=8,
-    show_default=True,
-    help="Epochs without a lower validation loss after which training stops.",
-)
+@size_option(default=128)
+@epochs_option(default=30)
+@patience_option(default=8)
 @click.option(
     "--task",
     "tasks",
@@ -87,12 +128,10 @@ def train() -> None:
     default=("finding", "covid"),
     show_default=True,
     metavar="NAME[=WEIGHT]",
-    help="finding (which class), covid (COVID or not), source (which collection); repeatable.",
+    help="Task: finding (class), covid (COVID or not), source (collection). Repeatable.",
 )
 @batch_size_option(default=32)
-@click.option(
-    "--learning-rate", type=float, default=1e-3, show_default=True, help="Adam's, at the start."
-)
+@learning_rate_option(default=1e-3, of="initial, of Adam")
 @dropout_option(default=0.2)
 @grey_options
 @json_option
@@ -100,47 +139,43 @@ def pretrain(
     *,
     data: tuple[Path, ...],
     out: Path,
-    backbone: str,
-    weights: str,
-    size: int,
-    epochs: int,
-    patience: int,
-    tasks: tuple[str, ...],
-    batch_size: int,
-    learning_rate: float,
-    dropout: float,
-    normalisation: str,
-    mean: float | None,
-    std: float | None,
-    seed: int,
     resume: bool,
     as_json: bool,
+    **options: Any,  # noqa: ANN401 - click's options by name
 ) -> None:
     """Pretrain a backbone on labelled X-rays, for `transfer --weights RUN`.
 
     Each DATA is a folder CLASS/ or SPLIT/CLASS/, or a manifest CSV or a folder with one; classes
-    may have any names. Where nothing is split, 15 % are held out for validation; test splits are
-    not read. All of the network learns, batch norm included.
+    may have any names. Of a data set without splits, 15 % are held out for validation; test
+    splits are not read. The whole network is trained, batch normalisation included.
     """
     from lungwatch.training.fitting.trainer import FitConfig
     from lungwatch.training.recipes.pretrain import PretrainConfig, parse_tasks, train_pretrain
 
-    metrics = train_pretrain(
-        data,
-        out,
-        network=PretrainConfig(backbone=backbone, weights=weights, size_px=size, dropout=dropout),
-        task_weights=parse_tasks(tasks),
-        fitting=FitConfig(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=patience,
-            seed=seed,
-        ),
-        normalisation=normalisation_of(normalisation, mean, std),
-        resume=resume,
-        progress=progress(),
-    )
+    with training_progress() as progress:
+        metrics = train_pretrain(
+            data,
+            out,
+            network=PretrainConfig(
+                backbone=options["backbone"],
+                weights=options["weights"],
+                size_px=options["size"],
+                dropout=options["dropout"],
+            ),
+            task_weights=parse_tasks(options["tasks"]),
+            fitting=FitConfig(
+                epochs=options["epochs"],
+                batch_size=options["batch_size"],
+                learning_rate=options["learning_rate"],
+                patience=options["patience"],
+                seed=options["seed"],
+            ),
+            normalisation=normalisation_of(
+                options["normalisation"], options["mean"], options["std"]
+            ),
+            resume=resume,
+            progress=progress,
+        )
     if as_json:
         click.echo(json.dumps(metrics, indent=2))
         return
@@ -153,16 +188,10 @@ def pretrain(
 
 @click.command()
 @click.argument("masks", type=click.Path(path_type=Path))
-@run_options
-@click.option("--epochs", type=click.IntRange(1), default=25, show_default=True, help="All run.")
+@run_options()
+@epochs_option(default=25, stops_early=False)
 @batch_size_option(default=16)
-@click.option(
-    "--learning-rate",
-    type=float,
-    default=2e-3,
-    show_default=True,
-    help="Adam's, of the first step.",
-)
+@learning_rate_option(default=2e-3, of="initial, of Adam")
 @json_option
 def lungs(
     *,
@@ -175,28 +204,23 @@ def lungs(
     learning_rate: float,
     as_json: bool,
 ) -> None:
-    """Train a network that finds the lungs, for `train guided`.
+    """Train a lung segmentation network, for `train guided`.
 
     MASKS is a folder with images/NAME.* and masks/NAME.png, white where there is lung. A
-    seventh of the pairs is held out to measure.
+    seventh of the pairs is held out for validation.
     """
-    from lungwatch.training.fitting.run import Progress
     from lungwatch.training.recipes.lungs import LungFitConfig, train_lungs
 
-    def on_epoch(row: dict[str, float]) -> None:
-        click.echo(
-            f"epoch {row['epoch']}: loss {row['loss']:.4f}, Dice {row['val_dice']:.4f}", err=True
+    with training_progress() as progress:
+        metrics = train_lungs(
+            masks,
+            out,
+            fitting=LungFitConfig(
+                epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+            ),
+            resume=resume,
+            progress=progress,
         )
-
-    metrics = train_lungs(
-        masks,
-        out,
-        fitting=LungFitConfig(
-            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed
-        ),
-        resume=resume,
-        progress=Progress(on_epoch=on_epoch),
-    )
     if as_json:
         click.echo(json.dumps(metrics, indent=2))
         return
@@ -209,47 +233,27 @@ def lungs(
 
 @click.command()
 @data_argument
-@run_options
+@run_options()
 @click.option(
     "--masks",
     type=click.Path(path_type=Path),
     required=True,
     help="Folder with images/NAME.* and masks/NAME.png, white where there is lung.",
 )
-@click.option("--size", type=click.IntRange(32, 1024), default=160, show_default=True, help="px.")
+@size_option(default=160)
 @click.option(
     "--mask-steps",
     type=click.IntRange(1),
     default=450,
     show_default=True,
-    help="Steps on the lung masks alone.",
+    help="Training steps on the lung masks alone.",
 )
-@click.option(
-    "--steps", type=click.IntRange(1), default=1600, show_default=True, help="Steps on everything."
-)
-@batch_size_option(default=128)
-@click.option(
-    "--learning-rate",
-    type=float,
-    default=1.5e-3,
-    show_default=True,
-    help="AdamW's, of the steepest step.",
-)
-@click.option(
-    "--checkpoint-steps",
-    type=click.IntRange(1),
-    default=100,
-    show_default=True,
-    help="Make the run safe after every so many steps.",
-)
-@click.option(
-    "--random-start", is_flag=True, help="Start from random weights instead of ImageNet's."
-)
+@step_options(steps=1600, batch_size=128, learning_rate=1.5e-3, checkpoint_steps=100)
 @click.option(
     "--leave-out",
     metavar="SOURCE",
     multiple=True,
-    help="Learn nothing from this source, and measure on it; repeatable.",
+    help="Exclude this source from training, and test on it. Repeatable.",
 )
 @label_map_option
 @json_option
@@ -258,156 +262,129 @@ def gate(
     data: Path,
     masks: Path,
     out: Path,
-    seed: int,
     resume: bool,
-    size: int,
-    mask_steps: int,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    checkpoint_steps: int,
-    random_start: bool,
     leave_out: tuple[str, ...],
     labels: "LabelMap | None",
     as_json: bool,
+    **options: Any,  # noqa: ANN401 - click's options by name
 ) -> None:
     """Train a content gate on the X-rays of DATA, all of them frontal, of a chest and upright.
 
-    What is to be refused is made from them (turned, inverted, cut) or drawn. Near copies of
-    other splits' images are left out. `lungwatch model renew` and `lungwatch export` put the
-    gate into a bundle.
+    Pictures to refuse are made from them (rotated, inverted, cropped) or drawn. Near duplicates
+    of images of other splits are left out. `lungwatch model renew` and `lungwatch export` put
+    the gate into a bundle.
     """
     from lungwatch.training.recipes.lungs import GateFitConfig, train_gate
 
-    metrics = train_gate(
-        data,
-        masks,
-        out,
-        fitting=GateFitConfig(
-            size_px=size,
-            imagenet=not random_start,
-            mask_steps=mask_steps,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-            checkpoint_steps=checkpoint_steps,
-        ),
-        leave_out=leave_out,
-        labels=labels,
-        resume=resume,
-        progress=progress(),
-    )
+    with training_progress() as progress:
+        metrics = train_gate(
+            data,
+            masks,
+            out,
+            fitting=GateFitConfig(
+                size_px=options["size"],
+                imagenet=not options["random_start"],
+                mask_steps=options["mask_steps"],
+                steps=options["steps"],
+                batch_size=options["batch_size"],
+                learning_rate=options["learning_rate"],
+                seed=options["seed"],
+                checkpoint_steps=options["checkpoint_steps"],
+            ),
+            leave_out=leave_out,
+            labels=labels,
+            resume=resume,
+            progress=progress,
+        )
     if as_json:
         click.echo(json.dumps(metrics, indent=2))
         return
     print_table(
         ("pictures of", "number", "kept", "refused by"),
-        [_row(name, found) for name, found in metrics["rates"].items()],
+        [
+            (
+                name,
+                found["pictures"],
+                f"{found['kept'] / found['pictures']:.1%}",
+                ", ".join(f"{check} {count}" for check, count in found["refused"].items())
+                or "none",
+            )
+            for name, found in metrics["rates"].items()
+        ],
     )
     click.echo(f"\nDice of the lungs on masks held out: {metrics['dice']:.3f}")
     click.echo(f"run folder: {out}")
 
 
-def _row(name: str, found: dict[str, Any]) -> tuple[str, int, str, str]:
-    refused = ", ".join(f"{check} {count}" for check, count in found["refused"].items())
-    return name, found["pictures"], f"{found['kept'] / found['pictures']:.1%}", refused or "none"
-
-
 @click.command()
 @click.argument("fields", type=click.Path(path_type=Path))
-@run_options
+@run_options()
 @click.option(
     "--pairs",
     type=click.Path(path_type=Path),
     metavar="DATA",
-    help="Data set of whole X-rays: its sources with both normals and other pneumonias join in.",
+    help="Data set of whole X-rays; its sources with both NORMAL and OTHER_PNEUMONIA are added.",
 )
 @click.option(
     "--gate",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Run folder of `train gate`, or a bundle with a gate: finds the lungs of --pairs.",
+    help="Run folder of `train gate`, or a bundle with a gate; segments the lungs of --pairs.",
 )
-@click.option("--size", type=click.IntRange(32, 1024), default=192, show_default=True, help="px.")
-@click.option("--steps", type=click.IntRange(1), default=500, show_default=True, help="All steps.")
-@batch_size_option(default=128)
+@size_option(default=192)
 @click.option(
     "--pair-share",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.25,
     show_default=True,
-    help="Share of each batch that is of --pairs.",
+    help="Share of --pairs in each mini-batch.",
 )
 @click.option(
     "--fewest",
     type=click.IntRange(1),
     default=50,
     show_default=True,
-    help="Training images of each finding that a source of --pairs must have.",
+    help="Minimum of training images of each class that a source of --pairs must have.",
 )
-@click.option(
-    "--learning-rate",
-    type=float,
-    default=1e-3,
-    show_default=True,
-    help="AdamW's, of the steepest step.",
-)
-@click.option(
-    "--checkpoint-steps",
-    type=click.IntRange(1),
-    default=50,
-    show_default=True,
-    help="Make the run safe after every so many steps.",
-)
-@click.option(
-    "--random-start", is_flag=True, help="Start from random weights instead of ImageNet's."
-)
+@step_options(steps=500, batch_size=128, learning_rate=1e-3, checkpoint_steps=50)
 @json_option
 def fields(
     *,
     fields: Path,
     out: Path,
-    seed: int,
     resume: bool,
     pairs: Path | None,
     gate: Path | None,
-    size: int,
-    steps: int,
-    batch_size: int,
-    pair_share: float,
-    fewest: int,
-    learning_rate: float,
-    checkpoint_steps: int,
-    random_start: bool,
     as_json: bool,
+    **options: Any,  # noqa: ANN401 - click's options by name
 ) -> None:
     """Train a network on FIELDS: lungs cut out of X-rays, black around them.
 
     FIELDS is a data set with the labels NORMAL, OTHER (abnormal, but no opacity) and OPACITY.
-    `lungwatch train findings` makes a network for whole X-rays of it.
+    `lungwatch train findings` makes it a network for whole X-rays.
     """
     from lungwatch.training.recipes.fields import FieldFitConfig, train_fields
 
-    metrics = train_fields(
-        fields,
-        out,
-        fitting=FieldFitConfig(
-            size_px=size,
-            imagenet=not random_start,
-            steps=steps,
-            batch_size=batch_size,
-            pair_share=pair_share,
-            fewest=fewest,
-            learning_rate=learning_rate,
-            seed=seed,
-            checkpoint_steps=checkpoint_steps,
-        ),
-        pairs=pairs,
-        gate=gate,
-        resume=resume,
-        progress=progress(),
-    )
+    with training_progress() as progress:
+        metrics = train_fields(
+            fields,
+            out,
+            fitting=FieldFitConfig(
+                size_px=options["size"],
+                imagenet=not options["random_start"],
+                steps=options["steps"],
+                batch_size=options["batch_size"],
+                pair_share=options["pair_share"],
+                fewest=options["fewest"],
+                learning_rate=options["learning_rate"],
+                seed=options["seed"],
+                checkpoint_steps=options["checkpoint_steps"],
+            ),
+            pairs=pairs,
+            gate=gate,
+            resume=resume,
+            progress=progress,
+        )
     if as_json:
         click.echo(json.dumps(metrics, indent=2))
         return

@@ -1,5 +1,6 @@
 """`lungwatch train` of classifiers: `baseline`, `transfer`, `guided`, `findings`, `join`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,50 +12,43 @@ from lungwatch.cli.options import (
     data_argument,
     data_options,
     dropout_option,
+    epochs_option,
     grey_options,
     json_option,
     label_map_option,
     leaks_option,
+    learning_rate_option,
     leave_out_option,
     normalisation_of,
     normalisation_options,
-    progress,
-    report,
+    patience_option,
     run_options,
+    size_option,
 )
+from lungwatch.cli.train import print_classifier, training_progress
 
 if TYPE_CHECKING:
     from lungwatch.training.data.dataset import LabelMap
     from lungwatch.training.data.duplicates import LeakPolicy
-    from lungwatch.training.fitting.search import SamplerKind
-    from lungwatch.training.networks.backbones import NormalisationKind
 
 
 def _filters(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{text!r}: write whole numbers, as 32,64,96") from error
+        raise click.BadParameter(f"{text!r}: give whole numbers, as 32,64,96") from error
 
 
 @click.command()
 @data_argument
-@run_options
+@run_options()
 @data_options
 @normalisation_options()
-@click.option("--epochs", type=click.IntRange(1), default=40, show_default=True, help="At most.")
-@click.option(
-    "--patience",
-    type=click.IntRange(1),
-    default=8,
-    show_default=True,
-    help="Epochs without a lower validation loss after which training stops.",
-)
+@epochs_option(default=40)
+@patience_option(default=8)
 @click.option("--no-early-stopping", is_flag=True, help="Run all epochs; the best one is kept.")
 @batch_size_option(default=32)
-@click.option(
-    "--learning-rate", type=float, default=1e-3, show_default=True, help="Adam's, at the start."
-)
+@learning_rate_option(default=1e-3, of="initial, of Adam")
 @click.option(
     "--filters",
     callback=_filters,
@@ -67,7 +61,7 @@ def _filters(_context: click.Context, _parameter: click.Parameter, text: str) ->
     type=click.IntRange(1),
     default=128,
     show_default=True,
-    help="Of the hidden layer after the convolutions.",
+    help="Units of the hidden layer after the convolutions.",
 )
 @dropout_option(default=0.4)
 @click.option(
@@ -75,25 +69,31 @@ def _filters(_context: click.Context, _parameter: click.Parameter, text: str) ->
     is_flag=True,
     help="Search learning rate, width, dense units and dropout; needs a test split.",
 )
-@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="At first.")
+@click.option(
+    "--trials", type=click.IntRange(1), default=20, show_default=True, help="Number of trials."
+)
 @click.option(
     "--sampler",
     type=click.Choice(["tpe", "random", "grid"]),
     default="tpe",
     show_default=True,
-    help="How the next trial is chosen: by the ones before it, at random, or each in turn.",
+    help="Choice of the next trial: by the earlier trials (tpe), at random, or in order (grid).",
 )
 @click.option(
-    "--tune-epochs", type=click.IntRange(1), default=20, show_default=True, help="Of a trial."
+    "--tune-epochs",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Maximum number of epochs of a trial.",
 )
 @click.option(
     "--extensions",
     type=click.IntRange(0),
     default=2,
     show_default=True,
-    help="Further rounds, should the best value lie at an edge of its range.",
+    help="Further rounds if the best value lies at the edge of its range.",
 )
-@click.option("--no-retrain", is_flag=True, help="Keep the best trial's network.")
+@click.option("--no-retrain", is_flag=True, help="Keep the network of the best trial.")
 @json_option
 def baseline(*, data: Path, out: Path, resume: bool, as_json: bool, **options: Any) -> None:  # noqa: ANN401 - click's options by name
     """Train the baseline network from scratch.
@@ -101,19 +101,17 @@ def baseline(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
     DATA is a folder SPLIT/CLASS/ (splits train and val; classes COVID, NORMAL,
     OTHER_PNEUMONIA), or a manifest CSV or a folder with one (columns file, label, split).
     Training stops when the validation loss no longer falls. With --tune the best network is
-    trained anew on train and two thirds of val, calibrated on the third, and tested once.
+    trained again on the training split and two thirds of the validation split, calibrated on the
+    other third, and tested once.
     """
     from lungwatch.training.fitting.search import SearchConfig
     from lungwatch.training.fitting.trainer import FitConfig
     from lungwatch.training.networks.backbones import BaselineConfig, Normalisation
     from lungwatch.training.recipes.baseline import TuneConfig, train_baseline
 
-    kind: NormalisationKind = options["normalisation"]
-    leaks: LeakPolicy = options["leaks"]
-    sampler: SamplerKind = options["sampler"]
     tuning = TuneConfig(
         search=SearchConfig(
-            sampler=sampler,
+            sampler=options["sampler"],
             trials=options["trials"],
             extensions=options["extensions"],
             seed=options["seed"],
@@ -121,36 +119,39 @@ def baseline(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
         epochs=options["tune_epochs"],
         retrain=not options["no_retrain"],
     )
-    metrics = train_baseline(
-        data,
-        out,
-        network=BaselineConfig(
-            size_px=options["size"],
-            filters=options["filters"],
-            dense_units=options["dense_units"],
-            dropout=options["dropout"],
-        ),
-        fitting=FitConfig(
-            epochs=options["epochs"],
-            batch_size=options["batch_size"],
-            learning_rate=options["learning_rate"],
-            patience=None if options["no_early_stopping"] else options["patience"],
-            seed=options["seed"],
-        ),
-        normalisation=Normalisation(kind=kind, mean=options["mean"], std=options["std"]),
-        leave_out=options["leave_out"],
-        leaks=leaks,
-        labels=options["labels"],
-        tuning=tuning if options["tune"] else None,
-        resume=resume,
-        progress=progress(),
-    )
-    report(metrics, out, as_json=as_json)
+    with training_progress() as progress:
+        metrics = train_baseline(
+            data,
+            out,
+            network=BaselineConfig(
+                size_px=options["size"],
+                filters=options["filters"],
+                dense_units=options["dense_units"],
+                dropout=options["dropout"],
+            ),
+            fitting=FitConfig(
+                epochs=options["epochs"],
+                batch_size=options["batch_size"],
+                learning_rate=options["learning_rate"],
+                patience=None if options["no_early_stopping"] else options["patience"],
+                seed=options["seed"],
+            ),
+            normalisation=Normalisation(
+                kind=options["normalisation"], mean=options["mean"], std=options["std"]
+            ),
+            leave_out=options["leave_out"],
+            leaks=options["leaks"],
+            labels=options["labels"],
+            tuning=tuning if options["tune"] else None,
+            resume=resume,
+            progress=progress,
+        )
+    print_classifier(metrics, out, as_json=as_json)
 
 
 @click.command()
 @data_argument
-@run_options
+@run_options()
 @backbone_options(weights="imagenet")
 @click.option(
     "--grid",
@@ -162,39 +163,31 @@ def baseline(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
     type=click.IntRange(0),
     default=40,
     show_default=True,
-    help="At most, with the backbone frozen; 0 leaves this phase out.",
+    help="Maximum number of epochs with the backbone frozen; 0 skips this phase.",
 )
 @click.option(
     "--epochs",
     type=click.IntRange(0),
     default=20,
     show_default=True,
-    help="At most, of fine-tuning; 0 leaves it out.",
+    help="Maximum number of epochs of fine-tuning; 0 skips it.",
 )
-@click.option(
-    "--patience",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="Epochs without a lower validation loss after which a phase ends.",
-)
+@patience_option(default=5)
 @click.option(
     "--copies",
     type=click.IntRange(0),
     default=6,
     show_default=True,
-    help="Changed copies of each training image for the frozen phase; 0: as they are.",
+    help="Augmented copies of each training image for the frozen phase; 0: no augmentation.",
 )
 @batch_size_option(default=32)
-@click.option(
-    "--learning-rate", type=float, default=1e-3, show_default=True, help="With it frozen."
-)
+@learning_rate_option(default=1e-3, of="with the backbone frozen")
 @click.option(
     "--fine-tune-learning-rate",
     type=float,
     default=1e-4,
     show_default=True,
-    help="When it is fine-tuned.",
+    help="Learning rate of fine-tuning.",
 )
 @dropout_option(default=0.3)
 @click.option(
@@ -202,157 +195,125 @@ def baseline(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
     default="all",
     show_default=True,
     metavar="all|N",
-    help="What is fine-tuned: all, or the last N blocks.",
+    help="Blocks to fine-tune: all, or the last N.",
 )
 @click.option(
     "--retrain/--no-retrain",
     default=True,
     show_default=True,
-    help="Repeat what was kept on train and two thirds of val; the third calibrates.",
+    help="Train again on the training split and two thirds of the validation split; the other "
+    "third calibrates.",
 )
 @grey_options
 @data_options
 @json_option
-def transfer(
-    *,
-    data: Path,
-    out: Path,
-    backbone: str,
-    weights: str,
-    size: int,
-    grid: bool,
-    freeze_epochs: int,
-    epochs: int,
-    patience: int,
-    copies: int,
-    batch_size: int,
-    learning_rate: float,
-    fine_tune_learning_rate: float,
-    dropout: float,
-    unfreeze: str,
-    retrain: bool,
-    normalisation: str,
-    mean: float | None,
-    std: float | None,
-    leave_out: str | None,
-    leaks: str,
-    labels: "LabelMap | None",
-    seed: int,
-    resume: bool,
-    as_json: bool,
-) -> None:
-    """Train a network on a backbone trained elsewhere.
+def transfer(*, data: Path, out: Path, resume: bool, as_json: bool, **options: Any) -> None:  # noqa: ANN401 - click's options by name
+    """Train a network on a pretrained backbone.
 
-    DATA is as for `baseline`. First only the new head learns, on features of changed copies of
-    the images; then the backbone is fine-tuned with it, its batch norm in inference mode. If
-    that does not lower the validation loss, the network with the frozen backbone is kept. What
-    is kept is repeated on training and validation images, and tested once.
+    DATA is as for `baseline`. First only the new head is trained, on features of augmented
+    copies of the images; then the backbone is fine-tuned with it, its batch normalisation in
+    inference mode. If that does not lower the validation loss, the network with the frozen
+    backbone is kept. The kept phases are repeated on training and validation images, and the
+    network is tested once.
     """
     from lungwatch.training.fitting.frozen import HEAD_GRID, HeadConfig
     from lungwatch.training.fitting.trainer import FitConfig
     from lungwatch.training.networks.backbones import TransferConfig
     from lungwatch.training.recipes.transfer import train_transfer
 
+    unfreeze: str = options["unfreeze"]
     if unfreeze != "all" and not (unfreeze.isascii() and unfreeze.isdigit()):
         raise click.BadParameter("neither 'all' nor a number", param_hint="--unfreeze")
+    shared = {name: options[name] for name in ("batch_size", "patience", "seed")}
     frozen = HeadConfig(
-        epochs=max(1, freeze_epochs),
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        patience=patience,
-        seed=seed,
-        copies=copies,
+        epochs=max(1, options["freeze_epochs"]),
+        learning_rate=options["learning_rate"],
+        copies=options["copies"],
+        **shared,
     )
     tuning = FitConfig(
-        epochs=max(1, epochs),
-        batch_size=batch_size,
-        learning_rate=fine_tune_learning_rate,
-        patience=patience,
-        seed=seed,
+        epochs=max(1, options["epochs"]),
+        learning_rate=options["fine_tune_learning_rate"],
+        **shared,
     )
-    metrics = train_transfer(
-        data,
-        out,
-        network=TransferConfig(
-            backbone=backbone,
-            weights=weights,
-            size_px=size,
-            dropout=dropout,
-            unfreeze=None if unfreeze == "all" else int(unfreeze),
-        ),
-        frozen=frozen if freeze_epochs else None,
-        tuning=tuning if epochs else None,
-        grid=HEAD_GRID if grid else None,
-        retrain=retrain,
-        normalisation=normalisation_of(normalisation, mean, std),
-        leave_out=leave_out,
-        leaks=leaks,  # type: ignore[arg-type]  # the choices are its values
-        labels=labels,
-        resume=resume,
-        progress=progress(),
-    )
-    report(metrics, out, as_json=as_json)
-
-
-_STRIDES = ("8", "16", "32")
+    with training_progress() as progress:
+        metrics = train_transfer(
+            data,
+            out,
+            network=TransferConfig(
+                backbone=options["backbone"],
+                weights=options["weights"],
+                size_px=options["size"],
+                dropout=options["dropout"],
+                unfreeze=None if unfreeze == "all" else int(unfreeze),
+            ),
+            frozen=frozen if options["freeze_epochs"] else None,
+            tuning=tuning if options["epochs"] else None,
+            grid=HEAD_GRID if options["grid"] else None,
+            retrain=options["retrain"],
+            normalisation=normalisation_of(
+                options["normalisation"], options["mean"], options["std"]
+            ),
+            leave_out=options["leave_out"],
+            leaks=options["leaks"],
+            labels=options["labels"],
+            resume=resume,
+            progress=progress,
+        )
+    print_classifier(metrics, out, as_json=as_json)
 
 
 @click.command()
 @data_argument
-@run_options
+@run_options()
 @data_options
 @backbone_options(weights="imagenet")
 @click.option(
-    "--lungs",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Run folder of `train lungs`.",
+    "--lungs", type=click.Path(path_type=Path), required=True, help="Run folder of `train lungs`."
 )
 @click.option(
     "--stride",
-    type=click.Choice(_STRIDES),
-    help="Cut the backbone at its last map of this many pixels a cell; all of it if not given.",
+    type=click.Choice(["8", "16", "32"]),
+    help="Cut the backbone at its last map of this stride, in pixels; uncut if not given.",
 )
-@click.option("--epochs", type=click.IntRange(1), default=8, show_default=True, help="All run.")
+@epochs_option(default=8, stops_early=False)
 @batch_size_option(default=32)
-@click.option(
-    "--learning-rate", type=float, default=3e-4, show_default=True, help="Of the steepest epoch."
-)
+@learning_rate_option(default=3e-4, of="maximum")
 @dropout_option(default=0.3)
 @click.option(
     "--other-target",
     type=float,
     default=0.1,
     show_default=True,
-    help="Target of other pneumonias, 0..1: above 0, any opacity shall raise the score.",
+    help="Target of other pneumonias, 0..1; above 0, any opacity raises the score.",
 )
 @click.option(
     "--ranking",
     type=float,
     default=0.25,
     show_default=True,
-    help="Weight of the right order of findings within each source.",
+    help="Weight of the ranking loss over the classes of each source.",
 )
 @click.option(
     "--lung-weight",
     type=float,
     default=0.5,
     show_default=True,
-    help="Weight of evidence outside the lungs.",
+    help="Weight of the loss of evidence outside the lungs.",
 )
 @click.option(
     "--lung-crop",
     type=click.FloatRange(0, 1),
     default=0.4,
     show_default=True,
-    help="How often an image is shown cropped to its lungs.",
+    help="Probability of cropping an image to its lungs.",
 )
 @click.option(
     "--surroundings",
     type=click.FloatRange(0, 1),
     default=0.4,
     show_default=True,
-    help="How often what is around the lungs is exchanged for another image's.",
+    help="Probability of replacing everything around the lungs by another image's.",
 )
 @click.option(
     "--disguise",
@@ -360,14 +321,14 @@ _STRIDES = ("8", "16", "32")
     type=click.Choice(["mild", "strong"]),
     default="mild",
     show_default=True,
-    help="Changes of exposure, sharpness and compression.",
+    help="Domain randomisation: strength of changes of exposure, sharpness and compression.",
 )
 @click.option(
     "--exchange-histograms",
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="How often an image is shown with the grey levels of another source's.",
+    help="Probability of matching an image's grey levels to another source's.",
 )
 @click.option(
     "--group-robust",
@@ -375,8 +336,7 @@ _STRIDES = ("8", "16", "32")
     metavar="STEP",
     default=0.0,
     show_default=True,
-    help="Step by which findings of a source that are learnt badly gain weight (group DRO), "
-    "about 0.01.",
+    help="Step size of group weights (group DRO over classes of sources), e.g. 0.01; 0: off.",
 )
 @click.option(
     "--domain-adversarial",
@@ -384,18 +344,16 @@ _STRIDES = ("8", "16", "32")
     metavar="WEIGHT",
     default=0.0,
     show_default=True,
-    help="Weight at the end of a reversed gradient of telling sources apart (DANN), about 0.1.",
+    help="Final weight of the reversed gradient of a source classifier (DANN), e.g. 0.1; 0: off.",
 )
 @json_option
 def guided(*, data: Path, out: Path, resume: bool, as_json: bool, **options: Any) -> None:  # noqa: ANN401 - click's options by name
-    """Train a network that is guided to the lungs.
+    """Train a network with lung masks as guidance.
 
-    DATA is as for `baseline`, best with sources and other pneumonias in its manifest. Images
-    are shown in changing frames, marks and surroundings; findings are put in order within each
-    source; evidence outside the lungs costs. All epochs run and the last weights are kept.
+    DATA is as for `baseline`, best with sources and other pneumonias in its manifest. Frame,
+    annotations and surroundings of the images are randomised; classes are ranked within each
+    source; evidence outside the lungs is penalised. All epochs run and the last weights are kept.
     """
-    from dataclasses import replace
-
     from lungwatch.training.fitting.augmentation import (
         STRONG_RANDOMISATION,
         DomainRandomisation,
@@ -406,80 +364,74 @@ def guided(*, data: Path, out: Path, resume: bool, as_json: bool, **options: Any
     from lungwatch.training.networks.backbones import TransferConfig
     from lungwatch.training.recipes.guided import Guidance, cosine_rates, train_guided
 
-    leaks: LeakPolicy = options["leaks"]
     disguise = STRONG_RANDOMISATION if options["strength"] == "strong" else DomainRandomisation()
-    metrics = train_guided(
-        data,
-        out,
-        lungs=options["lungs"],
-        network=TransferConfig(
-            backbone=options["backbone"],
-            weights=options["weights"],
-            size_px=options["size"],
-            dropout=options["dropout"],
-        ),
-        stride=int(options["stride"]) if options["stride"] else None,
-        fitting=FitConfig(
-            epochs=options["epochs"],
-            batch_size=options["batch_size"],
-            learning_rate=options["learning_rate"],
-            learning_rates=cosine_rates(options["epochs"], options["learning_rate"]),
-            patience=None,
-            keep="last",
-            average=0.98,
-            seed=options["seed"],
-        ),
-        guidance=Guidance(
-            framing=Framing(lung_crop=options["lung_crop"]),
-            disguise=replace(disguise, surroundings=options["surroundings"]),
-            objective=Objective(
-                other_target=options["other_target"],
-                ranking=options["ranking"],
-                lungs=options["lung_weight"],
+    with training_progress() as progress:
+        metrics = train_guided(
+            data,
+            out,
+            lungs=options["lungs"],
+            network=TransferConfig(
+                backbone=options["backbone"],
+                weights=options["weights"],
+                size_px=options["size"],
+                dropout=options["dropout"],
             ),
-            group_robust=options["group_robust"],
-            domain_adversarial=options["domain_adversarial"],
-            exchange_histograms=options["exchange_histograms"],
-        ),
-        leave_out=options["leave_out"],
-        leaks=leaks,
-        labels=options["labels"],
-        resume=resume,
-        progress=progress(),
-    )
-    report(metrics, out, as_json=as_json)
+            stride=int(options["stride"]) if options["stride"] else None,
+            fitting=FitConfig(
+                epochs=options["epochs"],
+                batch_size=options["batch_size"],
+                learning_rate=options["learning_rate"],
+                learning_rates=cosine_rates(options["epochs"], options["learning_rate"]),
+                patience=None,
+                keep="last",
+                average=0.98,
+                seed=options["seed"],
+            ),
+            guidance=Guidance(
+                framing=Framing(lung_crop=options["lung_crop"]),
+                disguise=replace(disguise, surroundings=options["surroundings"]),
+                objective=Objective(
+                    other_target=options["other_target"],
+                    ranking=options["ranking"],
+                    lungs=options["lung_weight"],
+                ),
+                group_robust=options["group_robust"],
+                domain_adversarial=options["domain_adversarial"],
+                exchange_histograms=options["exchange_histograms"],
+            ),
+            leave_out=options["leave_out"],
+            leaks=options["leaks"],
+            labels=options["labels"],
+            resume=resume,
+            progress=progress,
+        )
+    print_classifier(metrics, out, as_json=as_json)
 
 
 @click.command()
 @data_argument
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Run folder to fill.",
-)
-@click.option("--resume", is_flag=True, help="Do it again in a run folder that was begun.")
+@run_options(seed=False)
 @click.option(
     "--fields",
     type=click.Path(path_type=Path),
     metavar="RUN",
     required=True,
     multiple=True,
-    help="Run folder of `train fields`: what the network knows of lungs. Repeatable: the features "
-    "of several seeds lie side by side.",
+    help="Run folder of `train fields`: the feature network. Repeatable: the features of several "
+    "networks are concatenated.",
 )
 @click.option(
     "--gate",
     type=click.Path(path_type=Path),
     metavar="RUN",
     required=True,
-    help="Run folder of `train gate`: its network finds the lungs.",
+    help="Run folder of `train gate`: the lung segmentation.",
 )
-@click.option("--size", type=click.IntRange(32, 1024), default=320, show_default=True, help="px.")
+@size_option(default=320)
 @click.option(
     "--penalty",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of the head's weights. Chosen by sources left out if not given.",
+    help="L2 penalty of the head; chosen by leaving sources out if not given.",
 )
 @leave_out_option
 @leaks_option
@@ -494,30 +446,30 @@ def findings(
     size: int,
     penalty: float | None,
     leave_out: str | None,
-    leaks: str,
+    leaks: "LeakPolicy",
     as_json: bool,
 ) -> None:
-    """Fit COVID to DATA on the lungs' features, which stay as they are, and calibrate it.
+    """Fit and calibrate a COVID head to DATA on frozen features of the lungs.
 
-    The network finds the lungs by itself and sees them alone; its map is of the whole image. It
-    exports like any other.
+    The network segments the lungs and sees only them; its map covers the whole image. It exports
+    like any other.
     """
     from lungwatch.training.recipes.assembly import train_findings
 
-    policy: LeakPolicy = leaks  # type: ignore[assignment]  # click has checked it
-    metrics = train_findings(
-        data,
-        out,
-        fields=fields,
-        gate=gate,
-        size_px=size,
-        penalty=penalty,
-        leave_out=leave_out,
-        leaks=policy,
-        resume=resume,
-        progress=progress(),
-    )
-    report(metrics, out, as_json=as_json)
+    with training_progress() as progress:
+        metrics = train_findings(
+            data,
+            out,
+            fields=fields,
+            gate=gate,
+            size_px=size,
+            penalty=penalty,
+            leave_out=leave_out,
+            leaks=leaks,
+            resume=resume,
+            progress=progress,
+        )
+    print_classifier(metrics, out, as_json=as_json)
 
 
 @click.command()
@@ -526,20 +478,14 @@ def findings(
     "--data",
     type=click.Path(path_type=Path),
     required=True,
-    help="Data set whose validation split calibrates, and whose test split is measured.",
+    help="Data set: the validation split calibrates, the test split is evaluated.",
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Run folder to fill.",
-)
-@click.option("--resume", is_flag=True, help="Do it again in a run folder that was begun.")
+@run_options(seed=False)
 @click.option(
     "--lungs",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Run folder of `train lungs`: the joint network finds the lungs' box and sees that alone.",
+    help="Run folder of `train lungs`: crops the input to the bounding box of the lungs.",
 )
 @leave_out_option
 @leaks_option
@@ -553,28 +499,27 @@ def join(
     resume: bool,
     lungs: Path | None,
     leave_out: str | None,
-    leaks: str,
+    leaks: "LeakPolicy",
     labels: "LabelMap | None",
     as_json: bool,
 ) -> None:
-    """Join trained networks into one, whose logit is the mean of theirs.
+    """Join trained networks into an ensemble, whose logit is the mean of theirs.
 
-    RUNS are finished run folders with the same input, trained without the same source if
-    without any. The joint network exports like any
-    other; its map is the sum of its members'.
+    RUNS are finished run folders with the same input, and the same source left out, if any. The
+    ensemble exports like any other network; its map is the sum of its members' maps.
     """
     from lungwatch.training.recipes.assembly import train_join
 
-    policy: LeakPolicy = leaks  # type: ignore[assignment]  # click has checked it
-    metrics = train_join(
-        list(runs),
-        data,
-        out,
-        lungs=lungs,
-        leave_out=leave_out,
-        leaks=policy,
-        labels=labels,
-        resume=resume,
-        progress=progress(),
-    )
-    report(metrics, out, as_json=as_json)
+    with training_progress() as progress:
+        metrics = train_join(
+            list(runs),
+            data,
+            out,
+            lungs=lungs,
+            leave_out=leave_out,
+            leaks=leaks,
+            labels=labels,
+            resume=resume,
+            progress=progress,
+        )
+    print_classifier(metrics, out, as_json=as_json)

@@ -1,7 +1,4 @@
-"""Comparison of populations of results: two-sample tests, drift references.
-
-Shift between models.
-"""
+"""Comparison of results: two-sample tests, drift references, shift between two models."""
 
 import json
 import math
@@ -17,18 +14,13 @@ from lungwatch.contract import LABELS
 from lungwatch.errors import ModelError
 
 LEAST_VALUES = 20
-
-"""Values on either side below which nothing is tested."""
-
+"""Fewest values on either side of a test."""
 MOST_CATEGORIES = 20
-
-"""Categories of one tag that are told apart; the rarest are counted together."""
-
+"""Most categories of one tag; the rarest are counted together."""
 OTHER_CATEGORIES = "(other)"
-
+NO_CATEGORY = "(none)"
 KEPT_VALUES = 500
-
-"""Values that a stored distribution is reduced to."""
+"""Quantiles that a stored distribution is reduced to."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,7 +30,7 @@ class Distribution:
     Attributes
     ----------
     count
-        How many values there were.
+        Number of values.
     values
         float64, ascending: all of them, or quantiles at even levels.
     """
@@ -61,7 +53,7 @@ class Distribution:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One test's answer.
+    """Result of one test.
 
     Attributes
     ----------
@@ -69,11 +61,11 @@ class Difference:
         0..1. Of values: the largest distance of the two distribution functions; of a tag: the
         largest difference of a category's share.
     p
-        Probability of an answer at least as far off without any shift, 0..1; upper bound.
+        Upper bound of the probability of at least this statistic without any shift, 0..1.
     reference_count, window_count
-        How many values each side has.
+        Number of values on each side.
     told
-        What differs, for people: medians, or the category with its shares.
+        For people: medians, or the category with its shares.
     """
 
     statistic: float
@@ -104,7 +96,7 @@ def compare_values(window: Distribution, reference: Distribution) -> Difference 
         p=_kolmogorov_tail(root * distance),
         reference_count=reference.count,
         window_count=window.count,
-        told=f"median {_median(reference):.3g} -> {_median(window):.3g}",
+        told=f"median {np.median(reference.values):.3g} -> {np.median(window.values):.3g}",
     )
 
 
@@ -112,9 +104,8 @@ def compare_tags(window: Mapping[str, int], reference: Mapping[str, int]) -> Dif
     """Compare the counts of a tag's values, category by category; None for too few.
 
     Each category by Fisher's exact test (Fisher 1935; the smaller tail twice), the smallest p
-    times the number of categories (Bonferroni). Exact for any count, a category that one side
-    lacks included; the categories are chosen by both sides together, so that the choice does not
-    depend on what is tested.
+    times the number of categories (Bonferroni). Exact for any count, including 0; the categories
+    are chosen by both sides together, so that the choice does not depend on the test.
     """
     n, m = sum(window.values()), sum(reference.values())
     if min(n, m) < LEAST_VALUES:
@@ -127,25 +118,26 @@ def compare_tags(window: Mapping[str, int], reference: Mapping[str, int]) -> Dif
             p=1.0,
             reference_count=m,
             window_count=n,
-            told=f"{_category_name(names[0])} only",
+            told=f"{names[0] or NO_CATEGORY} only",
         )
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + m + 1)))])
-    found = [
-        (_fisher(window.get(name, 0), n, reference.get(name, 0), m, logs), name) for name in names
-    ]
-    p, worst = min(found, key=lambda pair: (pair[0], -_gap(pair[1], window, n, reference, m)))
+    found = []
+    for name in names:
+        a, b = window.get(name, 0), reference.get(name, 0)
+        found.append((_fisher(a, n, b, m, logs), -abs(a / n - b / m), name))
+    p, _, worst = min(found, key=lambda one: one[:2])
     before, after = reference.get(worst, 0) / m, window.get(worst, 0) / n
     return Difference(
         statistic=abs(after - before),
         p=min(1.0, p * len(names)),
         reference_count=m,
         window_count=n,
-        told=f"{_category_name(worst)} {before:.0%} -> {after:.0%}",
+        told=f"{worst or NO_CATEGORY} {before:.0%} -> {after:.0%}",
     )
 
 
 def alarms(p_values: Sequence[float], rate: float) -> list[bool]:
-    """Return which of several tests alarm, so that any does so wrongly at most at `rate`.
+    """Return which tests alarm, with a false alarm of any of them at most at `rate`.
 
     Holm's step-down procedure (Holm 1979), for tests that depend on each other in any way.
     """
@@ -185,9 +177,8 @@ def _log_choose(n: int, k: NDArray[np.int_], logs: NDArray[np.float64]) -> NDArr
 def _common_categories(
     window: Mapping[str, int], reference: Mapping[str, int]
 ) -> tuple[Mapping[str, int], Mapping[str, int]]:
-    together = {
-        name: window.get(name, 0) + reference.get(name, 0) for name in {*window, *reference}
-    }
+    together = Counter(window)
+    together.update(reference)
     if len(together) <= MOST_CATEGORIES:
         return window, reference
     kept = sorted(together, key=lambda name: (-together[name], name))[: MOST_CATEGORIES - 1]
@@ -199,32 +190,13 @@ def _pooled(counts: Mapping[str, int], kept: Sequence[str]) -> Mapping[str, int]
     return {**{name: counts[name] for name in kept if name in counts}, OTHER_CATEGORIES: rest}
 
 
-def _gap(
-    name: str, window: Mapping[str, int], n: int, reference: Mapping[str, int], m: int
-) -> float:
-    return abs(window.get(name, 0) / n - reference.get(name, 0) / m)
-
-
-def _category_name(category: str) -> str:
-    return category or "(none)"
-
-
-def _median(distribution: Distribution) -> float:
-    return float(np.median(distribution.values))
-
-
 DRIFT_FORMAT = 1
-
 COMPONENTS = 8
-
 MOST_COMPONENTS = 16
-
 GATE_ACCEPTED = "accepted"
-
 """Value of the tag `gate` for what the content gate does not refuse."""
 
 _DIGITS = 6
-
 _PLACES = 4
 
 
@@ -245,7 +217,7 @@ class DriftReference:
         Distributions by figure: `logit`, `gate_score`, `lung_area`, `lung_share`,
         `component_1`…, `embedding_distance`; those that could be measured.
     tags
-        Counts by tag and value, of tags that the data set tells.
+        Counts by tag and value.
     """
 
     source: str
@@ -255,7 +227,7 @@ class DriftReference:
     tags: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def components(self, embedding: NDArray[np.float32]) -> list[float] | None:
-        """Reduce an embedding, (n,), to k numbers; None for one that holds what is none."""
+        """Reduce an embedding, (n,), to k components; None if it is not finite."""
         reduced = self.axes.astype(np.float64) @ (embedding.astype(np.float64) - self.centre)
         if not np.isfinite(reduced).all():
             return None
@@ -280,14 +252,12 @@ class DriftReference:
 
     @classmethod
     def from_json(cls, data: bytes, embedding_size: int | None = None) -> Self:
-        """Read the file.
+        """Read the file, UTF-8.
 
         Parameters
         ----------
-        data
-            UTF-8.
         embedding_size
-            That of the model beside it; None where nothing is to be reduced.
+            Of the model; None where no embedding is to be reduced.
 
         Raises
         ------
@@ -322,7 +292,7 @@ class DriftReference:
         Raises
         ------
         ModelError
-            If it does not, or holds what is no number.
+            If it does not, or holds values that are not finite.
         """
         shape = self.axes.shape
         if len(shape) != 2 or not 1 <= shape[0] <= MOST_COMPONENTS or shape[1] != embedding_size:
@@ -349,7 +319,7 @@ def figures_of(
     lung_share: float | None,
     components: list[float] | None,
 ) -> dict[str, float]:
-    """Return the figures of one result that drift is told from, by name, as far as known."""
+    """Return the known figures of one result for the measurement of drift, by name."""
     figures = {
         "logit": logit,
         "gate_score": gate_score,
@@ -376,13 +346,12 @@ def _rounded(values: NDArray[np.float32] | NDArray[np.float64]) -> list[float]:
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
 _Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flip:
-    """How many images went from one label to another."""
+    """Number of images that changed from one label to another."""
 
     before: str
     after: str
@@ -391,28 +360,28 @@ class Flip:
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """The second model (B) beside the first (A).
+    """Answers of a second model (B) compared with those of a first (A).
 
     Attributes
     ----------
     images
-        That both have scored.
+        Number of images that both have scored.
     agreement
         Share with the same label, 0..1.
     kappa
         Cohen's, over the three labels; None where both models give one label only.
     mean, quantiles
-        Of B's probability less A's; the quantiles by their rank (`QUANTILES`).
+        Of the difference of probabilities (B minus A); the quantiles by rank (`QUANTILES`).
     flips
         Each change of label, the most frequent first.
     positive_rate
         Share with a probability at or above A's threshold, by A.
     threshold_same_rate
-        B's threshold that calls as many of these images positive.
+        Threshold of B that calls as many of these images positive.
     sensitivity
         A's at its threshold; None without known truth.
     threshold_same_sensitivity
-        The highest threshold of B at which it finds at least as many of the COVID cases.
+        Highest threshold of B that finds at least as many of the COVID cases.
     covid_cases
         Images that are known to be COVID.
     """
@@ -431,7 +400,7 @@ class Shift:
 
     @property
     def flipped(self) -> float:
-        """Share of the images whose label is another, 0..1."""
+        """Share of the images whose label changed, 0..1."""
         return 1.0 - self.agreement
 
 
@@ -453,7 +422,7 @@ def measure_shift(
     probabilities_a, probabilities_b, thresholds_a
         0..1, shape (N,): calibrated, and the threshold that A's label was given by.
     covid
-        Boolean, shape (N,): which are known to be COVID; None where nothing is known.
+        Boolean, shape (N,): known COVID cases; None where nothing is known.
 
     Source: Cohen 1960.
     """
@@ -499,7 +468,6 @@ def _kappa(labels_a: Sequence[str], labels_b: Sequence[str], agreement: float) -
 def _threshold(probabilities: _Vector, count: int) -> float | None:
     """Return the highest threshold at which `count` probabilities are at or above it.
 
-    Equal probabilities go together: there may be more. None for a count of 0, which any
-    threshold above the largest gives.
+    With equal probabilities there may be more. None for a count of 0.
     """
     return float(np.sort(probabilities)[::-1][count - 1]) if count else None

@@ -1,6 +1,4 @@
-"""Model contract: the metadata of an ONNX model, and of its content gate.
-
-That the daemon relies on.
+"""Model contract: the metadata of an ONNX model and of its content gate.
 
 It names its version, the preprocessing, the meaning of the outputs, the threshold, and the
 answers on the golden picture. Reading it needs neither TensorFlow nor `onnx`.
@@ -17,22 +15,15 @@ from lungwatch.errors import GATE_REASONS, Flag, ModelError, Reason
 from lungwatch.preprocess import PreprocessSpec
 
 GATE_SCORES = "scores"
-
 GATE_LUNGS = "lungs"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateCheck:
-    """One question that the gate answers.
+    """One check of the gate, by its name for reports ("frontal", "upright", …).
 
-    Attributes
-    ----------
-    name
-        For reports ("frontal", "upright", …).
-    threshold
-        Smallest score, 0..1, that passes; chosen on chest X-rays alone.
-    reason
-        Why a picture below it is refused: one of `GATE_REASONS`.
+    `threshold` is the smallest score, 0..1, that passes, chosen on chest X-rays alone; pictures
+    below it are refused for `reason`, one of `GATE_REASONS`.
     """
 
     name: str
@@ -50,16 +41,10 @@ class GateCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the gate says of one picture.
+    """The gate's decision on one picture.
 
-    Attributes
-    ----------
-    score
-        0..1: that of the check which refused it, else the lowest of all.
-    check
-        Name of that check.
-    reason
-        Why it is refused; None if it passes.
+    `score`, 0..1, is that of the check which refused the picture, else the lowest of all; `check`
+    is its name, `reason` that of the refusal, None if the picture passes.
     """
 
     score: float
@@ -68,13 +53,17 @@ class Verdict:
 
     @property
     def flag(self) -> Flag | None:
-        """The flag that stands for the refusal where the gate flags instead of refusing."""
+        """The flag of the refusal, where the gate flags instead of refusing."""
         return None if self.reason is None else Flag(self.reason.value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateContract:
-    """Everything a runtime must know of a bundle's gate.
+    """Section `gate` of a model's contract.
+
+    The gate is a second ONNX graph, `gate.onnx`. It takes `pixels`, float32 (N, side, side, 1),
+    0..1, and returns `scores`, float32 (N, checks), 0..1, higher is better, and `lungs`, float32
+    (N, lungs_side_px, lungs_side_px), 0..1: each cell's probability of being lung.
 
     Attributes
     ----------
@@ -164,84 +153,54 @@ class GateContract:
 
 
 CONTRACT_VERSION = 3
-
 # Version 1 called the negative class NORMAL, and knew neither gate nor map_reference; version 2
 # had COVID as its only finding.
 _READ_VERSIONS = (1, 2, CONTRACT_VERSION)
-
 METADATA_KEY = "lungwatch.contract"
-
-
 INPUT = "pixels"
-
 PROBABILITY = "probability"
-
 LOGITS = "logits"
-
 CAM = "cam"
-
 EMBEDDING = "embedding"
-
 OUTPUTS = (PROBABILITY, LOGITS, CAM, EMBEDDING)
-
-# The largest value of each map before it was scaled to 0..1; a graph of contract 1 has none.
+# Largest value of each map before it was scaled to 0..1; a graph of contract 1 has none.
 CAM_PEAK = "cam_peak"
-
 # Of the findings beside COVID, (N, F), in the contract's order; a graph without any has none.
 FINDINGS = "findings"
-
 # Their maps, (N, F, side, side), each 0..1, and what each was divided by, (N, F): optional.
 FINDING_CAMS = "finding_cams"
-
 FINDING_PEAKS = "finding_peaks"
-
-
 NEGATIVE: Literal["NEGATIVE"] = "NEGATIVE"
-
 COVID: Literal["COVID"] = "COVID"
-
 UNCERTAIN: Literal["UNCERTAIN"] = "UNCERTAIN"
-
 Label = Literal["NEGATIVE", "COVID", "UNCERTAIN"]
-
 LABELS: tuple[Label, ...] = (COVID, NEGATIVE, UNCERTAIN)
-
 MEANINGS: dict[Label, str] = {
     COVID: "COVID-19 pattern found",
     NEGATIVE: "no COVID-19 pattern found; other disease is not assessed",
     UNCERTAIN: "the model abstains; COVID-19 pattern indeterminate",
 }
-
-"""What each label says to a reader, in one clause."""
+"""Meaning of each label for a reader, in one clause."""
 
 _OTHER_OPACITY = (
     "no COVID-19 pattern found, but an opacity; this does not mean a normal chest X-ray"
 )
-
-
 COVID_FINDING = "covid"
-
 OPACITY = "opacity"
-
 _FINDING_NAME = re.compile(r"[a-z][a-z0-9_]{0,13}")
 
 
 def meaning(label: Label, flags: Collection[str] = ()) -> str:
-    """Return what an answer says to a reader, in one clause."""
+    """Return the meaning of an answer for a reader, in one clause."""
     return _OTHER_OPACITY if Flag.OTHER_OPACITY in flags else MEANINGS[label]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """How a probability becomes a label.
+    """Threshold and uncertain band of calibrated probabilities.
 
-    Attributes
-    ----------
-    threshold
-        Probability from which the label is COVID, fixed on validation data.
-    uncertain_low, uncertain_high
-        Probabilities within [low, high) are UNCERTAIN: the model abstains. Equal values
-        switch abstention off.
+    From `threshold`, fixed on validation data, the label is COVID. Within
+    [`uncertain_low`, `uncertain_high`) the model abstains: UNCERTAIN; equal values switch that off.
     """
 
     threshold: float
@@ -272,7 +231,7 @@ class Calibration:
     intercept: float = 0.0
 
     def __post_init__(self) -> None:
-        # A falling curve would turn the map for COVID into the one against it.
+        # A falling curve would invert the map for COVID.
         if not (math.isfinite(self.slope) and math.isfinite(self.intercept) and self.slope > 0):
             raise ModelError("calibration needs a finite intercept and a slope above 0")
 
@@ -319,7 +278,7 @@ class Finding:
             raise ModelError(f"finding {self.name!r}: map_reference is not above 0")
 
     def is_present(self, probability: float) -> bool:
-        """Whether a calibrated probability, 0..1, is at or above the threshold."""
+        """Return whether the finding is present at a calibrated probability, 0..1."""
         return probability >= self.threshold
 
     @classmethod
@@ -330,7 +289,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """What the model answers on `lungwatch.preprocess.golden_input`: a self-test anyone can run.
+    """The model's answers on `lungwatch.preprocess.golden_input`, for a self-test.
 
     Attributes
     ----------
@@ -355,7 +314,7 @@ class Golden:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelContract:
-    """Everything a runtime must know of a model, and what an auditor wants to.
+    """Metadata of a model for those who run and audit it.
 
     Attributes
     ----------
@@ -440,8 +399,7 @@ class ModelContract:
         Raises
         ------
         ModelError
-            If it is of another version, incomplete, holds unknown keys or values that make
-            no sense. There is no guessing here.
+            If it is of another version, incomplete, or holds unknown keys or invalid values.
         """
         try:
             values = json.loads(text)

@@ -9,75 +9,79 @@ import unicodedata
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from lungwatch.imaging.radiograph import RadiographMeta
+    from lungwatch.attributes import RadiographMeta
 
 
 class Flag(StrEnum):
-    """Codes as recorded in the database; `FLAGS` says what each means and when it is set."""
+    """Remarks that a result may carry. They never change the answer.
 
-    # What the file says, or does not say.
-    VIEW_UNKNOWN = "view_unknown"
-    DECUBITUS = "decubitus"
-    BODY_PART_UNKNOWN = "body_part_unknown"
-    DESCRIPTION_DISAGREES = "description_disagrees"
-    # What reading had to mend.
-    ORIENTATION_CORRECTED = "orientation_corrected"
-    DEPTH_CORRECTED = "depth_corrected"
-    TABLE_IGNORED = "table_ignored"
-    WINDOW_IGNORED = "window_ignored"
-    FRAME_REMOVED = "frame_removed"
-    SHUTTER_APPLIED = "shutter_applied"
-    SHUTTER_IGNORED = "shutter_ignored"
-    # What the picture is like.
-    LOW_DETAIL = "low_detail"
-    TEXT_BURNT_IN = "text_burnt_in"
-    PARTIAL_LUNGS = "partial_lungs"
-    # What the content gate would have refused, where it is set to flag instead.
-    NOT_FRONTAL_CHEST = "not_frontal_chest"
-    ROTATED = "rotated"
-    INVERTED = "inverted"
-    NO_LUNGS = "no_lungs"
-    NOT_GATED = "not_gated"
-    # What the model found beside its answer.
-    OTHER_OPACITY = "other_opacity"
-    # What the map is like.
-    ATTENTION_OUTSIDE_LUNGS = "attention_outside_lungs"
-    EMPTY_MAP = "empty_map"
+    Each has its code, as recorded in the database, and its meaning for a reader: one clause of at
+    most 64 characters (a DICOM code's meaning). docs/flags.md has the rules.
+    """
+
+    meaning: str
+
+    def __new__(cls, code: str, meaning: str = "") -> Self:
+        """Make a member of its code and its meaning."""
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    # By the file's attributes.
+    VIEW_UNKNOWN = "view_unknown", "the file does not say from which side the X-ray was taken"
+    DECUBITUS = "decubitus", "the patient lay on the side (decubitus)"
+    BODY_PART_UNKNOWN = (
+        "body_part_unknown",
+        "the file does not name the chest, or names more than it",
+    )
+    DESCRIPTION_DISAGREES = (
+        "description_disagrees",
+        "a description in the file names another view or body part",
+    )
+    # Corrections of the reader.
+    ORIENTATION_CORRECTED = (
+        "orientation_corrected",
+        "turned or mirrored as Patient Orientation says",
+    )
+    DEPTH_CORRECTED = "depth_corrected", "stated depth, sign or range was wrong: the pixels decided"
+    TABLE_IGNORED = "table_ignored", "a broken look-up table was left out"
+    WINDOW_IGNORED = "window_ignored", "a window that belongs to other values was left out"
+    FRAME_REMOVED = "frame_removed", "a uniform frame around the X-ray was cut off"
+    SHUTTER_APPLIED = "shutter_applied", "what lies outside the display shutter is black"
+    SHUTTER_IGNORED = "shutter_ignored", "a display shutter without a sensible shape was left out"
+    # By the picture.
+    LOW_DETAIL = "low_detail", "the X-ray has less detail than the model was trained on"
+    TEXT_BURNT_IN = "text_burnt_in", "letters are burnt into the pixels"
+    PARTIAL_LUNGS = (
+        "partial_lungs",
+        "part of the lungs is outside of the picture, or cannot be found",
+    )
+    # Refusals of the content gate, where it is set to flag instead.
+    NOT_FRONTAL_CHEST = "not_frontal_chest", "the content gate does not see a frontal chest X-ray"
+    ROTATED = "rotated", "the content gate sees a turned chest"
+    INVERTED = "inverted", "the content gate sees inverted grey values"
+    NO_LUNGS = "no_lungs", "the content gate does not find the lungs"
+    NOT_GATED = "not_gated", "the model has no content gate: what is shown was not checked"
+    # Findings beside the answer.
+    OTHER_OPACITY = "other_opacity", "the lungs show an opacity, though no COVID-19 pattern"
+    # By the map.
+    ATTENTION_OUTSIDE_LUNGS = (
+        "attention_outside_lungs",
+        "most of the map for COVID lies outside the lungs",
+    )
+    EMPTY_MAP = "empty_map", "the map is empty: Grad-CAM shows nothing for the answer"
 
 
-FLAGS: dict[Flag, str] = {
-    Flag.VIEW_UNKNOWN: "the file does not say from which side the X-ray was taken",
-    Flag.DECUBITUS: "the patient lay on the side (decubitus)",
-    Flag.BODY_PART_UNKNOWN: "the file does not name the chest, or names more than it",
-    Flag.DESCRIPTION_DISAGREES: "a description in the file names another view or body part",
-    Flag.ORIENTATION_CORRECTED: "turned or mirrored as Patient Orientation says",
-    Flag.DEPTH_CORRECTED: "stated depth, sign or range was wrong: the pixels decided",
-    Flag.TABLE_IGNORED: "a broken look-up table was left out",
-    Flag.WINDOW_IGNORED: "a window that belongs to other values was left out",
-    Flag.FRAME_REMOVED: "a uniform frame around the X-ray was cut off",
-    Flag.SHUTTER_APPLIED: "what lies outside the display shutter is black",
-    Flag.SHUTTER_IGNORED: "a display shutter without a sensible shape was left out",
-    Flag.LOW_DETAIL: "the X-ray has less detail than the model was trained on",
-    Flag.TEXT_BURNT_IN: "letters are burnt into the pixels",
-    Flag.PARTIAL_LUNGS: "part of the lungs is outside of the picture, or cannot be found",
-    Flag.NOT_FRONTAL_CHEST: "the content gate does not see a frontal chest X-ray",
-    Flag.ROTATED: "the content gate sees a turned chest",
-    Flag.INVERTED: "the content gate sees inverted grey values",
-    Flag.NO_LUNGS: "the content gate does not find the lungs",
-    Flag.NOT_GATED: "the model has no content gate: what is shown was not checked",
-    Flag.OTHER_OPACITY: "the lungs show an opacity, though no COVID-19 pattern",
-    Flag.ATTENTION_OUTSIDE_LUNGS: "most of the map for COVID lies outside the lungs",
-    Flag.EMPTY_MAP: "the map is empty: Grad-CAM shows nothing for the answer",
-}
-
-"""What each flag says to a reader, in one clause of at most 64 characters (a code's meaning)."""
+FLAGS: dict[Flag, str] = {flag: flag.meaning for flag in Flag}
+"""Meaning of each flag."""
 
 
 def flags_in_order(flags: Iterable[Flag]) -> tuple[Flag, ...]:
-    """Return flags each once, in the order in which `Flag` lists them."""
+    """Return flags without repetition, in the order of `Flag`."""
     found = set(flags)
     return tuple(flag for flag in Flag if flag in found)
 
@@ -118,8 +122,11 @@ class Reason(StrEnum):
     FILE_VANISHED = "file_vanished"
     MODEL_CHANGED = "model_changed"
     INTERNAL_ERROR = "internal_error"
-    # Done without an answer: there was no image to ask about.
+    # Done without an answer.
     UNPACKED = "unpacked"
+
+
+GATE_REASONS = (Reason.NOT_FRONTAL_CHEST, Reason.ROTATED, Reason.INVERTED, Reason.NO_LUNGS)
 
 
 class LungwatchError(Exception):
@@ -134,16 +141,14 @@ class FileRejected(LungwatchError):  # noqa: N818  # a verdict on the file, not 
 
     Parameters
     ----------
-    reason
-        The code that is recorded and that names the quarantine folder.
     message
-        One line for a person. It must not hold patient data: it reaches logs.
+        One line for a person, without patient data: it reaches logs.
 
     Attributes
     ----------
     meta
-        What the file says about its image, as far as it could be read: a refused file is
-        looked for by its patient and study too. For the database only.
+        What the file states about its image, as far as it could be read: refused files are
+        searched by patient and study too. For the database only.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:
@@ -161,7 +166,7 @@ class ProcessingFailed(LungwatchError):  # noqa: N818  # the counterpart of File
 
 
 class TransientError(LungwatchError):
-    """A passing trouble (a full disk, a busy file system); trying again may succeed."""
+    """A temporary problem (a full disk, a busy file system); trying again may succeed."""
 
 
 class ConfigError(LungwatchError):
@@ -173,7 +178,7 @@ class HomeError(LungwatchError):
 
 
 class ModelError(LungwatchError):
-    """The model bundle is missing, damaged, or speaks a contract that is not understood."""
+    """The model bundle is missing, damaged, or has a contract that is not understood."""
 
 
 class DatabaseError(LungwatchError):
@@ -181,11 +186,11 @@ class DatabaseError(LungwatchError):
 
 
 class NotFoundError(LungwatchError):
-    """Nothing matches what was asked for."""
+    """No match."""
 
 
 class DatasetError(LungwatchError):
-    """The data set cannot be used for what was asked."""
+    """The data set cannot be used for this."""
 
 
 class MissingExtraError(LungwatchError):
@@ -197,10 +202,10 @@ class MissingExtraError(LungwatchError):
 
 
 def visible(text: str) -> str:
-    r"""Return text in which nothing steers what shows it, on one line.
+    r"""Return text as one line that cannot control a terminal, spreadsheet or page.
 
-    Control characters, line and paragraph separators, characters that turn the direction of
-    the text or have no width, and bytes that are no UTF-8 become escapes, as in ``\x1b``.
+    Control characters, line and paragraph separators, characters that change the direction of
+    the text or have no width, and bytes that are not UTF-8 become escapes, as in ``\x1b``.
     Letters, signs and spaces of any script stay.
     """
     if text.isprintable():
@@ -211,22 +216,19 @@ def visible(text: str) -> str:
 
 
 def _is_harmless(char: str) -> bool:
-    # The wide space of Japanese names, for one, is not "printable".
+    # The wide space of Japanese names is not "printable".
     return char.isprintable() or unicodedata.category(char) == "Zs"
 
 
-GATE_REASONS = (Reason.NOT_FRONTAL_CHEST, Reason.ROTATED, Reason.INVERTED, Reason.NO_LUNGS)
-
-
 def describe(error: Exception) -> str:
-    """Describe an error that was foreseen, without the file name that an OSError quotes."""
+    """Describe an expected error, without the file name that an OSError quotes."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     return str(error)
 
 
 def describe_unexpected(error: BaseException) -> str:
-    """Say what an unexpected error is, without the texts that may quote patients' data."""
+    """Describe an unexpected error by type and place: its text may quote patient data."""
     if isinstance(error, LungwatchError):
         return str(error)
     if isinstance(error, OSError):

@@ -1,12 +1,75 @@
-"""Files on disk: atomic writes and moves, durable folders, kinds by content."""
+"""Files on disk: kinds by content, atomic writes and moves, durable folders.
+
+A file that another process may look at is written beside its place, synchronised and renamed into
+it. POSIX promises that `rename` within one file system is atomic, and nothing about when it
+reaches the disk: folders are synchronised too.
+"""
 
 import contextlib
 import os
 import shutil
+import struct
 import tempfile
+from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 20
+# The longest signature: the DICOM preamble and its "DICM".
+_HEAD_BYTES = 132
+
+
+class FileKind(Enum):
+    """Kind of a file by its content; the value is the extension that it is filed under."""
+
+    PNG = ".png"
+    JPEG = ".jpg"
+    DICOM = ".dcm"
+    ZIP = ".zip"
+    OTHER = ".bin"
+
+    @property
+    def is_image(self) -> bool:
+        """Return whether the reader reads files of this kind."""
+        return self in (FileKind.PNG, FileKind.JPEG, FileKind.DICOM)
+
+
+def file_kind(path: Path) -> FileKind:
+    """Recognise a file by its content, whatever its name.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return kind_of(file.read(_HEAD_BYTES))
+
+
+def kind_of(head: bytes) -> FileKind:
+    """Recognise a file by its first 132 bytes or more."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return FileKind.PNG
+    if head.startswith(b"\xff\xd8\xff"):
+        return FileKind.JPEG
+    if _is_dicom(head):
+        return FileKind.DICOM
+    return FileKind.ZIP if head.startswith(b"PK\x03\x04") else FileKind.OTHER
+
+
+def _is_dicom(head: bytes) -> bool:
+    # PS3.10 7.1 wants 128 bytes and "DICM"; files from before that rule, and from careless
+    # exporters, begin with the first data element instead.
+    if head[128:132] == b"DICM":
+        return True
+    if len(head) < 8:
+        return False
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    # Big endian was always explicit (PS3.5 A.3, retired).
+    group, element = struct.unpack(">HH" if explicit and head[0] == 0 else "<HH", head[:4])
+    if group not in (0x0002, 0x0008) or element > 0x0100:
+        return False
+    return explicit or int.from_bytes(head[4:8], "little") <= 1024
 
 
 def fsync_dir(folder: Path) -> None:
@@ -17,11 +80,7 @@ def fsync_dir(folder: Path) -> None:
     OSError
         If the folder cannot be opened or synchronised.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _fsync(folder, os.O_DIRECTORY)
 
 
 def make_dirs(folder: Path) -> None:
@@ -36,28 +95,32 @@ def make_dirs(folder: Path) -> None:
         fsync_dir(path.parent)
 
 
-def write_atomic(target: Path, data: bytes) -> None:
-    """Write `data` to `target` so that a reader sees the old content, the new, or no file.
+@contextlib.contextmanager
+def replacing(target: Path, *, suffix: str | None = None) -> Iterator[Path]:
+    """Yield an empty file beside `target` that takes its place at the end, whole and durable.
+
+    A reader sees the old content, the new, or no file. After an error `target` is what it was,
+    and nothing is left behind.
+
+    Parameters
+    ----------
+    suffix
+        Of the file's name until then; None: the endings of `target`.
 
     Raises
     ------
     OSError
-        If writing fails (a full disk, no rights); nothing is left behind then.
+        If writing fails (a full disk, no rights).
     """
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-", suffix=target.suffix)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp gives 0600; take what the user's umask says instead.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_dir(target.parent)
+    with _beside(target, suffix) as temporary:
+        yield temporary
+        _publish(temporary, target)
+
+
+def write_atomic(target: Path, data: bytes) -> None:
+    """Write `data` to `target`, as `replacing` does."""
+    with replacing(target) as temporary:
+        temporary.write_bytes(data)
 
 
 def create_private(target: Path, data: bytes) -> None:
@@ -70,16 +133,12 @@ def create_private(target: Path, data: bytes) -> None:
     OSError
         If writing fails; nothing is left behind then.
     """
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    with _beside(target) as temporary:
+        temporary.write_bytes(data)
+        _fsync(temporary)
         # Unlike a rename, a link never takes the place of what is there.
-        os.link(name, target)
-    finally:
-        Path(name).unlink()
+        target.hardlink_to(temporary)
+        temporary.unlink()
     fsync_dir(target.parent)
 
 
@@ -98,24 +157,15 @@ def copy_apart(target: Path) -> bool:
     OSError
         If it cannot be copied (a full disk); nothing is left behind then.
     """
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
-    temporary = Path(name)
-    try:
-        with target.open("rb") as source, os.fdopen(descriptor, "wb") as file:
+    with _beside(target, "") as temporary:
+        with target.open("rb") as source, temporary.open("wb") as copy:
             before = os.fstat(source.fileno())
-            shutil.copyfileobj(source, file, _CHUNK_BYTES)
-            file.flush()
-            os.fsync(file.fileno())
+            shutil.copyfileobj(source, copy, _CHUNK_BYTES)
             after = os.fstat(source.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             temporary.unlink()
             return False
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_dir(target.parent)
+        _publish(temporary, target)
     return True
 
 
@@ -134,6 +184,37 @@ def move_atomic(source: Path, target: Path) -> None:
     fsync_dir(target.parent)
     if source.parent != target.parent:
         fsync_dir(source.parent)
+
+
+@contextlib.contextmanager
+def _beside(target: Path, suffix: str | None = None) -> Iterator[Path]:
+    # Two endings at most: Keras wants ".weights.h5".
+    endings = "".join(target.suffixes[-2:]) if suffix is None else suffix
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-", suffix=endings)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    # mkstemp gives 0600; take what the user's umask says instead.
+    temporary.chmod(0o666 & ~_umask())
+    _fsync(temporary)
+    temporary.replace(target)
+    fsync_dir(target.parent)
+
+
+def _fsync(path: Path, flags: int = 0) -> None:
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -16,13 +16,12 @@ from lungwatch.errors import ModelError
 from lungwatch.imaging.radiograph import FloatImage
 
 Intensity = Literal["as_is", "percentile"]
-
 Fit = Literal["stretch", "pad"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessSpec:
-    """How grey values become a network's input.
+    """Parameters of `preprocess`.
 
     Attributes
     ----------
@@ -68,8 +67,8 @@ class PreprocessSpec:
         Raises
         ------
         ModelError
-            If a key is unknown or missing or a value is out of range: a network run with a
-            preprocessing that is only nearly its own gives wrong answers without a sign.
+            If a key is unknown or missing or a value is out of range: a network that is run with a
+            slightly different preprocessing silently gives wrong answers.
         """
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
@@ -87,8 +86,6 @@ def preprocess(pixels: FloatImage, spec: PreprocessSpec) -> NDArray[np.float32]:
     ----------
     pixels
         float32, shape (H, W), 0..1, air dark.
-    spec
-        The model's own specification.
 
     Returns
     -------
@@ -104,20 +101,18 @@ def preprocess(pixels: FloatImage, spec: PreprocessSpec) -> NDArray[np.float32]:
 
 
 def content_box(shape: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int, int, int]:
-    """Where the image lies within the network's square input.
+    """Return the box of the image within the network's square input.
 
     Parameters
     ----------
     shape
         (rows, columns) of the radiograph.
-    spec
-        The model's own specification.
 
     Returns
     -------
     tuple of int
-        (top, left, height, width) in input pixels; the whole square for "stretch". A class
-        activation map is laid over the radiograph by cutting this box out of it.
+        (top, left, height, width) in input pixels; the whole square for "stretch". This part of a
+        class activation map is drawn over the radiograph.
     """
     size = spec.size_px
     if spec.fit == "stretch":
@@ -131,22 +126,15 @@ def content_box(shape: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int,
 def content_of(
     values: NDArray[np.float32], shape: tuple[int, int], spec: PreprocessSpec
 ) -> NDArray[np.float32]:
-    """Cut out of a map over the network's input what lies over the radiograph, not its padding.
+    """Crop a map over the network's whole input, (h, w), to the radiograph without its padding.
+
+    Without padding the map is returned as it is; else it is enlarged first, since the padding's
+    edge rarely falls between two cells.
 
     Parameters
     ----------
-    values
-        float32, shape (h, w): a map of any size over the whole input.
     shape
         (rows, columns) of the radiograph.
-    spec
-        That of the network which made the map.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32: the map as it is where there is no padding, else its part, enlarged first, since
-        the padding's edge rarely falls between two cells.
     """
     top, left, height, width = content_box(shape, spec)
     if (height, width) == (spec.size_px, spec.size_px):
@@ -167,8 +155,8 @@ def _fit(pixels: FloatImage, spec: PreprocessSpec) -> FloatImage:
 
 
 def _resize(pixels: FloatImage, height: int, width: int) -> FloatImage:
-    # Averaging over areas is the only one of OpenCV's ways that does not alias when
-    # shrinking 20-fold; it degenerates to nearest neighbour when enlarging.
+    # Of OpenCV's methods only averaging over areas does not alias when shrinking 20-fold; when
+    # enlarging it degenerates to nearest neighbour.
     shrinks = pixels.shape[0] >= height and pixels.shape[1] >= width
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=how), dtype=np.float32)
@@ -178,14 +166,16 @@ _GOLDEN_SIDE_PX = 512
 
 
 def golden_pixels() -> FloatImage:
-    """Draw a caricature of a frontal chest X-ray.
+    """Draw a frontal chest X-ray that every installation generates bit for bit.
+
+    It shows no patient. A model's contract holds the model's answers on it, so that a broken file,
+    codec, runtime or processor is found before the first real X-ray is scored.
 
     Returns
     -------
     numpy.ndarray
-        float32, shape (512, 512), 0..1: bright body on dark air, two dark lungs, a bright
-        heart and spine, ribs. Made of polynomials only, so that no mathematical library's
-        rounding enters; values are multiples of 1/255.
+        float32, shape (512, 512), 0..1, multiples of 1/255. Made of polynomials only: no
+        mathematical library's rounding enters.
     """
     y, x = np.mgrid[0:_GOLDEN_SIDE_PX, 0:_GOLDEN_SIDE_PX].astype(np.float64) / _GOLDEN_SIDE_PX
 
@@ -215,15 +205,12 @@ def golden_digest() -> str:
 
 
 LEAST_SHARE_INSIDE = 0.5
-
 """Share of the map for COVID below which its attention is called outside the lungs."""
 
 LEAST_HALF = 0.15
-
 """Share of the lung area below which one half of the picture is called without its lung."""
 
 MOST_OF_AN_EDGE = 0.25
-
 """Share of one edge of the picture from which on lungs at that edge are called cut off."""
 
 _LUNG_THRESHOLD = 0.5
@@ -232,21 +219,16 @@ _LUNG_THRESHOLD = 0.5
 def lung_mask(
     lungs: NDArray[np.float32], shape: tuple[int, int], spec: PreprocessSpec
 ) -> NDArray[np.bool_]:
-    """Return which cells of the radiograph are lung.
+    """Return a mask of lung, bool (h, w), over the radiograph without padding.
 
     Parameters
     ----------
     lungs
-        float32, shape (side, side), 0..1: the gate's answer, over its whole input.
+        float32, shape (side, side), 0..1: the gate's output over its whole input.
     shape
         (rows, columns) of the radiograph.
     spec
         The gate's.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool, shape (h, w), over the radiograph, without padding.
     """
     return np.asarray(content_of(lungs, shape, spec) >= _LUNG_THRESHOLD)
 
@@ -257,15 +239,10 @@ def lung_area_of(mask: NDArray[np.bool_]) -> float:
 
 
 def has_partial_lungs(mask: NDArray[np.bool_], bounds: tuple[float, float]) -> bool:
-    """Say whether part of the lungs seems to be missing.
+    """Return whether part of the lungs seems to be missing.
 
-    That is: their area is out of bounds, the left or right half of the picture holds less than
-    15 % of it, or they reach an edge of the picture along a quarter of its length or more.
-
-    Parameters
-    ----------
-    bounds
-        (least, most) area, 0..1: `lung_area` of the gate's contract.
+    Their area is out of `bounds` (`lung_area` of the gate's contract), the left or right half of
+    the picture holds less than 15 % of it, or they touch a quarter of an edge of the picture.
     """
     if not bounds[0] <= lung_area_of(mask) <= bounds[1] or not mask.any():
         return True
@@ -285,7 +262,7 @@ def share_inside(small: NDArray[np.float32], mask: NDArray[np.float32]) -> float
     small
         float32, shape (h, w), at least 0, over the same picture as the mask.
     mask
-        float32, shape (H, W), 0..1: the share of each cell that is lung.
+        float32, shape (H, W), 0..1: each cell's share of lung.
     """
     wide = enlarged(small, (mask.shape[0], mask.shape[1]))
     total = float(wide.sum(dtype=np.float64))
@@ -304,12 +281,11 @@ _LEAST_FINE = 0.135
 
 
 def lacks_detail(content: NDArray[np.float32], shape: tuple[int, int]) -> bool:
-    """Say whether an X-ray has fewer pixels than the input, or was enlarged or blurred.
+    """Return whether an X-ray has fewer pixels than the input, or was enlarged or blurred.
 
-    The finest of the input's structures (of one to two pixels) are compared with the coarser ones
-    (two to eight): in an X-ray their ratio hardly depends on exposure or contrast; where the
-    picture was enlarged from half the size, there is nothing fine. One enlarged by repeating
-    pixels has edges as fine as any, and is not recognised.
+    The ratio of structures of one to two pixels to those of two to eight hardly depends on
+    exposure or contrast; a picture enlarged from half the size has no fine ones. Enlargement by
+    repeating pixels is not recognised.
 
     Parameters
     ----------
@@ -336,33 +312,28 @@ def _without_detail(content: NDArray[np.float32], factor: int) -> NDArray[np.flo
     )
 
 
-# Fewer make a side mark with the initials of whoever took the X-ray, which nearly every one has.
+# Fewer are a side mark with the radiographer's initials, which nearly every X-ray has.
 BURNT_IN_LETTERS = 4
-
 _SIDE_PX = 1024
-
 _HATS = (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT)
-
 _STROKE_PX = 9  # letters are made of strokes narrower than this
-
 _STROKE_CONTRAST = 76  # of 255, from what surrounds the stroke
-
 _HEIGHT_PX = (5, 40)
-
 _WIDTH_PX = (2, 40)
-
 _LEAST_AREA_PX = 8
-
 _MOST_SHAPES = 500
 
 
 def letters_in_line(grey: NDArray[np.uint8]) -> int:
-    """Return how many letters the longest line of burnt-in text has; 0 without any.
+    """Return the number of letters in the longest line of burnt-in text.
+
+    A heuristic for printed letters in a line, bright or dark. Handwriting, turned lines, small
+    print and letters of lead on a strip are missed.
 
     Parameters
     ----------
     grey
-        uint8, shape (rows, columns), air dark; looked at with its longest side at most 1024 px.
+        uint8, shape (rows, columns), air dark; reduced to a longest side of 1024 px.
     """
     scale = _SIDE_PX / max(grey.shape)
     if scale < 1.0:
@@ -373,18 +344,18 @@ def letters_in_line(grey: NDArray[np.uint8]) -> int:
 
 
 def _shapes(grey: NDArray[np.uint8], hat: int) -> NDArray[np.int64]:
-    """Find what differs from its surroundings; (n, 5): left, top, width, height, area."""
+    """Find narrow shapes of contrast; (n, 5): left, top, width, height, area."""
     kernel = np.ones((_STROKE_PX, _STROKE_PX), np.uint8)
     contrast = cv2.morphologyEx(grey, hat, kernel)
     _, strokes = cv2.threshold(contrast, _STROKE_CONTRAST, 1, cv2.THRESH_BINARY)
-    # Labels of 16 bits take a third of the time; there are no more of them than pixels.
+    # Labels of 16 bits take a third of the time.
     kind = cv2.CV_16U if cv2.countNonZero(strokes) < 1 << 16 else cv2.CV_32S
     _, _, found, _ = cv2.connectedComponentsWithStats(strokes, ltype=kind)
     return np.asarray(found[1:], dtype=np.int64)
 
 
 def _letter_like(shapes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Keep what has a letter's size, from left to right."""
+    """Keep shapes of a letter's size, from left to right."""
     width, height, area = shapes[:, 2], shapes[:, 3], shapes[:, 4]
     keep = (height >= _HEIGHT_PX[0]) & (height <= _HEIGHT_PX[1])
     keep &= (width >= _WIDTH_PX[0]) & (width <= _WIDTH_PX[1]) & (width <= 2 * height)

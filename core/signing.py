@@ -21,22 +21,19 @@ from lungwatch.errors import ConfigError, ModelError
 from lungwatch.files import create_private
 
 _FORMAT = "lungwatch bundle signature 1"
-
 _MAX_KEY_BYTES = 64 << 10
-
 _PUBLIC = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
-
 KEY_ENDINGS = (".pem", ".pub")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """What `bundle.sig` holds.
+    """Content of `bundle.sig`.
 
     Attributes
     ----------
     fingerprint
-        Of the key that made it, as it says itself: worth nothing before the check.
+        Of the key, as the file states it: not to be trusted before the check.
     value
         64 bytes.
     """
@@ -60,7 +57,7 @@ class Signature:
         Raises
         ------
         ModelError
-            If it is anything else than what `to_bytes` writes.
+            If it is not what `to_bytes` writes.
         """
         damaged = ModelError("bundle.sig is damaged: sign the bundle again")
         try:
@@ -103,16 +100,9 @@ def fingerprint(key: Ed25519PublicKey) -> str:
 
 
 def write_key_pair(private: Path, public: Path, passphrase: bytes | None) -> str:
-    """Make a key, write both halves, and return the fingerprint.
+    """Make a key pair, write both halves as PEM, and return the fingerprint.
 
-    Parameters
-    ----------
-    private
-        Gets the private half as PEM (PKCS #8), mode 0600.
-    public
-        Gets the public half as PEM.
-    passphrase
-        What the private half is encrypted with; None: not at all.
+    The private half is PKCS #8, mode 0600, encrypted with `passphrase` if there is one.
 
     Raises
     ------
@@ -149,23 +139,23 @@ def load_private_key(path: Path, passphrase: bytes | None) -> Ed25519PrivateKey:
     Raises
     ------
     ConfigError
-        If it cannot be read, others may read it, it is no Ed25519 key, or the passphrase does
-        not fit.
+        If it cannot be read, others may read it, it is not an Ed25519 key, or the passphrase is
+        wrong.
     """
     data = read_secret(path)
     try:
         key = serialization.load_pem_private_key(data, passphrase)
-    except TypeError as error:  # cryptography's way to say that one is needed, or is not
+    except TypeError as error:  # a passphrase is missing, or not needed
         wanted = (
             "is encrypted: name --passphrase-file" if passphrase is None else "is not encrypted"
         )
         raise ConfigError(f"the private key {path} {wanted}") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(
-            f"{path} is no private key in PEM, or the passphrase does not fit"
+            f"{path} is not a private key in PEM, or the passphrase is wrong"
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"{path} is no Ed25519 key: make one with `lungwatch model keygen`")
+        raise ConfigError(f"{path} is not an Ed25519 key: make one with `lungwatch model keygen`")
     return key
 
 
@@ -194,8 +184,8 @@ def load_public_keys(path: Path) -> dict[str, Ed25519PublicKey]:
     Raises
     ------
     ConfigError
-        If there is none, a file holds anything but Ed25519 public keys, or everybody may change
-        what is trusted.
+        If there is none, a file holds anything but Ed25519 public keys, or everybody may write to
+        it.
     """
     is_folder = path.is_dir()
     try:

@@ -1,10 +1,6 @@
-"""Assembly of the daemon's parts for one home and one model, with the optional services.
-
-The PACS listener and the monitoring port.
-"""
+"""Assembly of the daemon's parts for one home and one model, and of its optional services."""
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,105 +9,49 @@ from typing import Protocol
 
 from sqlalchemy import Engine
 
-from lungwatch.daemon.config import Config
+from lungwatch.bundle import other_builds, read_calibration
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import Claimer
-from lungwatch.daemon.intake.eligibility import CompletenessCheck
 from lungwatch.daemon.intake.intake import Intake
 from lungwatch.daemon.intake.watch import Watcher
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import DriftWatch, examine_drift
-from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, disk_usage, free_mb_of
+from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, free_mb_of
 from lungwatch.daemon.pacs import make_listener
 from lungwatch.daemon.pacs.outbox import Sender
 from lungwatch.daemon.pipeline.filing import Filing
-from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, find_bundle
+from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, ModelInUse, find_bundle
 from lungwatch.daemon.pipeline.pipeline import Pipeline
-from lungwatch.daemon.pipeline.record import Recorder
-from lungwatch.daemon.retry import Clock, Outages
-from lungwatch.daemon.stage import DatabaseWriter, InFlight, Progress, TimeLimited
+from lungwatch.daemon.retention import disk_usage
+from lungwatch.daemon.retry import TimeLimited
+from lungwatch.daemon.stage import Context
 from lungwatch.db.engine import open_engine
 from lungwatch.db.queries import is_known, queued
-from lungwatch.db.results import Store
 from lungwatch.db.statistics import health_counts, metric_counts
-from lungwatch.sitecalibration import SiteCalibration, other_builds, read_calibration
-
-_LOCAL_STABILITY_S = 1.0
-
-_REMOTE_STABILITY_S = 5.0
 
 _QUEUED_AT_ONCE = 100
+_BUSY_TIMEOUT_S = 1.0
+_LIMIT_S = 3.0  # fewer than a scrape or a health check is given
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every part of one daemon shares.
-
-    Attributes
-    ----------
-    stopped
-        Set once nothing more is to be claimed.
-    on_crash
-        Called with the name of a thread that died, and with what killed it.
-    phase
-        Returns where the service is in its life.
-    rescores
-        Whether only what this model was asked to score anew is done, and no drop taken.
-    """
-
-    config: Config
-    home: Home
-    clock: Clock
-    outages: Outages
-    vitals: Progress
-    stopped: threading.Event
-    on_crash: Callable[[str, BaseException], None]
-    phase: Callable[[], Phase]
-    rescores: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInUse:
-    """The model as the record knows it.
-
-    Attributes
-    ----------
-    row
-        Its row's number in the database.
-    calibration
-        The site's, which the classifier decides by; None if the bundle's own is in force.
-    """
-
-    classifier: Classifier
-    row: int
-    calibration: SiteCalibration | None = None
-
-    @property
-    def id(self) -> str:
-        """Name and version, as people write it."""
-        return self.classifier.contract.id
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assembly:
+class Parts:
     """The parts that a service starts, watches and stops.
 
     Attributes
     ----------
     sender
-        None without a destination to send to.
+        None without destinations.
     """
 
     watcher: Watcher
     intake: Intake
-    in_flight: InFlight
     pipeline: Pipeline
-    writer: DatabaseWriter
     sender: Sender | None
 
 
-def load_model(config: Config, home: Home, store: Store, clock: Clock) -> ModelInUse:
-    """Load the configured model and enter it into the record.
+def load_model(context: Context) -> ModelInUse:
+    """Load the configured model and enter it into the database.
 
     Raises
     ------
@@ -119,6 +59,7 @@ def load_model(config: Config, home: Home, store: Store, clock: Clock) -> ModelI
         If it cannot be found, is not trusted, or is not what it says, or the site's calibration
         of it is damaged or belongs to another file.
     """
+    config, home = context.config, context.home
     classifier = Classifier.load(
         find_bundle(config.model, home.root),
         threads=config.inference_threads,
@@ -130,14 +71,14 @@ def load_model(config: Config, home: Home, store: Store, clock: Clock) -> ModelI
             "not_gated",
             level=logging.WARNING,
             model=contract.id,
-            detail="the model has no content gate: whatever the file says is a chest is scored",
+            detail="the model has no content gate: every file labelled as a chest is scored",
         )
-    row = store.register_model(
+    row = context.store.register_model(
         name=contract.name,
         version=contract.version,
         sha256=classifier.sha256,
         contract_json=contract.to_json(),
-        now=clock.now(),
+        now=context.clock.now(),
     )
     site = read_calibration(home.calibrations, contract.id, classifier.sha256)
     if site is None:
@@ -154,104 +95,50 @@ def load_model(config: Config, home: Home, store: Store, clock: Clock) -> ModelI
     return ModelInUse(classifier=classifier.calibrated(site), row=row, calibration=site)
 
 
-def assemble(common: Common, engine: Engine, store: Store, model: ModelInUse) -> Assembly:
+def assemble(context: Context, engine: Engine, model: ModelInUse, *, rescores: bool) -> Parts:
     """Make the parts; the drop folder is being watched when this returns.
+
+    Parameters
+    ----------
+    rescores
+        Whether only results that this model was asked for are made, and no drop is taken.
 
     Raises
     ------
     LungwatchError
         If the configuration names what cannot be used.
     """
-    config, home, clock = common.config, common.home, common.clock
-    writer = DatabaseWriter(common.outages, common.on_crash, common.vitals)
-    sender = _make_sender(common, engine, writer)
-    filing = Filing(home, store, writer, clock)
-    in_flight = InFlight(config.max_in_flight)
-    pipeline = Pipeline(
-        home=home,
-        config=config,
-        classifier=model.classifier,
-        store=store,
-        writer=writer,
-        filing=filing,
-        finisher=Recorder(
+    config, home = context.config, context.home
+    sender = None
+    if config.pacs_destinations:
+        sender = Sender(
+            config=config,
             home=home,
-            store=store,
-            writer=writer,
-            filing=filing,
-            clock=clock,
-            contract=model.classifier.contract,
-            calibration=None if model.calibration is None else model.calibration.id,
-            drift=model.classifier.drift,
-            side_by_side=config.overlay_side_by_side,
-        ),
-        in_flight=in_flight,
-        outages=common.outages,
-        vitals=common.vitals,
-        clock=clock,
-        on_crash=common.on_crash,
-    )
+            engine=engine,
+            writer=context.writer,
+            outages=context.outages,
+            clock=context.clock,
+            on_crash=context.on_crash,
+            progress=context.progress,
+        )
+    filing = Filing(context)
+    pipeline = Pipeline(context, model, filing)
     watcher = Watcher(home.incoming, config.observer)
     watcher.start()
     intake = Intake(
-        home=home,
-        watcher=watcher,
-        stability=_stability(config, watcher),
-        names=config.name_rules,
-        claimer=Claimer(
-            home=home,
-            store=store,
-            writer=writer,
-            filing=filing,
-            outages=common.outages,
-            clock=clock,
+        context,
+        watcher,
+        Claimer(
+            context,
+            filing,
             model_id=model.row,
-            max_attempts=config.max_attempts,
             is_known=lambda sha256: is_known(engine, sha256),
         ),
-        in_flight=in_flight,
-        outages=common.outages,
-        vitals=common.vitals,
-        clock=clock,
-        rescan_s=config.rescan_s,
-        open_timeout_s=config.open_timeout_s,
-        min_free_mb=config.min_free_mb,
-        stopped=common.stopped,
-        queued=lambda: _queued(engine, home, model.row, own_only=common.rescores),
+        queued=lambda: _queued(engine, home, model.row, own_only=rescores),
         submit=pipeline.submit,
-        takes_drops=not common.rescores,
+        takes_drops=not rescores,
     )
-    return Assembly(
-        watcher=watcher,
-        intake=intake,
-        in_flight=in_flight,
-        pipeline=pipeline,
-        writer=writer,
-        sender=sender,
-    )
-
-
-def _make_sender(common: Common, engine: Engine, writer: DatabaseWriter) -> Sender | None:
-    if not common.config.pacs_destinations:
-        return None
-    return Sender(
-        config=common.config,
-        home=common.home,
-        engine=engine,
-        writer=writer,
-        outages=common.outages,
-        clock=common.clock,
-        on_crash=common.on_crash,
-        vitals=common.vitals,
-    )
-
-
-def _stability(config: Config, watcher: Watcher) -> CompletenessCheck:
-    chosen_s = _REMOTE_STABILITY_S if watcher.is_polling else _LOCAL_STABILITY_S
-    return CompletenessCheck(
-        stability_s=config.stability_s or chosen_s,
-        open_timeout_s=config.open_timeout_s,
-    )
+    return Parts(watcher=watcher, intake=intake, pipeline=pipeline, sender=sender)
 
 
 def _queued(engine: Engine, home: Home, model_id: int, *, own_only: bool) -> list[tuple[Path, str]]:
@@ -260,23 +147,18 @@ def _queued(engine: Engine, home: Home, model_id: int, *, own_only: bool) -> lis
     return [(path, name) for path, name in found if path.is_file()]
 
 
-_BUSY_TIMEOUT_S = 1.0
-
-_LIMIT_S = 3.0  # fewer than a scrape or a health check is given
-
-
 class OptionalService(Protocol):
-    """A part with threads of its own that the pipeline does without."""
+    """A part of the daemon, with threads of its own, that the pipeline does not need."""
 
     def start(self) -> None:
-        """Begin."""
+        """Start its threads."""
 
     def stop(self) -> None:
-        """End, with its threads."""
+        """Stop its threads."""
 
 
 def make_services(
-    common: Common, model: ModelInUse, assembly: Assembly
+    context: Context, model: ModelInUse, parts: Parts, phase: Callable[[], Phase]
 ) -> tuple[OptionalService | None, OptionalService | None]:
     """Make the listener and the monitor, each None if not asked for.
 
@@ -285,49 +167,51 @@ def make_services(
     Raises
     ------
     LungwatchError
-        If a port cannot be had or an extra is not installed.
+        If a port cannot be bound or an extra is not installed.
     """
-    config = common.config
-    listener = None
+    config = context.config
+    listener = monitor = None
     if config.pacs_port:
-        listener = make_listener(config, common.home, common.on_crash, common.vitals)
-    monitor = None
+        listener = make_listener(config, context.home, context.on_crash, context.progress)
     if config.metrics_port or config.metrics_textfile:
-        monitor = _make_monitor(common, model, assembly)
+        monitor = _make_monitor(context, model, parts, phase)
     return listener, monitor
 
 
-def _make_monitor(common: Common, model: ModelInUse, assembly: Assembly) -> OptionalService:
+def _make_monitor(
+    context: Context, model: ModelInUse, parts: Parts, phase: Callable[[], Phase]
+) -> OptionalService:
     from lungwatch.daemon.monitor.metrics import (  # noqa: PLC0415 - loads its library
         WINDOW,
         Metrics,
         Monitor,
     )
 
-    config, home, intake = common.config, common.home, assembly.intake
-    # Connections of its own: the pipeline's must not wait for one that hangs.
+    config, home, intake = context.config, context.home, parts.intake
+    progress, clock = context.progress, context.clock
+    # Own connections: a check that hangs must not delay the pipeline.
     engine = open_engine(config.database_url, busy_timeout_s=_BUSY_TIMEOUT_S)
     read_signs = TimeLimited(partial(health_counts, engine, writable=True), limit_s=_LIMIT_S)
     health = HealthCheck(
         Probes(
-            phase=common.phase,
+            phase=phase,
             signs=read_signs,
             free_mb=TimeLimited(lambda: free_mb_of(home), limit_s=_LIMIT_S),
             waiting=lambda: intake.waiting,
-            oldest_waiting=lambda: intake.waiting_files.oldest_at,
-            left_alone=lambda: intake.left_alone,
+            oldest_waiting=lambda: intake.oldest_waiting_at,
+            left_alone=lambda: intake.unusable,
             skipped=lambda: intake.skipped.by_pattern,
-            in_hand=lambda: assembly.in_flight.count,
-            queues=lambda: {n: stage.waiting for n, stage in common.vitals.snapshot().items()},
-            outages=lambda: common.outages.current,
+            in_hand=lambda: context.in_flight.count,
+            queues=lambda: {n: stage.waiting for n, stage in progress.snapshot().items()},
+            outages=lambda: context.outages.current,
             stuck=lambda: {
-                one.stage: round(one.seconds, 1)
-                for one in common.vitals.stuck(common.clock.monotonic())
+                stage: round(seconds, 1)
+                for stage, seconds in progress.stuck(clock.monotonic()).items()
             },
         ),
         model=model.id,
         min_free_mb=config.min_free_mb,
-        clock=common.clock,
+        clock=clock,
     )
     metrics = Metrics(
         health=health,
@@ -345,17 +229,17 @@ def _make_monitor(common: Common, model: ModelInUse, assembly: Assembly) -> Opti
                     reference=config.drift_reference,
                     since=config.drift_since,
                 ),
-                common.clock,
+                clock,
             ),
             limit_s=_LIMIT_S,
         ),
         read_disks=TimeLimited(lambda: disk_usage(home, config.database_url), limit_s=_LIMIT_S),
         model=model.id,
         gate=config.gate if model.classifier.gate is not None else "none",
-        vitals=common.vitals,
-        clock=common.clock,
+        progress=progress,
+        clock=clock,
     )
-    common.vitals.on_finished = metrics.observe
+    progress.on_finished = metrics.observe
 
     def close() -> None:
         metrics.close()
@@ -364,9 +248,9 @@ def _make_monitor(common: Common, model: ModelInUse, assembly: Assembly) -> Opti
     return Monitor(
         metrics,
         health,
-        common.on_crash,
+        context.on_crash,
         on_stop=close,
-        vitals=common.vitals,
+        progress=progress,
         port=config.metrics_port,
         textfile=config.metrics_textfile,
     )

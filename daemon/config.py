@@ -1,26 +1,407 @@
-"""Configuration keys: types, ranges, defaults, help texts and cross-field validation."""
+"""Configuration keys: types, ranges, defaults, help texts and cross-field validation.
+
+A key is declared once, in the class of its section; the file, the environment, the reference in
+docs/configuration.md and the sample file derive from the declaration (`configfile`).
+"""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from lungwatch.daemon.intake.eligibility import IGNORED_NAMES, UNFINISHED_NAMES, NameRules
 from lungwatch.errors import ConfigError
-from lungwatch.imaging.reader import ReadPolicy
 from lungwatch.models import SHIPPED_DEFAULT
 
-_TLS = "+tls"
+if TYPE_CHECKING:
+    from lungwatch.imaging.radiograph import ReadPolicy
 
+ObserverChoice = Literal["auto", "inotify", "polling"]
+GateChoice = Literal["refuse", "flag"]
+SrChoice = Literal["comprehensive-3d", "comprehensive"]
+DriftChoice = Literal["site", "bundle"]
+LogFormat = Literal["auto", "text", "json", "journald"]
+OBJECT_KINDS = ("sc", "sr")
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+# TOML has lists and text where the configuration has tuples and paths.
+Texts = Annotated[
+    tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+]
+FilePath = Annotated[Path, BeforeValidator(lambda v: Path(v) if isinstance(v, str) and v else v)]
+Count = Annotated[int, Field(ge=0, le=36_500)]
+Gigabytes = Annotated[float, Field(ge=0, le=1_000_000)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class Keys(BaseSettings):
+    """Keys of one section of the file.
+
+    Attributes
+    ----------
+    SECTION
+        Name of the TOML table; empty for the keys above the first table.
+    PREFIX
+        What an attribute's name has before the name of its key.
+    """
+
+    SECTION: ClassVar[str] = ""
+    PREFIX: ClassVar[str] = ""
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        defer_build=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, the first one winning; `configfile.load_config` adds its own."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings, *getattr(init_settings, "init_kwargs", {}).pop("sources", ()))
+
+
+class MainKeys(Keys):
+    """Home, database and model."""
+
+    home: FilePath = Path("lungwatch-home")
+    """Folder that holds `incoming/`, `done/` and the rest."""
+    database_url: str = Field("", repr=False)
+    """SQLAlchemy URL; empty for `lungwatch.db` in the home."""
+    database_password_file: str = ""
+    """File with the password that `database_url` leaves out, for example one of systemd's
+    credentials; empty for none."""
+    model: str = SHIPPED_DEFAULT
+    """Model bundle: its name ("baseline-1.1.0") or the path of its folder."""
+    trusted_keys: str = ""
+    """PEM file of Ed25519 public keys, or a folder of such files (.pem, .pub). If set, only shipped
+    bundles and bundles signed with one of these keys are run."""
+    gate: GateChoice = "refuse"
+    """What happens to an image that the model's content gate does not accept as an upright frontal
+    chest X-ray: "refuse" moves it to quarantine with the reason and the score, "flag" scores it and
+    adds the reason as a flag."""
+    log_format: LogFormat = "auto"
+    """"text", "json" (one object a line) or "journald" (fields of systemd's journal); "auto" is
+    "journald" where standard error is connected to the journal, else "text"."""
+
+
+class IntakeKeys(Keys):
+    """Drop folder: which files are taken, and when."""
+
+    SECTION = "intake"
+    observer: ObserverChoice = "auto"
+    """How changes are noticed: "inotify", "polling", or "auto" for inotify on local and polling on
+    network file systems."""
+    stability_s: float = Field(0.0, ge=0, le=3600)
+    """Seconds without a change before a file is taken, unless its writer was seen to close it or
+    move it in; 0 for 1 s on local and 5 s on network file systems."""
+    open_timeout_s: float = Field(30.0, ge=1, le=86_400)
+    """Seconds without a change after which a file that was seen being written and never closed is
+    taken. Applies only where the kernel cannot tell whether it is open."""
+    rescan_s: float = Field(0.5, ge=0.05, le=3600)
+    """Seconds between scans of the drop folder."""
+    ignored_names: Texts = IGNORED_NAMES
+    """Names of files and folders that other programs leave in the drop folder. They are never
+    taken, folders with all their contents; each is logged once and counted. Patterns with `*`, `?`
+    and `[...]`, case-insensitive."""
+    unfinished_names: Texts = UNFINISHED_NAMES
+    """Names of files that another program is still writing. They are not taken until renamed, and
+    logged once if unchanged for `open_timeout_s`. Patterns as in `ignored_names`; names that begin
+    with a dot are always included."""
+    min_free_mb: int = Field(200, ge=0, le=10_000_000)
+    """Free disk space in MiB below which no file is claimed. Files wait in the drop folder until a
+    tenth more than this is free."""
+    max_in_flight: int = Field(16, ge=1, le=10_000)
+    """Maximum of files between claim and end; bounds memory."""
+
+
+class RadiographKeys(Keys):
+    """Images that are accepted as chest radiographs."""
+
+    SECTION = "radiographs"
+    modalities: Texts = ("CR", "DX", "RG")
+    """Accepted values of Modality (0008,0060)."""
+    body_parts: Texts = ()
+    """Further values of BodyPartExamined that mean the chest, beside the known ones (docs/dicom-
+    reading.md)."""
+    view_positions: Texts = ()
+    """Further values of ViewPosition that mean a frontal view, beside the known ones."""
+    reject_lateral: bool = True
+    """Reject images that are tagged as lateral views."""
+    min_side_px: int = Field(64, ge=1, le=4096)
+    """Minimum of rows and of columns, in pixels."""
+    max_pixels: int = Field(120_000_000, ge=4096, le=1_000_000_000)
+    """Maximum of rows times columns."""
+
+
+class PipelineKeys(Keys):
+    """Decoding, inference and overlays: threads, limits, retries."""
+
+    SECTION = "pipeline"
+    decode_workers: int = Field(2, ge=1, le=64)
+    """Decoding threads, each with a process."""
+    decode_timeout_s: float = Field(60.0, ge=1, le=3600)
+    """Seconds to decode one file before its process is killed."""
+    decode_memory_mb: int = Field(4096, ge=512, le=1_000_000)
+    """Address space of one decoding process, in MiB."""
+    inference_threads: int = Field(0, ge=0, le=256)
+    """Threads of one onnxruntime call; 0 for one per processor."""
+    batch_size: int = Field(8, ge=1, le=256)
+    """Maximum of images in one onnxruntime call."""
+    overlay_workers: int = Field(2, ge=1, le=64)
+    """Overlay threads."""
+    max_attempts: int = Field(3, ge=1, le=100)
+    """Attempts at a file during which the process crashed."""
+    retries: int = Field(4, ge=0, le=20)
+    """Retries after a transient error, each after twice the previous delay."""
+    stuck_s: float = Field(300.0, ge=1, le=86_400)
+    """Seconds without progress, beyond a stage's own timeouts, after which it counts as stuck and
+    the service manager's watchdog is no longer notified."""
+    drain_s: float = Field(20.0, ge=0, le=3600)
+    """Seconds that a shutdown waits for files in flight."""
+
+
+class OverlayKeys(Keys):
+    """Overlay images."""
+
+    SECTION = "overlay"
+    PREFIX = "overlay_"
+    overlay_side_px: int = Field(1024, ge=128, le=8192)
+    """Longest side of the X-ray in an overlay, in pixels; three quarters of it, at least 512, where
+    it is shown twice."""
+    overlay_side_by_side: bool = True
+    """Show the X-ray without the map beside the one with it. A negative result has no map, and one
+    X-ray either way."""
+
+
+class MonitorKeys(Keys):
+    """Metrics, health and drift."""
+
+    SECTION = "monitor"
+    metrics_port: Port = 0
+    """Port of 127.0.0.1 that serves /metrics, /health and /ready; 0 for none."""
+    metrics_textfile: str = ""
+    """File that the metrics are written to, for node_exporter's textfile collector."""
+    drift_reference: DriftChoice = "site"
+    """What the newest results are compared with (docs/monitoring.md): "site", the first results of
+    the model here, or "bundle", its training population."""
+    drift_from: str = ""
+    """Start of the site's reference: an ISO date or time, in the machine's zone if it has none;
+    empty for the first use of the model. Change it to accept a shift."""
+
+
+class RetentionKeys(Keys):
+    """Retention: what `lungwatch retention run` removes, and how many backups are kept.
+
+    Files that are still to be sent or retried are never removed, nor is the newest backup; rows
+    of the database stay.
+    """
+
+    SECTION = "retention"
+    PREFIX = "retain_"
+    retain_done_days: Count = 0
+    """Days to keep files in `done/`; 0 for ever."""
+    retain_quarantine_days: Count = 0
+    """Days to keep files in `quarantine/`; 0 for ever."""
+    retain_overlays_days: Count = 0
+    """Days to keep files in `overlays/`; 0 for ever."""
+    retain_backups_days: Count = 0
+    """Days to keep files in `backups/`; 0 for ever."""
+    retain_done_gb: Gigabytes = 0.0
+    """Maximum size of `done/` in GiB; the oldest files go first, 0 for no limit."""
+    retain_quarantine_gb: Gigabytes = 0.0
+    """Maximum size of `quarantine/` in GiB."""
+    retain_overlays_gb: Gigabytes = 0.0
+    """Maximum size of `overlays/` in GiB."""
+    retain_backups_gb: Gigabytes = 0.0
+    """Maximum size of `backups/` in GiB."""
+    keep_backups: int = Field(14, ge=0, le=10_000)
+    """Backups that `lungwatch backup create` keeps; 0 for all."""
+
+
+class PacsKeys(Keys):
+    """DICOM network: receiving images and sending results (extra `pacs`)."""
+
+    SECTION = "pacs"
+    PREFIX = "pacs_"
+    pacs_ae_title: str = "LUNGWATCH"
+    """This program's application entity title, at most 16 characters."""
+    pacs_port: Port = 0
+    """Port that receives images by C-STORE; 0 for none."""
+    pacs_address: str = "127.0.0.1"
+    """Address to listen on. "0.0.0.0" or "::" listens on every interface and requires
+    `calling_addresses`."""
+    pacs_calling_ae_titles: Texts = ()
+    """AE titles that may send; empty for any."""
+    pacs_calling_addresses: Texts = ()
+    """Addresses and networks ("10.1.0.0/16") that may send; empty for this machine only."""
+    pacs_max_associations: int = Field(10, ge=1, le=1000)
+    """Maximum of simultaneous associations."""
+    pacs_max_object_mb: int = Field(512, ge=1, le=4096)
+    """Maximum size of one received object in MiB; it is held in memory."""
+    pacs_tls_certificate: str = ""
+    """PEM file of this side's certificate."""
+    pacs_tls_key: str = ""
+    """PEM file of this side's private key."""
+    pacs_tls_ca: str = ""
+    """PEM file that the other side's certificate is verified against; empty for the system's
+    authorities."""
+    pacs_destinations: Texts = ()
+    """Where results are sent by C-STORE: "AETITLE@host:port", with "+tls" appended for an encrypted
+    connection. Empty: nothing is sent."""
+    pacs_send: Texts = OBJECT_KINDS
+    """Objects sent for each result: "sc" (the overlay as a Secondary Capture), "sr" (a Structured
+    Report)."""
+    pacs_sr: SrChoice = "comprehensive-3d"
+    """SOP class of the report: "comprehensive-3d" or "comprehensive"."""
+    pacs_deidentify: bool = False
+    """Send objects without what identifies the patient."""
+    pacs_deidentify_key: str = ""
+    """File with the secret that pseudonyms are derived from."""
+    pacs_retry_s: float = Field(5.0, ge=0.1, le=3600)
+    """Seconds before a destination that was not reached is tried again, doubled each time up to
+    `retry_max_s`."""
+    pacs_retry_max_s: float = Field(900.0, ge=0.1, le=86_400)
+    """Maximum of seconds between attempts."""
+
+
+SECTIONS: tuple[type[Keys], ...] = (
+    MainKeys,
+    IntakeKeys,
+    RadiographKeys,
+    PipelineKeys,
+    OverlayKeys,
+    MonitorKeys,
+    RetentionKeys,
+    PacsKeys,
+)
+
+
+class Config(
+    PacsKeys,
+    RetentionKeys,
+    MonitorKeys,
+    OverlayKeys,
+    PipelineKeys,
+    RadiographKeys,
+    IntakeKeys,
+    MainKeys,
+):
+    """The whole configuration, immutable. Constructed in code it reads no file and no variable."""
+
+    @property
+    def name_rules(self) -> NameRules:
+        """Names in the drop folder that are not taken."""
+        return NameRules(self.ignored_names, self.unfinished_names)
+
+    @property
+    def drift_since(self) -> datetime | None:
+        """Start of the site's reference for drift; None for the model's first use."""
+        return datetime.fromisoformat(self.drift_from).astimezone() if self.drift_from else None
+
+    @property
+    def read_policy(self) -> "ReadPolicy":
+        """Images that the reader accepts."""
+        from lungwatch.imaging.radiograph import ReadPolicy  # noqa: PLC0415 - loads the imaging libraries
+
+        return ReadPolicy(
+            modalities=frozenset(value.upper() for value in self.modalities),
+            body_parts=frozenset(value.strip().upper() for value in self.body_parts),
+            view_positions=frozenset(value.strip().upper() for value in self.view_positions),
+            reject_lateral=self.reject_lateral,
+            min_side_px=self.min_side_px,
+            max_pixels=self.max_pixels,
+        )
+
+    def replace(self, **changes: object) -> Self:
+        """Return a copy with other values, which are not validated."""
+        return self.model_copy(update=changes)
+
+    def validate_together(self) -> None:
+        """Validate what the keys must satisfy together.
+
+        Raises
+        ------
+        ConfigError
+            Naming the key.
+        """
+        for name in ("ignored_names", "unfinished_names"):
+            for pattern in getattr(self, name):
+                if not pattern.strip("*"):
+                    raise ConfigError(
+                        f"bad value for 'intake.{name}': {pattern!r} matches every name, or none"
+                    )
+        try:
+            _ = self.drift_since
+        except (ValueError, OverflowError) as error:
+            raise ConfigError(
+                f"bad value for 'monitor.drift_from': {self.drift_from!r} is not a date or time: "
+                "write 2026-01-31 or 2026-01-31T08:00"
+            ) from error
+        self._validate_sending()
+        self.validate_receiving()
+
+    def validate_receiving(self) -> None:
+        """Refuse a port that is open to the network and to every sender.
+
+        Raises
+        ------
+        ConfigError
+            Naming the key.
+        """
+        is_open = self.pacs_port and not self.pacs_calling_addresses
+        if is_open and self.pacs_address not in _LOOPBACK:
+            raise ConfigError(
+                f"'pacs.address' {self.pacs_address} is open to the network: list the permitted "
+                "senders in 'pacs.calling_addresses'"
+            )
+
+    def _validate_sending(self) -> None:
+        if not is_ae_title(self.pacs_ae_title):
+            raise ConfigError(
+                f"bad value for 'pacs.ae_title': {self.pacs_ae_title!r} is not of 1 to 16 "
+                "characters"
+            )
+        for text in self.pacs_destinations:
+            try:
+                parse_destination(text)
+            except ConfigError as error:
+                raise ConfigError(f"bad value for 'pacs.destinations': {error}") from error
+        if len(set(self.pacs_destinations)) < len(self.pacs_destinations):
+            raise ConfigError("bad value for 'pacs.destinations': one is listed twice")
+        kinds = self.pacs_send
+        if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(OBJECT_KINDS):
+            raise ConfigError(
+                f"bad value for 'pacs.send': {list(kinds)!r} is not a list of sc and sr, each once"
+            )
+        if self.pacs_deidentify and not self.pacs_deidentify_key:
+            raise ConfigError(
+                "'pacs.deidentify' needs 'pacs.deidentify_key', the path of a file with a secret: "
+                "make one with `head -c 32 /dev/urandom > FILE; chmod 600 FILE`"
+            )
+        if self.pacs_retry_max_s < self.pacs_retry_s:
+            raise ConfigError("'pacs.retry_max_s' is less than 'pacs.retry_s'")
+
+
+_TLS = "+tls"
 # An AE title: up to 16 of the default repertoire but backslash and controls (PS3.5, 6.2).
 _AE_TITLE = re.compile(r"[\x20-\x5b\x5d-\x7e]{1,16}")
-
 _ADDRESS = re.compile(
     r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:@\[\]]+)):(?P<port>[0-9]{1,5})"
 )
-
 _MAX_PORT = 65_535
 
 
@@ -46,17 +427,17 @@ class Destination:
 
 
 def is_ae_title(text: str) -> bool:
-    """Whether a text can be the title of an application entity."""
+    """Return whether a text can be the title of an application entity."""
     return _AE_TITLE.fullmatch(text) is not None and not text.isspace()
 
 
 def parse_destination(text: str) -> Destination:
-    """Return the destination that ``AETITLE@host:port`` or ``AETITLE@host:port+tls`` names.
+    """Parse ``AETITLE@host:port`` or ``AETITLE@host:port+tls``.
 
     Raises
     ------
     ConfigError
-        If the text is no such thing.
+        If the text has another form.
     """
     tls = text.endswith(_TLS)
     ae_title, _, address = text.removesuffix(_TLS).rpartition("@")
@@ -72,430 +453,3 @@ def parse_destination(text: str) -> Destination:
     return Destination(
         name=text, ae_title=ae_title.strip(), host=found["six"] or found["host"], port=port, tls=tls
     )
-
-
-_PARSERS: dict[Any, Callable[[str], object]] = {
-    int: int,
-    float: float,
-    tuple: lambda text: [part.strip() for part in text.split(",") if part.strip()],
-    bool: lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()],
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Key:
-    """What is allowed for one key.
-
-    Attributes
-    ----------
-    name
-        As in the TOML file.
-    kind
-        Type of its value: str, int, float, bool, `Path`, or tuple for a list of strings.
-    choices
-        The values that a str may have; any if empty.
-    limits
-        Least and greatest value of a number; None for any.
-    """
-
-    name: str
-    kind: type
-    choices: tuple[str, ...] = ()
-    limits: tuple[float, float] | None = None
-
-    @classmethod
-    def of(cls, name: str, annotation: object, limits: tuple[float, float] | None) -> "Key":
-        """Return the key of a field with this annotation."""
-        if get_origin(annotation) is Literal:
-            return cls(name=name, kind=str, choices=get_args(annotation))
-        kind = get_origin(annotation) or annotation
-        return cls(name=name, kind=cast(type, kind), limits=limits)
-
-    def parse(self, text: str, variable: str) -> object:
-        """Turn an environment variable's text into what the TOML file would hold.
-
-        Raises
-        ------
-        ConfigError
-            If the text is none; it names the variable.
-        """
-        try:
-            return _PARSERS[self.kind](text) if self.kind in _PARSERS else text
-        except (ValueError, KeyError) as error:
-            raise ConfigError(f"{variable}: {text!r} is not a value for '{self.name}'") from error
-
-    def check(self, value: object, where: str) -> object:
-        """Return the value as the configuration holds it.
-
-        Raises
-        ------
-        ConfigError
-            If its type, or it, is not allowed; it says where it was found.
-        """
-        problem = f"bad value for '{self.name}' {where}: "
-        typed = self._typed(value)
-        if typed is None:
-            raise ConfigError(f"{problem}{value!r}")
-        if self.choices and typed not in self.choices:
-            *others, last = self.choices
-            raise ConfigError(f"{problem}{value!r} is not {', '.join(others)} or {last}")
-        if self.limits and isinstance(typed, int | float):
-            low, high = self.limits
-            if not low <= typed <= high:
-                raise ConfigError(f"{problem}{typed} is not within {low}..{high}")
-        return typed
-
-    def _typed(self, value: object) -> object | None:
-        if self.kind is tuple:
-            is_list = isinstance(value, list) and all(isinstance(part, str) for part in value)
-            return tuple(cast(list[str], value)) if is_list else None
-        if self.kind is Path:
-            return Path(value) if isinstance(value, str) and value else None
-        if self.kind is float and type(value) is int:
-            return float(value)
-        return value if type(value) is self.kind else None
-
-
-OBJECT_KINDS = ("sc", "sr")
-
-
-def check_names(config: "Config") -> None:
-    """Refuse a pattern with which nothing would ever be taken.
-
-    Raises
-    ------
-    ConfigError
-        If there is one.
-    """
-    for key in ("ignored_names", "unfinished_names"):
-        for pattern in getattr(config, key):
-            if not pattern.strip("*"):
-                raise ConfigError(f"bad value for '{key}': {pattern!r} matches every name, or none")
-
-
-def check_drift(config: "Config") -> None:
-    """Refuse a beginning that is no time.
-
-    Raises
-    ------
-    ConfigError
-        If it is none.
-    """
-    try:
-        _ = config.drift_since
-    except (ValueError, OverflowError) as error:
-        raise ConfigError(
-            f"bad value for 'drift_from': {config.drift_from!r} is no date or time: write "
-            "2026-01-31 or 2026-01-31T08:00"
-        ) from error
-
-
-def check_receiving(config: "Config") -> None:
-    """Refuse a port that is open to a network from which nobody may send.
-
-    Raises
-    ------
-    ConfigError
-        If it is.
-    """
-    if not config.pacs_port or config.pacs_calling_addresses:
-        return
-    if config.pacs_address not in ("127.0.0.1", "::1", "localhost"):
-        raise ConfigError(
-            f"'pacs_address' {config.pacs_address} is open to the network: name who may send in "
-            "'pacs_calling_addresses'"
-        )
-
-
-def check_sending(config: "Config") -> None:
-    """Refuse what can be told of the destinations before one of them is asked.
-
-    Raises
-    ------
-    ConfigError
-        For a bad title, destination or kind of object, or a pseudonym without its key.
-    """
-    if not is_ae_title(config.pacs_ae_title):
-        raise ConfigError(
-            f"bad value for 'pacs_ae_title': {config.pacs_ae_title!r} is not of 1 to 16 characters"
-        )
-    for text in config.pacs_destinations:
-        try:
-            parse_destination(text)
-        except ConfigError as error:
-            raise ConfigError(f"bad value for 'pacs_destinations': {error}") from error
-    if len(set(config.pacs_destinations)) < len(config.pacs_destinations):
-        raise ConfigError("bad value for 'pacs_destinations': one is named twice")
-    kinds = config.pacs_send
-    if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(OBJECT_KINDS):
-        raise ConfigError(
-            f"bad value for 'pacs_send': {list(kinds)!r} is not of sc and sr, each once"
-        )
-    if config.pacs_deidentify and not config.pacs_deidentify_key:
-        raise ConfigError(
-            "'pacs_deidentify' needs 'pacs_deidentify_key', the path of a file with a secret: "
-            "make one with `head -c 32 /dev/urandom > FILE; chmod 600 FILE`"
-        )
-    if config.pacs_retry_max_s < config.pacs_retry_s:
-        raise ConfigError("'pacs_retry_max_s' is less than 'pacs_retry_s'")
-
-
-ObserverChoice = Literal["auto", "inotify", "polling"]
-
-GateChoice = Literal["refuse", "flag"]
-
-SrChoice = Literal["comprehensive-3d", "comprehensive"]
-
-DriftChoice = Literal["site", "bundle"]
-
-LogFormat = Literal["auto", "text", "json", "journald"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Everything that can be set.
-
-    Attributes
-    ----------
-    home
-        Folder that holds `incoming/`, `done/` and the rest.
-    database_url
-        SQLAlchemy URL; empty for `lungwatch.db` in the home.
-    database_password_file
-        Path of a file with the password that the URL leaves out, such as one of systemd's
-        credentials; empty for none.
-    model
-        Name of a bundle ("baseline-1.1.0") or path of a bundle's folder.
-    trusted_keys
-        Path of a PEM file of Ed25519 public keys, or of a folder of such files (.pem, .pub). If
-        set, only bundles that one of these keys signed are run, and the shipped ones.
-    gate
-        What becomes of a picture that the model's content gate does not accept as an upright
-        frontal chest X-ray: "refuse" (to quarantine, with the reason and the score), or "flag"
-        (scored, with that reason as a flag).
-    observer
-        "auto" takes inotify on local file systems and polling on network ones.
-    stability_s
-        Seconds that a file must be unchanged before it is taken, unless its writer was seen
-        to close it or move it in; 0 picks 1 s on local and 5 s on network file systems.
-    open_timeout_s
-        Seconds without a change after which a file that was seen being written, and never
-        closed, is taken all the same. Only where the kernel can't tell whether it is open.
-    rescan_s
-        Seconds between two looks at the whole drop folder.
-    ignored_names
-        Names of files and folders in the drop folder that other programs put there for themselves:
-        never taken, folders with all that is in them, each logged once and counted. Patterns with
-        `*`, `?` and `[...]`, without regard to case.
-    unfinished_names
-        Names under which other programs build a file up: not taken until it is renamed, and logged
-        once if it lies unchanged for `open_timeout_s`. Patterns as in `ignored_names`; names that
-        begin with a dot are always among them.
-    decode_workers, overlay_workers
-        Threads of the two stages that can run beside each other.
-    decode_timeout_s
-        Seconds that decoding one file may take before its process is killed.
-    decode_memory_mb
-        Address space that one decoding process may take, in MiB.
-    inference_threads
-        Threads of one onnxruntime call; 0 for one per processor.
-    batch_size
-        Most images in one onnxruntime call.
-    max_in_flight
-        Most files between claim and end; bounds the memory.
-    max_attempts
-        Tries at a file that the process did not survive.
-    retries
-        Tries again after a passing trouble, each after twice the time of the one before.
-    stuck_s
-        Seconds without progress, beyond its own timeouts, after which a stage counts as stuck
-        and the service manager's watchdog is no longer fed.
-    min_free_mb
-        Free space below which no file is claimed, in MiB. Files wait in the drop folder then,
-        until a tenth more than this is free.
-    drain_s
-        Seconds that a stop waits for what is in flight.
-    overlay_side_px
-        Longest side of the X-ray in an overlay; three quarters of it, but at least 512, where it
-        is shown twice.
-    overlay_side_by_side
-        Show the untouched X-ray beside the one under the map. A negative answer has no map, and
-        one X-ray, either way.
-    modalities, reject_lateral, min_side_px, max_pixels
-        What counts as a chest radiograph; see `lungwatch.imaging.ReadPolicy`.
-    body_parts, view_positions
-        Values of BodyPartExamined and ViewPosition that are taken for the chest and for a frontal
-        view beside those that are known (docs/dicom-reading.md).
-    log_format
-        "text", "json" (an object a line) or "journald" (fields of systemd's journal); "auto" is
-        "journald" where standard error leads to the journal, else "text".
-    metrics_port
-        Port of this machine (127.0.0.1) that serves /metrics, /health and /ready; 0: none.
-    metrics_textfile
-        Path of a file that the metrics are written to, for node_exporter's textfile collector.
-    drift_reference
-        What the newest results are compared with (docs/monitoring.md): "site", the first results
-        of the model here, or "bundle", the population that it was trained on.
-    drift_from
-        Where the site's reference begins: an ISO date or time, in the machine's zone if it has
-        none; empty for the first use of the model. Set it anew to accept a change.
-    retain_done_days, retain_quarantine_days, retain_overlays_days, retain_backups_days
-        Days after its end that `lungwatch retention run` leaves a file of this folder; 0: for
-        ever. What is still to be sent or tried again is never removed, nor is the newest backup;
-        the row stays. The outbox keeps what is still to be sent, and nothing else.
-    retain_done_gb, retain_quarantine_gb, retain_overlays_gb, retain_backups_gb
-        GiB that this folder may hold, what has to stay counted in; the oldest files go first. 0:
-        no limit.
-    keep_backups
-        Backups of the database that `lungwatch backup create` keeps; 0: all.
-    pacs_ae_title
-        This program's own application entity title, at most 16 characters.
-    pacs_port, pacs_address
-        Where images are received by C-STORE; port 0: nowhere. "0.0.0.0" or "::" listens on
-        every interface, and needs `pacs_calling_addresses`.
-    pacs_calling_ae_titles, pacs_calling_addresses
-        Who may send: AE titles (all if empty), and addresses or networks such as "10.1.0.0/16"
-        (this machine alone if empty).
-    pacs_max_associations, pacs_max_object_mb
-        Most associations at once; most MiB of one object, held in memory while it comes.
-    pacs_tls_certificate, pacs_tls_key, pacs_tls_ca
-        Paths of PEM files: this side's certificate and key, and what the other side's
-        certificate is checked against (the system's authorities if empty).
-    pacs_destinations
-        Where results are sent by C-STORE: "AETITLE@host:port", with "+tls" at the end where
-        the connection is to be encrypted. None: nothing is sent.
-    pacs_send
-        What is sent of each result: "sc" (the overlay as a Secondary Capture), "sr" (a
-        Structured Report).
-    pacs_sr
-        The SOP class of the report: "comprehensive-3d" or "comprehensive".
-    pacs_deidentify, pacs_deidentify_key
-        Send without what identifies the patient; the key is the path of a file that holds the
-        secret from which pseudonyms are made.
-    pacs_retry_s, pacs_retry_max_s
-        Seconds before a destination that was not reached is tried again, doubled each time up
-        to the most.
-    """
-
-    home: Path = Path("lungwatch-home")
-    database_url: str = field(default="", repr=False)
-    database_password_file: str = ""
-    model: str = SHIPPED_DEFAULT
-    trusted_keys: str = ""
-    gate: GateChoice = "refuse"
-    observer: ObserverChoice = "auto"
-    stability_s: float = 0.0
-    open_timeout_s: float = 30.0
-    rescan_s: float = 0.5
-    ignored_names: tuple[str, ...] = IGNORED_NAMES
-    unfinished_names: tuple[str, ...] = UNFINISHED_NAMES
-    decode_workers: int = 2
-    overlay_workers: int = 2
-    decode_timeout_s: float = 60.0
-    decode_memory_mb: int = 4096
-    inference_threads: int = 0
-    batch_size: int = 8
-    max_in_flight: int = 16
-    max_attempts: int = 3
-    retries: int = 4
-    stuck_s: float = 300.0
-    min_free_mb: int = 200
-    drain_s: float = 20.0
-    overlay_side_px: int = 1024
-    overlay_side_by_side: bool = True
-    modalities: tuple[str, ...] = tuple(sorted(ReadPolicy().modalities))
-    body_parts: tuple[str, ...] = ()
-    view_positions: tuple[str, ...] = ()
-    reject_lateral: bool = True
-    min_side_px: int = 64
-    max_pixels: int = 120_000_000
-    log_format: LogFormat = "auto"
-    metrics_port: int = 0
-    metrics_textfile: str = ""
-    drift_reference: DriftChoice = "site"
-    drift_from: str = ""
-    retain_done_days: int = 0
-    retain_quarantine_days: int = 0
-    retain_overlays_days: int = 0
-    retain_backups_days: int = 0
-    retain_done_gb: float = 0.0
-    retain_quarantine_gb: float = 0.0
-    retain_overlays_gb: float = 0.0
-    retain_backups_gb: float = 0.0
-    keep_backups: int = 14
-    pacs_ae_title: str = "LUNGWATCH"
-    pacs_port: int = 0
-    pacs_address: str = "127.0.0.1"
-    pacs_calling_ae_titles: tuple[str, ...] = ()
-    pacs_calling_addresses: tuple[str, ...] = ()
-    pacs_max_associations: int = 10
-    pacs_max_object_mb: int = 512
-    pacs_tls_certificate: str = ""
-    pacs_tls_key: str = ""
-    pacs_tls_ca: str = ""
-    pacs_destinations: tuple[str, ...] = ()
-    pacs_send: tuple[str, ...] = OBJECT_KINDS
-    pacs_sr: SrChoice = "comprehensive-3d"
-    pacs_deidentify: bool = False
-    pacs_deidentify_key: str = ""
-    pacs_retry_s: float = 5.0
-    pacs_retry_max_s: float = 900.0
-
-    @property
-    def name_rules(self) -> NameRules:
-        """Which names in the drop folder are not taken."""
-        return NameRules(self.ignored_names, self.unfinished_names)
-
-    @property
-    def drift_since(self) -> datetime | None:
-        """When the site's reference for drift begins; None for the model's first use."""
-        return datetime.fromisoformat(self.drift_from).astimezone() if self.drift_from else None
-
-    @property
-    def read_policy(self) -> ReadPolicy:
-        """What the reader accepts."""
-        return ReadPolicy(
-            modalities=frozenset(value.upper() for value in self.modalities),
-            body_parts=frozenset(value.strip().upper() for value in self.body_parts),
-            view_positions=frozenset(value.strip().upper() for value in self.view_positions),
-            reject_lateral=self.reject_lateral,
-            min_side_px=self.min_side_px,
-            max_pixels=self.max_pixels,
-        )
-
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "stability_s": (0, 3600),
-    "open_timeout_s": (1, 86_400),
-    "rescan_s": (0.05, 3600),
-    "decode_workers": (1, 64),
-    "overlay_workers": (1, 64),
-    "decode_timeout_s": (1, 3600),
-    "decode_memory_mb": (512, 1_000_000),
-    "inference_threads": (0, 256),
-    "batch_size": (1, 256),
-    "max_in_flight": (1, 10_000),
-    "max_attempts": (1, 100),
-    "retries": (0, 20),
-    "stuck_s": (1, 86_400),
-    "min_free_mb": (0, 10_000_000),
-    "drain_s": (0, 3600),
-    "overlay_side_px": (128, 8192),
-    "min_side_px": (1, 4096),
-    "max_pixels": (4096, 1_000_000_000),
-    "metrics_port": (0, 65_535),
-    "retain_done_days": (0, 36_500),
-    "retain_quarantine_days": (0, 36_500),
-    "retain_overlays_days": (0, 36_500),
-    "retain_backups_days": (0, 36_500),
-    "retain_done_gb": (0, 1_000_000),
-    "retain_quarantine_gb": (0, 1_000_000),
-    "retain_overlays_gb": (0, 1_000_000),
-    "retain_backups_gb": (0, 1_000_000),
-    "keep_backups": (0, 10_000),
-    "pacs_port": (0, 65_535),
-    "pacs_max_associations": (1, 1000),
-    "pacs_max_object_mb": (1, 4096),
-    "pacs_retry_s": (0.1, 3600),
-    "pacs_retry_max_s": (0.1, 86_400),
-}

@@ -1,27 +1,25 @@
-"""Checks of `lungwatch doctor`: everything that a run needs, tried for real."""
+"""Inspections of `lungwatch doctor`: everything that a run needs, tried for real."""
 
 import importlib.util
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import cv2
 from sqlalchemy import text
 
-from lungwatch.bundle import read_bundle
+from lungwatch.bundle import other_builds, read_bundle, read_calibration
 from lungwatch.daemon.config import Config, parse_destination
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.intake.eligibility import NameRules
 from lungwatch.daemon.intake.watch import Watcher
 from lungwatch.daemon.monitor.drift import examine_drift
-from lungwatch.daemon.pacs.scu import StorageScu, TlsFiles, UnreachableError
+from lungwatch.daemon.pacs.scu import StorageScu, UnreachableError
 from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, find_bundle
-from lungwatch.daemon.running import Holder, age_s, ask_health, backlog_of, holder_of, read_signs
-from lungwatch.daemon.service import Service
+from lungwatch.daemon.running import age_s, ask_health, backlog_of, holder_of, read_signs
 from lungwatch.db.deliveries import DestinationStatus, destination_statuses
 from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import check_current, open_database, open_existing
@@ -32,20 +30,27 @@ from lungwatch.errors import (
     LungwatchError,
     NotFoundError,
     describe,
-    describe_unexpected,
 )
 from lungwatch.preprocess import golden_pixels
-from lungwatch.sitecalibration import other_builds, read_calibration
+
+_MAX_CLOCK_DIFFERENCE_S = 5.0
+_HOUR_S = 3600.0
+_DAY_S = 24 * _HOUR_S
+_EXTRAS = {"train": "tensorflow", "postgres": "psycopg", "pacs": "pynetdicom"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """The outcome of one check.
+class Outcome:
+    """Outcome of one check.
 
     Attributes
     ----------
+    name
+        In `/health` the code of the reason, which does not change between versions.
     ok
-        None for a note that is neither good nor bad, such as an extra that is not installed.
+        False for a failure, which in `/health` means that new files are not being screened. None
+        for a note, such as an extra that is not installed, which in `/health` means that somebody
+        should look.
     detail
         What was found and, if not ok, what to do.
     data
@@ -58,253 +63,54 @@ class Check:
     data: Mapping[str, object] | None = None
 
 
-_HOUR_S = 3600.0
-
-_DAY_S = 24 * _HOUR_S
-
-
-@dataclass(frozen=True, kw_only=True)
-class DestinationHealth:
-    """What was found out about one destination.
+class Installation:
+    """A configured home, as the start and `lungwatch doctor` examine it from outside.
 
     Attributes
     ----------
-    ok
-        It answers, and nothing failed for good.
-    detail
-        What was found and, if not ok, what to do.
+    classifier
+        The model, once the check of it has loaded it.
     """
 
-    destination: str
-    ok: bool
-    detail: str
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.home = Home(config.home)
+        self.classifier: Classifier | None = None
 
 
-def destination_health(config: Config, now: datetime) -> Iterator[DestinationHealth]:
-    """Ask every configured destination for a sign of life, and count what waits for it.
-
-    Raises
-    ------
-    MissingExtraError
-        If what sending needs is not installed.
-    """
-    queues = {queue.destination: queue for queue in _queues(config)}
-    user: StorageScu | None = None
-    for written in config.pacs_destinations:
-        user = user or StorageScu(config.pacs_ae_title, TlsFiles.of(config))
-        try:
-            user.echo(parse_destination(written))
-            reached, found = True, "answers C-ECHO"
-        except UnreachableError as error:
-            reached, found = False, f"not reached ({error}); what waits is sent when it is"
-        queue = queues.pop(written, None)
-        ended = _ended(queue)
-        yield DestinationHealth(
-            destination=written,
-            ok=reached and not ended,
-            detail="; ".join(part for part in (found, _waiting(queue, now), ended) if part),
-        )
-    for queue in queues.values():
-        if queue.queued:
-            yield DestinationHealth(
-                destination=queue.destination,
-                ok=False,
-                detail=f"{_waiting(queue, now)}, but it is no longer in 'pacs_destinations'",
-            )
+def inspect_folders(installation: Installation) -> str:
+    """Prepare the folders."""
+    installation.home.prepare()
+    return f"{installation.home.root}: present, writable, on one file system"
 
 
-def _queues(config: Config) -> list[DestinationStatus]:
-    try:
-        engine = open_existing(config.database_url)
-    except (NotFoundError, DatabaseError):  # none yet, or what the check of it tells
-        return []
-    try:
-        return destination_statuses(engine)
-    finally:
-        engine.dispose()
-
-
-def _waiting(queue: DestinationStatus | None, now: datetime) -> str:
-    if queue is None or queue.oldest_at is None:
-        return "nothing waits"
-    return f"{queue.queued} objects wait, the oldest for {_age(now - queue.oldest_at)}"
-
-
-def _ended(queue: DestinationStatus | None) -> str:
-    if queue is None or not queue.failed + queue.invalid:
+def space_problem(free_mb: int, min_free_mb: int) -> str:
+    """Say that too little disk space is free; empty if there is enough."""
+    if free_mb >= min_free_mb:
         return ""
-    return (
-        f"{queue.failed} were refused, {queue.invalid} were invalid: see `lungwatch pacs queue`, "
-        "then `lungwatch pacs send --failed`"
-    )
+    return f"{free_mb} MiB free, less than min_free_mb = {min_free_mb}"
 
 
-def _age(age: timedelta) -> str:
-    seconds = max(0.0, age.total_seconds())
-    if seconds >= _DAY_S:
-        return f"{seconds / _DAY_S:.1f} days"
-    if seconds >= _HOUR_S:
-        return f"{seconds / _HOUR_S:.1f} h"
-    return f"{seconds / 60:.0f} min"
-
-
-def check_running(config: Config) -> Iterator[Check]:
-    """Yield the daemon, its health, and the work that waits, each told within seconds."""
-    home = Home(config.home)
-    holder = holder_of(home)
-    yield _daemon(holder)
-    if holder is not None and config.metrics_port:
-        yield _health(config.metrics_port)
-    yield _drop_folder(home, config.name_rules)
-    yield from _record(config)
-
-
-def _daemon(holder: Holder | None) -> Check:
-    if holder is None:
-        return Check(name="daemon", ok=None, detail="no process holds the home")
-    detail = f"process {holder.pid} holds the home, up for {holder.uptime_s:.0f} s"
-    if holder.is_stopped:
-        detail += "; a signal has stopped it: kill -CONT, or restart the service"
-    return Check(name="daemon", ok=not holder.is_stopped, detail=detail, data=asdict(holder))
-
-
-def _health(port: int) -> Check:
-    try:
-        found = ask_health(port)
-    except OSError as error:
-        why = str(error) or "it does not answer in time"
-        return Check(name="health", ok=False, detail=f"port {port}: {error.strerror or why}")
-    reasons: Any = found.get("reasons") or []
-    said = "; ".join(str(reason.get("text")) for reason in reasons)
-    status = str(found["status"])
-    return Check(
-        name="health",
-        ok={"ok": True, "degraded": None}.get(status, False),
-        detail=f"{status}: {said}" if said else status,
-        data=found,
-    )
-
-
-def _drop_folder(home: Home, names: NameRules) -> Check:
-    try:
-        backlog = backlog_of(home, names, datetime.now(UTC))
-    except OSError as error:
-        return Check(name="waiting", ok=False, detail=error.strerror or "no answer in time")
-    detail = f"{backlog.files} files in incoming/"
-    if backlog.oldest_s is not None:
-        detail += f", the oldest for {backlog.oldest_s:.0f} s"
-    if backlog.skipped:
-        parts = ", ".join(f"{count} {name}" for name, count in sorted(backlog.skipped.items()))
-        detail += f"; {sum(backlog.skipped.values())} skipped for their names: {parts}"
-    return Check(name="waiting", ok=None, detail=detail, data=asdict(backlog))
-
-
-def _record(config: Config) -> Iterator[Check]:
-    try:
-        signs = read_signs(config)
-    except TimeoutError:
-        yield Check(name="last result", ok=False, detail="the database does not answer in time")
-        return
-    except LungwatchError as error:
-        yield Check(name="last result", ok=None, detail=describe(error))
-        return
-    if signs is None:
-        yield Check(name="last result", ok=None, detail="none yet")
-        return
-    last = signs.last_done.isoformat(timespec="seconds") if signs.last_done else None
-    yield Check(
-        name="last result",
-        ok=None,
-        detail=f"{last or 'none yet'}; {signs.queued} to be tried again",
-        data={"last_done": last, "queued": signs.queued},
-    )
-    oldest_s = age_s(signs.oldest_delivery)
-    detail = f"{signs.outbox_waiting} objects to be sent"
-    if oldest_s is not None:
-        detail += f", the oldest for {oldest_s:.0f} s"
-    detail += f"; {signs.outbox_ended} refused or invalid"
-    data = {
-        "waiting": signs.outbox_waiting,
-        "oldest_s": oldest_s,
-        "refused_or_invalid": signs.outbox_ended,
-    }
-    yield Check(name="outbox", ok=None, detail=detail, data=data)
-
-
-_MAX_CLOCK_DIFFERENCE_S = 5.0
-
-_OPTIONAL = {
-    "train": "tensorflow",
-    "postgres": "psycopg",
-    "pacs": "pynetdicom",
-}
-
-
-def run_checks(config: Config) -> Iterator[Check]:
-    """Yield one outcome after the other; a failing check does not end the others.
-
-    Parameters
-    ----------
-    config
-        A configuration that could be read.
-    """
-    home = Home(config.home)
-    yield _try("folders", lambda: _folders(home))
-    yield _try("space", lambda: _space(home, config.min_free_mb))
-    yield _try("watching", lambda: _watching(home, config))
-    yield _try("database", lambda: _database(config.database_url))
-    yield _trusted_keys(config)
-    loaded: list[Classifier] = []
-    yield _try("model", lambda: _model(config, home, loaded))
-    yield from (_content_gate(config, classifier) for classifier in loaded)
-    yield from (_calibration(home, classifier) for classifier in loaded)
-    yield _try("clock", lambda: _clock(home))
-    yield _try("synthetic X-ray", lambda: _synthetic(config, home))
-    yield from (_drift(config, classifier) for classifier in loaded)
-    yield from check_running(config)
-    yield from _destinations(config)
-    for extra, module in _OPTIONAL.items():
-        installed = importlib.util.find_spec(module) is not None
-        yield Check(
-            name=f"extra '{extra}'",
-            ok=True if installed else None,
-            detail="installed"
-            if installed
-            else f"not installed (pip install 'lungwatch[{extra}]')",
-        )
-
-
-def _try(name: str, check: Callable[[], str]) -> Check:
-    try:
-        return Check(name=name, ok=True, detail=check())
-    except LungwatchError as error:
-        return Check(name=name, ok=False, detail=str(error))
-    # A check-up reports whatever is wrong; it must not be what fails.
-    except Exception as error:
-        return Check(name=name, ok=False, detail=describe_unexpected(error))
-
-
-def _folders(home: Home) -> str:
-    home.prepare()
-    return f"{home.root}: present, writable, on one file system"
-
-
-def _space(home: Home, min_free_mb: int) -> str:
+def inspect_space(installation: Installation) -> str:
+    """Compare the free space with the limit."""
+    home, min_free_mb = installation.home, installation.config.min_free_mb
     free_mb = home.free_mb()
-    if free_mb < min_free_mb:
-        raise HomeError(f"{free_mb} MiB free, less than min_free_mb = {min_free_mb}; make room")
+    if problem := space_problem(free_mb, min_free_mb):
+        raise HomeError(f"{problem} in {home.root}: make room or lower the limit")
     return f"{free_mb} MiB free, the daemon pauses below {min_free_mb}"
 
 
-def _watching(home: Home, config: Config) -> str:
-    watcher = Watcher(home.incoming, config.observer)
+def inspect_watching(installation: Installation) -> str:
+    """Start and stop an observer."""
+    watcher = Watcher(installation.home.incoming, installation.config.observer)
     watcher.start()
     watcher.stop()
     return f"{watcher.kind} ({watcher.why})"
 
 
-def _database(url: str) -> str:
-    engine = open_engine(url)
+def inspect_database(installation: Installation) -> str:
+    """Check integrity and schema."""
+    engine = open_engine(installation.config.database_url)
     try:
         if engine.dialect.name == "sqlite":
             file = engine.url.database
@@ -320,87 +126,70 @@ def _database(url: str) -> str:
         engine.dispose()
 
 
-def _model(config: Config, home: Home, loaded: list[Classifier]) -> str:
-    files = read_bundle(find_bundle(config.model, home.root))
-    trust = BundlePolicy.of(config)
-    classifier = Classifier.of(files, config.inference_threads, trust)
-    loaded.append(classifier)
+def inspect_trusted_keys(installation: Installation) -> Iterator[Outcome]:
+    """Read the trusted keys."""
+    config = installation.config
+    if config.trusted_keys:
+        detail = f"{len(BundlePolicy.of(config).keys or {})} in {config.trusted_keys}"
+    else:
+        detail = (
+            "'trusted_keys' is not set: any bundle is run, whoever made it; see docs/security.md"
+        )
+    yield Outcome(name="trusted keys", ok=True if config.trusted_keys else None, detail=detail)
+
+
+def inspect_model(installation: Installation) -> str:
+    """Load the model, and keep it for the checks that follow."""
+    config = installation.config
+    files = read_bundle(find_bundle(config.model, installation.home.root))
+    policy = BundlePolicy.of(config)
+    classifier = Classifier.of(files, config.inference_threads, policy)
+    installation.classifier = classifier
     return (
         f"{classifier.contract.id}: digest, contract and golden picture verified; "
-        f"{trust.provenance(files).text}"
+        f"{policy.provenance(files).text}"
     )
 
 
-def _content_gate(config: Config, classifier: Classifier) -> Check:
-    """Say what looks at the pixels; that the gate answers as it should is the model's check."""
-    name, gate = "content gate", classifier.contract.gate
+def inspect_gate(installation: Installation) -> Iterator[Outcome]:
+    """Say what is checked in the pixels; the model's check proves that the gate answers right."""
+    if installation.classifier is None:
+        return
+    gate = installation.classifier.contract.gate
     if gate is None:
-        return Check(
-            name=name,
-            ok=None,
-            detail="the model has none: whatever the file says is a chest is scored, with the flag "
-            "'not_gated'; see docs/flags.md",
+        detail = (
+            "the model has none: whatever the file says is a chest is scored, with the flag "
+            "'not_gated'; see docs/flags.md"
         )
-    asked = ", ".join(f"{check.name} from {check.threshold:.2f}" for check in gate.checks)
-    done = "refused" if config.gate == "refuse" else "scored and flagged"
-    return Check(name=name, ok=True, detail=f"{asked}; what fails is {done}")
+    else:
+        asked = ", ".join(f"{check.name} from {check.threshold:.2f}" for check in gate.checks)
+        done = "refused" if installation.config.gate == "refuse" else "scored and flagged"
+        detail = f"{asked}; what fails is {done}"
+    yield Outcome(name="content gate", ok=None if gate is None else True, detail=detail)
 
 
-def _calibration(home: Home, classifier: Classifier) -> Check:
-    name, contract = "calibration", classifier.contract
-    try:
-        site = read_calibration(home.calibrations, contract.id, classifier.sha256)
-    except LungwatchError as error:
-        return Check(name=name, ok=False, detail=str(error))
+def inspect_calibration(installation: Installation) -> Iterator[Outcome]:
+    """Read the site's calibration."""
+    classifier, folder = installation.classifier, installation.home.calibrations
+    if classifier is None:
+        return
+    contract = classifier.contract
+    site = read_calibration(folder, contract.id, classifier.sha256)
     if site is not None:
-        return Check(name=name, ok=True, detail=site.text)
-    others = other_builds(home.calibrations, contract.id, classifier.sha256)
+        yield Outcome(name="calibration", ok=True, detail=site.text)
+        return
+    others = other_builds(folder, contract.id, classifier.sha256)
     detail = f"the bundle's own, threshold {contract.decision.threshold:.3f}"
     if others:
         detail += f"; {others[0].name} belongs to another file of this name and is not used"
-    return Check(name=name, ok=None, detail=f"{detail}; `lungwatch calibrate` makes the site's own")
+    detail += "; `lungwatch calibrate` makes the site's own"
+    yield Outcome(name="calibration", ok=None, detail=detail)
 
 
-def _drift(config: Config, classifier: Classifier) -> Check:
-    """Warn of drift; it is no fault of the installation, so that it fails nothing."""
-    name = "drift"
-    try:
-        engine = open_existing(config.database_url)
-    except LungwatchError:
-        return Check(
-            name=name, ok=None, detail="not told yet: there is no database that can be read"
-        )
-    try:
-        found = examine_drift(
-            engine,
-            classifier.sha256,
-            classifier.drift,
-            reference=config.drift_reference,
-            since=config.drift_since,
-        )
-    except LungwatchError as error:
-        return Check(name=name, ok=False, detail=str(error))
-    finally:
-        engine.dispose()
-    told = not found.waiting_for and not found.alarms
-    return Check(name=name, ok=True if told else None, detail=found.summary())
-
-
-def _trusted_keys(config: Config) -> Check:
-    name = "trusted keys"
-    if not config.trusted_keys:
-        return Check(
-            name=name,
-            ok=None,
-            detail="'trusted_keys' is not set: any bundle is run, whoever made it; "
-            "see docs/security.md",
-        )
-    return _try(name, lambda: f"{len(BundlePolicy.of(config).keys or {})} in {config.trusted_keys}")
-
-
-def _clock(home: Home) -> str:
+def inspect_clock(installation: Installation) -> str:
+    """Compare the clock of the file system with this machine's."""
     # The folder may be a server's with a clock of its own, and ages are compared with ours.
-    with tempfile.NamedTemporaryFile(dir=home.outbox) as file:
+    with tempfile.NamedTemporaryFile(dir=installation.home.outbox) as file:
         difference_s = abs(Path(file.name).stat().st_mtime - time.time())
     if difference_s > _MAX_CLOCK_DIFFERENCE_S:
         raise HomeError(
@@ -410,27 +199,18 @@ def _clock(home: Home) -> str:
     return f"the file system's clock agrees within {max(difference_s, 0.1):.1f} s"
 
 
-def _destinations(config: Config) -> Iterator[Check]:
-    try:
-        for standing in destination_health(config, datetime.now(UTC)):
-            yield Check(name=f"PACS {standing.destination}", ok=standing.ok, detail=standing.detail)
-    except LungwatchError as error:
-        yield Check(name="PACS", ok=False, detail=str(error))
-
-
-def _synthetic(config: Config, home: Home) -> str:
+def inspect_trial(installation: Installation) -> str:
     """Send the golden picture through the whole daemon, in a home of its own."""
+    from lungwatch.daemon.service import Service  # noqa: PLC0415 - which runs the start's checks
+
     with tempfile.TemporaryDirectory(prefix="lungwatch-doctor-") as folder:
         root = Path(folder)
-        bundle = find_bundle(config.model, home.root)
-        trial = replace(
-            config,
+        trial = installation.config.replace(
             home=root,
             database_url=f"sqlite:///{root / 'lungwatch.db'}",
-            model=str(bundle),
+            model=str(find_bundle(installation.config.model, installation.home.root)),
             min_free_mb=0,
-            # The picture is a caricature, which a gate may well know from an X-ray.
-            gate="flag",
+            gate="flag",  # the golden picture is synthetic, and a gate may refuse it
             pacs_destinations=(),
         )
         (root / "incoming").mkdir()
@@ -445,3 +225,176 @@ def _synthetic(config: Config, home: Home) -> str:
         if row.status != "done" or row.overlay is None or not (root / row.overlay).is_file():
             raise LungwatchError(f"it ended as {row.status} ({row.reason or 'no overlay'})")
         return f"scored, overlaid and filed in {row.duration_ms} ms"
+
+
+def inspect_drift(installation: Installation) -> Iterator[Outcome]:
+    """Warn of drift, which is no fault of the installation and fails nothing."""
+    config, classifier = installation.config, installation.classifier
+    if classifier is None:
+        return
+    try:
+        engine = open_existing(config.database_url)
+    except LungwatchError:
+        detail = "not told yet: there is no database that can be read"
+        yield Outcome(name="drift", ok=None, detail=detail)
+        return
+    try:
+        found = examine_drift(
+            engine,
+            classifier.sha256,
+            classifier.drift,
+            reference=config.drift_reference,
+            since=config.drift_since,
+        )
+    finally:
+        engine.dispose()
+    is_good = not found.waiting_for and not found.alarms
+    yield Outcome(name="drift", ok=True if is_good else None, detail=found.summary())
+
+
+def inspect_daemon(installation: Installation) -> Iterator[Outcome]:
+    """Find the process that holds the home."""
+    holder = holder_of(installation.home)
+    if holder is None:
+        yield Outcome(name="daemon", ok=None, detail="no process holds the home")
+        return
+    detail = f"process {holder.pid} holds the home, up for {holder.uptime_s:.0f} s"
+    if holder.is_stopped:
+        detail += "; a signal has stopped it: kill -CONT, or restart the service"
+    yield Outcome(name="daemon", ok=not holder.is_stopped, detail=detail, data=asdict(holder))
+
+
+def inspect_health(installation: Installation) -> Iterator[Outcome]:
+    """Ask the status port."""
+    port = installation.config.metrics_port
+    if not port or holder_of(installation.home) is None:
+        return
+    try:
+        found = ask_health(port)
+    except OSError as error:
+        why = error.strerror or str(error) or "it does not answer in time"
+        yield Outcome(name="health", ok=False, detail=f"port {port}: {why}")
+        return
+    reasons: Any = found.get("reasons") or []
+    said = "; ".join(str(reason.get("text")) for reason in reasons)
+    status = str(found["status"])
+    yield Outcome(
+        name="health",
+        ok={"ok": True, "degraded": None}.get(status, False),
+        detail=f"{status}: {said}" if said else status,
+        data=found,
+    )
+
+
+def inspect_waiting(installation: Installation) -> Iterator[Outcome]:
+    """Count the files in the drop folder."""
+    try:
+        found = backlog_of(installation.home, installation.config.name_rules, datetime.now(UTC))
+    except OSError as error:
+        yield Outcome(name="waiting", ok=False, detail=error.strerror or "no answer in time")
+        return
+    detail = f"{found.files} files in incoming/"
+    if found.oldest_s is not None:
+        detail += f", the oldest for {found.oldest_s:.0f} s"
+    if found.skipped:
+        parts = ", ".join(f"{count} {name}" for name, count in sorted(found.skipped.items()))
+        detail += f"; {sum(found.skipped.values())} skipped for their names: {parts}"
+    yield Outcome(name="waiting", ok=None, detail=detail, data=asdict(found))
+
+
+def inspect_results(installation: Installation) -> Iterator[Outcome]:
+    """Count what the database and the outbox hold."""
+    try:
+        counts = read_signs(installation.config)
+    except TimeoutError:
+        detail = "the database does not answer in time"
+        yield Outcome(name="last result", ok=False, detail=detail)
+        return
+    except LungwatchError as error:
+        yield Outcome(name="last result", ok=None, detail=describe(error))
+        return
+    if counts is None:
+        yield Outcome(name="last result", ok=None, detail="none yet")
+        return
+    last = counts.last_done.isoformat(timespec="seconds") if counts.last_done else None
+    yield Outcome(
+        name="last result",
+        ok=None,
+        detail=f"{last or 'none yet'}; {counts.queued} to be tried again",
+        data={"last_done": last, "queued": counts.queued},
+    )
+    oldest_s = age_s(counts.oldest_delivery)
+    age = "" if oldest_s is None else f", the oldest for {oldest_s:.0f} s"
+    yield Outcome(
+        name="outbox",
+        ok=None,
+        detail=f"{counts.outbox_waiting} objects to be sent{age}; "
+        f"{counts.outbox_ended} refused or invalid",
+        data={
+            "waiting": counts.outbox_waiting,
+            "oldest_s": oldest_s,
+            "refused_or_invalid": counts.outbox_ended,
+        },
+    )
+
+
+def inspect_destinations(installation: Installation) -> Iterator[Outcome]:
+    """Ask every destination for a sign of life (C-ECHO), and count what waits for it."""
+    config = installation.config
+    queues = {queue.destination: queue for queue in _queues(config.database_url)}
+    scu: StorageScu | None = None
+    for name in config.pacs_destinations:
+        scu = scu or StorageScu(config)
+        try:
+            scu.echo(parse_destination(name))
+            is_reached, found = True, "answers C-ECHO"
+        except UnreachableError as error:
+            is_reached, found = False, f"not reached ({error}); what waits is sent when it is"
+        queue = queues.pop(name, None)
+        parts = [found, _describe_waiting(queue)]
+        if has_failed := queue is not None and queue.failed + queue.invalid > 0:
+            parts.append(
+                f"{queue.failed} were refused, {queue.invalid} were invalid: see `lungwatch pacs "
+                "queue`, then `lungwatch pacs send --failed`"
+            )
+        is_good = is_reached and not has_failed
+        yield Outcome(name=f"PACS {name}", ok=is_good, detail="; ".join(parts))
+    for queue in queues.values():
+        if queue.queued:
+            detail = f"{_describe_waiting(queue)}, but it is no longer in 'pacs.destinations'"
+            yield Outcome(name=f"PACS {queue.destination}", ok=False, detail=detail)
+
+
+def _queues(database_url: str) -> list[DestinationStatus]:
+    try:
+        engine = open_existing(database_url)
+    except (NotFoundError, DatabaseError):  # none yet, or what the check of it tells
+        return []
+    try:
+        return destination_statuses(engine)
+    finally:
+        engine.dispose()
+
+
+def _describe_waiting(queue: DestinationStatus | None) -> str:
+    if queue is None or queue.oldest_at is None:
+        return "nothing waits"
+    seconds = max(0.0, (datetime.now(UTC) - queue.oldest_at).total_seconds())
+    if seconds >= _DAY_S:
+        age = f"{seconds / _DAY_S:.1f} days"
+    elif seconds >= _HOUR_S:
+        age = f"{seconds / _HOUR_S:.1f} h"
+    else:
+        age = f"{seconds / 60:.0f} min"
+    return f"{queue.queued} objects wait, the oldest for {age}"
+
+
+def inspect_extras(installation: Installation) -> Iterator[Outcome]:
+    """Look for the libraries of each extra."""
+    del installation
+    for extra, module in _EXTRAS.items():
+        if importlib.util.find_spec(module) is not None:
+            yield Outcome(name=f"extra '{extra}'", ok=True, detail="installed")
+        else:
+            detail = f"not installed (pip install 'lungwatch[{extra}]')"
+            yield Outcome(name=f"extra '{extra}'", ok=None, detail=detail)

@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import logging
 import os
 import shutil
 import socket
@@ -14,16 +13,11 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from lungwatch.daemon.logs import event
 from lungwatch.db.engine import Owner, describe_url, owner_of, take_ownership
 from lungwatch.errors import HomeError, Reason
 from lungwatch.files import make_dirs, write_atomic
-from lungwatch.imaging.dicomfile import is_dicom
-from lungwatch.imaging.reader import ZIP_SIGNATURE, is_raster
 
 _MIB = 1024 * 1024
-
-_HEAD_BYTES = 132
 
 
 class Home:
@@ -49,7 +43,7 @@ class Home:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The folders that hold files on their way or at their end."""
+        """All folders of files, in the order of processing."""
         return (
             self.incoming,
             self.work,
@@ -61,7 +55,7 @@ class Home:
         )
 
     def prepare(self) -> None:
-        """Create what is missing and prove that files can be moved between the folders.
+        """Create missing folders and check that files can be moved between them.
 
         Raises
         ------
@@ -89,7 +83,7 @@ class Home:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the home for this process alone, for as long as the context lasts.
+        """Lock the home for this process within the context.
 
         Raises
         ------
@@ -122,15 +116,15 @@ class Home:
         return path.relative_to(self.root).as_posix()
 
     def absolute(self, relative: str) -> Path:
-        """Return the place of a path that the database stores."""
+        """Return the absolute form of a path that the database stores."""
         return self.root / relative
 
     def exists(self, relative: str) -> bool:
-        """Whether a path that the database stores is a file."""
+        """Tell whether a path that the database stores is a file."""
         return self.absolute(relative).is_file()
 
     def holds(self, relative: str, sha256: str) -> bool:
-        """Whether a path that the database stores is a file with this content."""
+        """Tell whether a path that the database stores is a file with this content."""
         try:
             with self.absolute(relative).open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest() == sha256
@@ -138,80 +132,30 @@ class Home:
             return False
 
     def done_path(self, sha256: str, received_at: datetime, suffix: str) -> Path:
-        """Where a file is filed; the same at every attempt, whatever the day."""
+        """Return the place of a filed file; the same at every attempt."""
         return self.done / received_at.strftime("%Y/%m/%d") / f"{sha256}{suffix}"
 
     def quarantine_path(self, sha256: str, reason: str, suffix: str) -> Path:
-        """Where a refused or failed file is kept: a folder for each reason code."""
+        """Return the place of a rejected or failed file: a folder for each reason code."""
         folder = reason if reason in set(Reason) else Reason.INTERNAL_ERROR.value
         return self.quarantine / folder / f"{sha256}{suffix}"
 
     @property
     def own_objects(self) -> Path:
-        """Where objects lie that lungwatch made itself, and somebody sent back."""
+        """Folder of objects that lungwatch made and that were sent back to it."""
         return self.quarantine / "own_objects"
 
     def own_object_path(self, sha256: str) -> Path:
-        """Where an object is kept that lungwatch made itself."""
+        """Return the place of an object that lungwatch made."""
         return self.own_objects / f"{sha256}.dcm"
 
     def overlay_path(self, sha256: str, received_at: datetime, model_id: str) -> Path:
-        """Where the overlay of a content and a model is written."""
+        """Return the place of the overlay of a content and a model."""
         return self.overlays / received_at.strftime("%Y/%m/%d") / f"{sha256}.{model_id}.png"
 
 
-# All that `suffix_of` returns.
-SUFFIXES = (".png", ".jpg", ".dcm", ".zip", ".bin")
-
-
-def suffix_of(path: Path) -> str:
-    """Return a file's extension by its content: names are not to be trusted, nor to be kept."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    if is_raster(head):
-        return ".jpg" if head.startswith(b"\xff") else ".png"
-    if is_dicom(head):
-        return ".dcm"
-    return ".zip" if head.startswith(ZIP_SIGNATURE) else ".bin"
-
-
-class Watermark:
-    """Looks at the free space of a home, and says when claiming pauses and goes on.
-
-    Parameters
-    ----------
-    min_free_mb
-        In MiB.
-    """
-
-    def __init__(self, home: Home, min_free_mb: int) -> None:
-        self._home = home
-        self._min_free_mb = min_free_mb
-        self.is_short = False
-
-    def has_space(self) -> bool:
-        """Whether there is room for more; says so when that changes."""
-        try:
-            free_mb = self._home.free_mb()
-        except OSError:
-            return False  # the home itself is away; the drop folder's scan says so
-        # A tenth more before it goes on: what is claimed next would have it pause again.
-        enough_mb = self._min_free_mb * (11 if self.is_short else 10) / 10
-        is_short = free_mb < enough_mb
-        if is_short != self.is_short:
-            self.is_short = is_short
-            event(
-                "paused" if is_short else "resumed",
-                level=logging.WARNING,
-                reason="disk",
-                free_mb=free_mb,
-                min_free_mb=self._min_free_mb,
-            )
-        return not is_short
-
-
 def claim_database(home: Home, engine: Engine, now: datetime) -> None:
-    """Make a database this home's own, at the first start; the home must be locked.
+    """Assign a database to this home at the first start; the home must be locked.
 
     Raises
     ------
@@ -222,7 +166,7 @@ def claim_database(home: Home, engine: Engine, now: datetime) -> None:
         return
     mark = _home_id(home)
     if mark is None:
-        # The home first: a crash in between leaves a mark that nothing refers to.
+        # The home first: after a crash in between, its ID is merely unused.
         mark = str(uuid.uuid4())
         try:
             write_atomic(_id_file(home), f"{mark}\n".encode())
@@ -235,7 +179,7 @@ def claim_database(home: Home, engine: Engine, now: datetime) -> None:
 
 
 def check_database(home: Home, engine: Engine) -> None:
-    """Refuse another home's database; changes nothing.
+    """Refuse the database of another home; changes nothing.
 
     Raises
     ------
@@ -247,7 +191,7 @@ def check_database(home: Home, engine: Engine) -> None:
 
 
 def _lies_within(home: Home, engine: Engine) -> bool:
-    """Whether the database is a file of this home's, and moves and is copied with it."""
+    """Tell whether the database is a file within the home, moved and copied with it."""
     is_file = engine.dialect.name == "sqlite"
     path = Path(engine.url.database or "").resolve()
     return is_file and path.is_relative_to(home.root.resolve())

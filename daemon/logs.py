@@ -15,14 +15,15 @@ import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lungwatch.daemon.config import LogFormat
 from lungwatch.errors import ConfigError
 
+if TYPE_CHECKING:
+    from lungwatch.daemon.config import LogFormat
+
 JOURNAL = Path("/run/systemd/journal/socket")
-
 _LONGEST = 4096  # characters of one value: an entry must fit into one datagram
-
 # Of syslog(3), which the journal counts by.
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
@@ -101,7 +102,7 @@ def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
-    """Return an event's fields; a record that is no event has its message alone."""
+    """Return the fields of an event; of any other record, its message."""
     fields = getattr(record, "event_fields", None)
     return dict(fields) if fields is not None else {"action": "log", "text": record.getMessage()}
 
@@ -135,9 +136,9 @@ def event(action: str, sha256: str = "", *, level: int = logging.INFO, **values:
     Parameters
     ----------
     action
-        What happened, as one word: "claimed", "filed", "rejected".
+        Key of the event: "claimed", "filed", "rejected".
     sha256
-        The content it happened to; only its first 12 digits are logged.
+        Digest of the file's content; only its first 12 digits are logged.
     level
         As in `logging`.
     values
@@ -148,7 +149,7 @@ def event(action: str, sha256: str = "", *, level: int = logging.INFO, **values:
         parts.append(f"sha={sha256[:12]}")
     parts += [f"{key}={_text(value)}" for key, value in values.items()]
     fields = {"action": action, **({"sha": sha256[:12]} if sha256 else {}), **values}
-    # As an argument: a per cent sign in a value is no directive.
+    # As an argument, so that a per cent sign in a value is not a directive.
     _log.log(level, "%s", " ".join(parts), extra={"event_fields": fields})
 
 
@@ -158,7 +159,7 @@ def _text(value: object) -> str:
     return '"' + text.replace('"', "'") + '"' if " " in text or not text else text
 
 
-def configure(*, quiet: bool = False, log_format: LogFormat = "text") -> None:
+def configure(*, quiet: bool = False, log_format: "LogFormat" = "text") -> None:
     """Send events to standard error, or to the journal.
 
     Parameters
@@ -178,13 +179,13 @@ def configure(*, quiet: bool = False, log_format: LogFormat = "text") -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING if quiet else logging.INFO)
     root.propagate = False
-    # pydicom quotes the values that it finds fault with and the names of the files that hold
-    # them, in its log and as warnings: both are patients' data.
+    # pydicom quotes invalid values and the names of their files, in its log and as warnings: both
+    # are patients' data.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
 
 
-def _make_handler(log_format: LogFormat) -> logging.Handler:
+def _make_handler(log_format: "LogFormat") -> logging.Handler:
     in_journal = log_format == "auto" and is_journal(2, os.environ)
     if log_format == "journald" or in_journal:
         return JournalHandler()

@@ -14,23 +14,19 @@ from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import is_own_object
 from lungwatch.daemon.pacs.outbox import stray_files
 from lungwatch.db.queries import TrackedFile, iter_all
-from lungwatch.db.results import Store
 from lungwatch.db.states import State
 from lungwatch.errors import Reason
 from lungwatch.files import move_atomic
 
 _CHUNK_BYTES = 1 << 20
-
-# File systems take 255 bytes, and eight digits and a hyphen are put before a stranger's name.
+# File systems take 255 bytes; eight digits and a hyphen precede an unknown file's name.
 _NAME_BYTES = 240
-
 _HOW = "run `lungwatch reconcile` without --dry-run while no daemon runs"
-
 _ENDS = {State.DONE, State.REJECTED, State.FAILED}
 
 
 class DiscrepancyKind(StrEnum):
-    """How folders and database can differ."""
+    """Kind of difference between folders and database."""
 
     MISSING_FILE = "missing_file"
     WRONG_CONTENT = "wrong_content"
@@ -46,7 +42,7 @@ class DiscrepancyKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Discrepancy:
-    """One thing that folders and database do not agree on.
+    """One difference between folders and database.
 
     Attributes
     ----------
@@ -59,16 +55,16 @@ class Discrepancy:
     """
 
     kind: DiscrepancyKind
-    result_id: int | None
-    sha256: str | None
-    path: str | None
-    mended: bool
+    result_id: int | None = None
+    sha256: str | None = None
+    path: str | None = None
+    mended: bool = False
     remedy: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconciliation:
-    """What a reconciliation found.
+    """Findings of a reconciliation.
 
     Attributes
     ----------
@@ -86,7 +82,7 @@ class Reconciliation:
 
     @property
     def agrees(self) -> bool:
-        """Whether folders and database agree now."""
+        """True if folders and database agree now."""
         return all(difference.mended for difference in self.differences)
 
 
@@ -96,7 +92,7 @@ class Reconciler:
     Parameters
     ----------
     mend
-        Put right what can be without guessing. Only while no daemon runs.
+        Repair what needs no guessing. Only while no daemon runs.
     is_running
         A daemon holds the home: rows and files on their way are no differences then.
     on_file
@@ -114,13 +110,12 @@ class Reconciler:
     ) -> None:
         self._home = home
         self._engine = engine
-        self._store = Store(engine)
         self._mend = mend
         self._is_running = is_running
         self._on_file = on_file
 
     def run(self) -> Reconciliation:
-        """Compare, and mend if asked to."""
+        """Compare, and repair if asked to."""
         rows = list(iter_all(self._engine))
         moving = [row for row in rows if row.state not in _ENDS]
         digests = {path: _sha256(path, self._on_file) for path in self._kept_files()}
@@ -175,43 +170,53 @@ class Reconciler:
     ) -> Iterator[Discrepancy]:
         places = {row.path for row in rows}
         kept = {row.sha256 for row in rows if row.path and self._home.exists(row.path)}
-        # Of which a crash came between the row and the file's removal.
+        # A crash may have come between the change of the row and the removal of the file.
         removed = {row.sha256 for row in rows if row.path is None and row.removed_at is not None}
         for path, digest in digests.items():
             relative = self._home.relative(path)
-            if self._is_own_object(path, digest):
+            if relative in places or self._is_own_object(path, digest):
                 continue
-            if relative in places or (self._is_running and digest in {r.sha256 for r in rows}):
+            if self._is_running and digest in {row.sha256 for row in rows}:
                 continue
-            is_over = digest in removed and path.name.startswith(str(digest))
-            if digest in kept or is_over:
-                if self._mend:
-                    path.unlink()
-                what = "a second copy of a filed content" if digest in kept else "kept long enough"
-                yield Discrepancy(
-                    kind=DiscrepancyKind.EXTRA_COPY,
-                    result_id=None,
-                    sha256=digest,
-                    path=relative,
-                    mended=self._mend,
-                    remedy=f"{what}; removed" if self._mend else _HOW,
-                )
-                continue
-            if self._mend:
-                # A name of its own: two strangers may be called the same.
-                name = f"{uuid.uuid4().hex[:8]}-".encode() + os.fsencode(path.name)[-_NAME_BYTES:]
-                move_atomic(path, self._home.incoming / os.fsdecode(name))
-            yield Discrepancy(
-                kind=DiscrepancyKind.UNKNOWN_FILE,
-                result_id=None,
-                sha256=digest,
-                path=relative,
-                mended=self._mend,
-                remedy="no row names it; put back into incoming/" if self._mend else _HOW,
-            )
+            if digest in kept:
+                reason = "a second copy of a filed content"
+                yield self._removed(DiscrepancyKind.EXTRA_COPY, path, reason, digest)
+            elif digest in removed and path.name.startswith(str(digest)):
+                reason = "kept long enough"
+                yield self._removed(DiscrepancyKind.EXTRA_COPY, path, reason, digest)
+            else:
+                yield self._put_back(path, digest)
+
+    def _removed(
+        self, kind: DiscrepancyKind, path: Path, reason: str, sha256: str | None = None
+    ) -> Discrepancy:
+        """Remove a file if asked to repair."""
+        if self._mend:
+            path.unlink()
+        return Discrepancy(
+            kind=kind,
+            sha256=sha256,
+            path=self._home.relative(path),
+            mended=self._mend,
+            remedy=f"{reason}; removed" if self._mend else _HOW,
+        )
+
+    def _put_back(self, path: Path, sha256: str | None) -> Discrepancy:
+        """Move a file that no row names into the drop folder if asked to repair."""
+        if self._mend:
+            # Unique, since two unknown files may have one name.
+            name = f"{uuid.uuid4().hex[:8]}-".encode() + os.fsencode(path.name)[-_NAME_BYTES:]
+            move_atomic(path, self._home.incoming / os.fsdecode(name))
+        return Discrepancy(
+            kind=DiscrepancyKind.UNKNOWN_FILE,
+            sha256=sha256,
+            path=self._home.relative(path),
+            mended=self._mend,
+            remedy="no row names it; put back into incoming/" if self._mend else _HOW,
+        )
 
     def _is_own_object(self, path: Path, digest: str | None) -> bool:
-        """Whether a file is one that is kept without a row, and is what it is kept as."""
+        """Return whether a file is an object of lungwatch itself, which is kept without a row."""
         return (
             digest is not None
             and path == self._home.own_object_path(digest)
@@ -230,19 +235,10 @@ class Reconciler:
         if self._is_running:
             return  # an overlay appears a moment before its row
         for path in sorted(overlays - named):
-            if self._mend:
-                path.unlink()
-            yield Discrepancy(
-                kind=DiscrepancyKind.UNKNOWN_OVERLAY,
-                result_id=None,
-                sha256=None,
-                path=self._home.relative(path),
-                mended=self._mend,
-                remedy="no row names it; removed" if self._mend else _HOW,
-            )
+            yield self._removed(DiscrepancyKind.UNKNOWN_OVERLAY, path, "no row names it")
 
     def _check_work(self, moving: list[TrackedFile]) -> Iterator[Discrepancy]:
-        remedy = "start the daemon, or `lungwatch run --once`: it goes on with it"
+        remedy = "start the daemon, or `lungwatch run --once`, which continues it"
         for row in moving:
             is_filed = row.state is State.QUEUED and (row.path or "").startswith("done/")
             yield self._row_difference(
@@ -251,43 +247,24 @@ class Reconciler:
                 "give `lungwatch rescore` with its model again" if is_filed else remedy,
             )
         for path in _files(self._home.work):
-            yield Discrepancy(
-                kind=DiscrepancyKind.LEFT_IN_WORK,
-                result_id=None,
-                sha256=None,
-                # The name below work/ is the sender's own and may hold a patient's.
-                path=self._home.relative(path.parent),
-                mended=False,
-                remedy=remedy,
-            )
+            # The name below work/ is the sender's own and may hold a patient's.
+            folder = self._home.relative(path.parent)
+            yield Discrepancy(kind=DiscrepancyKind.LEFT_IN_WORK, path=folder, remedy=remedy)
 
     def _check_outbox(self) -> Iterator[Discrepancy]:
-        # The other way round is no difference: what waits and has no file is built anew.
+        # A waiting delivery without a file is no difference: the file is built again.
         for path in stray_files(self._home, self._engine):
-            if self._mend:
-                path.unlink()
-            yield Discrepancy(
-                kind=DiscrepancyKind.UNKNOWN_OBJECT,
-                result_id=None,
-                sha256=None,
-                path=self._home.relative(path),
-                mended=self._mend,
-                remedy="no destination waits for it; removed" if self._mend else _HOW,
-            )
+            reason = "no destination waits for it"
+            yield self._removed(DiscrepancyKind.UNKNOWN_OBJECT, path, reason)
 
     def _row_difference(self, kind: DiscrepancyKind, row: TrackedFile, remedy: str) -> Discrepancy:
         return Discrepancy(
-            kind=kind,
-            result_id=row.result_id,
-            sha256=row.sha256,
-            path=row.path,
-            mended=False,
-            remedy=remedy,
+            kind=kind, result_id=row.result_id, sha256=row.sha256, path=row.path, remedy=remedy
         )
 
 
 def _shared(row: TrackedFile, rows: list[TrackedFile]) -> bool:
-    """Whether another model's row tells of the same content: one file, two states."""
+    """Return whether another model's row has the same content: one file, two states."""
     return any(other.image_id == row.image_id and other is not row for other in rows)
 
 

@@ -1,10 +1,11 @@
-"""Backups of a home's database, and retention: removal of files past their limits."""
+"""Backups of a home's database, disk usage, and removal of files past their limits."""
 
 import contextlib
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,8 @@ from sqlalchemy import URL, Engine
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.stage import crashpoint
+from lungwatch.db.audit import AuditEvent, Outcome, record_events
+from lungwatch.db.engine import parse_url
 from lungwatch.db.maintenance import (
     RemovableFile,
     check_copy,
@@ -26,19 +29,16 @@ from lungwatch.db.maintenance import (
     restore_marker,
     sqlite_path,
 )
-from lungwatch.errors import DatabaseError, NotFoundError
+from lungwatch.errors import DatabaseError, HomeError, LungwatchError, NotFoundError
 from lungwatch.files import fsync_dir, make_dirs, write_atomic
 
 _SUFFIX = ".db"
-
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
-
-# What an administrator laid beside them sorts anywhere: taken for the newest, it would cost the
-# backup that is.
+# Other files that an administrator put there are no backups: taken for the newest, one would cost
+# the backup that is.
 _NAME = re.compile(r"lungwatch-\d{8}T\d{6}\.\d{6}Z\.db", re.ASCII)
-
-# Beside the database lie SQLite's own files, which belong to it alone.
-_COMPANIONS = ("-wal", "-shm")
+# SQLite's own files beside the database.
+_SIDE_FILES = ("-wal", "-shm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Backup:
 def create_backup(
     home: Home, url: URL, now: datetime, *, keep: int, output: Path | None = None
 ) -> Backup:
-    """Copy the database, beside a running daemon or without one, and prove the copy whole.
+    """Copy the database, also beside a running daemon, and verify the copy.
 
     Parameters
     ----------
@@ -153,10 +153,10 @@ def _swap(database: Path, fresh: Path, aside: Path) -> bool:
         checkpoint_wal(database)
         aside.hardlink_to(database)
         crashpoint("restore_kept")
-    for companion in _COMPANIONS:
-        path = database.with_name(database.name + companion)
+    for side_file in _SIDE_FILES:
+        path = database.with_name(database.name + side_file)
         if path.exists():
-            path.rename(aside.with_name(aside.name + companion))
+            path.rename(aside.with_name(aside.name + side_file))
     fsync_dir(database.parent)
     crashpoint("restore_parted")
     fresh.replace(database)
@@ -165,59 +165,72 @@ def _swap(database: Path, fresh: Path, aside: Path) -> bool:
     return is_there
 
 
+@dataclass(frozen=True, kw_only=True)
+class DiskUsage:
+    """Free space of the home's file systems, and the age of its newest backup.
+
+    Attributes
+    ----------
+    free
+        Bytes free of each file system, under the first of "home", "overlays", "outbox",
+        "backups" and "database" that lies on it.
+    last_backup_at
+        Of the newest backup, in seconds since the epoch; None if there is none.
+    """
+
+    free: dict[str, int]
+    last_backup_at: float | None
+
+
+def disk_usage(home: Home, database_url: str) -> DiskUsage:
+    """Measure them.
+
+    Raises
+    ------
+    OSError
+        If the home is away.
+    """
+    folders = {
+        "home": home.root,
+        "overlays": home.overlays,
+        "outbox": home.outbox,
+        "backups": home.backups,
+    }
+    with contextlib.suppress(LungwatchError):  # another machine's
+        folders["database"] = sqlite_path(parse_url(database_url)).parent
+    names: dict[int, str] = {}
+    for name, folder in folders.items():
+        if name == "home" or folder.is_dir():
+            names.setdefault(folder.stat().st_dev, name)
+    newest = backups(home.backups)[-1:]
+    return DiskUsage(
+        free={name: shutil.disk_usage(folders[name]).free for name in names.values()},
+        last_backup_at=newest[0].stat().st_mtime if newest else None,
+    )
+
+
 Folder = Literal["done", "quarantine", "overlays", "backups"]
-
 _FOLDERS: tuple[Folder, ...] = ("done", "quarantine", "overlays", "backups")
-
 _GIB = 1024**3
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderLimits:
-    """What one folder may keep.
-
-    Attributes
-    ----------
-    days, gb
-        Age, and GiB in all; 0 for no limit.
-    """
-
-    days: int
-    gb: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A file that all has been done with.
+class Removal:
+    """A file that nothing needs any more, and why it is to be removed.
 
     Attributes
     ----------
     path
         Relative to the home; names a digest, a model or a time, and no patient.
     since
-        When its last result came to its end; of a backup, when it was made; of an object that
-        lungwatch made itself, when it came.
+        End of its last result; of a backup, when it was made; of an object that lungwatch made
+        itself, when it came.
     row
         The row that names it; None for a backup, and for an object that lungwatch made itself.
-    """
-
-    folder: Folder
-    path: str
-    since: datetime
-    size_bytes: int
-    row: RemovableFile | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Removal:
-    """A file that is to go; the fields before `why` are those of `Candidate`.
-
-    Attributes
-    ----------
     why
-        "age" or "space".
+        "age" or "space"; None within the limits.
     reason
-        The same in a line, with the key that says so.
+        The same in a line, with the key of the limit.
     """
 
     folder: Folder
@@ -225,30 +238,24 @@ class Removal:
     since: datetime
     size_bytes: int
     row: RemovableFile | None
-    why: Literal["age", "space"]
-    reason: str
+    why: Literal["age", "space"] | None = None
+    reason: str = ""
 
 
 class Retention:
-    """Applies the limits of a configuration to a home, beside a running daemon or without one.
+    """Applies the limits of a configuration to a home, also beside a running daemon.
 
-    The row is changed first, on condition that the file is still finished with, then the file is
-    removed. What a crash leaves between the two, `lungwatch reconcile` removes.
+    The row is changed first, on condition that nothing needs the file, then the file is removed.
+    After a crash between the two, `lungwatch reconcile` removes the file.
     """
 
     def __init__(self, config: Config, home: Home, engine: Engine) -> None:
         self._home = home
         self._engine = engine
-        self._limits = {
-            folder: FolderLimits(
-                days=getattr(config, f"retain_{folder}_days"),
-                gb=getattr(config, f"retain_{folder}_gb"),
-            )
-            for folder in _FOLDERS
-        }
+        self._config = config
 
     def plan(self, now: datetime) -> list[Removal]:
-        """Return what the limits want removed: folder by folder, in each the oldest first.
+        """Return what exceeds the limits: folder by folder, in each the oldest first.
 
         Raises
         ------
@@ -263,28 +270,62 @@ class Retention:
         ]
 
     def _plan_folder(
-        self, folder: Folder, found: list[Candidate], now: datetime
+        self, folder: Folder, found: list[Removal], now: datetime
     ) -> Iterator[Removal]:
-        limits = self._limits[folder]
-        oldest = now - timedelta(days=limits.days)
+        days: int = getattr(self._config, f"retain_{folder}_days")
+        gb: float = getattr(self._config, f"retain_{folder}_gb")
         left = []
         for item in found:
-            if limits.days and item.since < oldest:
-                age = (now - item.since).days
-                yield _removal(item, "age", f"{age} days old, retain_{folder}_days = {limits.days}")
+            if days and item.since < now - timedelta(days=days):
+                age = f"{(now - item.since).days} days old, retention.{folder}_days = {days}"
+                yield replace(item, why="age", reason=age)
             else:
                 left.append(item)
-        if not limits.gb:
+        if not gb:
             return
-        # All that lies there counts, also what has to stay.
+        # All files in the folder count, also those that stay.
         used = _used(self._home.root / folder)
         used -= sum(item.size_bytes for item in found) - sum(item.size_bytes for item in left)
-        why = f"{folder}/ holds {used / _GIB:.3g} GiB, retain_{folder}_gb = {limits.gb:g}"
+        reason = f"{folder}/ holds {used / _GIB:.3g} GiB, retention.{folder}_gb = {gb:g}"
         for item in left:
-            if used <= limits.gb * _GIB:
+            if used <= gb * _GIB:
                 return
-            yield _removal(item, "space", why)
+            yield replace(item, why="space", reason=reason)
             used -= item.size_bytes
+
+    def run(self, removals: Sequence[Removal]) -> list[Removal]:
+        """Remove planned files and return those removed.
+
+        The audit trail gets an event before the first removal, and one for each folder after.
+
+        Raises
+        ------
+        DatabaseError
+            If the database cannot be changed.
+        HomeError
+            If a file cannot be removed.
+        """
+        self._record("home", "started", {"chosen": len(removals)})
+        removed = []
+        failed_in = None
+        try:
+            for removal in removals:
+                failed_in = removal.folder
+                if self.remove(removal, datetime.now(UTC)):
+                    removed.append(removal)
+            failed_in = None
+        except OSError as error:
+            raise HomeError(f"a file cannot be removed: {error.strerror}") from error
+        finally:
+            for folder in sorted({removal.folder for removal in removals}):
+                sizes = [removal.size_bytes for removal in removed if removal.folder == folder]
+                outcome: Outcome = "failed" if folder == failed_in else "ok"
+                self._record(folder, outcome, {"files": len(sizes), "size_bytes": sum(sizes)})
+        return removed
+
+    def _record(self, target: str, outcome: Outcome, detail: dict[str, object]) -> None:
+        event = AuditEvent(action="retention run", target=target, outcome=outcome, detail=detail)
+        record_events(self._engine, datetime.now(UTC), [event])
 
     def remove(self, removal: Removal, now: datetime) -> bool:
         """Remove one file; False if it is in use again.
@@ -311,42 +352,30 @@ class Retention:
         self._tidy(path.parent, self._home.root / removal.folder)
         return True
 
-    def _candidates(self) -> Iterator[Candidate]:
-        rows: list[tuple[Folder, RemovableFile]] = [
-            ("done" if row.path.startswith("done/") else "quarantine", row)
-            for row in removable_originals(self._engine)
-        ]
-        rows += [("overlays", row) for row in removable_overlays(self._engine)]
-        for folder, row in rows:
-            if (size := self._size(row.path)) is not None:
-                yield Candidate(
-                    folder=folder, path=row.path, since=row.finished_at, size_bytes=size, row=row
-                )
-        # Of these there is no row.
+    def _candidates(self) -> Iterator[Removal]:
+        for original in removable_originals(self._engine):
+            folder: Folder = "done" if original.path.startswith("done/") else "quarantine"
+            yield from self._candidate(folder, original.path, original.finished_at, original)
+        for overlay in removable_overlays(self._engine):
+            yield from self._candidate("overlays", overlay.path, overlay.finished_at, overlay)
         own = self._home.own_objects
         for path in sorted(own.iterdir()) if own.is_dir() else ():
-            relative = self._home.relative(path)
-            if (size := self._size(relative)) is not None:
-                # Since it was moved there, whatever a copy has kept of another time.
-                moved_at = datetime.fromtimestamp(path.stat().st_ctime, UTC)
-                yield Candidate(
-                    folder="quarantine", path=relative, since=moved_at, size_bytes=size, row=None
-                )
-        # The newest is the way back after a damage: it stays, however old or large.
+            # ctime: when it was moved there, whatever mtime a copy has kept.
+            moved_at = datetime.fromtimestamp(path.stat().st_ctime, UTC)
+            yield from self._candidate("quarantine", self._home.relative(path), moved_at)
+        # The newest backup stays, however old or large.
         for path in backups(self._home.backups)[:-1]:
-            relative = self._home.relative(path)
-            if (size := self._size(relative)) is not None:
-                made_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-                yield Candidate(
-                    folder="backups", path=relative, since=made_at, size_bytes=size, row=None
-                )
+            made_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            yield from self._candidate("backups", self._home.relative(path), made_at)
 
-    def _size(self, relative: str) -> int | None:
+    def _candidate(
+        self, folder: Folder, relative: str, since: datetime, row: RemovableFile | None = None
+    ) -> Iterator[Removal]:
         path = self._home.absolute(relative)
-        # A link put there by somebody may lead anywhere; a missing file is reconcile's to tell.
-        if not path.is_file() or path.resolve() != self._home.root.resolve() / relative:
-            return None
-        return path.stat().st_size
+        # A link may lead anywhere; a missing file is reconcile's to report.
+        if path.is_file() and path.resolve() == self._home.root.resolve() / relative:
+            size = path.stat().st_size
+            yield Removal(folder=folder, path=relative, since=since, size_bytes=size, row=row)
 
     @staticmethod
     def _tidy(folder: Path, root: Path) -> None:
@@ -357,18 +386,6 @@ class Retention:
             except OSError:  # the daemon has just filed something there
                 return
             folder = folder.parent
-
-
-def _removal(item: Candidate, why: Literal["age", "space"], reason: str) -> Removal:
-    return Removal(
-        folder=item.folder,
-        path=item.path,
-        since=item.since,
-        size_bytes=item.size_bytes,
-        row=item.row,
-        why=why,
-        reason=reason,
-    )
 
 
 def _used(root: Path) -> int:

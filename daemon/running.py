@@ -1,4 +1,4 @@
-"""The daemon as another process sees it, whether it runs, hangs or does not run."""
+"""State of the daemon as another process sees it, whether it runs, hangs or does not run."""
 
 import contextlib
 import http.client
@@ -13,15 +13,13 @@ from pathlib import Path
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.eligibility import NameRules
-from lungwatch.daemon.stage import TimeLimited
+from lungwatch.daemon.retry import TimeLimited
 from lungwatch.db.maintenance import open_existing
 from lungwatch.db.statistics import HealthCounts, health_counts
 from lungwatch.errors import NotFoundError
 
 _LIMIT_S = 5.0
-
 _LOCKS = Path("/proc/locks")  # proc_locks(5)
-
 _MOST_COUNTED = 100_000
 
 
@@ -44,14 +42,14 @@ class Holder:
 
 @dataclass(frozen=True, kw_only=True)
 class Backlog:
-    """What lies in the drop folder.
+    """Files in the drop folder.
 
     Attributes
     ----------
     files
-        Those that are not skipped for their names.
+        Number of those that are not skipped for their names.
     skipped
-        Files and folders that are, by pattern.
+        Number of files and folders that are skipped, by pattern.
     oldest_s
         Seconds since the oldest came or was last written to; None without a file.
     """
@@ -62,9 +60,9 @@ class Backlog:
 
 
 def holder_of(home: Home) -> Holder | None:
-    """Return who holds the home's lock; None if nobody does, or it cannot be told.
+    """Return the process that holds the home's lock; None without one, or if it is unknown.
 
-    The lock itself is left alone: to try it could keep a daemon from starting.
+    The lock is not tried, which could keep a daemon from starting.
     """
     try:
         status = home.lock_file.stat()
@@ -79,7 +77,7 @@ def holder_of(home: Home) -> Holder | None:
 
 
 def ask_health(port: int) -> dict[str, object]:
-    """Return what /health of this machine's daemon answers.
+    """Return the answer of /health of the daemon on this machine.
 
     Raises
     ------
@@ -93,18 +91,18 @@ def ask_health(port: int) -> dict[str, object]:
             connection.request("GET", "/health")
             found = json.loads(connection.getresponse().read())
         except (http.client.HTTPException, ValueError) as error:
-            raise OSError("it is not lungwatch that answers there") from error
+            raise OSError("another program answers there") from error
         finally:
             connection.close()
         if not isinstance(found, dict) or "status" not in found:
-            raise OSError("it is not lungwatch that answers there")
+            raise OSError("another program answers there")
         return found
 
     return TimeLimited(ask, limit_s=_LIMIT_S)()
 
 
 def read_signs(config: Config) -> HealthCounts | None:
-    """Return the database's signs; None before the first run.
+    """Return the counts of the database; None before the first run.
 
     Raises
     ------
@@ -128,7 +126,7 @@ def read_signs(config: Config) -> HealthCounts | None:
 
 
 def backlog_of(home: Home, names: NameRules, now: datetime) -> Backlog:
-    """Count what lies in the drop folder.
+    """Count the files in the drop folder.
 
     Parameters
     ----------
@@ -167,7 +165,7 @@ def _has_open(pid: int, path: Path) -> bool:
     try:
         return any(link.samefile(path) for link in Path(f"/proc/{pid}/fd").iterdir())
     except PermissionError:
-        return True  # another user's process: the inode has to do
+        return True  # another user's process: the inode is the only evidence
     except OSError:
         return False
 
@@ -186,7 +184,7 @@ def _holder(pid: int) -> Holder | None:
 
 
 def age_s(since: datetime | None) -> float | None:
-    """Return the seconds since then, by this machine's clock."""
+    """Return the seconds since a time, by this machine's clock."""
     if since is None:
         return None
     return round(max(0.0, (datetime.now(UTC) - since).total_seconds()), 1)

@@ -9,23 +9,31 @@ from collections.abc import Callable, Mapping
 
 from sqlalchemy import Engine
 
-from lungwatch.daemon.assembly import Assembly, Common, assemble, load_model, make_services
+from lungwatch.daemon.assembly import Parts, assemble, load_model, make_services
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home, claim_database
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.monitor.health import Phase
+from lungwatch.daemon.monitor.health import Phase, check_start
 from lungwatch.daemon.pacs.scu import plan_of
 from lungwatch.daemon.pipeline.filing import check_clear, recover
 from lungwatch.daemon.retry import Clock, OutageKind, Outages, ShutdownRequested, SystemClock
-from lungwatch.daemon.stage import Progress, StuckStage, Worker, progress_limits
+from lungwatch.daemon.stage import Context, DatabaseWriter, InFlight, Progress, Worker
 from lungwatch.db.engine import check_integrity
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
-from lungwatch.errors import HomeError, describe_unexpected
+from lungwatch.errors import describe_unexpected
+
+_SIGNS_PER_PERIOD = 3
+_STATUS_S = 5.0
+_HEALTH_S = 1.0
+_SENDER_S = 5.0
+_STOP_SLACK_S = 15.0
+
+ProgressCallback = Callable[[int, int], None]
 
 
 def notify(message: str) -> None:
-    """Tell the service manager something ("READY=1"); nothing happens without one.
+    """Send a message such as "READY=1" to the service manager, if there is one (sd_notify(3)).
 
     Raises
     ------
@@ -41,30 +49,25 @@ def notify(message: str) -> None:
         connection.sendto(message.encode(), address)
 
 
-_PER_PERIOD = 3
-
-_STATUS_S = 5.0
-
-
 class Watchdog:
-    """Feeds the manager's watchdog from the main loop, for as long as nothing is stuck.
+    """Signs of life to the service manager's watchdog, from the main loop, unless a stage is stuck.
 
-    Silence has the manager kill and restart the service. What was in hand is taken up by the
-    next process, as after any crash.
+    Without them the manager kills and restarts the service. Files in progress are taken up by
+    the next process, as after any crash.
 
     Parameters
     ----------
-    vitals
-        The record of progress.
+    progress
+        Of every stage.
     clock
         Only its monotonic time is used.
     is_excused
-        Whether something known, such as a full disk, makes everybody wait: a restart would
-        not help, and time spent so is nobody's fault.
+        Tells whether an outage, such as a full disk, keeps every stage waiting: a restart would
+        not help, and that time does not count.
     dead
-        The threads that should live and do not, by name.
+        Returns the threads that ended unexpectedly, by name.
     status
-        One line for `systemctl status`, without patients' data.
+        Returns one line for `systemctl status`, without patient data.
     environ
         For WATCHDOG_USEC and WATCHDOG_PID; the process's own if None.
     """
@@ -72,20 +75,20 @@ class Watchdog:
     def __init__(
         self,
         *,
-        vitals: Progress,
+        progress: Progress,
         clock: Clock,
         is_excused: Callable[[], bool],
         dead: Callable[[], list[str]],
         status: Callable[[], str],
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        self._vitals = vitals
+        self._progress = progress
         self._clock = clock
         self._is_excused = is_excused
         self._dead = dead
         self._status = status
         self._period_s = _period_s(os.environ if environ is None else environ)
-        self._fed_s = self._said_s = float("-inf")
+        self._alive_s = self._status_s = float("-inf")
         self._last_status = ""
         self._stuck: set[str] = set()
 
@@ -94,40 +97,39 @@ class Watchdog:
         return most_s if self._period_s is None else min(most_s, self._period_s)
 
     def tick(self) -> None:
-        """Look at every stage, then feed the watchdog or not."""
+        """Check every stage, then send a sign of life or not."""
         now_s = self._clock.monotonic()
         if self._is_excused():
-            self._vitals.excuse(now_s)
-        stuck = self._vitals.stuck(now_s)
+            self._progress.excuse(now_s)
+        stuck = self._progress.stuck(now_s)
         self._report(stuck)
         dead = self._dead()
         if stuck or dead:
-            names = ", ".join([one.stage for one in stuck] + dead)
-            self._say(f"no progress: {names}", now_s)
+            names = ", ".join([*stuck, *dead])
+            self._notify_status(f"no progress: {names}", now_s)
             return
-        self._say(self._status(), now_s)
-        if self._period_s is not None and now_s - self._fed_s >= self._period_s:
-            self._fed_s = now_s
+        self._notify_status(self._status(), now_s)
+        if self._period_s is not None and now_s - self._alive_s >= self._period_s:
+            self._alive_s = now_s
             notify("WATCHDOG=1")
 
-    def _report(self, stuck: list[StuckStage]) -> None:
-        """Log each stage once when it sticks, and once when it goes on."""
-        for one in stuck:
-            if one.stage not in self._stuck:
-                event("stuck", level=logging.ERROR, stage=one.stage, seconds=round(one.seconds))
-        names = {one.stage for one in stuck}
-        for stage in sorted(self._stuck - names):
+    def _report(self, stuck: dict[str, float]) -> None:
+        """Log each stage once when it is stuck, and once when it continues."""
+        for stage, seconds in stuck.items():
+            if stage not in self._stuck:
+                event("stuck", level=logging.ERROR, stage=stage, seconds=round(seconds))
+        for stage in sorted(self._stuck - stuck.keys()):
             event("unstuck", level=logging.WARNING, stage=stage)
-        self._stuck = names
+        self._stuck = set(stuck)
 
-    def _say(self, status: str, now_s: float) -> None:
-        if status != self._last_status and now_s - self._said_s >= _STATUS_S:
-            self._last_status, self._said_s = status, now_s
+    def _notify_status(self, status: str, now_s: float) -> None:
+        if status != self._last_status and now_s - self._status_s >= _STATUS_S:
+            self._last_status, self._status_s = status, now_s
             notify(f"STATUS={status}")
 
 
 def _period_s(environ: Mapping[str, str]) -> float | None:
-    """Return the seconds between two signs of life; None if nobody expects any."""
+    """Return the seconds between two signs of life; None if none are expected."""
     try:
         timeout_s = int(environ.get("WATCHDOG_USEC", "")) / 1e6
     except ValueError:
@@ -135,17 +137,7 @@ def _period_s(environ: Mapping[str, str]) -> float | None:
     # Set for another process, whose environment this one has inherited.
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
-    return timeout_s / _PER_PERIOD
-
-
-_HEALTH_S = 1.0
-
-_SENDER_S = 5.0
-
-_STOP_SLACK_S = 15.0
-
-
-ProgressCallback = Callable[[int, int], None]
+    return timeout_s / _SIGNS_PER_PERIOD
 
 
 class Service:
@@ -158,7 +150,7 @@ class Service:
     clock
         The machine's, unless a test brings its own.
     rescores
-        Whether to do only what the model was asked to score anew, with `once`.
+        Whether to process only results that were requested of the model, with `once`.
     """
 
     def __init__(
@@ -169,17 +161,18 @@ class Service:
         self._home = Home(config.home)
         self._stop = threading.Event()
         self._rescores = rescores
+        self._in_flight = InFlight(config.max_in_flight)
         self._crash: tuple[str, BaseException] | None = None
-        self._assembly: Assembly | None = None
+        self._parts: Parts | None = None
         self._is_ready = False
         self._outages = Outages()
-        self._vitals = Progress(self._clock, progress_limits(config))
-        self._drain_timer = threading.Timer(config.drain_s, self._outages.abandon)
+        self._progress = Progress(self._clock, config.stuck_s)
+        self._drain_timer = threading.Timer(config.drain_s, self._outages.shut_down)
         self._drain_timer.daemon = True
 
     @property
     def phase(self) -> Phase:
-        """Where it is in its life."""
+        """Phase of its life."""
         if self._stop.is_set():
             return Phase.STOPPING
         return Phase.READY if self._is_ready else Phase.STARTING
@@ -197,24 +190,23 @@ class Service:
         Returns
         -------
         int
-            The exit status: 0, or 1 if a thread died or, with `once`, a file was left alone
-            or the work was cut short.
+            The exit status: 0, or 1 if a thread died or, with `once`, a file could not be taken
+            or the run was stopped.
 
         Raises
         ------
         LungwatchError
             If the start is not possible; the message says what to do.
         """
-        self._home.prepare()
+        check_start(self._config)
         with self._home.locked():
-            # A lease that we hold for a moment may be broken by a writer (see writercheck);
-            # the kernel tells by a signal whose default is to kill.
+            # A writer may break the lease of `writer_of`; the kernel reports that by a signal
+            # whose default is to kill.
             signal.signal(signal.SIGIO, signal.SIG_IGN)
-            self._check_space()
             try:
-                # A server that boots later than this machine is no reason to give up.
+                # The database server may boot later than this machine.
                 notify("STATUS=opening the database")
-                engine = self._open() if once else self._outages.ride_out(self._open)
+                engine = self._open() if once else self._outages.wait_out(self._open)
             except ShutdownRequested:
                 event("stopped", ended=0, left=0)
                 return 0
@@ -225,7 +217,7 @@ class Service:
                 engine.dispose()
 
     def _open(self) -> Engine:
-        """Open the database, if it is whole and this home's."""
+        """Open the database, if it is intact and belongs to this home."""
         engine = open_database(self._config.database_url)
         try:
             check_integrity(engine)
@@ -236,48 +228,50 @@ class Service:
         return engine
 
     def stop(self) -> None:
-        """Stop claiming and end when what is in flight is done.
+        """Stop claiming, and end when the files in flight are done.
 
-        For any thread, not for a signal handler: that could interrupt the very lock that an
-        event takes, and wait for it for ever.
+        Thread-safe, but not for a signal handler, which could interrupt the holder of a lock
+        that it needs.
         """
-        if self._assembly is None:
-            self._outages.abandon()  # nothing is in hand yet
+        if self._parts is None:
+            self._outages.shut_down()  # no file is in flight yet
         elif not self._stop.is_set():
-            # What waits for a trouble's end gets the time of the drain, and no more.
+            # Steps that wait for the end of an outage get the drain time and no more.
             self._drain_timer.start()
         self._stop.set()
-        if self._assembly is not None:
-            self._assembly.intake.stop()
-            if self._assembly.sender is not None:
-                self._assembly.sender.cancel()
+        if self._parts is not None:
+            self._parts.intake.stop()
+            if self._parts.sender is not None:
+                self._parts.sender.cancel()
 
     def _run(self, engine: Engine, *, once: bool, on_progress: ProgressCallback | None) -> int:
-        common = Common(
+        context = Context(
             config=self._config,
             home=self._home,
             clock=self._clock,
             outages=self._outages,
-            vitals=self._vitals,
+            progress=self._progress,
+            store=Store(engine, plan_of(self._config)),
+            writer=DatabaseWriter(self._outages, self._on_crash, self._progress),
+            in_flight=self._in_flight,
             stopped=self._stop,
             on_crash=self._on_crash,
-            phase=lambda: self.phase,
-            rescores=self._rescores,
         )
-        store = Store(engine, plan_of(self._config))
-        model = load_model(self._config, self._home, store, self._clock)
+        model = load_model(context)
         if self._rescores:
             check_clear(self._home, engine, model.row)
-        recover(self._home, engine, store, self._clock)
-        parts = self._assembly = assemble(common, engine, store, model)
-        # Before the threads: a port that cannot be had is a reason not to start.
-        listener, monitor = (None, None) if once else make_services(common, model, parts)
-        parts.writer.start()
+        recover(self._home, engine, context.store, self._clock)
+        parts = self._parts = assemble(context, engine, model, rescores=self._rescores)
+        listener = monitor = None
+        if not once:
+            # Before the threads: a port that cannot be bound is a reason not to start.
+            listener, monitor = make_services(context, model, parts, lambda: self.phase)
+        context.writer.start()
         parts.pipeline.start()
         try:
-            for companion in (monitor, listener):
-                if companion is not None:
-                    companion.start()
+            for service in (monitor, listener):
+                if service is not None:
+                    service.start()
             self._is_ready = True
             event("ready", observer=parts.watcher.kind, why=parts.watcher.why, model=model.id)
             notify("READY=1")
@@ -286,35 +280,35 @@ class Service:
             else:
                 self._serve(parts)
         except ShutdownRequested:
-            pass  # stopped while a trouble lasted: the next start goes on
+            pass  # stopped during an outage: the next start continues
         finally:
-            self._say_stopping()
+            self._notify_stopping()
             if listener is not None:
                 listener.stop()
             parts.watcher.stop()
-            self._wind_up(parts)
-            # Last: whoever asks during the drain is told of it.
+            self._wind_up(parts, context.writer)
+            # Last, so that it reports the drain.
             if monitor is not None:
                 monitor.stop()
         return self._status(parts, once=once)
 
-    def _serve(self, parts: Assembly) -> None:
-        """Let the intake run on its own thread and see that everything lives."""
+    def _serve(self, parts: Parts) -> None:
+        """Run the intake on its own thread and supervise all threads."""
         thread = Worker("intake", parts.intake.run, self._on_crash)
         thread.start()
         if parts.sender is not None:
             parts.sender.start()
 
         def status() -> str:
-            ended, in_hand = parts.in_flight.ended, parts.in_flight.count
-            counts = f"{ended} ended, {in_hand} in hand, {parts.intake.waiting} waiting"
-            troubles = ", ".join(sorted(self._outages.current))
-            return f"{counts}; held up: {troubles}" if troubles else counts
+            ended, in_flight = self._in_flight.ended, self._in_flight.count
+            counts = f"{ended} ended, {in_flight} in progress, {parts.intake.waiting} waiting"
+            outages = ", ".join(sorted(self._outages.current))
+            return f"{counts}; held up: {outages}" if outages else counts
 
         watchdog = Watchdog(
-            vitals=self._vitals,
+            progress=self._progress,
             clock=self._clock,
-            # The loss of the drop folder keeps no stage waiting.
+            # A lost drop folder keeps no stage waiting.
             is_excused=lambda: bool(self._outages.current - {OutageKind.DROP_FOLDER}),
             dead=lambda: parts.pipeline.dead + ([] if thread.is_alive() else [thread.name]),
             status=status,
@@ -328,12 +322,12 @@ class Service:
             parts.intake.stop()
             thread.join()
 
-    def _work_off(self, parts: Assembly, on_progress: ProgressCallback | None) -> None:
-        """Scan on this thread until there is nothing left to take and nothing in flight."""
-        intake, in_flight = parts.intake, parts.in_flight
+    def _work_off(self, parts: Parts, on_progress: ProgressCallback | None) -> None:
+        """Scan on this thread until no file is left to take or in flight."""
+        intake, in_flight = parts.intake, self._in_flight
         intake.resume()
         while not self._stop.is_set():
-            # Asked before the look: an archive that ends after it leaves more to take.
+            # Before the scan: an archive that ends later leaves more files to take.
             was_idle = in_flight.wait_empty(0)
             had_work = intake.scan()
             if on_progress is not None:
@@ -345,49 +339,40 @@ class Service:
                 in_flight.wait_empty(_HEALTH_S)
             else:
                 self._stop.wait(0.1)
-        intake.skipped.tell_all()
+        intake.skipped.log_all()
         if parts.sender is not None:
             parts.sender.recover()
             parts.sender.work_off()
 
-    def _say_stopping(self) -> None:
-        # The manager's patience is to outlast the drain, however long that is set.
+    def _notify_stopping(self) -> None:
+        # The manager must wait longer than the drain may take.
         patience_us = round((self._config.drain_s + _SENDER_S + _STOP_SLACK_S) * 1e6)
         notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={patience_us}\nSTATUS=finishing")
 
-    def _wind_up(self, parts: Assembly) -> None:
-        """End what is in hand, the writer last: the others need it."""
+    def _wind_up(self, parts: Parts, writer: DatabaseWriter) -> None:
+        """Stop pipeline, sender and, last, the writer that they need."""
         crashed = self._crash is not None
         if parts.sender is not None:
             parts.sender.cancel()
-        parts.pipeline.stop(0 if crashed or self._outages.is_abandoned else self._config.drain_s)
+        parts.pipeline.stop(0 if crashed or self._outages.is_shut_down else self._config.drain_s)
         if parts.sender is not None:
             parts.sender.stop(0 if crashed else _SENDER_S)
         if not crashed:
-            parts.writer.stop()
+            writer.stop()
 
-    def _status(self, parts: Assembly, *, once: bool) -> int:
-        """Say how it ended; returns the exit status."""
+    def _status(self, parts: Parts, *, once: bool) -> int:
+        """Log how the run ended; return the exit status."""
         if self._crash:
             name, error = self._crash
             event("crashed", level=logging.ERROR, thread=name, error=describe_unexpected(error))
             return 1
-        in_flight = parts.in_flight
-        event("stopped", ended=in_flight.ended, left=in_flight.count)
-        has_left_some = parts.intake.left_alone or in_flight.count or self._stop.is_set()
-        return 1 if once and has_left_some else 0
-
-    def _check_space(self) -> None:
-        free_mb = self._home.free_mb()
-        if free_mb < self._config.min_free_mb:
-            raise HomeError(
-                f"only {free_mb} MiB are free in {self._home.root}, less than min_free_mb = "
-                f"{self._config.min_free_mb}; make room or lower the limit"
-            )
+        event("stopped", ended=self._in_flight.ended, left=self._in_flight.count)
+        is_incomplete = parts.intake.unusable or self._in_flight.count or self._stop.is_set()
+        return 1 if once and is_incomplete else 0
 
     def _on_crash(self, name: str, error: BaseException) -> None:
-        """Note the first death of a thread; nothing limps on after it."""
+        """Note the first thread that died, and stop the service."""
         if self._crash is None:
             self._crash = (name, error)
         self._stop.set()
-        self._outages.abandon()
+        self._outages.shut_down()

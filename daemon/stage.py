@@ -1,21 +1,23 @@
-"""Worker threads, their progress and time limits, the limit of files in flight.
+"""Stages: threads, their queue, progress and crash report; and what all parts of a daemon share.
 
-The database writer thread, and crash points for tests.
+Also the crash points at which tests kill the process.
 """
 
-import contextlib
-import itertools
 import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.retry import Clock, Outages, ShutdownRequested, SystemClock
+from lungwatch.daemon.home import Home
+from lungwatch.daemon.retry import Clock, Outages, ShutdownRequested, answer_future
+from lungwatch.db.results import Store
 
 CrashPoint = Literal[
     "renamed",
@@ -32,7 +34,6 @@ CrashPoint = Literal[
     "packed",
     "stored",
 ]
-
 RestorePoint = Literal[
     "restore_marked",
     "restore_copied",
@@ -40,69 +41,26 @@ RestorePoint = Literal[
     "restore_parted",
     "restore_replaced",
 ]
-
 CRASH_POINTS: tuple[CrashPoint, ...] = get_args(CrashPoint)
+DEFAULT_LIMIT_S = 300.0
+T = TypeVar("T")
+OnCrash = Callable[[str, BaseException], None]
 
 
 def crashpoint(name: CrashPoint | RestorePoint) -> None:
-    """Kill this process, or hang this thread, if the environment asks for it at this point."""
+    """Kill this process, or hang this thread, if a test asks for it at this point.
+
+    Recovery is proved by crashing: `LUNGWATCH_CRASH_AT=recorded` kills the process, without any
+    clean-up, the first time that it gets there. `LUNGWATCH_HANG_AT` has the thread wait for ever.
+    """
     if os.environ.get("LUNGWATCH_CRASH_AT") == name:
         os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("LUNGWATCH_HANG_AT") == name:
         threading.Event().wait()
 
 
-T = TypeVar("T")
-
-
-class TimeLimited(Generic[T]):
-    """Asks on a thread of its own, and waits for the answer no longer than it may.
-
-    One that hangs is not asked a second time: whoever comes meanwhile waits for the same
-    answer, so that hanging threads cannot pile up. For all threads.
-
-    Parameters
-    ----------
-    ask
-        May hang and may raise.
-    limit_s
-        Seconds to wait.
-    """
-
-    def __init__(self, ask: Callable[[], T], *, limit_s: float) -> None:
-        self._ask = ask
-        self._limit_s = limit_s
-        self._lock = threading.Lock()
-        self._answer: Future[T] | None = None
-
-    def __call__(self) -> T:
-        """Return the answer.
-
-        Raises
-        ------
-        TimeoutError
-            If there is none in time.
-        Exception
-            Whatever asking raises.
-        """
-        with self._lock:
-            answer = self._answer
-            if answer is None or answer.done():
-                answer = self._answer = Future()
-                # A daemon thread: one that hangs must not keep the process.
-                threading.Thread(target=self._run, args=(answer,), name="look", daemon=True).start()
-        return answer.result(self._limit_s)
-
-    def _run(self, answer: Future[T]) -> None:
-        try:
-            answer.set_result(self._ask())
-        # Whoever waits decides what the error means.
-        except Exception as error:
-            answer.set_exception(error)
-
-
 class Worker(threading.Thread):
-    """Runs a function; an exception that escapes it is reported, not printed and forgotten.
+    """A thread that reports the exception that ends it.
 
     Parameters
     ----------
@@ -112,15 +70,10 @@ class Worker(threading.Thread):
         Runs until it returns.
     on_crash
         Called with the thread's name and the exception. The service stops then: a daemon
-        that has lost a stage must not go on taking files.
+        that lost a stage must not take files.
     """
 
-    def __init__(
-        self,
-        name: str,
-        work: Callable[[], None],
-        on_crash: Callable[[str, BaseException], None],
-    ) -> None:
+    def __init__(self, name: str, work: Callable[[], None], on_crash: OnCrash) -> None:
         super().__init__(name=name, daemon=True)
         self._work = work
         self._on_crash = on_crash
@@ -130,13 +83,13 @@ class Worker(threading.Thread):
         try:
             self._work()
         except ShutdownRequested:
-            return  # the service ends; what is in hand stays claimed
-        except BaseException as error:  # nothing may die unseen
+            return  # the service stops; files in progress stay claimed
+        except BaseException as error:  # no thread may die unnoticed
             self._on_crash(self.name, error)
 
 
 class InFlight:
-    """A counted limit that can be waited on from both sides."""
+    """The number of files between claim and end: a limit that bounds memory. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -177,30 +130,6 @@ class InFlight:
             return self._changed.wait_for(lambda: self._count == 0, timeout_s)
 
 
-# A decoder is started and asked twice at most, and each time killed (see decoder.process).
-_DECODER_S = 65.0
-
-_OUTBOX_S = 900.0  # one association of many objects, each with the network's timeouts
-
-DEFAULT_LIMIT_S = 300.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class StuckStage:
-    """A stage that makes no progress.
-
-    Attributes
-    ----------
-    stage
-        Its name, as given to `Vitals.busy`.
-    seconds
-        For how long.
-    """
-
-    stage: str
-    seconds: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class StageProgress:
     """One stage, for metrics and health.
@@ -208,13 +137,13 @@ class StageProgress:
     Attributes
     ----------
     busy
-        Units of work that are being done.
+        Units of work in progress.
     finished
-        Units that were ended since the start, well or badly.
+        Units that ended since the start, well or badly.
     waiting
-        What stands in the stage's queue; 0 for a stage without one.
+        Items in the stage's queue; 0 for a stage without one.
     oldest_s
-        Seconds since the oldest unit of work last showed progress; 0 if nothing is being done.
+        Seconds since the oldest unit of work last showed progress; 0 without one.
     """
 
     busy: int
@@ -223,31 +152,31 @@ class StageProgress:
     oldest_s: float
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Unit:
     thread: int
     since_s: float
 
 
 @dataclass(kw_only=True)
-class _StageUnits:
-    units: dict[int, _Unit] = field(default_factory=dict)
-    finished: int = 0
+class _StageRecord:
     progress_s: float
+    limit_s: float
+    units: list[_Unit] = field(default_factory=list)
+    finished: int = 0
     waiting: Callable[[], int] | None = None
     waiting_since_s: float | None = None
 
 
 class Progress:
-    """The record of progress. For all threads.
+    """Progress of each stage, for the watchdog. Thread-safe.
 
     Parameters
     ----------
     clock
         Only its monotonic time is used.
-    limits
-        Seconds that a stage may go without progress, by stage (see `limits_of`);
-        `DEFAULT_LIMIT_S` for any other.
+    limit_s
+        Seconds that a stage may go without progress (see `watch`).
 
     Attributes
     ----------
@@ -255,76 +184,82 @@ class Progress:
         Called with the stage and the seconds of each unit of work that ends, on its thread.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        limits: Mapping[str, float] | None = None,
-    ) -> None:
+    def __init__(self, clock: Clock, limit_s: float = DEFAULT_LIMIT_S) -> None:
         self._clock = clock
+        self._limit_s = limit_s
         self.on_finished: Callable[[str, float], None] | None = None
-        self._limits = dict(limits or {})
         self._lock = threading.Lock()
-        self._stages: dict[str, _StageUnits] = {}
-        self._numbers = itertools.count()
+        self._stages: dict[str, _StageRecord] = {}
         self._excused_s = clock.monotonic()
 
-    @contextlib.contextmanager
+    def watch(
+        self, stage: str, *, extra_s: float = 0.0, waiting: Callable[[], int] | None = None
+    ) -> None:
+        """Describe a stage.
+
+        Parameters
+        ----------
+        extra_s
+            What the stage's own timeouts and retries may take on top of the limit, in seconds.
+        waiting
+            Returns the length of its queue: while one waits, something must finish in time.
+        """
+        with self._lock:
+            record = self._stage(stage)
+            record.limit_s = self._limit_s + extra_s
+            record.waiting = waiting
+
+    @contextmanager
     def busy(self, stage: str) -> Iterator[None]:
         """Do one unit of a stage's work inside; units of several threads may overlap."""
-        number = next(self._numbers)
+        started_s = self._clock.monotonic()
+        unit = _Unit(thread=threading.get_ident(), since_s=started_s)
         with self._lock:
-            now_s = self._clock.monotonic()
-            unit = _Unit(thread=threading.get_ident(), since_s=now_s)
-            self._stage(stage).units[number] = unit
+            self._stage(stage).units.append(unit)
         try:
             yield
         finally:
             with self._lock:
-                kept = self._stage(stage)
-                del kept.units[number]
-                kept.finished += 1
-                kept.progress_s = self._clock.monotonic()
+                record = self._stage(stage)
+                record.units.remove(unit)
+                record.finished += 1
+                record.progress_s = self._clock.monotonic()
             if self.on_finished is not None:
-                self.on_finished(stage, self._clock.monotonic() - now_s)
+                self.on_finished(stage, self._clock.monotonic() - started_s)
 
     def beat(self, stage: str) -> None:
-        """Say that this thread's unit of work goes on: its time begins anew.
+        """Restart the time of this thread's unit of work.
 
         For a unit that is long by its nature, or that waits for others who are watched.
         """
         with self._lock:
-            kept = self._stage(stage)
-            kept.progress_s = self._clock.monotonic()
-            for unit in kept.units.values():
+            record = self._stage(stage)
+            record.progress_s = self._clock.monotonic()
+            for unit in record.units:
                 if unit.thread == threading.get_ident():
-                    unit.since_s = kept.progress_s
-
-    def watch_queue(self, stage: str, waiting: Callable[[], int]) -> None:
-        """Have a stage's queue watched: what waits there must see something finished."""
-        with self._lock:
-            self._stage(stage).waiting = waiting
+                    unit.since_s = record.progress_s
 
     def excuse(self, now_s: float) -> None:
-        """Count no time before this one: something known kept everybody waiting."""
+        """Count no time before this one: a known outage kept every stage waiting."""
         with self._lock:
             self._excused_s = max(self._excused_s, now_s)
 
-    def stuck(self, now_s: float) -> list[StuckStage]:
-        """Return the stages that are over their limit at a monotonic time, by name."""
+    def stuck(self, now_s: float) -> dict[str, float]:
+        """Return the stages over their limit at a monotonic time, with seconds, by name."""
+        found = {}
         with self._lock:
-            found = []
-            for name, stage in sorted(self._stages.items()):
-                starts = [unit.since_s for unit in stage.units.values()]
-                if stage.waiting is not None and stage.waiting() > 0:
-                    if stage.waiting_since_s is None:
-                        stage.waiting_since_s = now_s
-                    starts.append(max(stage.waiting_since_s, stage.progress_s))
+            for name, record in sorted(self._stages.items()):
+                starts = [unit.since_s for unit in record.units]
+                if record.waiting is not None and record.waiting() > 0:
+                    if record.waiting_since_s is None:
+                        record.waiting_since_s = now_s
+                    starts.append(max(record.waiting_since_s, record.progress_s))
                 else:
-                    stage.waiting_since_s = None
+                    record.waiting_since_s = None
                 seconds = max((now_s - max(s, self._excused_s) for s in starts), default=0.0)
-                if seconds > self._limits.get(name, DEFAULT_LIMIT_S):
-                    found.append(StuckStage(stage=name, seconds=seconds))
-            return found
+                if seconds > record.limit_s:
+                    found[name] = seconds
+        return found
 
     def snapshot(self) -> dict[str, StageProgress]:
         """Return every stage that has been heard of, by name."""
@@ -332,83 +267,165 @@ class Progress:
             now_s = self._clock.monotonic()
             return {
                 name: StageProgress(
-                    busy=len(stage.units),
-                    finished=stage.finished,
-                    waiting=stage.waiting() if stage.waiting is not None else 0,
-                    oldest_s=max((now_s - u.since_s for u in stage.units.values()), default=0.0),
+                    busy=len(record.units),
+                    finished=record.finished,
+                    waiting=record.waiting() if record.waiting is not None else 0,
+                    oldest_s=max((now_s - unit.since_s for unit in record.units), default=0.0),
                 )
-                for name, stage in sorted(self._stages.items())
+                for name, record in sorted(self._stages.items())
             }
 
-    def _stage(self, name: str) -> _StageUnits:
+    def _stage(self, name: str) -> _StageRecord:
         if name not in self._stages:
-            self._stages[name] = _StageUnits(progress_s=self._clock.monotonic())
+            self._stages[name] = _StageRecord(
+                progress_s=self._clock.monotonic(), limit_s=self._limit_s
+            )
         return self._stages[name]
 
 
-def progress_limits(config: Config) -> dict[str, float]:
-    """Return how long each stage may go without progress, in seconds.
+class Stage(Generic[T]):
+    """One step of the pipeline: threads that take items from a queue and handle them.
 
-    `stuck_s`, and on top of it what the stage's own timeouts and retries may rightly take.
-    """
-    # The waits between the tries, which double (see Pipeline).
-    retries_s = 0.5 * 2.0**config.retries
-    return {
-        "intake": config.stuck_s,
-        "decode": config.stuck_s + retries_s + 2 * (config.decode_timeout_s + _DECODER_S),
-        "inference": config.stuck_s + retries_s,
-        "overlay": config.stuck_s + retries_s,
-        "database": config.stuck_s,
-        "reception": config.stuck_s,
-        "listener": config.stuck_s,
-        "status": config.stuck_s,
-        "outbox": config.stuck_s + _OUTBOX_S,
-    }
-
-
-class DatabaseWriter:
-    """Runs the store's transactions one after the other, for whichever thread asks.
-
-    SQLite takes one writer at a time; a queue in front of it is fair where its lock is not.
+    Parameters
+    ----------
+    name
+        Of the stage, and of its threads with a number.
+    open_handler
+        Entered on each thread; gives the handler, which is called with the items that wait, at
+        least one and at most `batch_size`. A batch is never waited for.
+    progress, on_crash
+        Where progress and the end of a thread are reported.
+    extra_s
+        See `Progress.watch`.
     """
 
     def __init__(
         self,
-        outages: Outages,
-        on_crash: Callable[[str, BaseException], None],
-        vitals: Progress | None = None,
+        name: str,
+        open_handler: Callable[[], AbstractContextManager[Callable[[list[T]], None]]],
+        progress: Progress,
+        on_crash: OnCrash,
+        *,
+        workers: int = 1,
+        batch_size: int = 1,
+        extra_s: float = 0.0,
     ) -> None:
-        self._outages = outages
-        self._vitals = vitals or Progress(SystemClock())
-        self._jobs: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue()
-        self._vitals.watch_queue("database", self._jobs.qsize)
-        self._thread = Worker("writer", self._run, on_crash)
+        self.name = name
+        self._open_handler = open_handler
+        self._progress = progress
+        self._batch_size = batch_size
+        # Unbounded: the slots of `InFlight` bound it.
+        self._queue: queue.Queue[T | None] = queue.Queue()
+        progress.watch(name, extra_s=extra_s, waiting=self._queue.qsize)
+        self._threads = [Worker(f"{name}-{n}", self._run, on_crash) for n in range(workers)]
+
+    @property
+    def dead(self) -> list[str]:
+        """The threads that have ended, by name; before `start`, all of them."""
+        return [thread.name for thread in self._threads if not thread.is_alive()]
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, item: T) -> None:
+        """Queue an item."""
+        self._queue.put(item)
+
+    def close(self) -> None:
+        """Have the threads end once they have handled what is queued."""
+        for _ in self._threads:
+            self._queue.put(None)
+
+    def join(self) -> None:
+        """Wait until the threads have ended."""
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        with self._open_handler() as handle:
+            while items := self._take():
+                with self._progress.busy(self.name):
+                    handle(items)
+
+    def _take(self) -> list[T]:
+        """Return what waits, up to the batch size; nothing at the end."""
+        items: list[T] = []
+        item = self._queue.get()
+        while item is not None:
+            items.append(item)
+            if len(items) == self._batch_size:
+                return items
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return items
+        if items:
+            self._queue.put(None)  # the end: seen again after this batch
+        return items
+
+
+class DatabaseWriter:
+    """The one thread that writes to the database, a transaction at a time, for any thread.
+
+    SQLite takes one writer at a time; a queue in front of it is fair where its lock is not.
+    """
+
+    def __init__(self, outages: Outages, on_crash: OnCrash, progress: Progress) -> None:
+        self._outages = outages
+        self._stage: Stage[tuple[Callable[[], Any], Future[Any]]] = Stage(
+            "database",
+            lambda: nullcontext(self._execute),
+            progress,
+            on_crash,
+        )
+        self.start = self._stage.start
 
     def stop(self) -> None:
         """Finish what is queued and end the thread."""
-        self._jobs.put(None)
-        self._thread.join()
+        self._stage.close()
+        self._stage.join()
 
     def call(self, transaction: Callable[[], T]) -> T:
         """Run a transaction on the writer's thread and return, or raise, what it does.
 
-        It is repeated for as long as the database is out of reach or the disk is full.
+        It is repeated while an outage stops it: a database out of reach, a full disk.
         """
         future: Future[T] = Future()
-        self._jobs.put((transaction, future))
+        self._stage.put((transaction, future))
         return future.result()
 
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            transaction, future = job
-            try:
-                with self._vitals.busy("database"):
-                    result = self._outages.ride_out(transaction)
-                future.set_result(result)
-            # Whoever asked decides what the error means; this thread goes on serving.
-            except Exception as error:
-                future.set_exception(error)
+    def _execute(self, jobs: list[tuple[Callable[[], Any], Future[Any]]]) -> None:
+        for transaction, future in jobs:
+            answer_future(partial(self._outages.wait_out, transaction), future)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Configuration, resources and services that all parts of one daemon share.
+
+    Attributes
+    ----------
+    in_flight
+        A slot is taken before a file is claimed, and given back at its end.
+    stopped
+        Set once nothing more is to be claimed.
+    on_crash
+        Called with the name of a thread that died, and with what killed it.
+    """
+
+    config: Config
+    home: Home
+    clock: Clock
+    outages: Outages
+    progress: Progress
+    store: Store
+    writer: DatabaseWriter
+    in_flight: InFlight
+    stopped: threading.Event
+    on_crash: OnCrash
+
+    def elapsed_ms(self, since_s: float) -> int:
+        """Return the milliseconds since a monotonic time."""
+        return round((self.clock.monotonic() - since_s) * 1000)

@@ -1,6 +1,6 @@
-"""The record: what arrived, what became of it, and which model said what."""
+"""Database of what was dropped, what became of it, and which model gave which result."""
 
-from lungwatch.db.claims import Claim, ClaimKind
+from lungwatch.db.claims import Claim, ClaimKind, Drop
 from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import check_current, open_database, open_existing, upgrade
 from lungwatch.db.results import Store
@@ -9,6 +9,7 @@ from lungwatch.db.states import State
 __all__ = [
     "Claim",
     "ClaimKind",
+    "Drop",
     "State",
     "Store",
     "check_current",

@@ -10,7 +10,7 @@ from typing import Literal
 
 from sqlalchemy import Connection, Engine, insert, select
 
-from lungwatch.db.engine import clean, reading, writing
+from lungwatch.db.engine import clean, columns_for, read_rows, writing
 from lungwatch.db.models import Audit
 
 Outcome = Literal["started", "ok", "failed"]
@@ -18,15 +18,14 @@ Outcome = Literal["started", "ok", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class AuditEvent:
-    """One thing that was done, as it is written down.
+    """One action, as it is written.
 
     Attributes
     ----------
     action
         As a command: "retry", "backup restore".
     target
-        What it was done to: "result 17", a folder, a model's name, a file's digest; no patient
-        data.
+        "result 17", a folder, a model's name, a file's digest; no patient data.
     detail
         Numbers and codes; no patient data.
     """
@@ -39,16 +38,16 @@ class AuditEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRow:
-    """One thing that was done, as it is read.
+    """One action, as it is read.
 
     Attributes
     ----------
     actor
-        The operating system's user, and who became that by sudo.
+        The operating system's user, and who became that user by sudo.
     uid, host
         The user's number, and the machine's name; None in rows from before schema 0005.
     action, target, outcome, detail
-        See `Deed`.
+        See `AuditEvent`.
     """
 
     id: int
@@ -62,8 +61,8 @@ class AuditRow:
     detail: dict[str, object]
 
 
-def record_events(engine: Engine, now: datetime, deeds: Sequence[AuditEvent]) -> None:
-    """Write down what this process's user did: all of it, or nothing.
+def record_events(engine: Engine, now: datetime, events: Sequence[AuditEvent]) -> None:
+    """Write what the user of this process did: all of it, or nothing.
 
     Raises
     ------
@@ -71,26 +70,26 @@ def record_events(engine: Engine, now: datetime, deeds: Sequence[AuditEvent]) ->
         If the database cannot be written.
     """
     with writing(engine) as connection:
-        add_events(connection, now, deeds)
+        add_events(connection, now, events)
 
 
-def add_events(connection: Connection, now: datetime, deeds: Sequence[AuditEvent]) -> None:
-    """Write down what this process's user did within the transaction that does it."""
-    # The environment names the user, in bytes of anybody's choice.
+def add_events(connection: Connection, now: datetime, events: Sequence[AuditEvent]) -> None:
+    """Write what the user of this process did, within the transaction that does it."""
+    # The environment names the user, in any bytes.
     by = {
         "at": now,
         "actor": clean(_actor()),
         "uid": os.getuid(),
         "host": clean(socket.gethostname()),
     }
-    for deed in deeds:
+    for event in events:
         connection.execute(
             insert(Audit).values(
                 **by,
-                action=deed.action,
-                target=None if deed.target is None else clean(deed.target),
-                outcome=deed.outcome,
-                detail=dict(deed.detail),
+                action=event.action,
+                target=None if event.target is None else clean(event.target),
+                outcome=event.outcome,
+                detail=dict(event.detail),
             )
         )
 
@@ -103,12 +102,12 @@ def audit_rows(
     action: str | None = None,
     limit: int | None = None,
 ) -> list[AuditRow]:
-    """Return what was done, the newest first; of one instant, what was written last.
+    """Return audit events, the newest first; of one instant, what was written last.
 
     Parameters
     ----------
     actor
-        Part of the actor's name, so that who used sudo is found under both names.
+        Part of the actor's name, so that a user of sudo is found under both names.
     action
         A command ("backup restore") or a group of them ("backup").
 
@@ -117,7 +116,7 @@ def audit_rows(
     DatabaseError
         If the database cannot be read.
     """
-    statement = select(*Audit.__table__.columns)
+    statement = select(*columns_for(AuditRow, Audit))
     if since is not None:
         statement = statement.where(Audit.at >= since)
     if actor is not None:
@@ -125,11 +124,9 @@ def audit_rows(
     if action is not None:
         in_group = Audit.action.startswith(f"{action} ", autoescape=True)
         statement = statement.where((Audit.action == action) | in_group)
-    with reading(engine) as connection:
-        # Who waits for another writer is numbered after it and may have begun before.
-        ordered = statement.order_by(Audit.at.desc(), Audit.id.desc())
-        rows = connection.execute(ordered.limit(limit))
-        return [AuditRow(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name
+    # A writer that waited for another one has the higher number and may have begun earlier.
+    ordered = statement.order_by(Audit.at.desc(), Audit.id.desc())
+    return read_rows(engine, AuditRow, ordered.limit(limit))
 
 
 def _actor() -> str:
@@ -137,5 +134,5 @@ def _actor() -> str:
         name = getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as in containers
         name = f"uid {os.getuid()}"
-    behind = os.environ.get("SUDO_USER")
-    return f"{name} (sudo by {behind})" if behind else name
+    sudo_user = os.environ.get("SUDO_USER")
+    return f"{name} (sudo by {sudo_user})" if sudo_user else name

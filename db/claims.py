@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
-from lungwatch.db.engine import change_state, clean, insert_if_new, update_image
+from lungwatch.db.engine import change_state, clean, insert_if_new
 from lungwatch.db.models import Arrival, Image, Result
 from lungwatch.db.states import State
 from lungwatch.errors import Reason
 
 
 class _CurrentResult(NamedTuple):
-    """Where a result stands."""
+    """A result as the claim finds it."""
 
     id: int
     state: State
@@ -24,25 +24,24 @@ class _CurrentResult(NamedTuple):
 
 
 class ClaimKind(StrEnum):
-    """What the caller has to do with the file.
-
-    ``run``: process it. ``file``: its result is recorded, file it and call `Store.finish`.
-    ``refile``: its result is final, move it to where that says and call `Store.set_path`.
-    ``duplicate``: another copy stands for it, remove this one. ``give_up``: it crashed the
-    program too often and has just been failed, move it to quarantine and call
-    `Store.set_path`.
-    """
+    """What the caller has to do with the file."""
 
     RUN = "run"
+    """Process it."""
     FILE = "file"
+    """Its result is recorded: file it and call `Store.finish`."""
     REFILE = "refile"
+    """Its result is final: move it to the folder of that state and call `Store.set_path`."""
     DUPLICATE = "duplicate"
+    """Another copy of the same content is kept: remove this one."""
     GIVE_UP = "give_up"
+    """It crashed the process too often and has just been failed: move it to quarantine and call
+    `Store.set_path`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The record's answer to a dropped file.
+    """The database's answer to a dropped file.
 
     Attributes
     ----------
@@ -55,11 +54,10 @@ class Claim:
     state, reason
         The result's, after the claim.
     received_at
-        When the content came for the first time; it decides the folder in ``done``.
+        When the content was first received; it decides the folder in ``done``.
     file_path
-        With ``run`` only: the copy that this one supersedes, relative to the home, to be
-        removed before this one is filed, since it may lie where this one will go. None if
-        there is none.
+        With ``run`` only: the copy that this one supersedes, relative to the home, to be removed
+        before this one is filed, since both may have the same place. None if there is none.
     """
 
     kind: ClaimKind
@@ -74,7 +72,30 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
-    """A file that asks to be claimed; the fields are those of `Store.claim`."""
+    """A file to be claimed.
+
+    Attributes
+    ----------
+    token
+        Identifies this drop: seen again after a crash, it counts once.
+    sha256, size_bytes
+        Of the file's bytes.
+    source_name
+        The name it was dropped under.
+    path
+        Where the file is now, relative to the home.
+    model_id
+        The model that is to score it.
+    max_attempts
+        Runs that may end in a crash before the file fails.
+    now
+        The time, with a zone.
+    exists
+        Returns whether a path relative to the home exists. A recorded copy that is gone is
+        superseded by this one.
+    arrival
+        False for a file that nobody dropped (another run of one that is filed).
+    """
 
     token: str
     sha256: str
@@ -85,11 +106,11 @@ class Drop:
     max_attempts: int
     now: datetime
     exists: Callable[[str], bool]
-    arrival: bool
+    arrival: bool = True
 
 
 def claim_drop(connection: Connection, drop: Drop) -> Claim:
-    """Decide within a write transaction what becomes of a dropped file."""
+    """Decide, within a write transaction, what is done with a dropped file."""
     source_name = clean(drop.source_name)
     insert_if_new(
         connection,
@@ -103,7 +124,7 @@ def claim_drop(connection: Connection, drop: Drop) -> Claim:
         },
     )
     image = connection.execute(
-        # The lock puts claims of one content in line on PostgreSQL; SQLite has one writer.
+        # The lock serialises claims of one content on PostgreSQL; SQLite has one writer.
         select(Image.id, Image.path, Image.received_at)
         .where(Image.sha256 == drop.sha256)
         .with_for_update()
@@ -113,9 +134,8 @@ def claim_drop(connection: Connection, drop: Drop) -> Claim:
     is_new = result is None
     if result is None:
         result = _insert(connection, image.id, drop)
-    known_drop = (
-        connection.scalar(select(Arrival.id).where(Arrival.token == drop.token)) is not None
-    )
+    of_drop = Arrival.token == drop.token
+    known_drop = connection.scalar(select(Arrival.id).where(of_drop)) is not None
     kind = (
         ClaimKind.RUN
         if is_new
@@ -133,11 +153,9 @@ def claim_drop(connection: Connection, drop: Drop) -> Claim:
             )
         )
     if kind is ClaimKind.DUPLICATE:
-        connection.execute(
-            update(Arrival).where(Arrival.token == drop.token).values(duplicate=True)
-        )
+        connection.execute(update(Arrival).where(of_drop).values(duplicate=True))
     else:
-        update_image(connection, image.id, path=drop.path)
+        connection.execute(update(Image).where(Image.id == image.id).values(path=drop.path))
     result = _find(connection, Result.id == result.id)
     assert result is not None
     superseded = kind is ClaimKind.RUN and image.path != drop.path
@@ -172,11 +190,11 @@ def _insert(connection: Connection, image_id: int, drop: Drop) -> _CurrentResult
 def _current_result(
     connection: Connection, image_id: int, drop: Drop, *, mine: bool
 ) -> _CurrentResult | None:
-    """Return the result that the file stands for, None if there is none yet.
+    """Return the result that the file belongs to, None if there is none yet.
 
-    Mostly that of the model in use. Where the daemon was restarted with a new model, a run
-    that the old one left behind comes first, or it would never end: what it recorded stays its
-    own and only has to be filed; what was asked for or cut off becomes the new model's.
+    Mostly that of the model in use. Where the daemon was restarted with a new model, a run that
+    the old one left unfinished comes first, or it would never end: what it recorded remains its
+    own and only has to be filed; what was queued or interrupted becomes the new model's.
     """
     of_image = Result.image_id == image_id
     other = of_image & (Result.model_id != drop.model_id)
@@ -186,13 +204,13 @@ def _current_result(
         return left
     done = _find(connection, other, Result.state == State.DONE)
     if own is None and done is not None and not drop.arrival:
-        # Taken from done/ for another model that was to score it too; nobody asked this one.
+        # Taken from done/ for rescoring by another model; this one was not requested.
         if left is not None:
             _fail_other_model(connection, left.id, drop)
         return done
     if own is None:
-        asked = _find(connection, other, Result.state == State.QUEUED) if done is None else None
-        taken = left or asked
+        queued = _find(connection, other, Result.state == State.QUEUED) if done is None else None
+        taken = left or queued
         if taken is not None:
             connection.execute(
                 update(Result).where(Result.id == taken.id).values(model_id=drop.model_id)
@@ -204,9 +222,10 @@ def _current_result(
 
 
 def _fail_other_model(connection: Connection, result_id: int, drop: Drop) -> None:
-    """End another model's run, which this one does not go on with."""
+    """End another model's run, which the model in use does not continue."""
     change_state(
         connection,
+        Result,
         result_id,
         current=State.CLAIMED,
         target=State.FAILED,
@@ -217,17 +236,12 @@ def _fail_other_model(connection: Connection, result_id: int, drop: Drop) -> Non
 
 
 def _decide(
-    connection: Connection,
-    drop: Drop,
-    result: _CurrentResult,
-    *,
-    mine: bool,
-    known_drop: bool,
+    connection: Connection, drop: Drop, result: _CurrentResult, *, mine: bool, known_drop: bool
 ) -> ClaimKind:
     if result.state is State.QUEUED:
         return _start(connection, drop, result.id, State.QUEUED)
     if result.state is State.FAILED:
-        # Without the second condition a file that is to go to quarantine would run for ever. A
+        # Without the second condition a file on its way to quarantine would run for ever. A
         # retry (no arrival) of a failed result left the state `queued` before it failed again.
         if mine and (known_drop or not drop.arrival):
             return ClaimKind.REFILE
@@ -242,6 +256,7 @@ def _decide(
 def _start(connection: Connection, drop: Drop, result_id: int, current: State) -> ClaimKind:
     change_state(
         connection,
+        Result,
         result_id,
         current=current,
         target=State.CLAIMED,
@@ -259,16 +274,18 @@ def _attempt(connection: Connection, drop: Drop, result_id: int, attempts: int) 
     if attempts + 1 > drop.max_attempts:
         change_state(
             connection,
+            Result,
             result_id,
             current=State.CLAIMED,
             target=State.FAILED,
             reason=Reason.CRASHED_REPEATEDLY,
-            message=f"processing ended without a word {attempts} times",
+            message=f"the process crashed {attempts} times on this file",
             finished_at=drop.now,
         )
         return ClaimKind.GIVE_UP
     change_state(
         connection,
+        Result,
         result_id,
         current=State.CLAIMED,
         target=State.CLAIMED,

@@ -7,55 +7,130 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, Select, func, select, update
 
-from lungwatch.db.engine import Value, clean, compare_and_set, insert_if_new, reading, writing
-from lungwatch.db.models import Delivery, Image, Model, Result
-from lungwatch.db.states import (
-    UNSENT,
-    DeliveryState,
-    IllegalDeliveryTransition,
-    check_delivery_transition,
+from lungwatch.db.engine import (
+    Value,
+    change_state,
+    clean,
+    columns_for,
+    insert_if_new,
+    read_rows,
+    reading,
+    state_of,
+    writing,
 )
-from lungwatch.errors import NotFoundError
+from lungwatch.db.models import Delivery, Image, Model, Result
+from lungwatch.db.states import UNSENT, DeliveryState, check_transition
 
-# What was refused or invalid is no answer.
+if TYPE_CHECKING:
+    AnySelect = Select[*tuple[Any, ...]]
+
+# A delivery that failed or was invalid has told the destination nothing.
 _ANSWERS = (DeliveryState.QUEUED, DeliveryState.SENDING, DeliveryState.SENT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutboxPlan:
-    """What is owed of each result.
+    """What is sent of each result.
 
     Attributes
     ----------
     destinations
         As configured: ``AETITLE@host:port``, with ``+tls`` or without.
     kinds
-        ``sc``, ``sr``.
+        ``sc`` (Secondary Capture), ``sr`` (Structured Report).
     """
 
     destinations: tuple[str, ...]
     kinds: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeliveryRow:
+    """One object of one result for one destination.
+
+    Attributes
+    ----------
+    sha256
+        Of the image that the result is about.
+    kind
+        ``sc`` (Secondary Capture) or ``sr`` (Structured Report).
+    attempts
+        Tries since it was queued.
+    refusals
+        Times the destination refused it since it was queued.
+    next_attempt_at
+        Earliest time; None for one that is not queued.
+    error
+        Why the last attempt failed.
+    sop_instance_uid
+        None until the object was built.
+    """
+
+    id: int
+    result_id: int
+    sha256: str
+    destination: str
+    kind: str
+    state: DeliveryState
+    attempts: int
+    refusals: int
+    next_attempt_at: datetime | None
+    error: str | None
+    sop_instance_uid: str | None
+    created_at: datetime
+    sent_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DestinationStatus:
+    """Numbers of deliveries to one destination.
+
+    Attributes
+    ----------
+    queued, failed, invalid
+        Deliveries in that state; those being sent are among the queued.
+    oldest_at
+        When the oldest of the queued was created; None if there is none.
+    error
+        Of the queued one that was tried last and failed; None if there is none.
+    """
+
+    destination: str
+    queued: int
+    failed: int
+    invalid: int
+    oldest_at: datetime | None
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentReport:
+    """A report that a destination has received, with its image and its model."""
+
+    sha256: str
+    model_sha256: str
+    sop_instance_uid: str
+
+
 def queue_deliveries(
     connection: Connection, result_id: int, plan: OutboxPlan, now: datetime
 ) -> int:
-    """Queue what a result owes, within the caller's transaction, and what is there only once.
+    """Queue what is to be sent of a result, within the caller's transaction, each object once.
 
-    Nothing is owed of an image that is in no study: there is nothing to lay the result beside.
-    Nor is a second answer owed of one SOP instance (PS3.4 annex B), where it came in another
-    encoding, as a lossless copy: whatever an earlier result of the same model answers, or has
-    answered, to the same destination, is not answered again.
+    Nothing is sent of an image that is in no study, and nothing twice for one SOP instance (PS3.4
+    annex B) that came in another encoding, such as a lossless copy: where an earlier result of
+    the same model is queued for, or was sent to, the same destination, this one is not.
 
     Returns
     -------
     int
-        How many deliveries are new.
+        Number of new deliveries.
     """
+    image = Image.__table__.c
     instance = connection.execute(
-        select(Image.study_uid, Image.sop_uid, Result.model_id)
-        .join(Result)
-        .where(Result.id == result_id, Image.study_uid.is_not(None), Image.sop_uid.is_not(None))
+        select(image.study_uid, image.sop_uid, Result.model_id)
+        .join_from(Result, Image)
+        .where(Result.id == result_id, image.study_uid.is_not(None), image.sop_uid.is_not(None))
     ).first()
     if instance is None:
         return 0
@@ -63,11 +138,11 @@ def queue_deliveries(
         (destination, kind)
         for destination, kind in connection.execute(
             select(Delivery.destination, Delivery.kind)
-            .join(Result, Result.id == Delivery.result_id)
-            .join(Image, Image.id == Result.image_id)
+            .join_from(Delivery, Result)
+            .join(Image)
             .where(
-                Image.study_uid == instance.study_uid,
-                Image.sop_uid == instance.sop_uid,
+                image.study_uid == instance.study_uid,
+                image.sop_uid == instance.sop_uid,
                 Result.model_id == instance.model_id,
                 Result.id != result_id,
                 Delivery.state.in_(_ANSWERS),
@@ -97,27 +172,27 @@ def queue_deliveries(
 
 
 class Deliveries:
-    """The writing side of the outbox. Each method is one transaction; time is passed in.
+    """The writing side of the outbox. Each method is one transaction; the time is passed in.
 
-    Every method may raise `DatabaseError`, and those that change a state
-    `IllegalDeliveryTransition`, where the delivery is not in the state to be changed.
+    Every method may raise `DatabaseError`, and those that change a state `IllegalTransition`,
+    where the delivery is in another state than the one to be changed.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def queue(self, result_id: int, plan: OutboxPlan, now: datetime) -> int:
-        """Queue what a result owes and has no row for yet; return how many are new."""
+        """Queue what is to be sent of a result and has no row yet; return how many are new."""
         with writing(self._engine) as connection:
             return queue_deliveries(connection, result_id, plan, now)
 
     def recover(self, now: datetime) -> int:
-        """Queue again what a dead process was sending.
+        """Queue again what a process was sending when it died; return how many.
 
-        Whether the destination has it is not known. It is sent with the same SOP Instance
-        UID, which a receiver that has it takes for the same object.
+        Whether the destination has it is not known. It is sent with the same SOP Instance UID,
+        by which a receiver recognises the object.
         """
-        check_delivery_transition(DeliveryState.SENDING, DeliveryState.QUEUED)
+        check_transition(DeliveryState.SENDING, DeliveryState.QUEUED)
         with writing(self._engine) as connection:
             return connection.execute(
                 update(Delivery)
@@ -129,8 +204,9 @@ class Deliveries:
         """Note that these are being sent now; all of them, or none."""
         with writing(self._engine) as connection:
             for delivery_id in ids:
-                _change(
+                change_state(
                     connection,
+                    Delivery,
                     delivery_id,
                     current=DeliveryState.QUEUED,
                     target=DeliveryState.SENDING,
@@ -141,7 +217,7 @@ class Deliveries:
             )
 
     def built(self, result_id: int, kind: str, sop_instance_uid: str) -> None:
-        """Note which object it is that all destinations get."""
+        """Note which object all destinations of a result receive."""
         with writing(self._engine) as connection:
             connection.execute(
                 update(Delivery)
@@ -151,25 +227,22 @@ class Deliveries:
 
     def sent(self, delivery_id: int, now: datetime) -> None:
         """Note that the destination has it."""
-        self._end(delivery_id, DeliveryState.SENT, error=None, sent_at=now)
+        self._end_sending([delivery_id], DeliveryState.SENT, error=None, sent_at=now)
 
-    def put_back(self, ids: Collection[int], *, error: str, next_attempt_at: datetime) -> None:
-        """Queue them again: the destination was not reached, or has no room at present."""
-        with writing(self._engine) as connection:
-            for delivery_id in ids:
-                _change(
-                    connection,
-                    delivery_id,
-                    current=DeliveryState.SENDING,
-                    target=DeliveryState.QUEUED,
-                    error=clean(error),
-                    next_attempt_at=next_attempt_at,
-                )
+    def invalid(self, delivery_id: int, error: str) -> None:
+        """Note that no valid object could be built; nothing is sent."""
+        self._end_sending([delivery_id], DeliveryState.INVALID, error=clean(error))
+
+    def requeue(self, ids: Collection[int], *, error: str, next_attempt_at: datetime) -> None:
+        """Queue them again: the destination was not reached, or is short of resources."""
+        self._end_sending(
+            ids, DeliveryState.QUEUED, error=clean(error), next_attempt_at=next_attempt_at
+        )
 
     def refused(
         self, delivery_id: int, *, error: str, next_attempt_at: datetime, most: int
     ) -> DeliveryState:
-        """Note that the destination would not have it; with `most` refusals it has failed.
+        """Note that the destination refused it; with `most` refusals it has failed.
 
         Returns
         -------
@@ -177,151 +250,68 @@ class Deliveries:
             ``queued`` or ``failed``.
         """
         with writing(self._engine) as connection:
-            refusals = (
-                1
-                + connection.execute(
-                    select(Delivery.refusals).where(Delivery.id == delivery_id)
-                ).scalar_one()
-            )
-            ends = refusals >= most
-            target = DeliveryState.FAILED if ends else DeliveryState.QUEUED
-            _change(
+            known = select(Delivery.refusals).where(Delivery.id == delivery_id)
+            refusals = 1 + connection.execute(known).scalar_one()
+            has_failed = refusals >= most
+            target = DeliveryState.FAILED if has_failed else DeliveryState.QUEUED
+            change_state(
                 connection,
+                Delivery,
                 delivery_id,
                 current=DeliveryState.SENDING,
                 target=target,
                 refusals=refusals,
                 error=clean(error),
-                next_attempt_at=None if ends else next_attempt_at,
+                next_attempt_at=None if has_failed else next_attempt_at,
             )
             return target
 
-    def invalid(self, delivery_id: int, error: str) -> None:
-        """Note that no valid object could be built; it is not sent."""
-        self._end(delivery_id, DeliveryState.INVALID, error=clean(error))
-
     def request(self, ids: Collection[int], now: datetime) -> int:
-        """Make deliveries due now: those that have an end, and those that wait.
+        """Make deliveries due now, whether ended or waiting; return how many are.
 
         One that is being sent is left alone.
 
-        Returns
-        -------
-        int
-            How many are due now.
+        Raises
+        ------
+        NotFoundError
+            If there is no such delivery.
         """
         with writing(self._engine) as connection:
-            return sum(self._request(connection, delivery_id, now) for delivery_id in ids)
+            return sum(_request(connection, delivery_id, now) for delivery_id in ids)
 
-    def _request(self, connection: Connection, delivery_id: int, now: datetime) -> bool:
-        state = connection.scalar(select(Delivery.state).where(Delivery.id == delivery_id))
-        if state is None:
-            raise NotFoundError(f"there is no delivery {delivery_id}")
-        if state is DeliveryState.SENDING:
-            return False
-        if state is DeliveryState.QUEUED:
-            connection.execute(
-                update(Delivery).where(Delivery.id == delivery_id).values(next_attempt_at=now)
-            )
-            return True
-        _change(
-            connection,
-            delivery_id,
-            current=state,
-            target=DeliveryState.QUEUED,
-            attempts=0,
-            refusals=0,
-            error=None,
-            next_attempt_at=now,
+    def _end_sending(self, ids: Collection[int], target: DeliveryState, **values: Value) -> None:
+        with writing(self._engine) as connection:
+            for delivery_id in ids:
+                change_state(
+                    connection,
+                    Delivery,
+                    delivery_id,
+                    current=DeliveryState.SENDING,
+                    target=target,
+                    **values,
+                )
+
+
+def _request(connection: Connection, delivery_id: int, now: datetime) -> bool:
+    state = state_of(connection, Delivery, delivery_id)
+    if state is DeliveryState.SENDING:
+        return False
+    if state is DeliveryState.QUEUED:
+        connection.execute(
+            update(Delivery).where(Delivery.id == delivery_id).values(next_attempt_at=now)
         )
         return True
-
-    def _end(self, delivery_id: int, target: DeliveryState, **values: Value) -> None:
-        with writing(self._engine) as connection:
-            _change(connection, delivery_id, current=DeliveryState.SENDING, target=target, **values)
-
-
-def _change(
-    connection: Connection,
-    delivery_id: int,
-    *,
-    current: DeliveryState,
-    target: DeliveryState,
-    **values: Value,
-) -> None:
-    check_delivery_transition(current, target)
-    found = compare_and_set(
-        connection, Delivery, delivery_id, current=current, target=target, **values
+    return change_state(
+        connection,
+        Delivery,
+        delivery_id,
+        current=state,
+        target=DeliveryState.QUEUED,
+        attempts=0,
+        refusals=0,
+        error=None,
+        next_attempt_at=now,
     )
-    if found != current:
-        raise IllegalDeliveryTransition(
-            f"delivery {delivery_id} is {found}, not {current}: it cannot be {target}"
-        )
-
-
-if TYPE_CHECKING:
-    AnySelect = Select[*tuple[Any, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeliveryRow:
-    """One object of one result for one destination.
-
-    Attributes
-    ----------
-    sha256
-        Of the image that the result is about.
-    kind
-        ``sc`` (Secondary Capture) or ``sr`` (Structured Report).
-    attempts
-        Times it was tried since it was queued.
-    refusals
-        Times the destination was reached and would not have it.
-    next_attempt_at
-        Not before; None for one that is not queued.
-    error
-        Why the last attempt did not succeed.
-    sop_instance_uid
-        None until the object was built.
-    created_at, sent_at
-        UTC.
-    """
-
-    id: int
-    result_id: int
-    sha256: str
-    destination: str
-    kind: str
-    state: DeliveryState
-    attempts: int
-    refusals: int
-    next_attempt_at: datetime | None
-    error: str | None
-    sop_instance_uid: str | None
-    created_at: datetime
-    sent_at: datetime | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DestinationStatus:
-    """How things stand with one destination.
-
-    Attributes
-    ----------
-    queued, failed, invalid
-        Deliveries; those being sent are among the queued.
-    oldest_at
-        When the oldest of the queued came about; None if there is none.
-    error
-        Of the queued one that was tried last and did not get through; None if there is none.
-    """
-
-    destination: str
-    queued: int
-    failed: int
-    invalid: int
-    oldest_at: datetime | None
-    error: str | None
 
 
 def due_deliveries(
@@ -332,11 +322,10 @@ def due_deliveries(
     Parameters
     ----------
     longest
-        The longest that anything is made to wait: what is to wait for longer was told so by
-        a clock that has been set back since, and is due.
+        The longest delay that is ever set. A later time comes from a clock that was set back
+        since, and is due.
     """
-    return _delivery_rows(
-        engine,
+    statement = (
         _select_deliveries()
         .where(
             Delivery.destination == destination,
@@ -344,15 +333,15 @@ def due_deliveries(
             (Delivery.next_attempt_at <= now) | (Delivery.next_attempt_at > now + longest),
         )
         .order_by(Delivery.next_attempt_at, Delivery.id)
-        .limit(limit),
+        .limit(limit)
     )
+    return read_rows(engine, DeliveryRow, statement)
 
 
 def deliveries_of(engine: Engine, result_id: int) -> list[DeliveryRow]:
-    """Return what is owed of one result."""
-    return _delivery_rows(
-        engine, _select_deliveries().where(Delivery.result_id == result_id).order_by(Delivery.id)
-    )
+    """Return the deliveries of one result."""
+    statement = _select_deliveries().where(Delivery.result_id == result_id).order_by(Delivery.id)
+    return read_rows(engine, DeliveryRow, statement)
 
 
 def list_deliveries(
@@ -368,11 +357,11 @@ def list_deliveries(
         statement = statement.where(Delivery.state.in_(states))
     if destination is not None:
         statement = statement.where(Delivery.destination == destination)
-    return _delivery_rows(engine, statement)
+    return read_rows(engine, DeliveryRow, statement)
 
 
 def unsent_uids(engine: Engine) -> set[str]:
-    """Return the SOP Instance UIDs of what waits to be sent, as far as it was built."""
+    """Return the SOP Instance UIDs of built objects that wait to be sent."""
     statement = select(Delivery.sop_instance_uid).where(
         Delivery.state.in_(UNSENT), Delivery.sop_instance_uid.is_not(None)
     )
@@ -381,7 +370,7 @@ def unsent_uids(engine: Engine) -> set[str]:
 
 
 def is_unsent(engine: Engine, sop_instance_uid: str) -> bool:
-    """Whether a destination still waits for this object."""
+    """Return whether a destination still waits for this object."""
     statement = select(Delivery.id).where(
         Delivery.sop_instance_uid == sop_instance_uid, Delivery.state.in_(UNSENT)
     )
@@ -389,62 +378,54 @@ def is_unsent(engine: Engine, sop_instance_uid: str) -> bool:
         return connection.execute(statement.limit(1)).first() is not None
 
 
-@dataclass(frozen=True, kw_only=True)
-class SentReport:
-    """A report that a destination has, and what it is about."""
-
-    sha256: str
-    model_sha256: str
-    sop_instance_uid: str
-
-
 def earlier_report(engine: Engine, result_id: int) -> SentReport | None:
-    """Return the last report that was sent on the same SOP instance by another model before.
+    """Return the last report sent on the same SOP instance by another model before this result.
 
-    None for an image that is in no study, and where nothing of the kind was sent.
+    None for an image that is in no study, and where there is no such report.
     """
+    image = Image.__table__.c
     mine = (
-        select(Image.study_uid, Image.sop_uid, Result.model_id, Result.finished_at)
+        select(image.study_uid, image.sop_uid, Result.model_id, Result.finished_at)
         .join_from(Result, Image)
         .where(Result.id == result_id)
     )
     with reading(engine) as connection:
         own = connection.execute(mine).first()
-        if own is None or own.study_uid is None or own.sop_uid is None:
-            return None
-        row = connection.execute(
-            select(Image.sha256, Model.sha256.label("model_sha256"), Delivery.sop_instance_uid)
-            .join_from(Delivery, Result)
-            .join(Image)
-            .join(Model)
-            .where(
-                Delivery.kind == "sr",
-                Delivery.state == DeliveryState.SENT,
-                Delivery.sop_instance_uid.is_not(None),
-                Image.study_uid == own.study_uid,
-                Image.sop_uid == own.sop_uid,
-                Result.model_id != own.model_id,
-                Result.finished_at <= own.finished_at,
-            )
-            .order_by(Result.finished_at.desc(), Delivery.id.desc())
-            .limit(1)
-        ).first()
-    return None if row is None else SentReport(**row._mapping)  # noqa: SLF001 - as below
+    if own is None or own.study_uid is None or own.sop_uid is None:
+        return None
+    statement = (
+        select(Image.sha256, Model.sha256.label("model_sha256"), Delivery.sop_instance_uid)
+        .join_from(Delivery, Result)
+        .join(Image)
+        .join(Model)
+        .where(
+            Delivery.kind == "sr",
+            Delivery.state == DeliveryState.SENT,
+            Delivery.sop_instance_uid.is_not(None),
+            image.study_uid == own.study_uid,
+            image.sop_uid == own.sop_uid,
+            Result.model_id != own.model_id,
+            Result.finished_at <= own.finished_at,
+        )
+        .order_by(Result.finished_at.desc(), Delivery.id.desc())
+        .limit(1)
+    )
+    return next(iter(read_rows(engine, SentReport, statement)), None)
 
 
 def destination_statuses(engine: Engine) -> list[DestinationStatus]:
-    """Return how things stand with each destination that something is or was owed to."""
+    """Return the status of each destination that deliveries are or were queued for."""
     counted = select(
         Delivery.destination, Delivery.state, func.count(), func.min(Delivery.created_at)
     ).group_by(Delivery.destination, Delivery.state)
-    troubles = (
+    failures = (
         select(Delivery.destination, Delivery.error)
         .where(Delivery.state == DeliveryState.QUEUED, Delivery.error.is_not(None))
         .order_by(Delivery.next_attempt_at, Delivery.id)
     )
     with reading(engine) as connection:
         rows = connection.execute(counted).all()
-        errors = {row.destination: row.error for row in connection.execute(troubles)}
+        errors = {row.destination: row.error for row in connection.execute(failures)}
     return [
         DestinationStatus(
             destination=destination,
@@ -461,27 +442,8 @@ def destination_statuses(engine: Engine) -> list[DestinationStatus]:
 
 def _select_deliveries() -> "AnySelect":
     return (
-        select(
-            Delivery.id,
-            Delivery.result_id,
-            Image.sha256,
-            Delivery.destination,
-            Delivery.kind,
-            Delivery.state,
-            Delivery.attempts,
-            Delivery.refusals,
-            Delivery.next_attempt_at,
-            Delivery.error,
-            Delivery.sop_instance_uid,
-            Delivery.created_at,
-            Delivery.sent_at,
-        )
+        select(*columns_for(DeliveryRow, Delivery, {"sha256": Image.sha256}))
         .select_from(Delivery)
         .join(Result)
         .join(Image)
     )
-
-
-def _delivery_rows(engine: Engine, statement: "AnySelect") -> list[DeliveryRow]:
-    with reading(engine) as connection:
-        return [DeliveryRow(**row._mapping) for row in connection.execute(statement)]  # noqa: SLF001 - SQLAlchemy's public name

@@ -1,153 +1,47 @@
 """Database maintenance: opening and migration, online copies, removal of files by retention."""
 
 import contextlib
-import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, func, inspect, select, text, update
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    func,
+    inspect,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import QueryableAttribute
 
-from lungwatch.db import migrations
-from lungwatch.db.engine import describe_url, open_engine, parse_url, reading, writing
+from lungwatch.db.engine import (
+    describe_url,
+    open_engine,
+    parse_url,
+    read_rows,
+    reading,
+    writing,
+)
 from lungwatch.db.models import Delivery, Image, Result
 from lungwatch.db.states import UNFINISHED, DeliveryState
 from lungwatch.errors import DatabaseError, NotFoundError
-from lungwatch.files import fsync_dir
+from lungwatch.files import replacing
 
-if TYPE_CHECKING:
-    from typing import Any
+MIGRATIONS = Path(__file__).with_name("migrations")
 
-    from sqlalchemy import Select
+REVISIONS = tuple(sorted(path.name[:4] for path in MIGRATIONS.glob("versions/[0-9]*.py")))
+"""Every revision in order, by the names of the scripts: reading needs no Alembic."""
 
-
-_PAGES = 1000
-
-
-def sqlite_path(url: URL) -> Path:
-    """Return the file of a SQLite database.
-
-    Raises
-    ------
-    DatabaseError
-        If it is another database, which brings tools of its own.
-    """
-    if url.get_backend_name() != "sqlite" or not url.database:
-        raise DatabaseError(
-            "only a SQLite database is backed up here: use pg_dump and pg_restore for PostgreSQL"
-        )
-    return Path(url.database)
-
-
-def restore_marker(database: Path) -> Path:
-    """Where it is noted, from its first step to its last, that a restore is under way."""
-    return database.with_name(f"{database.name}.restoring")
-
-
-def check_not_restoring(url: URL) -> None:
-    """Refuse a database whose restore was interrupted.
-
-    Raises
-    ------
-    DatabaseError
-        If it was; the message says which backup, and what to do.
-    """
-    if url.get_backend_name() != "sqlite" or not url.database:
-        return
-    marker = restore_marker(Path(url.database))
-    try:
-        backup = marker.read_text(errors="replace").strip()
-    except OSError:
-        return
-    raise DatabaseError(
-        f"a restore of {url.database} was interrupted: run `lungwatch backup restore {backup}` "
-        f"again, or remove {marker} to go on with the database that is there"
-    )
-
-
-def copy_database(source: Path, target: Path) -> None:
-    """Copy a database by SQLite's online backup, prove the copy whole, and name it.
-
-    Parameters
-    ----------
-    source
-        A database that may be in use.
-    target
-        The file to be; it appears whole or not at all.
-
-    Raises
-    ------
-    DatabaseError
-        If the source is damaged, or the copy cannot be written.
-    """
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-    try:
-        with (
-            closing(sqlite3.connect(_read_only(source), uri=True)) as original,
-            closing(sqlite3.connect(temporary)) as copy,
-        ):
-            original.backup(copy, pages=_PAGES)
-            # One file: a copy is moved about without the journal beside it.
-            copy.execute("PRAGMA journal_mode = DELETE")
-        check_copy(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-        fsync_dir(target.parent)
-    except (sqlite3.Error, OSError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise DatabaseError(f"the database cannot be copied: {why}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def checkpoint_wal(database: Path) -> None:
-    """Write what stands in a database's log into its file, so that the file is whole alone.
-
-    A damaged one stays as it is.
-    """
-    with (
-        contextlib.suppress(sqlite3.Error),
-        closing(sqlite3.connect(database)) as connection,
-    ):
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-
-
-def _read_only(path: Path) -> str:
-    return path.absolute().as_uri() + "?mode=ro"
-
-
-def check_copy(path: Path) -> None:
-    """Prove that a backup is a whole database of lungwatch.
-
-    Raises
-    ------
-    DatabaseError
-        If it is not.
-    """
-    problem = DatabaseError(f"{path.name} is no whole database of lungwatch")
-    try:
-        with closing(sqlite3.connect(_read_only(path), uri=True)) as connection:
-            said = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    except sqlite3.Error as error:
-        raise problem from error
-    if said != "ok":
-        raise problem
-
-
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
-
-"""Every revision in order, so that reading needs no Alembic; a test holds it to the scripts."""
-
-
-# Any number will do that no other program on the same PostgreSQL server locks.
+# Any number that no other program on the same PostgreSQL server locks.
 _ADVISORY_LOCK = 0x6C756E67
+_PAGES = 1000
 
 
 def open_database(url: str, *, within_restore: bool = False) -> Engine:
@@ -156,7 +50,7 @@ def open_database(url: str, *, within_restore: bool = False) -> Engine:
     Parameters
     ----------
     within_restore
-        By the restore that is under way; anybody else is refused meanwhile.
+        Whether the caller is the restore in progress; others are refused meanwhile.
 
     Raises
     ------
@@ -176,7 +70,7 @@ def open_database(url: str, *, within_restore: bool = False) -> Engine:
 
 
 def open_existing(url: str) -> Engine:
-    """Open a database that is there already, and change nothing in it.
+    """Open a database that exists already, and change nothing in it.
 
     Raises
     ------
@@ -228,38 +122,17 @@ def upgrade(engine: Engine) -> None:
         # SQLite's write lock is held from here on; PostgreSQL needs one of its own.
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-        revision = _revision(connection)
-        if revision != REVISIONS[-1]:
-            _run_scripts(connection)
+        if _revision(connection) == REVISIONS[-1]:
+            return
+        # Alembic and its imports cost more time than a query takes.
+        from alembic import command  # noqa: PLC0415
+        from alembic.config import Config  # noqa: PLC0415
 
-
-def _back_up_older(engine: Engine) -> None:
-    """Keep a copy of a SQLite database as it was before its schema is brought up to date.
-
-    There is no way back from a later schema but that copy.
-    """
-    if engine.dialect.name != "sqlite" or not sqlite_path(engine.url).is_file():
-        return
-    with reading(engine) as connection:
-        revision = _revision(connection)
-    if revision is not None and revision != REVISIONS[-1]:
-        source = sqlite_path(engine.url)
-        target = source.with_name(f"{source.name}.schema-{revision}")
-        if not target.exists():  # a second start after an interrupted one
-            copy_database(source, target)
-
-
-def _run_scripts(connection: Connection) -> None:
-    # Alembic and what it imports cost more than everything else a query does.
-    from alembic import command  # noqa: PLC0415
-    from alembic.config import Config  # noqa: PLC0415
-
-    config = Config()
-    folder = str(Path(migrations.__file__).parent)
-    config.set_main_option("script_location", folder.replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        config.set_main_option("path_separator", "os")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
 
 
 def _revision(connection: Connection) -> str | None:
@@ -267,7 +140,7 @@ def _revision(connection: Connection) -> str | None:
     name = describe_url(connection.engine.url)
     tables = inspect(connection).get_table_names()
     if "alembic_version" not in tables:
-        # A server may well hold other programs' tables beside ours; a file is ours alone.
+        # A server may hold tables of other programs too; a file is lungwatch's alone.
         if tables and connection.dialect.name == "sqlite":
             raise DatabaseError(
                 f"the database {name} belongs to another program (it has a table "
@@ -283,13 +156,138 @@ def _revision(connection: Connection) -> str | None:
     return str(revision) if revision is not None else None
 
 
+def _back_up_older(engine: Engine) -> None:
+    """Copy a SQLite database of an earlier schema before it is migrated.
+
+    That copy is the only way back from a later schema.
+    """
+    if engine.dialect.name != "sqlite" or not sqlite_path(engine.url).is_file():
+        return
+    with reading(engine) as connection:
+        revision = _revision(connection)
+    if revision is not None and revision != REVISIONS[-1]:
+        source = sqlite_path(engine.url)
+        target = source.with_name(f"{source.name}.schema-{revision}")
+        if not target.exists():  # a second start after an interrupted one
+            copy_database(source, target)
+
+
+def sqlite_path(url: URL) -> Path:
+    """Return the file of a SQLite database.
+
+    Raises
+    ------
+    DatabaseError
+        If it is another database, which has tools of its own.
+    """
+    if url.get_backend_name() != "sqlite" or not url.database:
+        raise DatabaseError(
+            "only a SQLite database is backed up here: use pg_dump and pg_restore for PostgreSQL"
+        )
+    return Path(url.database)
+
+
+def restore_marker(database: Path) -> Path:
+    """Return the file that exists while a restore is in progress, with the backup's name."""
+    return database.with_name(f"{database.name}.restoring")
+
+
+def check_not_restoring(url: URL) -> None:
+    """Refuse a database whose restore was interrupted.
+
+    Raises
+    ------
+    DatabaseError
+        If it was; the message names the backup, and what to do.
+    """
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return
+    marker = restore_marker(Path(url.database))
+    try:
+        backup = marker.read_text(errors="replace").strip()
+    except OSError:
+        return
+    raise DatabaseError(
+        f"a restore of {url.database} was interrupted: run `lungwatch backup restore {backup}` "
+        f"again, or remove {marker} to go on with the database that is there"
+    )
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a SQLite database by its online backup, one snapshot, check the copy, and name it.
+
+    Parameters
+    ----------
+    source
+        A database that may be in use.
+    target
+        The new file; it appears whole or not at all.
+
+    Raises
+    ------
+    DatabaseError
+        If the source is damaged, or the copy cannot be written.
+    """
+    try:
+        with replacing(target) as temporary:
+            with (
+                _connected_read_only(source) as original,
+                closing(sqlite3.connect(temporary)) as copy,
+            ):
+                original.backup(copy, pages=_PAGES)
+                # One file: a copy is moved about without the journal beside it.
+                copy.execute("PRAGMA journal_mode = DELETE")
+            check_copy(temporary)
+    except (sqlite3.Error, OSError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise DatabaseError(f"the database cannot be copied: {why}") from error
+
+
+def check_copy(path: Path) -> None:
+    """Check that a backup is an undamaged database of lungwatch.
+
+    Raises
+    ------
+    DatabaseError
+        If it is not.
+    """
+    problem = DatabaseError(f"{path.name} is not an intact lungwatch database")
+    try:
+        with _connected_read_only(path) as connection:
+            answer = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.Error as error:
+        raise problem from error
+    if answer != "ok":
+        raise problem
+
+
+def checkpoint_wal(database: Path) -> None:
+    """Write a database's write-ahead log into its file, so that the file is complete by itself.
+
+    A damaged one is left as it is.
+    """
+    with (
+        contextlib.suppress(sqlite3.Error),
+        closing(sqlite3.connect(database)) as connection,
+    ):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+
+@contextmanager
+def _connected_read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    uri = path.absolute().as_uri() + "?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True)) as connection:
+        yield connection
+
+
 # What was refused can be sent again (`lungwatch pacs send --failed`), and is built anew for that.
-_UNSENT_OR_FAILED = (DeliveryState.QUEUED, DeliveryState.SENDING, DeliveryState.FAILED)
+_NEEDS_FILES = (DeliveryState.QUEUED, DeliveryState.SENDING, DeliveryState.FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemovableFile:
-    """A file that all has been done with.
+    """A file that nothing needs any more.
 
     Attributes
     ----------
@@ -298,7 +296,7 @@ class RemovableFile:
     path
         Relative to the home.
     finished_at
-        When the last of its results came to its end.
+        When the last of its results ended.
     """
 
     row_id: int
@@ -307,77 +305,72 @@ class RemovableFile:
 
 
 def removable_originals(engine: Engine) -> list[RemovableFile]:
-    """Return the originals of which every result has an end and nothing is still to be sent."""
+    """Return the originals whose every result has ended and of which nothing is to be sent."""
     ended = func.max(Result.finished_at).label("finished_at")
     statement = (
         select(Image.id.label("row_id"), Image.path, ended)
         .join(Result)
         .where(
             Image.path.startswith("done/") | Image.path.startswith("quarantine/"),
-            _is_finished(),
+            _is_unused(),
         )
         .group_by(Image.id, Image.path)
         .having(ended.is_not(None))
     )
-    return _removable(engine, statement)
+    return read_rows(engine, RemovableFile, statement)
 
 
 def removable_overlays(engine: Engine) -> list[RemovableFile]:
-    """Return the overlays of results that have ended and that nothing waits to be sent of."""
+    """Return the overlays of results that have ended and of which nothing is to be sent."""
     statement = select(
         Result.id.label("row_id"), Result.overlay.label("path"), Result.finished_at
     ).where(
         Result.overlay.is_not(None),
         Result.finished_at.is_not(None),
         Result.state.not_in(UNFINISHED),
-        ~_has_unsent(Result.id),
+        ~_is_to_be_sent(Result.id),
     )
-    return _removable(engine, statement)
+    return read_rows(engine, RemovableFile, statement)
 
 
-def mark_original_removed(engine: Engine, kept: RemovableFile, now: datetime) -> bool:
-    """Note that an original is removed, if it is finished with still; say whether it was."""
+def mark_original_removed(engine: Engine, file: RemovableFile, now: datetime) -> bool:
+    """Note that an original is removed, unless it is needed again; return whether it was noted."""
     with writing(engine) as connection:
         changed = connection.execute(
             update(Image)
-            .where(Image.id == kept.row_id, Image.path == kept.path, _is_finished())
+            .where(Image.id == file.row_id, Image.path == file.path, _is_unused())
             .values(path=None, removed_at=now)
         )
     return changed.rowcount == 1
 
 
-def mark_overlay_removed(engine: Engine, kept: RemovableFile, now: datetime) -> bool:
-    """Note that an overlay is removed, if nothing waits for it; say whether it was."""
+def mark_overlay_removed(engine: Engine, file: RemovableFile, now: datetime) -> bool:
+    """Note that an overlay is removed, unless it is needed again; return whether it was noted."""
     with writing(engine) as connection:
         changed = connection.execute(
             update(Result)
             .where(
-                Result.id == kept.row_id,
-                Result.overlay == kept.path,
+                Result.id == file.row_id,
+                Result.overlay == file.path,
                 Result.state.not_in(UNFINISHED),
-                ~_has_unsent(Result.id),
+                ~_is_to_be_sent(Result.id),
             )
             .values(overlay=None, overlay_removed_at=now)
         )
     return changed.rowcount == 1
 
 
-def _is_finished() -> ColumnElement[bool]:
-    """Of an image: no result on its way, nothing of it in the outbox."""
-    unfinished = select(Result.id).where(
-        Result.image_id == Image.id, Result.state.in_(UNFINISHED) | _has_unsent(Result.id)
+def _is_unused() -> ColumnElement[bool]:
+    """Of an image: no result that has not ended, nothing that is to be sent."""
+    used = select(Result.id).where(
+        Result.image_id == Image.id, Result.state.in_(UNFINISHED) | _is_to_be_sent(Result.id)
     )
-    return ~unfinished.correlate(Image).exists()
+    return ~used.correlate(Image).exists()
 
 
-def _has_unsent(result_id: QueryableAttribute[int]) -> ColumnElement[bool]:
+def _is_to_be_sent(result_id: QueryableAttribute[int]) -> ColumnElement[bool]:
     return (
         select(Delivery.id)
-        .where(Delivery.result_id == result_id, Delivery.state.in_(_UNSENT_OR_FAILED))
+        .where(Delivery.result_id == result_id, Delivery.state.in_(_NEEDS_FILES))
         .exists()
     )
-
-
-def _removable(engine: Engine, statement: "Select[*tuple[Any, ...]]") -> list[RemovableFile]:
-    with reading(engine) as connection:
-        return [RemovableFile(**row._mapping) for row in connection.execute(statement)]  # noqa: SLF001 - SQLAlchemy's public name

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Enum,
     ForeignKey,
     Index,
+    Integer,
     MetaData,
     String,
     Text,
@@ -24,11 +25,12 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from lungwatch.attributes import ATTRIBUTES
 from lungwatch.db.states import DeliveryState, State
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An instant: aware datetimes in and out, UTC in the database.
+    """An instant: aware datetimes in and out, UTC in the database, alike on both databases.
 
     SQLite keeps text without a zone, which sorts and compares correctly because it is
     always UTC; PostgreSQL has ``timestamptz``.
@@ -38,7 +40,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Convert to UTC; a naive datetime is a mistake of the program."""
+        """Convert to UTC; a naive datetime is a defect of the program."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -53,8 +55,17 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+def _state_column(states: type[State] | type[DeliveryState]) -> Enum:
+    return Enum(
+        states,
+        native_enum=False,
+        length=16,
+        values_callable=lambda members: [member.value for member in members],
+    )
+
+
 class Base(DeclarativeBase):
-    """Everything mapped; constraint names are fixed so that migrations can address them."""
+    """Base of all tables; constraint names are fixed so that migrations can address them."""
 
     metadata = MetaData(
         naming_convention={
@@ -68,18 +79,8 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime(),
         # Its default differs between SQLAlchemy's versions.
         float: Double(),
-        State: Enum(
-            State,
-            native_enum=False,
-            length=16,
-            values_callable=lambda states: [state.value for state in states],
-        ),
-        DeliveryState: Enum(
-            DeliveryState,
-            native_enum=False,
-            length=16,
-            values_callable=lambda states: [state.value for state in states],
-        ),
+        State: _state_column(State),
+        DeliveryState: _state_column(DeliveryState),
         list[str]: JSON(),
         # NULL for none, which SQL can ask for, instead of JSON's null.
         list[float]: JSON(none_as_null=True),
@@ -90,7 +91,11 @@ class Base(DeclarativeBase):
 
 
 class Image(Base):
-    """One content: bytes are one image, however often and under whatever names they come."""
+    """One content: the same bytes are one image, however often and under whatever names they come.
+
+    Each attribute of `lungwatch.attributes` is a column too, NULL until the file is decoded; in
+    queries it is `Image.__table__.c.<name>`.
+    """
 
     __tablename__ = "image"
 
@@ -102,37 +107,19 @@ class Image(Base):
     path: Mapped[str | None] = mapped_column(Text)
     """Where the file is, relative to the home; None while that is not known."""
     received_at: Mapped[datetime] = mapped_column(index=True)
-
-    # The fields of `lungwatch.imaging.RadiographMeta`, None until the file was decoded.
     format: Mapped[str | None] = mapped_column(String(16))
-    rows: Mapped[int | None]
-    columns: Mapped[int | None]
-    bits_stored: Mapped[int | None]
-    photometric: Mapped[str | None] = mapped_column(Text)
-    transfer_syntax: Mapped[str | None] = mapped_column(Text)
-    patient_id: Mapped[str | None] = mapped_column(Text, index=True)
-    accession: Mapped[str | None] = mapped_column(Text, index=True)
-    study_uid: Mapped[str | None] = mapped_column(Text, index=True)
-    series_uid: Mapped[str | None] = mapped_column(Text)
-    sop_uid: Mapped[str | None] = mapped_column(Text)
-    sop_class: Mapped[str | None] = mapped_column(Text)
-    modality: Mapped[str | None] = mapped_column(Text)
-    body_part: Mapped[str | None] = mapped_column(Text)
-    view_position: Mapped[str | None] = mapped_column(Text)
-    study_date: Mapped[str | None] = mapped_column(Text)
-    series_date: Mapped[str | None] = mapped_column(Text)
-    acquisition_date: Mapped[str | None] = mapped_column(Text)
-    manufacturer: Mapped[str | None] = mapped_column(Text)
-    manufacturer_model: Mapped[str | None] = mapped_column(Text)
-    station: Mapped[str | None] = mapped_column(Text)
-    institution: Mapped[str | None] = mapped_column(Text)
-
     removed_at: Mapped[datetime | None]
-    """When retention removed the file, should `path` be None for that."""
+    """When retention removed the file, if `path` is None for that reason."""
+
+
+for _name, _attribute in ATTRIBUTES.items():
+    if _name not in Image.__table__.c:
+        _type = {"number": Integer, "instant": UtcDateTime}.get(_attribute.kind, Text)
+        setattr(Image, _name, mapped_column(_type, index=_attribute.is_indexed, nullable=True))
 
 
 class Model(Base):
-    """One model file that was used, with the contract it had then."""
+    """One model file that was used, with its contract at that time."""
 
     __tablename__ = "model"
 
@@ -140,13 +127,13 @@ class Model(Base):
     name: Mapped[str] = mapped_column(Text)
     version: Mapped[str] = mapped_column(Text)
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
-    """Of ``model.onnx``: two builds under one version stay two models."""
+    """Of ``model.onnx``: two builds of one version are two models."""
     contract: Mapped[str] = mapped_column(Text)
     first_used_at: Mapped[datetime]
 
 
 class Result(Base):
-    """What became of one image with one model."""
+    """The outcome of one image with one model."""
 
     __tablename__ = "result"
     __table_args__ = (
@@ -176,41 +163,41 @@ class Result(Base):
     gate_score: Mapped[float | None]
     lung_area: Mapped[float | None]
     lung_share: Mapped[float | None]
-    """The fields of `lungwatch.contract.Plausibility`; of refused files too."""
+    """The fields of `Plausibility`; of refused files too."""
     calibration: Mapped[str | None] = mapped_column(String(64))
-    """The site calibration that decided (`lungwatch.sitecalibration`); None: the bundle's own."""
+    """The site calibration that decided (`lungwatch.bundle`); None: the bundle's own."""
     components: Mapped[list[float] | None]
-    """The embedding by the axes of the bundle's `drift.json`; None without one."""
+    """The embedding projected on the axes of the bundle's `drift.json`; None without one."""
     flags: Mapped[list[str]]
     overlay: Mapped[str | None] = mapped_column(Text)
     """Where the overlay is, relative to the home."""
     claimed_at: Mapped[datetime | None]
-    """When the last attempt began; of a queued one, when it was asked for."""
+    """When the last attempt began; of a queued one, when it was requested."""
     finished_at: Mapped[datetime | None]
     duration_ms: Mapped[int | None]
 
     overlay_removed_at: Mapped[datetime | None]
-    """When retention removed the overlay, should `overlay` be None for that."""
+    """When retention removed the overlay, if `overlay` is None for that reason."""
 
 
 class Arrival(Base):
-    """One dropped file: what is counted, while images and results are not counted twice."""
+    """One dropped file; the same content dropped twice is two arrivals of one image."""
 
     __tablename__ = "arrival"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     token: Mapped[str] = mapped_column(String(128), unique=True)
-    """Made by the daemon; the same drop seen again after a crash has the same one."""
+    """Made by the daemon; the same drop seen again after a crash has the same token."""
     image_id: Mapped[int] = mapped_column(ForeignKey("image.id"))
     result_id: Mapped[int] = mapped_column(ForeignKey("result.id"), index=True)
     source_name: Mapped[str] = mapped_column(Text)
     arrived_at: Mapped[datetime]
     duplicate: Mapped[bool]
-    """Its bytes were known already and it started no run."""
+    """Its bytes were known and it started no run."""
 
 
 class Audit(Base):
-    """One thing that somebody did; rows are added and never changed."""
+    """One audit event; rows are added and never changed."""
 
     __tablename__ = "audit"
 
@@ -222,19 +209,19 @@ class Audit(Base):
     uid: Mapped[int | None]
     host: Mapped[str | None] = mapped_column(Text)
     target: Mapped[str | None] = mapped_column(Text)
-    """What it was done to: a result's number, a folder, a digest; no patient data."""
+    """A result's number, a folder, a digest; no patient data."""
     outcome: Mapped[str] = mapped_column(String(16), server_default="ok")
     """``started``, ``ok`` or ``failed``."""
 
 
 class OwningHome(Base):
-    """The one home that this database belongs to; one row, or none before the first start."""
+    """The home that this database belongs to; one row, or none before the first start."""
 
     __tablename__ = "home"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     mark: Mapped[str] = mapped_column(String(36))
-    """The same as in the home's own file."""
+    """As in the home's own file."""
     place: Mapped[str] = mapped_column(Text)
     first_used_at: Mapped[datetime]
 
@@ -253,13 +240,13 @@ class Delivery(Base):
     """``sc`` (Secondary Capture) or ``sr`` (Structured Report)."""
     state: Mapped[DeliveryState]
     attempts: Mapped[int]
-    """Times it was tried since it was queued."""
+    """Tries since it was queued."""
     refusals: Mapped[int]
-    """Times the destination was reached and would not have it, since it was queued."""
+    """Times the destination refused it since it was queued."""
     next_attempt_at: Mapped[datetime | None]
-    """Not before; None for one that is not queued."""
+    """Earliest time; None for one that is not queued."""
     error: Mapped[str | None] = mapped_column(Text)
-    """Why the last attempt did not succeed; no patient data."""
+    """Why the last attempt failed; no patient data."""
     sop_instance_uid: Mapped[str | None] = mapped_column(String(64))
     """None until the object was built."""
     created_at: Mapped[datetime]

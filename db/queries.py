@@ -2,31 +2,41 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Engine, Select, String, case, cast, func, select
 from sqlalchemy.orm import aliased
 
-from lungwatch.db.engine import reading
+from lungwatch.attributes import ATTRIBUTES
+from lungwatch.db.engine import columns_for, read_rows, reading
 from lungwatch.db.models import Arrival, Delivery, Image, Model, Result
 from lungwatch.db.states import DELIVERY_ORDER, UNFINISHED, DeliveryState, State
 from lungwatch.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row
+    AnySelect = Select[*tuple[Any, ...]]
+
+_PAGE_ROWS = 1000
+_SHORTEST_PREFIX = 6
+_DIGEST_LENGTH = 64
+# Fields of a row that only `results show` tells.
+_SHOWN_ONLY = {
+    *("logit", "model_sha256", "size_bytes", "claimed_at"),
+    *("file_removed_at", "overlay_removed_at"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRow:
-    """What became of one image with one model.
+    """The outcome of one image with one model.
 
     Attributes
     ----------
     id
         Number of the result.
-    sha256, source_name
+    sha256, size_bytes, source_name
         The content, and the name it first came under.
     status
         ``done``, ``rejected``, ``failed``, or the state on the way there.
@@ -35,35 +45,36 @@ class ResultRow:
     label
         ``COVID``, ``NEGATIVE`` or ``UNCERTAIN``.
     probability, threshold
-        Calibrated, 0..1.
+        Calibrated, 0..1; `logit` is before calibration.
     uncertain_from, uncertain_to
         Probabilities within [from, to) are ``UNCERTAIN``; equal where the model never abstains.
     findings
         Calibrated probability, 0..1, of each finding by name (``covid``, ``opacity``); None
         where there is no score.
     calibration
-        The site calibration whose probability, threshold and band these are; None: the bundle's.
+        The site calibration that decided; None for the bundle's own.
     flags
-        Codes of what is remarkable about the case (`lungwatch.errors`).
+        Codes of what is remarkable about the case (`lungwatch.errors.Flag`).
     gate_score, lung_area, lung_share
-        Of the content gate, 0..1 (`lungwatch.contract.Plausibility`); None without one.
-    model, model_version
-        Who scored it.
+        Of the content gate, 0..1 (`lungwatch.db.models.Plausibility`); None without one.
     overlay, file
         Paths relative to the home.
-    patient_id, study_uid, series_uid, sop_uid, accession
-        As the file says.
-    received_at, finished_at
+    attributes
+        What the file states: the fields of `lungwatch.attributes.RadiographMeta`, by name; None
+        for each until it is decoded.
+    received_at, claimed_at, finished_at
         UTC.
     duration_ms
         From the claim to the result.
     attempts
         Runs started since the last drop or retry.
     arrivals
-        How many times the content was dropped for this result.
+        Number of times that the content was dropped for this result.
     delivery
         State of what is sent to a PACS: ``failed`` or ``invalid`` if one is, else ``queued``
         or ``sending`` if one is, else ``sent``; None where nothing is sent.
+    file_removed_at, overlay_removed_at
+        When retention removed them; None if they exist, or are gone for another reason.
     """
 
     id: int
@@ -85,11 +96,7 @@ class ResultRow:
     model: str
     model_version: str
     overlay: str | None
-    patient_id: str | None
-    study_uid: str | None
-    series_uid: str | None
-    sop_uid: str | None
-    accession: str | None
+    attributes: Mapping[str, str | int | datetime | None]
     received_at: datetime
     finished_at: datetime | None
     duration_ms: int | None
@@ -98,48 +105,42 @@ class ResultRow:
     file: str | None
     arrivals: int
     delivery: DeliveryState | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResultDetail(ResultRow):
-    """A result whole, with what the file says about the image.
-
-    The fields after `claimed_at` are those of `lungwatch.imaging.RadiographMeta`, and then:
-
-    Attributes
-    ----------
-    file_removed_at, overlay_removed_at
-        When retention removed them; None for what is there, or gone otherwise.
-    """
-
     logit: float | None
     model_sha256: str
     size_bytes: int
     claimed_at: datetime | None
-    format: str | None
-    rows: int | None
-    columns: int | None
-    bits_stored: int | None
-    photometric: str | None
-    transfer_syntax: str | None
-    sop_class: str | None
-    modality: str | None
-    body_part: str | None
-    view_position: str | None
-    study_date: str | None
-    series_date: str | None
-    acquisition_date: str | None
-    manufacturer: str | None
-    manufacturer_model: str | None
-    station: str | None
-    institution: str | None
     file_removed_at: datetime | None
     overlay_removed_at: datetime | None
+
+    def listed(self) -> dict[str, object]:
+        """Return the values of `results list`, by the keys of its JSON and CSV (`LIST_KEYS`)."""
+        values = self.shown()
+        return {key: values[key] for key in LIST_KEYS}
+
+    def shown(self) -> dict[str, object]:
+        """Return the values of `results show`: all of `listed`, and every attribute by its name."""
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        stated = own.pop("attributes")
+        listed = {key: stated[name] for key, name in _LISTED_ATTRIBUTES.items()}
+        return {**own, **listed, **stated}
+
+
+_LISTED_ATTRIBUTES = {
+    attribute.listed_as: name for name, attribute in ATTRIBUTES.items() if attribute.listed_as
+}
+
+LIST_KEYS = tuple(
+    key
+    for one in fields(ResultRow)
+    if one.name not in _SHOWN_ONLY
+    for key in (_LISTED_ATTRIBUTES if one.name == "attributes" else (one.name,))
+)
+"""Keys of a result in the JSON and CSV of `results list` and `results export`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedFile:
-    """A result as the folders see it.
+    """A result and where its files are.
 
     Attributes
     ----------
@@ -148,7 +149,7 @@ class TrackedFile:
     received_at
         UTC; decides the folder in ``done``.
     removed_at
-        When retention removed the file, should `path` be None for that.
+        When retention removed the file, if `path` is None for that reason.
     """
 
     result_id: int
@@ -166,7 +167,7 @@ class TrackedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultFilter:
-    """Which results are meant; a field that is None leaves all.
+    """Choice of results; a field that is None leaves all.
 
     Attributes
     ----------
@@ -204,202 +205,6 @@ class ResultFilter:
     limit: int | None = None
 
 
-if TYPE_CHECKING:
-    AnySelect = Select[*tuple[Any, ...]]
-
-
-def select_results(chosen: ResultFilter) -> "AnySelect":
-    """Select the columns of `ResultRow`, newest first."""
-    return _chosen(select(*_result_columns()), chosen)
-
-
-def select_details() -> "AnySelect":
-    """Select the columns of `ResultDetail`."""
-    return _joined(
-        select(
-            *_result_columns(),
-            Result.logit,
-            Model.sha256.label("model_sha256"),
-            Image.size_bytes,
-            Result.claimed_at,
-            Image.format,
-            # `Image.rows` would be a method of the row that comes back.
-            Image.rows.label("rows"),
-            Image.columns.label("columns"),
-            Image.bits_stored,
-            Image.photometric,
-            Image.transfer_syntax,
-            Image.sop_class,
-            Image.modality,
-            Image.body_part,
-            Image.view_position,
-            Image.study_date,
-            Image.series_date,
-            Image.acquisition_date,
-            Image.manufacturer,
-            Image.manufacturer_model,
-            Image.station,
-            Image.institution,
-            case((Image.path.is_(None), Image.removed_at)).label("file_removed_at"),
-            case((Result.overlay.is_(None), Result.overlay_removed_at)).label("overlay_removed_at"),
-        )
-    )
-
-
-def select_for_statistics(chosen: ResultFilter) -> "AnySelect":
-    """Select the columns that `stats` counts."""
-    return _chosen(
-        select(
-            Image.received_at,
-            Result.state,
-            Result.label,
-            Result.reason,
-            Result.flags,
-            Result.probability,
-            Model.name,
-            Model.version,
-            _arrivals(),
-        ),
-        chosen,
-    )
-
-
-def select_tracked() -> "AnySelect":
-    """Select the columns of `TrackedFile`, in the order of the results' numbers."""
-    return (
-        select(
-            Result.id.label("result_id"),
-            Result.image_id,
-            Result.model_id,
-            Image.sha256,
-            Result.state,
-            Result.reason,
-            Image.path,
-            Image.received_at,
-            Result.overlay,
-            Image.source_name,
-            Image.removed_at,
-        )
-        .join_from(Result, Image)
-        .order_by(Result.id)
-    )
-
-
-def _result_columns() -> tuple[ColumnElement[Any], ...]:
-    columns: tuple[Any, ...] = (
-        Result.id,
-        Image.sha256,
-        Image.source_name,
-        Result.state.label("status"),
-        Result.reason,
-        Result.label,
-        Result.probability,
-        Result.threshold,
-        Result.uncertain_from,
-        Result.uncertain_to,
-        Result.findings,
-        Result.calibration,
-        Result.flags,
-        Result.gate_score,
-        Result.lung_area,
-        Result.lung_share,
-        Model.name.label("model"),
-        Model.version.label("model_version"),
-        Result.overlay,
-        Image.patient_id,
-        Image.study_uid,
-        Image.series_uid,
-        Image.sop_uid,
-        Image.accession,
-        Image.received_at,
-        Result.finished_at,
-        Result.duration_ms,
-        Result.message,
-        Result.attempts,
-        Image.path.label("file"),
-        _arrivals(),
-        _delivery(),
-    )
-    return columns
-
-
-def _arrivals() -> ColumnElement[int]:
-    counted = select(func.count(Arrival.id)).where(Arrival.result_id == Result.id)
-    return counted.correlate(Result).scalar_subquery().label("arrivals")
-
-
-def _delivery() -> ColumnElement[str | None]:
-    """Select the state of what is owed that most wants looking at."""
-    rank = {state: number for number, state in enumerate(DELIVERY_ORDER)}
-    first = (
-        select(Delivery.state)
-        .where(Delivery.result_id == Result.id)
-        .order_by(case(rank, value=Delivery.state))
-        .limit(1)
-    )
-    return first.correlate(Result).scalar_subquery().label("delivery")
-
-
-def _joined(statement: "AnySelect") -> "AnySelect":
-    return statement.select_from(Result).join(Image).join(Model)
-
-
-def _chosen(statement: "AnySelect", chosen: ResultFilter) -> "AnySelect":
-    return (
-        _joined(statement)
-        .where(*conditions(chosen))
-        .order_by(
-            (Image.received_at if chosen.made_since is None else Result.finished_at).desc(),
-            Result.id.desc(),
-        )
-        .limit(chosen.limit)
-    )
-
-
-def _score_conditions(chosen: ResultFilter) -> Iterator[ColumnElement[bool]]:
-    score: ColumnElement[float | None] = Result.probability.expression
-    if chosen.finding is not None:
-        score = Result.findings[chosen.finding].as_float()
-        yield score.is_not(None)
-    if chosen.min_score is not None:
-        yield score >= chosen.min_score
-    if chosen.max_score is not None:
-        yield score <= chosen.max_score
-
-
-def conditions(chosen: ResultFilter) -> Iterator[ColumnElement[bool]]:
-    """Yield what a filter asks of joined results, images and models."""
-    if chosen.since is not None:
-        yield Image.received_at >= chosen.since
-    if chosen.until is not None:
-        yield Image.received_at < chosen.until
-    if chosen.made_since is not None:
-        yield Result.finished_at >= chosen.made_since
-    if chosen.label is not None:
-        yield Result.label == chosen.label
-    if chosen.status is not None:
-        yield Result.state == State(chosen.status)
-    if chosen.flag is not None:
-        # Both databases keep JSON as the text that was written, codes within quotes.
-        yield cast(Result.flags, String).contains(json.dumps(chosen.flag), autoescape=True)
-    yield from _score_conditions(chosen)
-    if chosen.patient is not None:
-        yield Image.patient_id == chosen.patient
-    if chosen.accession is not None:
-        yield Image.accession == chosen.accession
-    if chosen.study is not None:
-        yield Image.study_uid == chosen.study
-    if chosen.model is not None:
-        yield (Model.name == chosen.model) | (Model.name + "-" + Model.version == chosen.model)
-
-
-_PAGE_ROWS = 1000
-
-_SHORTEST_PREFIX = 6
-
-_DIGEST_LENGTH = 64
-
-
 def list_results(engine: Engine, chosen: ResultFilter) -> list[ResultRow]:
     """Return the results that a filter chooses, newest first.
 
@@ -408,18 +213,16 @@ def list_results(engine: Engine, chosen: ResultFilter) -> list[ResultRow]:
     DatabaseError
         If the database cannot be read.
     """
-    with reading(engine) as connection:
-        return [ResultRow(**_values(row)) for row in connection.execute(select_results(chosen))]
+    return _result_rows(engine, select_chosen(_result_columns(), chosen))
 
 
-def get_result(engine: Engine, id_or_hash: int | str) -> ResultDetail:
-    """Return one result whole.
+def get_result(engine: Engine, id_or_hash: int | str) -> ResultRow:
+    """Return one result.
 
     Parameters
     ----------
     id_or_hash
-        The result's number, its content's SHA-256, or the beginning of that, from six
-        characters on.
+        The result's number, its content's SHA-256, or at least the first six characters of it.
 
     Raises
     ------
@@ -427,9 +230,13 @@ def get_result(engine: Engine, id_or_hash: int | str) -> ResultDetail:
         If nothing matches, or more than one result does.
     """
     wanted = str(id_or_hash).strip().lower()
-    found = _details(engine, Result.id == int(wanted)) if _is_number(wanted) else []
-    if not found and _is_prefix(wanted):
-        found = _details(engine, Image.sha256.startswith(wanted))
+    found: list[ResultRow] = []
+    # A longer number is no row's, and overflows the column.
+    if wanted.isascii() and wanted.isdigit() and len(wanted) <= 9:
+        found = _find_results(engine, Result.id == int(wanted))
+    is_prefix = _SHORTEST_PREFIX <= len(wanted) <= _DIGEST_LENGTH
+    if not found and is_prefix and set(wanted) <= set("0123456789abcdef"):
+        found = _find_results(engine, Image.sha256.startswith(wanted))
     if not found:
         raise NotFoundError(
             f"no result '{id_or_hash}': give a number, or the first {_SHORTEST_PREFIX} or more "
@@ -442,28 +249,134 @@ def get_result(engine: Engine, id_or_hash: int | str) -> ResultDetail:
     return found[0]
 
 
+def _find_results(engine: Engine, condition: ColumnElement[bool]) -> list[ResultRow]:
+    statement = _joined(select(*_result_columns())).where(condition).order_by(Result.id)
+    return _result_rows(engine, statement)
+
+
+def _result_columns() -> list[ColumnElement[Any]]:
+    image, removed = Image.__table__.c, Result.overlay_removed_at
+    elsewhere = {
+        "status": Result.state,
+        "sha256": Image.sha256,
+        "size_bytes": Image.size_bytes,
+        "source_name": Image.source_name,
+        "received_at": Image.received_at,
+        "file": Image.path,
+        "file_removed_at": case((Image.path.is_(None), Image.removed_at)),
+        "overlay_removed_at": case((Result.overlay.is_(None), removed)),
+        "model": Model.name,
+        "model_version": Model.version,
+        "model_sha256": Model.sha256,
+        "arrivals": arrivals_of_result(),
+        "delivery": _delivery_of_result(),
+    }
+    own = columns_for(ResultRow, Result, elsewhere, skip=("attributes",))
+    return [*own, *(image[name].label(f"image_{name}") for name in ATTRIBUTES)]
+
+
+def _result_rows(engine: Engine, statement: "AnySelect") -> list[ResultRow]:
+    own = [one.name for one in fields(ResultRow) if one.name not in ("flags", "attributes")]
+    with reading(engine) as connection:
+        return [
+            ResultRow(
+                **{name: row[name] for name in own},
+                flags=tuple(row["flags"]),
+                attributes={name: row[f"image_{name}"] for name in ATTRIBUTES},
+            )
+            for row in connection.execute(statement).mappings()
+        ]
+
+
+def arrivals_of_result() -> ColumnElement[int]:
+    """Return a column that counts the arrivals of a selected result."""
+    counted = select(func.count(Arrival.id)).where(Arrival.result_id == Result.id)
+    return counted.correlate(Result).scalar_subquery()
+
+
+def _delivery_of_result() -> ColumnElement[DeliveryState | None]:
+    """Return the most urgent state of a selected result's deliveries."""
+    rank = {state: number for number, state in enumerate(DELIVERY_ORDER)}
+    first = (
+        select(Delivery.state)
+        .where(Delivery.result_id == Result.id)
+        .order_by(case(rank, value=Delivery.state))
+        .limit(1)
+    )
+    return first.correlate(Result).scalar_subquery()
+
+
+def _joined(statement: "AnySelect") -> "AnySelect":
+    return statement.select_from(Result).join(Image).join(Model)
+
+
+def select_chosen(columns: list[ColumnElement[Any]], chosen: ResultFilter) -> "AnySelect":
+    """Select columns of the results, images and models that a filter chooses, newest first."""
+    newest = Image.received_at if chosen.made_since is None else Result.finished_at
+    return (
+        _joined(select(*columns))
+        .where(*conditions(chosen))
+        .order_by(newest.desc(), Result.id.desc())
+        .limit(chosen.limit)
+    )
+
+
+def conditions(chosen: ResultFilter) -> Iterator[ColumnElement[bool]]:
+    """Yield a filter's conditions on joined results, images and models."""
+    image = Image.__table__.c
+    for column, value in (
+        (Result.label, chosen.label),
+        (image.patient_id, chosen.patient),
+        (image.accession, chosen.accession),
+        (image.study_uid, chosen.study),
+    ):
+        if value is not None:
+            yield column == value
+    if chosen.since is not None:
+        yield Image.received_at >= chosen.since
+    if chosen.until is not None:
+        yield Image.received_at < chosen.until
+    if chosen.made_since is not None:
+        yield Result.finished_at >= chosen.made_since
+    if chosen.status is not None:
+        yield Result.state == State(chosen.status)
+    if chosen.flag is not None:
+        # Both databases keep JSON as the text that was written, codes within quotes.
+        yield cast(Result.flags, String).contains(json.dumps(chosen.flag), autoescape=True)
+    score: ColumnElement[float | None] = Result.probability.expression
+    if chosen.finding is not None:
+        score = Result.findings[chosen.finding].as_float()
+        yield score.is_not(None)
+    if chosen.min_score is not None:
+        yield score >= chosen.min_score
+    if chosen.max_score is not None:
+        yield score <= chosen.max_score
+    if chosen.model is not None:
+        yield (Model.name == chosen.model) | (Model.name + "-" + Model.version == chosen.model)
+
+
 def unfinished(engine: Engine) -> list[TrackedFile]:
-    """Return the results that have no end yet, oldest first."""
-    return _tracked(engine, select_tracked().where(Result.state.in_(UNFINISHED)))
+    """Return the results that have not ended yet, oldest first."""
+    return _tracked(engine, Result.state.in_(UNFINISHED))
 
 
 def queued(
     engine: Engine, limit: int, model_id: int | None = None, *, own_only: bool = False
 ) -> list[TrackedFile]:
-    """Return results that somebody asked to run again and whose file is known.
+    """Return results that are queued for another run and whose file is known.
 
     Parameters
     ----------
     limit
-        At most so many, the first asked for.
+        At most so many, the first requested.
     model_id
-        Only those that this model can take up: its own, and those of other models whose
-        image it has no result for; not those that another model is to score beside a result
-        that is done (`lungwatch rescore`).
+        Only those that this model can take up: its own, and those of other models whose image it
+        has no result for; not those queued for rescoring by another model (`lungwatch rescore`),
+        whose image has a result that is done.
     own_only
-        Only those that this very model was asked for.
+        Only those queued for this model.
     """
-    statement = select_tracked().where(Result.state == State.QUEUED, Image.path.is_not(None))
+    statement = _select_tracked().where(Result.state == State.QUEUED, Image.path.is_not(None))
     if model_id is not None:
         own = aliased(Result)
         scored = select(own.id).where(own.image_id == Result.image_id, own.model_id == model_id)
@@ -471,74 +384,61 @@ def queued(
         if not own_only:
             of_model |= ~scored.exists() & ~Image.path.startswith("done/")
         statement = statement.where(of_model)
-    ordered = statement.order_by(None).order_by(Result.claimed_at, Result.id)
-    return _tracked(engine, ordered.limit(limit))
-
-
-def has_result(engine: Engine, sha256: str, reason: str) -> bool:
-    """Whether a content has a result that ended for this reason."""
-    statement = select(Result.id).join(Image)
-    with reading(engine) as connection:
-        found = connection.execute(
-            statement.where(Image.sha256 == sha256, Result.reason == reason).limit(1)
-        )
-        return found.first() is not None
-
-
-def is_known(engine: Engine, sha256: str) -> bool:
-    """Whether a content has ever been claimed."""
-    with reading(engine) as connection:
-        found = connection.execute(select(Image.id).where(Image.sha256 == sha256))
-        return found.first() is not None
-
-
-def is_unfinished(engine: Engine, sha256: str) -> bool:
-    """Whether some result of a content has no end yet."""
-    statement = select(Result.id).join(Image).where(Image.sha256 == sha256)
-    with reading(engine) as connection:
-        found = connection.execute(statement.where(Result.state.in_(UNFINISHED)).limit(1))
-        return found.first() is not None
+    return read_rows(
+        engine, TrackedFile, statement.order_by(Result.claimed_at, Result.id).limit(limit)
+    )
 
 
 def rows_in_work(engine: Engine) -> list[TrackedFile]:
-    """Return the results, finished or not, whose file should be in ``work/``.
+    """Return the results, ended or not, whose file should be in ``work/``.
 
-    Also those on their way of which it is recorded that the file is nowhere.
+    Also those in process whose file is recorded to be nowhere.
     """
     is_lost = Image.path.is_(None) & Result.state.in_((State.CLAIMED, State.RECORDED))
-    return _tracked(engine, select_tracked().where(Image.path.startswith("work/") | is_lost))
+    return _tracked(engine, Image.path.startswith("work/") | is_lost)
 
 
 def iter_all(engine: Engine) -> Iterator[TrackedFile]:
-    """Return every result in order of its number, read in pages so that no lock is held."""
+    """Yield every result in order of its number, read in pages so that no lock is held."""
     last_id = 0
-    while page := _tracked(engine, select_tracked().where(Result.id > last_id).limit(_PAGE_ROWS)):
+    while page := _tracked(engine, Result.id > last_id, limit=_PAGE_ROWS):
         yield from page
         last_id = page[-1].result_id
 
 
-def _tracked(engine: Engine, statement: "AnySelect") -> list[TrackedFile]:
+def _tracked(
+    engine: Engine, condition: ColumnElement[bool], limit: int | None = None
+) -> list[TrackedFile]:
+    statement = _select_tracked().where(condition).order_by(Result.id).limit(limit)
+    return read_rows(engine, TrackedFile, statement)
+
+
+def _select_tracked() -> "AnySelect":
+    image = Image.__table__.c
+    names = ("sha256", "path", "received_at", "source_name", "removed_at")
+    elsewhere = {"result_id": Result.id, **{name: image[name] for name in names}}
+    return select(*columns_for(TrackedFile, Result, elsewhere)).join_from(Result, Image)
+
+
+def has_result(engine: Engine, sha256: str, reason: str) -> bool:
+    """Return whether a content has a result that ended for this reason."""
+    return _exists(engine, _results_of(sha256).where(Result.reason == reason))
+
+
+def is_known(engine: Engine, sha256: str) -> bool:
+    """Return whether a content has ever been claimed."""
+    return _exists(engine, select(Image.id).where(Image.sha256 == sha256))
+
+
+def is_unfinished(engine: Engine, sha256: str) -> bool:
+    """Return whether a content has a result that has not ended yet."""
+    return _exists(engine, _results_of(sha256).where(Result.state.in_(UNFINISHED)))
+
+
+def _results_of(sha256: str) -> Select[int]:
+    return select(Result.id).join(Image).where(Image.sha256 == sha256)
+
+
+def _exists(engine: Engine, statement: Select[int]) -> bool:
     with reading(engine) as connection:
-        return [TrackedFile(**row._mapping) for row in connection.execute(statement)]  # noqa: SLF001 - SQLAlchemy's public name
-
-
-def _details(engine: Engine, condition: ColumnElement[bool]) -> list[ResultDetail]:
-    with reading(engine) as connection:
-        rows = connection.execute(select_details().where(condition).order_by(Result.id))
-        return [ResultDetail(**_values(row)) for row in rows]
-
-
-def _values(row: "Row[*tuple[Any, ...]]") -> dict[str, Any]:
-    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name
-    return {**values, "flags": tuple(values["flags"])}
-
-
-def _is_number(text: str) -> bool:
-    # Longer ones are no numbers of rows and overflow the column.
-    return text.isascii() and text.isdigit() and len(text) <= 9
-
-
-def _is_prefix(text: str) -> bool:
-    return _SHORTEST_PREFIX <= len(text) <= _DIGEST_LENGTH and all(
-        character in "0123456789abcdef" for character in text
-    )
+        return connection.execute(statement.limit(1)).first() is not None

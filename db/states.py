@@ -1,4 +1,8 @@
-"""States of results and deliveries, with one transition table each."""
+"""States of results and deliveries, with one transition table each.
+
+Every change of state is a compare-and-set: it names the state it starts from, and a pair that its
+table does not hold is an error before the database is asked.
+"""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -7,30 +11,40 @@ from lungwatch.errors import DatabaseError
 
 
 class State(StrEnum):
-    """Where one image stands with one model.
-
-    ``queued``: somebody asked for another run. ``claimed``: being worked on. ``recorded``:
-    the result is written, the file is not filed yet. ``done``, ``rejected`` and ``failed``
-    are ends.
-    """
+    """State of one image with one model."""
 
     QUEUED = "queued"
+    """Another run was requested."""
     CLAIMED = "claimed"
+    """The file is being processed."""
     RECORDED = "recorded"
+    """The result is written, the file is not moved to its final folder yet."""
     DONE = "done"
     REJECTED = "rejected"
     FAILED = "failed"
 
 
-UNFINISHED = (State.QUEUED, State.CLAIMED, State.RECORDED)
+class DeliveryState(StrEnum):
+    """State of one delivery: one object of a result for one destination."""
+
+    QUEUED = "queued"
+    """To be sent when it is due."""
+    SENDING = "sending"
+    """Being built or sent, by this process or by one that died."""
+    SENT = "sent"
+    """The destination answered with success. Never sent again on its own."""
+    FAILED = "failed"
+    """The destination refused it for good."""
+    INVALID = "invalid"
+    """No valid object could be built; nothing was sent."""
 
 
 RESULT_TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.CLAIMED}),
     # To itself: another attempt after a crash.
     State.CLAIMED: frozenset({State.CLAIMED, State.RECORDED, State.REJECTED, State.FAILED}),
-    # What is recorded is never computed again: only the filing is repeated, and fails if
-    # somebody took the file away.
+    # A recorded result is never computed again: only the filing is repeated. It fails if the
+    # file was removed by another program.
     State.RECORDED: frozenset({State.DONE, State.FAILED}),
     State.DONE: frozenset(),
     State.REJECTED: frozenset({State.QUEUED}),
@@ -38,61 +52,25 @@ RESULT_TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.FAILED: frozenset({State.QUEUED, State.CLAIMED}),
 }
 
-
-class IllegalTransition(DatabaseError):  # noqa: N818 - named as the table it guards
-    """A result cannot go from the state it is in to the one asked for."""
-
-
-def check_transition(current: State, target: State) -> None:
-    """Refuse a change that the table does not hold.
-
-    Raises
-    ------
-    IllegalTransition
-        If `target` may not follow `current`.
-    """
-    if target not in RESULT_TRANSITIONS[current]:
-        raise IllegalTransition(f"a result cannot go from {current} to {target}")
-
-
-class DeliveryState(StrEnum):
-    """State of one delivery: an object kind of a result on its way to one destination."""
-
-    QUEUED = "queued"
-    """To be sent when it is due."""
-    SENDING = "sending"
-    """Being built or in an association, of this process or of one that died."""
-    SENT = "sent"
-    """The destination answered with success. Never sent again by itself."""
-    FAILED = "failed"
-    """The destination refused it for good."""
-    INVALID = "invalid"
-    """The object could not be built as a valid one, and was not sent."""
-
-
-class IllegalDeliveryTransition(DatabaseError):  # noqa: N818 - named as the table it guards
-    """A delivery cannot go from the state it is in to the one asked for."""
-
-
 DELIVERY_TRANSITIONS: Mapping[DeliveryState, frozenset[DeliveryState]] = {
     DeliveryState.QUEUED: frozenset({DeliveryState.SENDING}),
     DeliveryState.SENDING: frozenset(
         {
             DeliveryState.SENT,
-            DeliveryState.QUEUED,  # not reached, a passing refusal, or its process died
+            DeliveryState.QUEUED,  # not reached, a temporary refusal, or the process died
             DeliveryState.FAILED,
             DeliveryState.INVALID,
         }
     ),
-    # The rest by hand alone: it was asked to be sent again.
+    # The others on request only: somebody asked to send it again.
     DeliveryState.SENT: frozenset({DeliveryState.QUEUED}),
     DeliveryState.FAILED: frozenset({DeliveryState.QUEUED}),
     DeliveryState.INVALID: frozenset({DeliveryState.QUEUED}),
 }
 
+UNFINISHED = (State.QUEUED, State.CLAIMED, State.RECORDED)
 
 UNSENT = (DeliveryState.QUEUED, DeliveryState.SENDING)
-
 
 DELIVERY_ORDER = (
     DeliveryState.FAILED,
@@ -101,17 +79,26 @@ DELIVERY_ORDER = (
     DeliveryState.SENDING,
     DeliveryState.SENT,
 )
+"""Order in which one state stands for all deliveries of a result: the most urgent first."""
 
-"""What most wants looking at first: a result's deliveries in one word."""
+
+class IllegalTransition(DatabaseError):  # noqa: N818 - named after the tables that it guards
+    """A result or a delivery cannot go from its state to the requested one."""
 
 
-def check_delivery_transition(current: DeliveryState, target: DeliveryState) -> None:
-    """Refuse a change that the table does not hold.
+def check_transition(current: State | DeliveryState, target: State | DeliveryState) -> None:
+    """Refuse a change that the table of transitions does not hold.
 
     Raises
     ------
-    IllegalDeliveryTransition
+    IllegalTransition
         If `target` may not follow `current`.
     """
-    if target not in DELIVERY_TRANSITIONS[current]:
-        raise IllegalDeliveryTransition(f"a delivery cannot go from {current} to {target}")
+    # A type each: the members of the two enumerations compare equal by their text.
+    allowed, what = (
+        (RESULT_TRANSITIONS[current], "result")
+        if isinstance(current, State)
+        else (DELIVERY_TRANSITIONS[current], "delivery")
+    )
+    if type(target) is not type(current) or target not in allowed:
+        raise IllegalTransition(f"a {what} cannot go from {current} to {target}")

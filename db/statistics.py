@@ -6,24 +6,25 @@ from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine, and_, case, func, select
+from sqlalchemy import Engine, Select, and_, case, func, select
 
-from lungwatch.db.engine import reading, writing
+from lungwatch.attributes import ATTRIBUTES
+from lungwatch.db.engine import columns_for, read_rows, reading, writing
 from lungwatch.db.models import Delivery, Image, Model, Result
-from lungwatch.db.queries import ResultFilter, select_for_statistics
+from lungwatch.db.queries import ResultFilter, arrivals_of_result, select_chosen
 from lungwatch.db.states import UNSENT, DeliveryState, State
 from lungwatch.errors import GATE_REASONS
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row, Select
-
+    AnySelect = Select[*tuple[Any, ...]]
 
 SCORE_BINS = 10
+_ENDS = (State.DONE, State.REJECTED, State.FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """How many results there are of each kind.
+    """Numbers of results of each kind.
 
     Attributes
     ----------
@@ -48,6 +49,101 @@ class Statistics:
     scores: tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class HealthCounts:
+    """The few figures that health is judged by, cheap to read.
+
+    Attributes
+    ----------
+    queued, oldest_queued
+        Results queued for another run, and when the first of them was requested; not those
+        queued for rescoring by another model, whose image has a result that is done.
+    outbox_waiting, oldest_delivery
+        Objects to be sent, and when the oldest of them was queued.
+    outbox_ended
+        Objects that were refused for good or were invalid.
+    last_done
+        When the last result was done.
+    """
+
+    queued: int
+    oldest_queued: datetime | None
+    outbox_waiting: int
+    oldest_delivery: datetime | None
+    outbox_ended: int
+    last_done: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricCounts:
+    """Figures of the database for the metrics, without patient data.
+
+    Attributes
+    ----------
+    ends
+        Results by end and reason (empty for none).
+    retried
+        Results that took more than one attempt.
+    attempts
+        Of all results, since each was last dropped or retried.
+    deliveries
+        The outbox by destination and state.
+    delivery_attempts
+        Of all that is in the outbox, by destination.
+    scored
+        Number of the model's probabilities.
+    first, last
+        Probabilities of the model's first and last results, at most `window` each.
+    """
+
+    ends: dict[tuple[str, str], int]
+    retried: int
+    attempts: int
+    deliveries: dict[tuple[str, str], int]
+    delivery_attempts: dict[str, int]
+    scored: int
+    first: list[float]
+    last: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftRow:
+    """One result as drift detection uses it: scored, or refused by the content gate.
+
+    Attributes
+    ----------
+    finished_at
+        UTC.
+    reason
+        Why the content gate refused the picture; None for a scored one.
+    logit, gate_score, lung_area, lung_share
+        As recorded; None where unknown.
+    components
+        The projected embedding; None where the bundle has no axes, or nothing was scored.
+    station, view_position, modality, manufacturer_model, photometric, format, rows, columns, \
+bits_stored
+        Attributes of the image (`lungwatch.attributes`).
+    """
+
+    id: int
+    finished_at: datetime
+    reason: str | None
+    logit: float | None
+    gate_score: float | None
+    lung_area: float | None
+    lung_share: float | None
+    components: list[float] | None
+    station: str | None
+    view_position: str | None
+    modality: str | None
+    manufacturer_model: str | None
+    photometric: str | None
+    format: str | None
+    rows: int | None
+    columns: int | None
+    bits_stored: int | None
+
+
 def stats(
     engine: Engine, chosen: ResultFilter | None = None, zone: tzinfo | None = None
 ) -> Statistics:
@@ -66,9 +162,20 @@ def stats(
     days, labels, statuses, flags, reasons, models = (Counter[str]() for _ in range(6))
     scores = [0] * SCORE_BINS
     arrivals = 0
+    columns: list[Any] = [
+        Image.received_at,
+        Result.state,
+        Result.label,
+        Result.reason,
+        Result.flags,
+        Result.probability,
+        Model.name,
+        Model.version,
+        arrivals_of_result().label("arrivals"),
+    ]
     with reading(engine) as connection:
         # Counted here, since no two databases agree on local days and JSON.
-        for row in connection.execute(select_for_statistics(chosen or ResultFilter())):
+        for row in connection.execute(select_chosen(columns, chosen or ResultFilter())):
             days[row.received_at.astimezone(zone).date().isoformat()] += 1
             statuses[str(row.state)] += 1
             models[f"{row.name}-{row.version}"] += 1
@@ -93,73 +200,13 @@ def stats(
     )
 
 
-_ENDS = (State.DONE, State.REJECTED, State.FAILED)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HealthCounts:
-    """The few figures that health is told from, cheap to read.
-
-    Attributes
-    ----------
-    queued, oldest_queued
-        Results to be tried again, and when the first of them was asked for; not those that
-        another model is to score beside a result that is done.
-    outbox_waiting, oldest_delivery
-        Objects to be sent, and when the oldest of them was queued.
-    outbox_ended
-        Objects that were refused for good or were invalid.
-    last_done
-        When the last result came about.
-    """
-
-    queued: int
-    oldest_queued: datetime | None
-    outbox_waiting: int
-    oldest_delivery: datetime | None
-    outbox_ended: int
-    last_done: datetime | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricCounts:
-    """The database at one time.
-
-    Attributes
-    ----------
-    ends
-        Results by end and reason (empty for none).
-    retried
-        Results that took more than one attempt.
-    attempts
-        Of all results, since each was last dropped or asked for.
-    deliveries
-        The outbox by destination and state.
-    delivery_attempts
-        Of all that is in the outbox, by destination.
-    scored
-        How many probabilities of the model there are.
-    first, last
-        Probabilities of the model's first and last results, up to the asked number.
-    """
-
-    ends: dict[tuple[str, str], int]
-    retried: int
-    attempts: int
-    deliveries: dict[tuple[str, str], int]
-    delivery_attempts: dict[str, int]
-    scored: int
-    first: list[float]
-    last: list[float]
-
-
 def health_counts(engine: Engine, *, writable: bool = False) -> HealthCounts:
-    """Read the signs.
+    """Read the figures that health is judged by.
 
     Parameters
     ----------
     writable
-        Whether to try, first, that a transaction that writes could begin; nothing is written.
+        Whether to check first that a write transaction can begin; nothing is written.
 
     Raises
     ------
@@ -173,7 +220,7 @@ def health_counts(engine: Engine, *, writable: bool = False) -> HealthCounts:
     results = (
         select(func.count(), func.min(Result.claimed_at))
         .join_from(Result, Image)
-        # Filed already, and asked of another model: nobody waits for a first answer.
+        # An image in done/ has a result already; another model is only to score it too.
         .where(Result.state == State.QUEUED, Image.path.is_(None) | ~Image.path.startswith("done/"))
     )
     deliveries = select(
@@ -203,7 +250,7 @@ def health_counts(engine: Engine, *, writable: bool = False) -> HealthCounts:
 
 
 def metric_counts(engine: Engine, model_id: int, window: int) -> MetricCounts:
-    """Read the figures.
+    """Read the figures of the metrics.
 
     Parameters
     ----------
@@ -260,44 +307,6 @@ def _probabilities(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DriftRow:
-    """What drift is told from of one result: scored, or refused by the content gate.
-
-    Attributes
-    ----------
-    finished_at
-        UTC.
-    reason
-        Why the content gate refused the picture; None for a scored one.
-    logit, gate_score, lung_area, lung_share
-        As recorded; None where unknown.
-    components
-        The reduced embedding; None where the bundle has no axes, or nothing was scored.
-    station, view_position, modality, manufacturer_model, photometric, format, rows, columns, \
-bits_stored
-        As the file says.
-    """
-
-    id: int
-    finished_at: datetime
-    reason: str | None
-    logit: float | None
-    gate_score: float | None
-    lung_area: float | None
-    lung_share: float | None
-    components: list[float] | None
-    station: str | None
-    view_position: str | None
-    modality: str | None
-    manufacturer_model: str | None
-    photometric: str | None
-    format: str | None
-    rows: int | None
-    columns: int | None
-    bits_stored: int | None
-
-
 def drift_rows(
     engine: Engine, model_sha256: str, *, first: int, last: int, since: datetime | None = None
 ) -> tuple[list[DriftRow], list[DriftRow]]:
@@ -329,45 +338,23 @@ def drift_rows(
         model = connection.execute(
             select(Model.id, Model.first_used_at).where(Model.sha256 == model_sha256)
         ).first()
-        if model is None:
-            return [], []
-        start = model.first_used_at if since is None else max(since, model.first_used_at)
-        chosen = _select_drift(model.id).where(Result.finished_at >= start)
-        oldest = chosen.order_by(Result.finished_at, Result.id).limit(first)
-        newest = chosen.order_by(Result.finished_at.desc(), Result.id.desc()).limit(last)
-        return _drift_rows(connection.execute(oldest)), _drift_rows(connection.execute(newest))
+    if model is None:
+        return [], []
+    start = model.first_used_at if since is None else max(since, model.first_used_at)
+    chosen = _select_drift(model.id).where(Result.finished_at >= start)
+    oldest = chosen.order_by(Result.finished_at, Result.id).limit(first)
+    newest = chosen.order_by(Result.finished_at.desc(), Result.id.desc()).limit(last)
+    return read_rows(engine, DriftRow, oldest), read_rows(engine, DriftRow, newest)
 
 
-def _select_drift(model_id: int) -> "Select[*tuple[Any, ...]]":
+def _select_drift(model_id: int) -> "AnySelect":
     scored = and_(Result.state.in_((State.RECORDED, State.DONE)), Result.logit.is_not(None))
     refused = and_(Result.state == State.REJECTED, Result.reason.in_(GATE_REASONS))
     # As a value, not a condition: SQLite would take the index over `state`, which is nearly every
     # row, and sort them all.
-    is_told = case((scored, 1), (refused, 1), else_=0)
-    columns: tuple[Any, ...] = (
-        Result.id,
-        Result.finished_at,
-        Result.reason,
-        Result.logit,
-        Result.gate_score,
-        Result.lung_area,
-        Result.lung_share,
-        Result.components,
-        Image.station,
-        Image.view_position,
-        Image.modality,
-        Image.manufacturer_model,
-        Image.photometric,
-        Image.format,
-        # `Image.rows` would be a method of the row that comes back.
-        Image.rows.label("rows"),
-        Image.columns.label("columns"),
-        Image.bits_stored,
-    )
+    is_used = case((scored, 1), (refused, 1), else_=0)
+    image = Image.__table__.c
+    columns = columns_for(DriftRow, Result, {name: image[name] for name in ATTRIBUTES})
     return (
-        select(*columns).join_from(Result, Image).where(Result.model_id == model_id, is_told == 1)
+        select(*columns).join_from(Result, Image).where(Result.model_id == model_id, is_used == 1)
     )
-
-
-def _drift_rows(found: "Iterable[Row[*tuple[Any, ...]]]") -> list[DriftRow]:
-    return [DriftRow(**row._mapping) for row in found]  # noqa: SLF001 - SQLAlchemy's public name

@@ -1,1 +1,1 @@
-"""From a Keras network to one ONNX graph that classifies and explains. Needs the extra `train`."""
+"""Export of Keras networks to ONNX bundles that classify and explain. Needs the extra `train`."""

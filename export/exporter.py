@@ -47,12 +47,35 @@ from lungwatch.export.references import (
 from lungwatch.files import fsync_dir, make_dirs, write_atomic
 from lungwatch.preprocess import PreprocessSpec, golden_digest, golden_input
 from lungwatch.training.data.dataset import LabelMap, dataset_name, load_dataset
-from lungwatch.training.data.pixels import FloatArray, KerasModel, read_pixels, targets
+from lungwatch.training.data.pixels import FloatArray, KerasModel, OnnxProto, read_pixels, targets
 from lungwatch.training.data.splits import LearntImages, learnt_of, prefixes, sha256_of
 from lungwatch.training.evaluation.calibration import Rule
 from lungwatch.training.evaluation.foreign import Declaration
 from lungwatch.training.evaluation.metrics import roc_auc, sigmoid
 from lungwatch.training.evaluation.scorers import Judgement, KerasScorer, OnnxScorer, predict_logits
+
+# A validation area up to this is about chance: 200 images of either class have a standard error
+# of 0.03 there.
+CHANCE_AUC = 0.55
+_CONSTANT = 1e-6
+_PARITY_IMAGES = 50
+# What the metrics of runs said before calibration images were held back.
+_ALL_RELEARNT = "train and val"
+# Processors without VNNI saturate in 16-bit sums, which moves an int8 network's answers further
+# than float rounding does. An allowance, not a measurement; a broken file is off by far more.
+_INT8_TOLERANCE = 0.02
+_OF_CONFIG = (
+    "data",
+    "fit",
+    "fit_frozen",
+    "fit_tuning",
+    "guidance",
+    "members",
+    "network",
+    "normalisation",
+    "tuning",
+)
+_OF_METRICS = ("phase", "trained_on", "calibrated_on")
 
 
 def write_bundle(
@@ -66,7 +89,7 @@ def write_bundle(
     learnt: bytes | None = None,
     replace: bool = False,
 ) -> Path:
-    """Write `<folder>/<name>-<version>/`, whole or not at all.
+    """Write the folder `<name>-<version>` atomically.
 
     Parameters
     ----------
@@ -120,13 +143,6 @@ def write_bundle(
     building.rename(target)
     fsync_dir(folder)
     return target
-
-
-# A validation area up to this is about chance: 200 images of either class have a standard error
-# of 0.03 there.
-CHANCE_AUC = 0.55
-
-_CONSTANT = 1e-6
 
 
 def check_weights(model: KerasModel, name: str) -> None:
@@ -194,33 +210,9 @@ def check_answers(
     check_validation(roc_auc(truth, logits), calibration, name)
 
 
-_PARITY_IMAGES = 50
-
-# What the metrics of runs said before calibration images were held back.
-_ALL_RELEARNT = "train and val"
-
-# Processors without VNNI saturate in 16-bit sums, which moves an int8 network's answers further
-# than float rounding does. An allowance, not a measurement; a broken file is off by far more.
-_INT8_TOLERANCE = 0.02
-
-_OF_CONFIG = (
-    "data",
-    "fit",
-    "fit_frozen",
-    "fit_tuning",
-    "guidance",
-    "members",
-    "network",
-    "normalisation",
-    "tuning",
-)
-
-_OF_METRICS = ("phase", "trained_on", "calibrated_on")
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """What to export, and as what.
+    """Request of an export.
 
     Attributes
     ----------
@@ -287,7 +279,7 @@ class ExportRequest:
 
 
 def check_version(version: str) -> None:
-    """Refuse what is no version of a bundle.
+    """Refuse an invalid version of a bundle.
 
     Raises
     ------
@@ -323,61 +315,13 @@ def export(
         If TensorFlow is not installed.
     """
     scorer = KerasScorer(request.model, request.declared)
-    spec = scorer.judgement.preprocess
     _refuse_degenerate(scorer)
     learnt = _learnt(scorer, request)
-    images, kind = _parity_images(request, spec)
-    network = _network(scorer, images)
-    check_varied(scorer.logits(images), scorer.judgement.name)
-    proto = to_onnx(network)
-    plain = proto.SerializeToString()
-    rule = request.threshold_rule
-    judgement = scorer.judgement
-    if rule or not scorer.calibrated:
-        judgement = _calibrate(scorer, request, rule or "youden", learnt)
-
-    parity = compare(network, plain, images, kind)
-    parity.check()
-    provenance = {**_provenance(scorer), "parity": parity.to_dict()}
-    if rule:
-        provenance["threshold_rule"] = rule
-    if request.int8 and request.data:
-        int8 = make_int8(
-            proto,
-            judgement,
-            request.data,
-            rule=rule or "youden",
-            labels=request.labels,
-            learnt=learnt,
-            progress=progress,
-        )
-        proto, judgement = int8.proto, int8.judgement
-        provenance["quantisation"] = int8.about
-        if scorer.further:
-            quantised = proto.SerializeToString()
-            lost = int8_loss(
-                plain, quantised, scorer.further, request.data, spec, labels=request.labels
-            )
-            provenance["quantisation"]["findings"] = lost
-    judgement = replace(judgement, findings=_findings(request, scorer, proto.SerializeToString()))
+    proto, judgement, provenance = _convert(request, scorer, learnt, progress)
     contract = _contract(request, scorer, judgement, proto.SerializeToString(), provenance)
     exported = OnnxScorer(with_contract(proto, contract))
-    metrics = evaluate_sets(
-        exported, request.data, request.evaluate, progress, labels=request.labels, learnt=learnt
-    )
-    if request.data and (own := metrics.get(f"{dataset_name(request.data)}/val")):
-        check_validation(own["roc_auc"], judgement.calibration, scorer.judgement.name)
-    if figures := _figures(request, scorer):
-        metrics[FIGURES] = figures
-    contract = replace(
-        contract,
-        metrics=metrics,
-        map_reference=reference_of_data(exported, request.data, request.labels)
-        if request.data
-        else None,
-        findings=with_references(contract.findings, exported, request.data, request.labels)
-        if request.data
-        else contract.findings,
+    contract = _evaluated(
+        contract, exported, request, scorer=scorer, learnt=learnt, progress=progress
     )
     gate = export_gate(request.gate, progress=progress) if request.gate else None
     if gate:
@@ -402,6 +346,75 @@ def export(
         replace=request.replace,
     )
     return bundle, contract
+
+
+def _convert(
+    request: ExportRequest,
+    scorer: KerasScorer,
+    learnt: LearntImages | None,
+    progress: Callable[[int], None] | None,
+) -> tuple[OnnxProto, Judgement, dict[str, Any]]:
+    """Convert and perhaps quantise the network; return graph, judgement and provenance."""
+    spec, data, rule = scorer.judgement.preprocess, request.data, request.threshold_rule
+    images, kind = _parity_images(request, spec)
+    network = _network(scorer, images)
+    check_varied(scorer.logits(images), scorer.judgement.name)
+    proto = to_onnx(network)
+    plain = proto.SerializeToString()
+    judgement = scorer.judgement
+    if rule or not scorer.calibrated:
+        judgement = _calibrate(scorer, request, rule or "youden", learnt)
+    parity = compare(network, plain, images, kind)
+    parity.check()
+    provenance = {**_provenance(scorer), "parity": parity.to_dict()}
+    if rule:
+        provenance["threshold_rule"] = rule
+    if request.int8 and data:
+        int8 = make_int8(
+            proto,
+            judgement,
+            data,
+            rule=rule or "youden",
+            labels=request.labels,
+            learnt=learnt,
+            progress=progress,
+        )
+        proto, judgement = int8.proto, int8.judgement
+        provenance["quantisation"] = int8.about
+        if scorer.further:
+            provenance["quantisation"]["findings"] = int8_loss(
+                plain, proto.SerializeToString(), scorer.further, data, spec, labels=request.labels
+            )
+    findings = _findings(request, scorer, proto.SerializeToString())
+    return proto, replace(judgement, findings=findings), provenance
+
+
+def _evaluated(
+    contract: ModelContract,
+    exported: OnnxScorer,
+    request: ExportRequest,
+    *,
+    scorer: KerasScorer,
+    learnt: LearntImages | None,
+    progress: Callable[[int], None] | None,
+) -> ModelContract:
+    """Return the contract with the graph's metrics and the scale of its maps."""
+    data, labels = request.data, request.labels
+    metrics = evaluate_sets(
+        exported, data, request.evaluate, progress, labels=labels, learnt=learnt
+    )
+    if data and (own := metrics.get(f"{dataset_name(data)}/val")):
+        check_validation(own["roc_auc"], contract.calibration, scorer.judgement.name)
+    if tables := _figures(request, scorer):
+        metrics[FIGURES] = tables
+    if data is None:
+        return replace(contract, metrics=metrics)
+    return replace(
+        contract,
+        metrics=metrics,
+        map_reference=reference_of_data(exported, data, labels),
+        findings=with_references(contract.findings, exported, data, labels),
+    )
 
 
 def _contract(

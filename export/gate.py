@@ -1,7 +1,4 @@
-"""Export of a trained content gate: its ONNX graph, thresholds.
-
-Rates and section of the contract.
-"""
+"""Export of a trained content gate: ONNX graph, thresholds, rates and section of the contract."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -60,6 +57,15 @@ from lungwatch.training.networks.lite0_networks import (
 from lungwatch.training.networks.weights import load_keras
 
 _AT_ONCE = 32
+MAX_MB = 3.0
+KEPT, REFUSED = "kept", "refused"
+_PARITY_IMAGES = 32
+_PARITY_LIMIT = 1e-4
+# Beside the training images, which are upright chests all: the activations of what is none.
+_DRAWN_FOR_RANGES = 100
+# int8 arithmetic differs between processors; a score on a slope differs by more than a float's.
+_TOLERANCE = 0.05
+_OF_CONFIG = ("family", "fit", "data", "backend", "pictures")
 
 
 def gate_to_onnx(model: KerasModel) -> OnnxProto:
@@ -191,27 +197,9 @@ def with_scores(
     return made
 
 
-MAX_MB = 3.0
-
-KEPT, REFUSED = "kept", "refused"
-
-
-_PARITY_IMAGES = 32
-
-_PARITY_LIMIT = 1e-4
-
-# Beside the training images, which are upright chests all: the activations of what is none.
-_DRAWN_FOR_RANGES = 100
-
-# int8 arithmetic differs between processors; a score on a slope differs by more than a float's.
-_TOLERANCE = 0.05
-
-_OF_CONFIG = ("family", "fit", "data", "backend", "pictures")
-
-
 @dataclass(frozen=True, kw_only=True)
 class GateRequest:
-    """Which gate to export.
+    """Request of a gate's export.
 
     Attributes
     ----------
@@ -308,11 +296,11 @@ def export_gate(
     int8 = quantise(plain, shown_pixels, symbolic_shapes=False, narrow_weights=True)
     session = onnx_session(int8.SerializeToString(), "the int8 gate")
 
-    looked = look_with_onnx(session, train)
-    familiarity, looked_val = Familiarity.of(looked.embedding), look_with_onnx(session, val)
+    outcomes = look_with_onnx(session, train)
+    familiarity, val_outputs = Familiarity.of(outcomes.embedding), look_with_onnx(session, val)
     exposed = [look_with_onnx(session, pixels) for pixels in exposures(val)]
-    thresholds = choose_thresholds(looked, looked_val, exposed, familiarity)
-    check_losses(thresholds.scores(looked_val, familiarity), thresholds.checks())
+    thresholds = choose_thresholds(outcomes, val_outputs, exposed, familiarity)
+    check_losses(thresholds.scores(val_outputs, familiarity), thresholds.checks())
     data = with_scores(int8, familiarity, thresholds).SerializeToString()
     check_size(len(data), MAX_MB)
 
@@ -323,7 +311,7 @@ def export_gate(
         "convolutions": count_quantised(int8.graph.node),
         "bytes_float": len(plain.SerializeToString()),
         "bytes_int8": len(data),
-        "chance_mean": _mean_difference(look_with_onnx(plain_session, val), looked_val),
+        "chance_mean": _mean_difference(look_with_onnx(plain_session, val), val_outputs),
     }
     contract = replace(
         contract,
@@ -440,12 +428,12 @@ def _rates_of_splits(
         if not chosen:
             continue
         files = [sample.path for sample in chosen.values()]
-        looked = gate_outcomes(gate, root, files, variants=tuple(VARIANTS), progress=progress)
+        outcomes = gate_outcomes(gate, root, files, variants=tuple(VARIANTS), progress=progress)
         whole = f"{name}/{split}"
-        rows += _rows([replace(one, folder=whole) for one in looked], as_is=KEPT)
+        rows += _rows([replace(one, folder=whole) for one in outcomes], as_is=KEPT)
         by_source = [
             replace(one, folder=f"{whole}, {chosen[one.file].source or 'unknown'}")
-            for one in looked
+            for one in outcomes
             if one.variant == AS_IS
         ]
         rows += _rows(sorted(by_source, key=lambda one: one.folder), as_is=KEPT)
@@ -459,17 +447,17 @@ def _rates_of_folders(
     rows = []
     for folder in request.keep:
         files, whole = image_files(folder), folder.resolve().name
-        looked = gate_outcomes(gate, folder, files, variants=tuple(VARIANTS), progress=progress)
-        rows += _rows([one for one in looked if one.variant == AS_IS], as_is=KEPT)
-        copies = [replace(one, folder=whole) for one in looked if one.variant != AS_IS]
+        outcomes = gate_outcomes(gate, folder, files, variants=tuple(VARIANTS), progress=progress)
+        rows += _rows([one for one in outcomes if one.variant == AS_IS], as_is=KEPT)
+        copies = [replace(one, folder=whole) for one in outcomes if one.variant != AS_IS]
         rows += _rows(copies, as_is=KEPT)
     for folder in request.refuse:
-        looked = gate_outcomes(gate, folder, image_files(folder), progress=progress)
-        rows += _rows(looked, as_is=REFUSED)
+        outcomes = gate_outcomes(gate, folder, image_files(folder), progress=progress)
+        rows += _rows(outcomes, as_is=REFUSED)
     return rows
 
 
-def _rows(looked: Sequence[GateOutcome], *, as_is: str) -> list[dict[str, Any]]:
+def _rows(outcomes: Sequence[GateOutcome], *, as_is: str) -> list[dict[str, Any]]:
     """Count by folder and copy; what becomes of a copy that is turned or inverted is clear."""
     return [
         {
@@ -480,6 +468,6 @@ def _rows(looked: Sequence[GateOutcome], *, as_is: str) -> list[dict[str, Any]]:
             "kept": rate.kept,
             "refused": {**rate.refused_by_reader, **rate.refused_by_gate},
         }
-        for rate in rates(looked)
+        for rate in rates(outcomes)
         if rate.folder != "all"
     ]

@@ -1,6 +1,16 @@
-"""ONNX graph of a network with its class activation maps.
+"""ONNX graph of a network with its class activation maps, and its parity with the Keras network.
 
-And proof of its parity with the Keras network.
+One forward pass gives everything: probability, logits, class activation maps, embedding.
+
+The gradient of a GAP -> Dense(relu) -> Dense(1) head has a closed form. With the pooled
+features g, h = W1' g + b1 and z = w2' relu(h) + b2, the derivative of z by every cell of
+channel c is (W1 (1[h > 0] * w2))_c / (h w), and Grad-CAM's channel weights are that. The
+score of COVID is z/2 and that of NEGATIVE -z/2, so their maps are the positive and the negative
+part of one weighted sum; constants vanish when the maps are scaled to 0..1. The map of a network
+that looks at the lungs' box alone is laid back onto the whole image before that. What a map was
+divided by is kept as its peak: images can be compared by it, scaled maps cannot.
+
+A foreign network without the hidden layer is brought to this form exactly: u = relu(u) - relu(-u).
 """
 
 from collections.abc import Callable
@@ -48,6 +58,11 @@ from lungwatch.training.networks.heads import (
 )
 
 _FORM = "GlobalAveragePooling2D, at most one Dense layer with relu, and a last Dense layer"
+# Old enough for every onnxruntime that the package allows.
+OPSET = 17
+PROBABILITY_LIMIT = 1e-5
+MAP_LIMIT = 1e-3
+GRADIENT_LIMIT = 1e-4
 
 
 def own_form(model: KerasModel, declared: Declaration, name: str) -> KerasModel:
@@ -250,10 +265,6 @@ def _scaled(maps: list[Tensor], box: list[Tensor]) -> tuple[Tensor, Tensor]:
     return tf.stack(scaled, axis=1), tf.reshape(tf.concat(peaks, axis=1), (-1, len(peaks)))
 
 
-# Old enough for every onnxruntime that the package allows.
-OPSET = 17
-
-
 def to_onnx(model: KerasModel) -> OnnxProto:
     """Convert a Keras network, maps and all, with a dynamic batch size.
 
@@ -298,13 +309,6 @@ def with_contract(proto: OnnxProto, contract: ModelContract) -> bytes:
     entry.key, entry.value = METADATA_KEY, contract.to_json()
     data: bytes = proto.SerializeToString()
     return data
-
-
-PROBABILITY_LIMIT = 1e-5
-
-MAP_LIMIT = 1e-3
-
-GRADIENT_LIMIT = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,17 +24,30 @@ from lungwatch.training.data.dataset import (
 )
 from lungwatch.training.data.pixels import FloatArray, OnnxProto, read_pixels, targets
 from lungwatch.training.data.splits import LearntImages, learnt_from
-from lungwatch.training.evaluation.calibration import Rule, choose_decision, fit_calibration
-from lungwatch.training.evaluation.metrics import roc_auc, sigmoid
+from lungwatch.training.evaluation.calibration import Rule, apply_calibration, calibrate
+from lungwatch.training.evaluation.metrics import roc_auc
 from lungwatch.training.evaluation.scorers import Judgement, onnx_session
 from lungwatch.training.networks.lungs import FINDER
 
 LOSS_LIMIT = 0.005
+CalibrationReader: TypeAlias = Any
+IMAGES = 300
+# Clip and Relu are absorbed into the convolution before them, so that all 256 steps lie where
+# the activation lets something pass. By the extremes, a ReLU6 network loses 0.016 ROC-AUC
+# without them and 0.0005 with them. The head and its maps hold no convolution and stay float, as
+# does what finds the lungs (see `_in_float`).
+_QUANTISED = ("Conv", "Clip", "Relu")
+# Chosen by the validation logits' mean difference from the float network's (EfficientNet-Lite0):
+# 0.151, against 0.158 at 99.999 %, 0.157 by entropy and 0.163 by the extremes.
+_PERCENTILE = 99.99
+# Feature maps are kept for a whole stride: 20 images of 160 px take about 500 MB.
+_STRIDE = 20
+_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphAnswers:
-    """What one graph says about some images.
+    """Answers of one graph for some images.
 
     Attributes
     ----------
@@ -53,8 +66,7 @@ class GraphAnswers:
     @property
     def probabilities(self) -> NDArray[np.float64]:
         """Calibrated, 0..1, (N,)."""
-        calibration = self.judgement.calibration
-        return sigmoid(calibration.slope * self.logits + calibration.intercept)
+        return apply_calibration(self.judgement.calibration, self.logits)
 
     @property
     def labels(self) -> list[str]:
@@ -176,25 +188,6 @@ def _alignment(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
     return float(np.mean(product / np.maximum(lengths[:, some].prod(axis=0), 1e-12)))
 
 
-CalibrationReader: TypeAlias = Any
-
-
-IMAGES = 300
-
-# Clip and Relu are absorbed into the convolution before them, so that all 256 steps lie where
-# the activation lets something pass. By the extremes, a ReLU6 network loses 0.016 ROC-AUC
-# without them and 0.0005 with them. The head and its maps hold no convolution and stay float, as
-# does what finds the lungs (see `_in_float`).
-_QUANTISED = ("Conv", "Clip", "Relu")
-
-# Chosen by the validation logits' mean difference from the float network's (EfficientNet-Lite0):
-# 0.151, against 0.158 at 99.999 %, 0.157 by entropy and 0.163 by the extremes.
-_PERCENTILE = 99.99
-
-# Feature maps are kept for a whole stride: 20 images of 160 px take about 500 MB.
-_STRIDE = 20
-
-
 def spread(samples: Sequence[Sample], count: int = IMAGES) -> list[Sample]:
     """Take samples evenly from every source and finding, and evenly within each.
 
@@ -298,7 +291,7 @@ def quantise(
 def describe_quantisation(
     images: Sequence[Sample], *, narrow_weights: bool = False
 ) -> dict[str, Any]:
-    """Say how `quantise` does it, and on what, for the contract's provenance."""
+    """Describe the method and images of `quantise`, for the contract's provenance."""
     import onnxruntime
 
     counts: dict[str, int] = {}
@@ -347,9 +340,6 @@ def _reader(pixels: FloatArray) -> CalibrationReader:
     return Images()
 
 
-_BATCH = 64
-
-
 @dataclass(frozen=True, kw_only=True)
 class Int8Graph:
     """A quantised graph and how to read it.
@@ -382,7 +372,7 @@ def make_int8(
     learnt: LearntImages | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Int8Graph:
-    """Quantise a float graph and prove what it costs.
+    """Quantise a float graph and measure the loss.
 
     Parameters
     ----------
@@ -466,9 +456,7 @@ def recalibrate(
     judgement: Judgement, truth: FloatArray, logits: FloatArray, rule: Rule = "youden"
 ) -> Judgement:
     """Fit calibration and threshold to binary logits, (N,), of the validation split."""
-    calibration = fit_calibration(truth, logits)
-    probabilities = sigmoid(calibration.slope * logits + calibration.intercept)
-    decision = choose_decision(truth, probabilities, rule=rule)
+    calibration, decision = calibrate(truth, logits, rule=rule)
     return replace(judgement, calibration=calibration, decision=decision)
 
 

@@ -1,11 +1,7 @@
-"""References measured on validation images: scale of the maps.
-
-Calibration of further findings, population for drift.
-"""
+"""References measured on validation images: scale of the maps, calibration of findings, drift."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +18,10 @@ from lungwatch.comparison import (
     figures_of,
 )
 from lungwatch.contract import CAM, CAM_PEAK, COVID, EMBEDDING, FINDINGS, INPUT, LOGITS, Finding
-from lungwatch.errors import DatasetError, FileRejected, ModelError, Reason
+from lungwatch.errors import DatasetError, ModelError, Reason
 from lungwatch.export.gate import ExportedGate, OnnxGate
 from lungwatch.export.graph import run_onnx
 from lungwatch.export.quantise import LOSS_LIMIT, val_samples
-from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import (
     PreprocessSpec,
     content_of,
@@ -44,28 +39,34 @@ from lungwatch.training.data.dataset import (
     of_split,
     select,
 )
-from lungwatch.training.data.pixels import FloatArray, OnnxProto, read_pixels
+from lungwatch.training.data.pixels import (
+    FloatArray,
+    OnnxProto,
+    decode_all,
+    in_batches,
+    read_image,
+    read_pixels,
+)
 from lungwatch.training.data.splits import LearntImages
-from lungwatch.training.evaluation.calibration import Rule, choose_decision, fit_calibration
+from lungwatch.training.evaluation.calibration import Rule, calibrate
 from lungwatch.training.evaluation.evaluation import (
     Scored,
     evaluate_findings,
     evaluate_scored,
     finding_truth,
 )
-from lungwatch.training.evaluation.metrics import Bootstrap, roc_auc, sigmoid
+from lungwatch.training.evaluation.metrics import Bootstrap, roc_auc
 from lungwatch.training.evaluation.scorers import OnnxScorer
 
 REFERENCE_PERCENTILE = 95
-
 """Of the COVID map's peak over the validation images called COVID: drawn with the full colour.
 
 The largest peak of all would make one odd image decide how all others look."""
-
-
 _COVID = 1
-
 _FLAT = "cam_peak_shape"
+_BATCH = 64
+_AT_ONCE = 16
+_OWN_SPLITS: tuple[Split, ...] = ("val", "test")
 
 
 def add_peak_output(model: bytes) -> bytes:
@@ -186,9 +187,6 @@ def map_reference(scorer: OnnxScorer, pixels: FloatArray) -> float | None:
     return found if found > 0 else None
 
 
-_BATCH = 64
-
-
 def fit_findings(
     names: Sequence[str], logits: FloatArray, samples: Sequence[Sample], rule: Rule = "youden"
 ) -> tuple[Finding, ...]:
@@ -218,9 +216,7 @@ def fit_findings(
                 f"the validation images are not labelled with and without '{name}': neither "
                 "calibration nor threshold can be fitted"
             )
-        calibration = fit_calibration(truth, logits[:, index])
-        probabilities = sigmoid(calibration.slope * logits[:, index] + calibration.intercept)
-        decision = choose_decision(truth, probabilities, abstain=0.0, rule=rule)
+        calibration, decision = calibrate(truth, logits[:, index], abstain=0.0, rule=rule)
         found.append(Finding(name=name, calibration=calibration, threshold=decision.threshold))
     return tuple(found)
 
@@ -304,11 +300,7 @@ def int8_loss(
 
 
 def _logits(graph: bytes, pixels: FloatArray) -> FloatArray:
-    parts = [
-        run_onnx(graph, pixels[start : start + _BATCH])[FINDINGS]
-        for start in range(0, len(pixels), _BATCH)
-    ]
-    return np.concatenate(parts)
+    return in_batches(lambda part: run_onnx(graph, part)[FINDINGS], pixels)
 
 
 def with_references(
@@ -334,9 +326,6 @@ def with_references(
         value = float(np.percentile(largest, REFERENCE_PERCENTILE)) if len(largest) else 0.0
         scaled.append(replace(one, map_reference=value if value > 0 else None))
     return tuple(scaled)
-
-
-_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -445,44 +434,36 @@ def _measure(
     progress: Callable[[int], None] | None,
 ) -> Iterator[_Measured]:
     spec = scorer.contract.preprocess
-    with ThreadPoolExecutor(2, thread_name_prefix="decode") as pool:
-        for start in range(0, len(samples), _AT_ONCE):
-            batch = samples[start : start + _AT_ONCE]
-            pictures = list(pool.map(lambda one: _read(one, scorer, gate), batch))
-            logits, cams, embeddings = scorer.session.run(
-                [LOGITS, CAM, EMBEDDING], {INPUT: np.stack([one.tensor for one in pictures])}
+    for start in range(0, len(samples), _AT_ONCE):
+        batch = samples[start : start + _AT_ONCE]
+        pictures = list(decode_all(lambda one: _read(one, scorer, gate), batch, progress=progress))
+        logits, cams, embeddings = scorer.session.run(
+            [LOGITS, CAM, EMBEDDING], {INPUT: np.stack([one.tensor for one in pictures])}
+        )
+        seen = [one.gate_tensor for one in pictures if one.gate_tensor is not None]
+        answers = gate.run(np.stack(seen)) if gate else [None] * len(batch)
+        for index, (picture, answer) in enumerate(zip(pictures, answers, strict=True)):
+            area = share = score = reason = None
+            if gate and answer:
+                mask = lung_mask(answer.lungs, picture.shape, gate.contract.preprocess)
+                cam = cams[index][scorer.contract.labels.index(COVID)]
+                share = share_inside(content_of(cam, picture.shape, spec), mask.astype(np.float32))
+                area, score = lung_area_of(mask), answer.verdict.score
+                reason = answer.verdict.reason
+            is_scored = reason is None
+            yield _Measured(
+                gate_score=score,
+                lung_area=area,
+                reason=reason,
+                view=picture.view,
+                logit=float(logits[index][1] - logits[index][0]) if is_scored else None,
+                lung_share=share if is_scored else None,
+                embedding=embeddings[index] if is_scored else None,
             )
-            seen = [one.gate_tensor for one in pictures if one.gate_tensor is not None]
-            answers = gate.run(np.stack(seen)) if gate else [None] * len(batch)
-            for index, (picture, answer) in enumerate(zip(pictures, answers, strict=True)):
-                area = share = score = reason = None
-                if gate and answer:
-                    mask = lung_mask(answer.lungs, picture.shape, gate.contract.preprocess)
-                    cam = cams[index][scorer.contract.labels.index(COVID)]
-                    share = share_inside(
-                        content_of(cam, picture.shape, spec), mask.astype(np.float32)
-                    )
-                    area, score = lung_area_of(mask), answer.verdict.score
-                    reason = answer.verdict.reason
-                is_scored = reason is None
-                yield _Measured(
-                    gate_score=score,
-                    lung_area=area,
-                    reason=reason,
-                    view=picture.view,
-                    logit=float(logits[index][1] - logits[index][0]) if is_scored else None,
-                    lung_share=share if is_scored else None,
-                    embedding=embeddings[index] if is_scored else None,
-                )
-                if progress:
-                    progress(1)
 
 
 def _read(sample: Sample, scorer: OnnxScorer, gate: OnnxGate | None) -> _Picture:
-    try:
-        found = read_radiograph(sample.path)
-    except (FileRejected, OSError) as error:
-        raise DatasetError(f"{sample.path}: {error}") from error
+    found = read_image(sample.path)
     pixels = found.pixels
     return _Picture(
         tensor=preprocess(pixels, scorer.contract.preprocess),
@@ -501,9 +482,6 @@ def _tags(measured: Sequence[_Measured], *, is_gated: bool) -> dict[str, dict[st
     if views[""] * 2 < len(measured):
         tags["view"] = dict(views)
     return tags
-
-
-_OWN_SPLITS: tuple[Split, ...] = ("val", "test")
 
 
 def evaluate_sets(

@@ -1,7 +1,4 @@
-"""Renewal of a bundle around the same network: map scale, content gate, drift reference.
-
-Contract and card.
-"""
+"""Renewal of a bundle around the same network: map scale, content gate, drift, contract, card."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,7 +35,7 @@ from lungwatch.training.evaluation.scorers import OnnxScorer, model_digest
 
 @dataclass(frozen=True, kw_only=True)
 class RenewRequest:
-    """Which bundle to renew, and what it gets.
+    """Request of a bundle's renewal.
 
     Attributes
     ----------

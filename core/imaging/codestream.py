@@ -1,4 +1,9 @@
-"""Codestreams: headers of compressed frames, and damage that decoders pass over."""
+"""Codestreams: headers of compressed frames, and checks for damage that decoders ignore.
+
+A decoder allocates what the codestream asks for, and continues after damaged bytes: sizes are
+compared before, and the stream is checked against its own rules. Damage that breaks none of them,
+such as a single changed bit, cannot be found.
+"""
 
 import struct
 from dataclasses import dataclass
@@ -13,11 +18,8 @@ from lungwatch.errors import FileRejected, Reason
 from lungwatch.imaging import jpeg
 
 _JPEG2000_START = b"\xff\x4f\xff\x51"  # SOC and SIZ, which follow each other: ISO 15444-1 A.4
-
 _JPEG_LS = 0xF7  # SOF55
-
 _JPEG_START = b"\xff\xd8"
-
 # A JP2 file's boxes may come first, against PS3.5 A.4.4.
 _SEARCHED_BYTES = 4096
 
@@ -35,12 +37,12 @@ class FrameHeader:
     precision
         Bits of a sample.
     is_signed
-        Whether samples have a sign; None in JPEG and JPEG-LS, which know of none.
+        Whether samples have a sign; None in JPEG and JPEG-LS, which have none.
     process
         The JPEG frame marker's second byte, which names the process (ISO 10918-1 table B.1),
         0xF7 for JPEG-LS; None in JPEG 2000.
     unit
-        Height and width in pixels of what JPEG codes at once, its minimum coded unit.
+        Height and width of JPEG's minimum coded unit, in pixels.
     """
 
     rows: int
@@ -53,20 +55,14 @@ class FrameHeader:
 
     @property
     def family(self) -> str:
-        """The standard that the stream is of, by name."""
+        """Name of the stream's standard."""
         if self.process is None:
             return "JPEG 2000"
         return "JPEG-LS" if self.process == _JPEG_LS else "JPEG"
 
 
 def frame_header(frame: bytes) -> FrameHeader | None:
-    """Read the header of a JPEG, JPEG-LS or JPEG 2000 frame.
-
-    Returns
-    -------
-    FrameHeader or None
-        None if the frame is none of these, or its header is not where it should be.
-    """
+    """Read the header of a JPEG, JPEG-LS or JPEG 2000 frame; None if there is none."""
     start = start_of_jpeg2000(frame)
     if start is not None:
         # X and Y extents and the image's offset within them: ISO 15444-1 A.5.1.
@@ -83,31 +79,23 @@ def frame_header(frame: bytes) -> FrameHeader | None:
 
 
 def start_of_jpeg2000(frame: bytes) -> int | None:
-    """Return where a JPEG 2000 codestream begins, None if there is none."""
+    """Return the position of a JPEG 2000 codestream; None if there is none."""
     start = frame.find(_JPEG2000_START, 0, _SEARCHED_BYTES)
     return start if start >= 0 and len(frame) >= start + 43 else None
 
 
 def _jpeg_header(frame: bytes) -> FrameHeader | None:
-    position = 2
-    while position + 10 <= len(frame) and frame[position] == 0xFF:
-        marker = frame[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-        # SOF0..SOF15 without DHT, JPG and DAC (ISO 10918-1 B.2.2); SOF55 is JPEG-LS's.
-        elif marker == _JPEG_LS or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            precision, rows, columns, components = struct.unpack_from(">BHHB", frame, position + 4)
+    for marker, start, _ in jpeg.marker_segments(frame):
+        if marker in jpeg.FRAME_MARKERS or marker == _JPEG_LS:
+            precision, rows, columns, components = struct.unpack_from(">BHHB", frame, start)
             return FrameHeader(
                 rows=rows,
                 columns=columns,
                 components=components,
                 precision=precision,
                 process=marker,
-                unit=_unit(frame[position + 10 : position + 10 + 3 * components]),
+                unit=_unit(frame[start + 6 : start + 6 + 3 * components]),
             )
-        else:
-            (length,) = struct.unpack_from(">H", frame, position + 2)
-            position += 2 + length
     return None
 
 
@@ -121,35 +109,31 @@ def _unit(components: bytes) -> tuple[int, int]:
     return 8 * max(tallest, 1), 8 * max(widest, 1)
 
 
-# Grey levels of 256 that a step has at least; less changes no answer.
+# Smallest step, in grey levels of 256.
 _MIN_STEP = 5.0
-
-# Blocks along the step that may stray from it, by how much of it, and what may lie around it.
+# Share of blocks along the step that may differ from it; largest step before and behind it.
 _MAX_STRAY = 0.4
-
 _MAX_AROUND = 0.35
-
 # An edge of the picture's own, as of a frame, begins with a row of blocks.
 _ROW_START_SHARE = 0.02
-
 _ROW_START_BLOCKS = 3
-
 _MIN_BLOCKS = 12
-
 _MIN_BLOCK_ROWS = 4
 
 
 def has_seam(grey: NDArray[Any], *, block: tuple[int, int], white: int) -> bool:
-    """Whether a decoded JPEG has a step from one block on to the end of the image.
+    """Return whether a decoded JPEG has a step from one block on to the end of the image.
+
+    A block's mean is coded as the difference from that of the block before. Where damage changes a
+    difference and the codes are right again behind it, everything that follows is lighter or
+    darker by the same amount: to the end of that row of blocks, and in all rows below.
 
     Parameters
     ----------
     grey
-        Shape (rows, columns).
+        Shape (rows, columns), from 0 to `white`.
     block
-        Height and width in pixels of what is coded at once.
-    white
-        The largest grey value.
+        Height and width of the minimum coded unit, in pixels.
     """
     columns = grey.shape[1] // block[1]
     if columns < _MIN_BLOCKS or grey.shape[0] // block[0] < _MIN_BLOCK_ROWS:
@@ -180,11 +164,7 @@ def has_seam(grey: NDArray[Any], *, block: tuple[int, int], white: int) -> bool:
 
 
 def _steps(grey: NDArray[Any], height: int, width: int) -> NDArray[np.float64]:
-    """Return by how much each block but those of the first row is lighter than the one above.
-
-    What the grey values would have changed by anyway, from one row of pixels to the next, is
-    taken off.
-    """
+    """Return how much lighter each block is than the one above, without the trend of the rows."""
     rows, columns = grey.shape[0] // height * height, grey.shape[1] // width * width
     values = grey[:rows, :columns].astype(np.float64)
     below, above = values[height::height], values[height - 1 : -1 : height]
@@ -194,7 +174,7 @@ def _steps(grey: NDArray[Any], height: int, width: int) -> NDArray[np.float64]:
 
 
 def _is_sharp(flat: NDArray[np.float64], start: int, columns: int, height: float) -> bool:
-    """Whether the step begins and ends within a few blocks, and has its height at both ends."""
+    """Return whether the step has its height at both ends, and begins and ends sharply."""
     near = max(3, columns // 12)
     pairs = (
         (flat[start : start + near], flat[max(0, start - near) : start]),
@@ -213,33 +193,28 @@ def _median(values: NDArray[np.float64]) -> float:
 
 
 _LOSSLESS_PROCESS = 0xC3
-
 _SEQUENTIAL_PROCESSES = (0xC0, 0xC1)
-
 _SOT, _SOD, _EOC = 0x90, 0x93, b"\xff\xd9"
-
 _PACKET_MARKERS = (0x91, 0x92)  # SOP and EPH
-
 _RLE_HEADER_BYTES = 64
 
 
 def damaged(what: str) -> FileRejected:
-    """Return the refusal of a stream whose data are damaged."""
+    """Return the rejection of a stream whose data are damaged."""
     return FileRejected(Reason.DAMAGED, f"the {what} data are damaged; send the image again")
 
 
 def check_jpeg(data: bytes, header: FrameHeader, decoded: NDArray[Any]) -> None:
     """Refuse a JPEG whose entropy-coded data are damaged.
 
-    Of 8 bits libjpeg's warnings decide, which other bindings keep to themselves. Sequential and
-    lossless scans are followed symbol by symbol as well, and the picture is looked at for the
-    step that damage leaves behind it.
+    libjpeg's warnings decide for 8 bits. Sequential and lossless scans are followed symbol by
+    symbol as well, and the picture is searched for the step that damage leaves (`has_seam`).
 
     Parameters
     ----------
     decoded
-        What the decoder made of it, shape (rows, columns) or (rows, columns, components). Of a
-        lossless JPEG in colours nothing is checked.
+        The image, shape (rows, columns) or (rows, columns, components). A lossless JPEG in
+        colours is not checked.
 
     Raises
     ------
@@ -248,7 +223,7 @@ def check_jpeg(data: bytes, header: FrameHeader, decoded: NDArray[Any]) -> None:
     """
     if header.process == _LOSSLESS_PROCESS:
         if decoded.ndim == 3:
-            return  # in whatever order of colours; X-rays are grey
+            return  # X-rays are grey
         is_sound = int(decoded.max()) < 2**header.precision and jpeg.fits_lossless(
             data, decoded, header.precision
         )
@@ -265,7 +240,7 @@ def _has_sound_scans(data: bytes, header: FrameHeader) -> bool:
     if header.precision == 8:
         space = "CMYK" if header.components == 4 else "GRAY"
         try:
-            # An eighth of the size takes least time, and all of the data all the same.
+            # An eighth of the size is fastest, and all data are still decoded.
             simplejpeg.decode_jpeg(
                 data, space, fastdct=True, min_height=1, min_width=1, min_factor=8, strict=True
             )
@@ -278,7 +253,7 @@ def check_jpeg2000(data: bytes) -> None:
     """Refuse a JPEG 2000 stream with a marker in a place where none can be.
 
     Within coded data no byte after 0xFF is above 0x8F (ISO 15444-1 A.1.3, also of HTJ2K), so
-    that foreign bytes show soon. Its codec takes all others for an image.
+    that foreign bytes are found soon. The codec accepts almost any other bytes.
 
     Raises
     ------
@@ -312,12 +287,10 @@ def _has_marker(body: bytes) -> bool:
 
 
 def check_rle(data: bytes, *, segments: int, size: int) -> None:
-    """Refuse run-length encoded data that are not those of so many segments of one size.
+    """Refuse a run-length encoded frame (PS3.5 G) whose segments do not have the right size.
 
     Parameters
     ----------
-    data
-        A frame (PS3.5 G).
     segments
         Bytes of a pixel.
     size

@@ -1,4 +1,4 @@
-"""DICOM files: recognition, parsing, completeness, and the frame of encapsulated pixel data."""
+"""DICOM files: parsing, completeness, and the frame of encapsulated pixel data (PS3.5 A.4)."""
 
 import io
 import struct
@@ -24,21 +24,16 @@ from lungwatch.errors import FileRejected, Reason
 from lungwatch.imaging.radiograph import number_of, text_of
 
 _ITEM = b"\xfe\xff\x00\xe0"
-
 _DELIMITER = b"\xfe\xff\xdd\xe0"
-
 # SOI of JPEG and JPEG-LS, SOC of JPEG 2000; a JP2 file's signature box, against PS3.5 A.4.4.
 _STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")
-
 _END = b"\xff\xd9"  # EOI and EOC alike
-
 _RLE_HEADER_BYTES = 64
-
 _RLE_MAX_SEGMENTS = 15
 
 
 def is_encapsulated(value: bytes) -> bool:
-    """Whether pixel data begins like encapsulated ones do: with an item for offsets."""
+    """Return whether pixel data begins with an item for offsets, as encapsulated data does."""
     if not value.startswith(_ITEM) or len(value) < 16:
         return False
     (length,) = struct.unpack_from("<L", value, 4)
@@ -47,7 +42,7 @@ def is_encapsulated(value: bytes) -> bool:
 
 
 def has_whole_items(value: bytes) -> bool:
-    """Whether every item of encapsulated pixel data is as long as it says."""
+    """Return whether every item of encapsulated pixel data is as long as it says."""
     position = 0
     while position + 8 <= len(value):
         (length,) = struct.unpack_from("<L", value, position + 4)
@@ -55,22 +50,22 @@ def has_whole_items(value: bytes) -> bool:
         if tag == _DELIMITER:
             return True
         if tag != _ITEM:
-            return True  # not for this check to judge; the codec will
+            return True  # the codec decides
         position += 8 + length
     return position == len(value) and position > 0
 
 
 def has_end_marker(value: bytes) -> bool:
-    """Whether the last fragment ends as a JPEG or JPEG 2000 stream does.
+    """Return whether the last fragment ends as a JPEG or JPEG 2000 stream does.
 
-    Where the sequence's delimiter is missing, this alone tells a whole file from one that was
-    cut off between two fragments.
+    Without the sequence's delimiter, only this distinguishes a whole file from one that ends
+    between two fragments.
     """
     return value.rstrip(b"\0").endswith(_END)
 
 
 def single_frame(value: bytes, syntax: UID) -> bytes:
-    """Join the fragments of pixel data that hold one frame.
+    """Join the fragments of pixel data that hold one frame, whatever the offset tables state.
 
     Raises
     ------
@@ -100,7 +95,7 @@ def _fragments(value: bytes) -> list[bytes]:
         (length,) = struct.unpack_from("<L", value, position + 4)
         items.append(value[position + 8 : position + 8 + length])
         position += 8 + length
-    # The first item holds the offset table, or nothing. Files exist that leave it out.
+    # The first item holds the offset table, or nothing; some files omit it.
     if items and items[0].startswith(_STARTS):
         return items
     return [item for item in items[1:] if item]
@@ -118,7 +113,7 @@ def _frames(fragments: list[bytes], syntax: UID) -> int:
 
 
 def _is_rle_header(fragment: bytes) -> bool:
-    """Whether bytes begin like an RLE frame does (PS3.5 G.5)."""
+    """Return whether bytes begin like an RLE frame does (PS3.5 G.5)."""
     if len(fragment) < _RLE_HEADER_BYTES:
         return False
     segments, *offsets = struct.unpack_from("<16L", fragment)
@@ -126,30 +121,9 @@ def _is_rle_header(fragment: bytes) -> bool:
 
 
 _UNDEFINED = 0xFFFFFFFF
-
 _MIB = 1024 * 1024
-
 _SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
-
 _CUT_OFF = "the DICOM file ends in mid-element"
-
-
-def is_dicom(head: bytes) -> bool:
-    """Whether the first 132 bytes of a file are those of a DICOM file.
-
-    PS3.10 7.1 wants 128 bytes and "DICM"; files from before that rule, and from careless
-    exporters, begin with the first data element instead.
-    """
-    if head[128:132] == b"DICM":
-        return True
-    if len(head) < 8:
-        return False
-    explicit = head[4:6].isalpha() and head[4:6].isupper()
-    # Big endian was always explicit (PS3.5 A.3, retired).
-    group, element = struct.unpack(">HH" if explicit and head[0] == 0 else "<HH", head[:4])
-    if group not in (0x0002, 0x0008) or element > 0x0100:
-        return False
-    return explicit or int.from_bytes(head[4:8], "little") <= 1024
 
 
 def parse_dicom(path: Path, max_bytes: int) -> FileDataset:
@@ -175,18 +149,18 @@ def parse_dicom(path: Path, max_bytes: int) -> FileDataset:
         )
     try:
         dataset = _read(path, max_bytes)
-        # pydicom drops all it has read when an element of undefined length has no end.
+        # pydicom discards everything when an element of undefined length has no end.
         if len(dataset) == 0 and _states_compression(dataset):
             dataset = _delimited(path) or dataset
         if "TransferSyntaxUID" not in dataset.file_meta:
-            # PS3.5 10.1: the default transfer syntax. Bare files are uncompressed all the same,
-            # and what pydicom found out of their byte order goes for the pixels too.
+            # PS3.5 10.1: the default transfer syntax. Files without a header are uncompressed,
+            # and the byte order that pydicom found holds for the pixels too.
             is_little_endian = dataset.original_encoding[1] is not False
             dataset.file_meta.TransferSyntaxUID = (
                 ImplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
             )
         is_cut_off = _is_cut_off(dataset, size_bytes)
-        # Elements are decoded when first looked at; do it here, where errors are expected.
+        # Elements are decoded at first access; do it here, where errors are expected.
         text_of(dataset, "Modality")
     except FileRejected:
         raise
@@ -195,11 +169,11 @@ def parse_dicom(path: Path, max_bytes: int) -> FileDataset:
     except OSError as error:
         if error.errno is not None:
             raise
-        # Not the system's but pydicom's own, for a sequence that has no end.
+        # pydicom's own, for a sequence without an end.
         raise FileRejected(Reason.TRUNCATED, _CUT_OFF) from error
     except MemoryError:
         raise
-    # A parser may raise anything at all on damaged bytes, and it is the bytes' fault.
+    # A parser may raise anything on damaged bytes.
     except Exception as error:
         raise FileRejected(Reason.UNREADABLE, "the DICOM file cannot be parsed") from error
     if is_cut_off or len(dataset) == 0:
@@ -213,14 +187,14 @@ def check_complete(dataset: FileDataset) -> None:
     Raises
     ------
     FileRejected
-        As TRUNCATED; whatever else is wrong with the file, it comes again whole.
+        As TRUNCATED.
     """
     if "PixelData" not in dataset:
         return
     value = dataset["PixelData"].value
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     if not syntax.is_transfer_syntax:
-        return  # said by whoever looks for a decoder
+        return  # refused later, for want of a decoder
     if syntax.is_encapsulated or is_encapsulated(value):
         complete = has_whole_items(value)
     else:
@@ -230,7 +204,7 @@ def check_complete(dataset: FileDataset) -> None:
 
 
 def holds_bytes(dataset: Dataset) -> bool:
-    """Whether pixel data that are said to be words of 8 bits in 16 are bytes, by their size."""
+    """Return whether pixel data stated as 8 bits in words of 16 are bytes, by their size."""
     value = dataset["PixelData"].value
     bits = number_of(dataset, "BitsAllocated"), number_of(dataset, "BitsStored")
     size = frame_bytes(dataset) // 2
@@ -274,13 +248,7 @@ def _states_compression(dataset: FileDataset) -> bool:
 
 
 def _delimited(path: Path) -> FileDataset | None:
-    """Parse a file of which nothing but the end of its pixel data's sequence is missing.
-
-    Returns
-    -------
-    FileDataset or None
-        None if more is missing: the last fragment is cut off, or others may have followed it.
-    """
+    """Parse a file that lacks only the delimiter of its pixel data's sequence; None if more."""
     dataset = pydicom.dcmread(io.BytesIO(path.read_bytes() + _SEQUENCE_DELIMITER), force=True)
     value = dataset.get("PixelData")
     is_whole = isinstance(value, bytes) and has_whole_items(value) and has_end_marker(value)
@@ -293,8 +261,7 @@ def _is_past_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
 
 
 def _inflate(file: BinaryIO, max_bytes: int) -> bytes:
-    """Inflate the rest of a file, as far as `max_bytes`: a few bytes can hold gigabytes."""
-    # PS3.5 A.5: the bare deflate stream of RFC 1951.
+    """Inflate the rest of a file (PS3.5 A.5, RFC 1951), up to `max_bytes`."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         data = inflater.decompress(file.read(), max_bytes)
@@ -312,9 +279,9 @@ def _inflate(file: BinaryIO, max_bytes: int) -> bytes:
 
 
 def _is_cut_off(dataset: FileDataset, size_bytes: int) -> bool:
-    """Whether the last element is shorter than it says, or followed by a part of another.
+    """Return whether the last element is shorter than stated, or followed by part of another.
 
-    pydicom takes both without complaint. What follows whole pixel data does no harm.
+    pydicom accepts both. Bytes behind whole pixel data are harmless.
     """
     elements = dataset if len(dataset) else dataset.file_meta
     if not len(elements) or "PixelData" in dataset:

@@ -1,4 +1,7 @@
-"""Display: the grey-scale transformations of DICOM, padding and shutters."""
+"""Display: the grey-scale transformations of DICOM, padding and shutters.
+
+A transformation that belongs to other values than the image has is left out, and flagged.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +13,6 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from lungwatch.errors import FileRejected, Flag, Reason
-from lungwatch.imaging import window
 from lungwatch.imaging.radiograph import (
     FloatImage,
     code_of,
@@ -20,29 +22,25 @@ from lungwatch.imaging.radiograph import (
     values_of,
 )
 from lungwatch.imaging.samples import Samples, check_written
-from lungwatch.imaging.window import LutError, grey_of, is_visible, read_lut, stretch_range
+from lungwatch.imaging.window import (
+    MAX_VALUE,
+    LutError,
+    grey_of,
+    is_visible,
+    read_lut,
+    stretch_range,
+    windows_of,
+)
 
-# Of an image, what padding leaves: less is no image.
+# More is not padding.
 _MAX_PADDING_SHARE = 0.9
 
 
 def padding_of(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_] | None:
-    """Find the padding of an image (PS3.3 C.7.5.1.1.2).
+    """Return a mask of the padding of an image, (rows, columns); None if there is none.
 
-    Only what is joined to the image's edge counts. Many files state a padding value and hold
-    none, and there the value is that of the whitest bone or of air as well.
-
-    Parameters
-    ----------
-    stored
-        Shape (rows, columns).
-    dataset
-        The attributes that may hold Pixel Padding Value and Range Limit, in stored values.
-
-    Returns
-    -------
-    numpy.ndarray or None
-        bool, shape (rows, columns), true for padding; None if there is none.
+    Only pixels that are joined to the image's edge count: many files state a padding value and
+    hold none, and there the whitest bone or air has that value. Source: PS3.3 C.7.5.1.1.2.
     """
     values = [
         _as_stored(int(value), stored, number_of(dataset, "BitsStored", 16))
@@ -62,55 +60,49 @@ def padding_of(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_] | No
     is_outside[touching] = True
     is_outside[0] = False  # the background of `connectedComponents` is the image
     padding = np.asarray(is_outside[labels])
-    # A range of all values there are is none of padding.
     return None if float(padding.mean()) > _MAX_PADDING_SHARE else padding
 
 
 def _as_stored(value: int, stored: NDArray[Any], bits: int) -> int:
     """Return a value as the image's samples hold it.
 
-    The same 16 bits are -2000 or 63536, by a representation (SS or US) that files get wrong, and
-    in samples of fewer bits the lowest of them are left.
+    The same 16 bits are -2000 or 63536 by a representation (SS or US) that files get wrong; of
+    these, samples of fewer bits hold the lowest.
     """
     limits = np.iinfo(stored.dtype)
     if limits.min <= value <= limits.max:
         return value
     bits = min(bits, 8 * stored.dtype.itemsize)
     if bits < 16 and value & (2**bits - 1) == 0:
-        return value  # nothing of it is left to know it by
+        return value  # no bit of it is left
     value &= 2**bits - 1
     return value - 2**bits if limits.min < 0 and value >= 2 ** (bits - 1) else value
 
 
 Mask = NDArray[np.bool_]
-
-
 # A shutter that leaves less than this share of an image belongs to another one.
 _MIN_OPEN_SHARE = 0.2
-
 # Overlay groups (PS3.5 7.6): 6000 to 601E, even.
 _OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
 
 
 def shutter_of(dataset: Dataset, shape: tuple[int, int]) -> tuple[Mask | None, bool]:
-    """Find what the display shutter hides.
+    """Find the pixels that the display shutter hides (PS3.3 C.7.6.11, C.7.6.15).
+
+    Where several shapes are named, a pixel has to lie in all of them to be shown.
 
     Parameters
     ----------
-    dataset
-        The attributes that may hold Shutter Shape (0018,1600) and its geometry, in rows and
-        columns of the stored image, counted from 1. Where several shapes are named, what every
-        one of them leaves open is shown.
     shape
         (rows, columns) of the stored image.
 
     Returns
     -------
     hidden : numpy.ndarray or None
-        bool, shape (rows, columns), true for what is hidden; None where nothing is.
+        bool, shape (rows, columns), true for hidden pixels; None where there are none.
     is_ignored : bool
-        Whether a shutter was stated that makes no sense: without its geometry, or leaving less
-        than a fifth of the image. It is left out.
+        Whether a stated shutter is left out: it lacks its geometry, or leaves less than a fifth
+        of the image.
     """
     shapes = [value for value in values_of(dataset, "ShutterShape") if value not in ("", "NONE")]
     masks = [_OPEN[name](dataset, shape) for name in shapes if name in _OPEN]
@@ -163,7 +155,7 @@ def _polygon(dataset: Dataset, shape: tuple[int, int]) -> Mask | None:
 
 
 def _bitmap(dataset: Dataset, shape: tuple[int, int]) -> Mask | None:
-    """Return what the shutter's overlay leaves open: the pixels whose bit is 0."""
+    """Return the pixels whose bit in the shutter's overlay is 0."""
     groups = numbers_of(dataset, "ShutterOverlayGroup")
     if len(groups) != 1 or groups[0] not in _OVERLAY_GROUPS:
         return None
@@ -199,10 +191,6 @@ _OPEN: dict[str, Callable[[Dataset, tuple[int, int]], Mask | None]] = {
 }
 
 
-# No physical quantity in a radiograph comes near it, and float32 still holds its square.
-_MAX_VALUE = 1e18
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Displayed:
     """An image as a screen shows it.
@@ -212,7 +200,7 @@ class Displayed:
     pixels
         float32, shape (rows, columns), 0..1, air and padding dark whatever the file's polarity.
     flags
-        What was left out or corrected on the way.
+        Corrections and omissions.
     """
 
     pixels: FloatImage
@@ -222,26 +210,24 @@ class Displayed:
 def to_display(
     samples: Samples, dataset: Dataset, hidden: NDArray[np.bool_] | None = None
 ) -> Displayed:
-    """Apply modality LUT, VOI and photometric interpretation.
+    """Apply modality LUT, VOI and photometric interpretation (PS3.3 C.11, PS3.4 N.2).
 
-    Of several VOI tables the first that is whole and belongs to the image is taken, and a table
-    before a window; of several windows the first that belongs to the image.
+    The first VOI table that is whole and belongs to the image is taken, else the first such
+    window. Overlays (groups 60xx) are not part of the image and left out.
 
     Parameters
     ----------
     samples
         Stored values, shape (rows, columns), or (rows, columns, 3) for RGB.
-    dataset
-        The attributes that describe them.
     hidden
-        bool, shape (rows, columns): what the display shutter hides, if there is one. Like
-        padding it takes no part in windowing and is black.
+        bool, shape (rows, columns): pixels that the display shutter hides. Like padding they take
+        no part in windowing and are black.
 
     Raises
     ------
     FileRejected
-        If the image is in colours, which no radiograph is; if its modality LUT is broken and
-        nothing stands beside it; or if its last part was never written.
+        If the image is in colours, its modality LUT is broken without a rescale slope beside it,
+        or a part of it was never written.
     """
     stored = samples.values
     flags = [Flag.DEPTH_CORRECTED] if samples.is_corrected else []
@@ -300,8 +286,8 @@ def _modality(stored: NDArray[Any], dataset: Dataset, flags: list[Flag]) -> NDAr
     slope = float_of(dataset, "RescaleSlope", 1.0)
     intercept = float_of(dataset, "RescaleIntercept", 0.0)
     reach = abs(slope) * float(np.iinfo(stored.dtype).max) + abs(intercept)
-    # Slopes that flatten the image, or carry it out of all bounds, are typing errors.
-    if (slope, intercept) == (1.0, 0.0) or slope == 0.0 or not reach < _MAX_VALUE:
+    # Slopes that flatten the image or exceed all bounds are typing errors.
+    if (slope, intercept) == (1.0, 0.0) or slope == 0.0 or not reach < MAX_VALUE:
         return stored
     return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
@@ -336,7 +322,7 @@ def _window(
     shown: NDArray[np.bool_] | None,
     flags: list[Flag],
 ) -> FloatImage | None:
-    stated = window.windows_of(dataset)
+    stated = windows_of(dataset)
     for position, one in enumerate(stated):
         if one is not None and one.belongs_to(values, shown):
             if position > 0:

@@ -10,12 +10,10 @@ from pydicom.dataset import Dataset
 from lungwatch.errors import FileRejected, Reason
 from lungwatch.imaging.radiograph import Box, FloatImage, numbers_of, values_of
 
-# Below it lies the rounding of the spacings that files state.
+# Rounding of the spacings that files state.
 _SQUARE_TOLERANCE = 0.01
-
-# Detectors and film scanners stay well within; what does not is a typing error.
+# Detectors and film scanners stay well within; more is a typing error.
 _MAX_PIXEL_RATIO = 4.0
-
 # Row spacing, that is, a pixel's height, comes first: PS3.3 10.7.1.3, C.7.6.3.1.7.
 _SPACING_KEYWORDS = (
     "ImagerPixelSpacing",
@@ -26,23 +24,9 @@ _SPACING_KEYWORDS = (
 
 
 def square_pixels(pixels: FloatImage, dataset: Dataset) -> FloatImage:
-    """Resample an image with rectangular pixels to square ones.
+    """Resample an image, (rows, columns), to square pixels by reducing its finer side.
 
-    The finer of the two sides is reduced, so that nothing is invented and the image does not
-    grow.
-
-    Parameters
-    ----------
-    pixels
-        float32, shape (rows, columns), 0..1.
-    dataset
-        The attributes that may hold a pixel's height and width.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape (rows', columns'), 0..1; `pixels` itself if they are square already,
-        within 1 %, or if nothing is said.
+    It is returned as it is if its pixels are square within 1 %, or their size is not stated.
 
     Raises
     ------
@@ -73,25 +57,18 @@ def _height_to_width(dataset: Dataset) -> float:
     return 1.0
 
 
-# Pairs that a single direction cannot hold both of.
 _OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "H": "F", "F": "H"}
-
 # A direction is named by up to three letters, the main one first.
 _MOST_LETTERS = 3
-
-# What a frontal view looks like on a light box: the patient's right at the viewer's left.
+# A frontal view on a light box: the patient's right at the viewer's left.
 UPRIGHT = ("L", "F")
 
 
 def directions_of(dataset: Dataset) -> tuple[str, str] | None:
-    """Return where rows and columns run to, by the main letter of each.
+    """Return the main direction of rows and columns by Patient Orientation (PS3.3 C.7.6.1.1.1).
 
-    Returns
-    -------
-    tuple of str or None
-        Direction of the first row and of the first column, one of A, P, L, R, H, F each; None
-        where the attribute is absent, empty or no statement (a single value, words, opposites,
-        one axis twice).
+    Each is one of A, P, L, R, H, F. None where the attribute is absent, empty or invalid (a single
+    value, words, opposites, one axis twice).
     """
     sides = values_of(dataset, "PatientOrientation")
     if len(sides) != len(UPRIGHT) or not all(_is_direction(side) for side in sides):
@@ -101,7 +78,7 @@ def directions_of(dataset: Dataset) -> tuple[str, str] | None:
 
 
 def is_orientation_known(dataset: Dataset) -> bool:
-    """Whether a file says which side of a frontal image is the patient's left."""
+    """Return whether a file says which side of a frontal image is the patient's left."""
     directions = directions_of(dataset)
     return directions is not None and not set("AP") & set(directions)
 
@@ -109,20 +86,9 @@ def is_orientation_known(dataset: Dataset) -> bool:
 def turn_upright(pixels: FloatImage, dataset: Dataset) -> FloatImage:
     """Turn and mirror an image so that its rows run to the patient's left, its columns down.
 
-    Parameters
-    ----------
-    pixels
-        float32, shape (rows, columns).
-    dataset
-        The attributes that may hold Patient Orientation. Field of View Rotation and Horizontal
-        Flip (0018,7032), (0018,7034) are not looked at: they say what was done to the stored
-        pixels already (C.8.11.4).
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape (rows, columns) or (columns, rows); `pixels` itself if it is upright, or if
-        nothing is said.
+    It is returned as it is if it is upright, or if the orientation is not stated. Field of View
+    Rotation and Horizontal Flip (0018,7032), (0018,7034) are ignored: they describe what was done
+    to the stored pixels before (PS3.3 C.8.11.4).
     """
     directions = directions_of(dataset)
     if directions is None or directions == UPRIGHT or not is_orientation_known(dataset):
@@ -149,74 +115,46 @@ def _is_direction(side: str) -> bool:
 
 
 Mask = NDArray[np.uint8]
-
 Shares = NDArray[np.float32]
-
-
-# Found on a thinned image, since a frame is as uniform there.
+# Frames are searched on a thinned image.
 _MOST_PX = 512
-
-# What a frame's grey value may differ by: what JPEG leaves of an even surface.
+# Deviation of a frame's grey value: the noise of JPEG on an even surface.
 _TOLERANCE = 0.03
-
-# What a picture differs by, at least, where it meets its frame.
+# Smallest difference between a picture and its frame where they meet.
 _STEP = 0.08
-
 # Share of a frame's line that may differ: dust, a ringing edge, a small letter.
 _STRAY_SHARE = 0.02
-
-# Share of a picture's outermost line that must differ from the frame at once. An outline of a
-# body is round, so that its outermost line touches little of the air beside it.
+# Share of a picture's outermost line that differs from the frame at once. A body's outline is
+# round, so that its outermost line has little beside the air.
 _EDGE_SHARE = 0.5
-
 # The same where two sides are known: there may be air within the picture as dark as the frame.
 _LAST_EDGE_SHARE = 0.15
-
 _SURE_SIDES = 2
-
 # In a viewer: how full of letters a panel's line may be, and how full a picture's line must be.
 _PANEL_SHARE = 0.35
-
 _PICTURE_SHARE = 0.75
-
 _MOST_OUTSIDE = 0.15
-
 # Lines between the last of the frame and the first of the picture: a block of JPEG.
 _BLUR_SHARE = 0.008
-
 _LEAST_BLUR_PX = 3
-
 # Of both opposite sides together. Narrower ones change little, and cutting them may as well.
 _MIN_MARGINS = 0.04
-
 # A wider one on one side alone, black or white, is not a frame but data that are missing.
 _MOST_ONE_SIDED = 0.25
-
 _ONE_SIDED = 0.015
-
 # A picture has at least this share of the sides.
 _MIN_PICTURE = 0.2
-
 # White paper around a black bar around an X-ray.
 _MOST_LAYERS = 4
 
 
 def frame_box(pixels: FloatImage) -> Box | None:
-    """Find the picture within a frame.
+    """Return the box of the picture within a frame; None where an image, 0..1, has no frame.
 
-    A frame is of one grey value, ends at straight lines, parallel to the image's sides, and the
-    picture begins there at once. What fades, curves or slopes is air, a body or a collimator's
-    shadow, and stays.
-
-    Parameters
-    ----------
-    pixels
-        float32, shape (rows, columns), 0..1.
-
-    Returns
-    -------
-    Box or None
-        Where the picture is; None where there is no frame.
+    A frame (border, letterbox bar, a viewer's panel) has one grey value and ends abruptly at
+    straight lines parallel to the image's sides. What fades, curves or slopes is air, a body or a
+    collimator's shadow, and stays. Only pixels count, so that a PNG, a DICOM file and a training
+    image are cut alike.
     """
     step = max(1, -(-max(pixels.shape) // _MOST_PX))
     small = pixels[::step, ::step]
@@ -234,7 +172,7 @@ def frame_box(pixels: FloatImage) -> Box | None:
         )
     if box == whole:
         return None
-    # A thinned line stands for those beside it: of these, none that may be the frame's is kept.
+    # A thinned line stands for those beside it; lines that may belong to the frame are cut.
     rows, columns = pixels.shape
     return Box(
         top=box.top * step,
@@ -271,7 +209,7 @@ def _inner(image: FloatImage, least: float) -> Box | None:
 
 
 def _levels(image: FloatImage) -> list[float]:
-    """Return the grey values that a side of an image has along most of its length."""
+    """Return the even grey values of an image's sides."""
     levels: list[float] = []
     for line in (image[0], image[-1], image[:, 0], image[:, -1]):
         level = float(np.median(line))
@@ -282,16 +220,16 @@ def _levels(image: FloatImage) -> list[float]:
 
 
 def _plain(differs: Mask, stands_out: Mask) -> Box | None:
-    """Find a picture around which there is nothing at all.
+    """Find a picture with nothing around it.
 
     Parameters
     ----------
     differs, stands_out
-        uint8, shape (rows, columns), 0 or 1: what is not of the frame's grey value, and what is
-        clearly not.
+        uint8, shape (rows, columns), 0 or 1: pixels that differ from the frame's grey value, and
+        that differ clearly.
     """
     rows, columns = _extent(_by_row(differs)), _extent(_by_column(differs))
-    # Shares of what is within the other two sides: a wide frame would dilute them.
+    # Shares within the other two sides: a wide frame would dilute them.
     for _ in range(2):
         if rows is None or columns is None:
             return None
@@ -300,18 +238,12 @@ def _plain(differs: Mask, stands_out: Mask) -> Box | None:
     if rows is None or columns is None:
         return None
     height, width = differs.shape
-    by_row, by_column = _by_row(stands_out[:, columns]), _by_column(stands_out[rows])
-    profiles = (
-        (by_row, rows.start, _blur(height)),
-        (by_row[::-1], height - rows.stop, _blur(height)),
-        (by_column, columns.start, _blur(width)),
-        (by_column[::-1], width - columns.stop, _blur(width)),
-    )
-    found = [_edge(*profile, _EDGE_SHARE) for profile in profiles]
+    sides = _sides(differs, stands_out, rows, columns)
+    found = [_edge(out, start, blur, _EDGE_SHARE) for _, out, start, blur in sides]
     if sum(edge is not None for edge in found) >= _SURE_SIDES:
         found = [
-            edge if edge is not None else _edge(*profile, _LAST_EDGE_SHARE)
-            for edge, profile in zip(found, profiles, strict=True)
+            edge if edge is not None else _edge(out, start, blur, _LAST_EDGE_SHARE)
+            for edge, (_, out, start, blur) in zip(found, sides, strict=True)
         ]
     top, bottom, left, right = (edge or 0 for edge in found)
     return Box(top=top, bottom=height - bottom, left=left, right=width - right)
@@ -327,9 +259,9 @@ def _panelled(
     differs, stands_out
         As in `_plain`.
     lines
-        Finds the picture's lines by their shares: all from the first full one to the last, since
-        there may be air within the picture, or else the longest run, since a title may be as
-        full.
+        Finds the picture's lines by their shares: `_extent` from the first full one to the last,
+        since there may be air within the picture; `_longest` the longest run, since a title may
+        be as full.
     """
     height, width = differs.shape
     rows, columns = slice(0, height), slice(0, width)
@@ -345,15 +277,7 @@ def _panelled(
         rows = found_rows
     if rows == slice(0, height) and columns == slice(0, width):
         return None
-    by_row, by_column = _by_row(differs[:, columns]), _by_column(differs[rows])
-    out_by_row, out_by_column = _by_row(stands_out[:, columns]), _by_column(stands_out[rows])
-    sides = (
-        (by_row, out_by_row, rows.start, _blur(height)),
-        (by_row[::-1], out_by_row[::-1], height - rows.stop, _blur(height)),
-        (by_column, out_by_column, columns.start, _blur(width)),
-        (by_column[::-1], out_by_column[::-1], width - columns.stop, _blur(width)),
-    )
-    if not all(_is_panel(*side) for side in sides):
+    if not all(_is_panel(*side) for side in _sides(differs, stands_out, rows, columns)):
         return None
     picture = differs[rows, columns]
     strays = cv2.countNonZero(differs) - cv2.countNonZero(picture)
@@ -362,8 +286,24 @@ def _panelled(
     return Box(top=rows.start, bottom=rows.stop, left=columns.start, right=columns.stop)
 
 
+_Side = tuple[Shares, Shares, int, int]
+
+
+def _sides(differs: Mask, stands_out: Mask, rows: slice, columns: slice) -> tuple[_Side, ...]:
+    """Return, for top, bottom, left and right: profiles from outside, first line, blur."""
+    height, width = differs.shape
+    a, b = _by_row(differs[:, columns]), _by_row(stands_out[:, columns])
+    c, d = _by_column(differs[rows]), _by_column(stands_out[rows])
+    return (
+        (a, b, rows.start, _blur(height)),
+        (a[::-1], b[::-1], height - rows.stop, _blur(height)),
+        (c, d, columns.start, _blur(width)),
+        (c[::-1], d[::-1], width - columns.stop, _blur(width)),
+    )
+
+
 def _is_panel(differs: Shares, stands_out: Shares, start: int, blur: int) -> bool:
-    """Whether a picture begins at once behind a few letters; see `_edge` for the profiles."""
+    """Return whether a picture begins abruptly behind a few letters; profiles as in `_edge`."""
     if not start:
         return True
     outside = differs[max(0, start - 2 * blur) : max(0, start - blur)]
@@ -399,7 +339,7 @@ def _longest(share: Shares, least: float) -> slice | None:
 
 
 def _edge(profile: Shares, start: int, blur: int, least: float) -> int | None:
-    """Return the first line of the picture, None where it does not begin at once.
+    """Return the first line of the picture; None where it does not begin abruptly.
 
     Parameters
     ----------
@@ -421,7 +361,7 @@ def _blur(side: int) -> int:
 
 
 def _is_plausible(box: Box, shape: tuple[int, ...], level: float, least: float) -> bool:
-    """Whether a box is a picture in its frame, not a sliver, and not half of an image."""
+    """Return whether a box is a picture in its frame, not a sliver, and not half of an image."""
     height, width = shape
     margins = (
         (box.top / height, (height - box.bottom) / height),

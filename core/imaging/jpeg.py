@@ -1,7 +1,11 @@
-"""JPEG scans (ISO 10918-1): marker segments, and Huffman codes followed without an image."""
+"""JPEG scans (ISO 10918-1 B, F and H): marker segments, and Huffman codes without an image.
+
+libjpeg accepts a block of more coefficients than there are and a mean outside of all grey values;
+for 12 bits and the lossless process no library says whether the data are sound.
+"""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -10,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+"""SOF0..SOF15 without DHT, JPG and DAC (ISO 10918-1 B.2.2)."""
 # Markers without a length: TEM, RST0..7, SOI, EOI.
 _BARE = {0x01, *range(0xD0, 0xDA)}
 
 
 class DamageError(Exception):
-    """The stream breaks a rule of its own."""
+    """The stream breaks the rules of JPEG."""
 
 
 @dataclass(kw_only=True)
@@ -61,7 +67,7 @@ class Scan:
 
 @dataclass(kw_only=True)
 class StreamState:
-    """What the marker segments before a scan have set."""
+    """Tables and sizes that the marker segments before a scan have set."""
 
     precision: int = 0
     rows: int = 0
@@ -72,20 +78,27 @@ class StreamState:
     tables: dict[int, bytes] = field(default_factory=dict)
 
 
-def scans_of(data: bytes, state: StreamState) -> Iterator[Scan]:
-    """Read a stream's marker segments, and yield its scans.
+def marker_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and end of the content of each segment as far as the first scan."""
+    position = 2
+    while position + 10 <= len(data) and data[position] == 0xFF:
+        if data[position + 1] == 0xFF:  # fill byte
+            position += 1
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        yield data[position + 1], position + 4, end
+        position = end
 
-    Parameters
-    ----------
-    state
-        Is set by the segments before each scan.
+
+def scans_of(data: bytes, state: StreamState) -> Iterator[Scan]:
+    """Yield a stream's scans; `state` is set by the marker segments before each.
 
     Raises
     ------
     DamageError
-        If the stream breaks off, or its restart markers are out of order. What names something
-        that the stream does not have comes out as IndexError, KeyError, ValueError or
-        struct.error.
+        If the stream ends early, or its restart markers are out of order.
+    IndexError, KeyError, ValueError, struct.error
+        If it refers to something that it does not contain.
     """
     position = 2
     while position + 2 <= len(data):
@@ -167,7 +180,7 @@ def _scan(body: bytes, segments: list[bytes], state: StreamState) -> Scan:
 
 
 def _entropy_coded(data: bytes, start: int) -> tuple[int, list[bytes]]:
-    """Return where a scan ends, and its data without stuffed bytes, by restart interval."""
+    """Return a scan's end, and its data without stuffed bytes, by restart interval."""
     values = np.frombuffer(data, dtype=np.uint8, offset=start)
     followers = values[1:]
     marked = np.flatnonzero((values[:-1] == 0xFF) & (followers != 0) & (followers != 0xFF))
@@ -177,7 +190,7 @@ def _entropy_coded(data: bytes, start: int) -> tuple[int, list[bytes]]:
     if not len(others):
         raise DamageError
     last = int(others[0])
-    # Restart markers are numbered round and round.
+    # Restart markers are numbered modulo 8.
     if not np.array_equal(kinds[:last], 0xD0 + np.arange(last) % 8):
         raise DamageError
     end = start + int(marked[last])
@@ -192,26 +205,19 @@ def _entropy_coded(data: bytes, start: int) -> tuple[int, list[bytes]]:
 
 
 _NO_CODE = 0
-
 _MAX_SIZE_CATEGORY = 16
-
 _BLOCK = 64
-
 _END_OF_BLOCK = 2**10
-
 _NOT_A_STEP = 2**12
-
 # Most encoders write the standard's own tables.
 _CACHED_TABLES = 4
-
 _CHUNK = 24  # bytes
-
-# What a stream that names what it does not have, or ends too soon, comes out as.
+# Errors of a stream that refers to missing parts, or ends too soon.
 _STREAM_ERRORS = (DamageError, ArithmeticError, IndexError, KeyError, ValueError, struct.error)
 
 
 def has_sound_scans(data: bytes) -> bool:
-    """Whether a sequential Huffman-coded JPEG keeps to its own tables and size.
+    """Return whether the scans of a sequential Huffman-coded JPEG are sound.
 
     Every code is in its table, no block has more than 64 coefficients, no mean leaves the
     range of grey values, and the last block ends in the last byte.
@@ -228,13 +234,7 @@ def has_sound_scans(data: bytes) -> bool:
 
 
 def fits_lossless(data: bytes, decoded: NDArray[Any], precision: int) -> bool:
-    """Whether a lossless JPEG has the length that its decoded samples need.
-
-    Parameters
-    ----------
-    decoded
-        Grey, shape (rows, columns).
-    """
+    """Return whether a lossless JPEG has the length that its samples, (rows, columns), need."""
     rows, columns = decoded.shape
     try:
         (scan,) = scans_of(data, StreamState())
@@ -255,6 +255,18 @@ def fits_lossless(data: bytes, decoded: NDArray[Any], precision: int) -> bool:
     return bool([len(segment) for segment in scan.segments] == needed.tolist())
 
 
+# By their selection value (table H.1), of the samples to the left, above, and above to the left.
+_PREDICTORS: dict[int, Callable[..., NDArray[np.int32]]] = {
+    1: lambda left, _above, _corner: left.copy(),
+    2: lambda _left, above, _corner: above.copy(),
+    3: lambda _left, _above, corner: corner.copy(),
+    4: lambda left, above, corner: left + above - corner,
+    5: lambda left, above, corner: left + ((above - corner) >> 1),
+    6: lambda left, above, corner: above + ((left - corner) >> 1),
+    7: lambda left, above, _corner: (left + above) >> 1,
+}
+
+
 def _lossless_bits(
     plane: NDArray[np.int32],
     table: NDArray[np.int32],
@@ -269,24 +281,7 @@ def _lossless_bits(
     left[:, 1:] = plane[:, :-1]
     corner = np.empty_like(plane)
     corner[1:, 1:] = plane[:-1, :-1]
-    match selection:
-        case 1:
-            predicted = left
-        case 2:
-            predicted = above
-        case 3:
-            predicted = corner
-        case 4:
-            predicted = left + above - corner
-        case 5:
-            predicted = left + ((above - corner) >> 1)
-        case 6:
-            predicted = above + ((left - corner) >> 1)
-        case 7:
-            predicted = (left + above) >> 1
-        case _:
-            raise DamageError
-    predicted = predicted.copy()
+    predicted = _PREDICTORS[selection](left, above, corner)
     predicted[1:, 0] = above[1:, 0]
     firsts = slice(0, None, rows_a_segment)
     predicted[firsts, 1:] = left[firsts, 1:]
@@ -311,15 +306,9 @@ def _code_lengths(table: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def _follow(scan: Scan, state: StreamState) -> None:
-    """Decode a scan's symbols, and leave the coefficients aside.
-
-    Raises
-    ------
-    DamageError
-        If the scan breaks one of the rules.
-    """
+    """Decode a scan's symbols without its coefficients; raise DamageError for a broken rule."""
     order, units = _block_order(scan, state)
-    # Eight times half the range (F.1.1.4), and a quarter more for what encoders make of edges.
+    # Eight times half the range (F.1.1.4), and a quarter more for overshoot at edges.
     reach = 5 * 2**state.precision
     limits = [
         reach // max(state.first_quanta[entry.component.quantiser], 1) + 1
@@ -335,7 +324,7 @@ def _follow(scan: Scan, state: StreamState) -> None:
 
 
 def _block_order(scan: Scan, state: StreamState) -> tuple[list[int], int]:
-    """Return whose blocks make a minimum coded unit, and how many such units there are."""
+    """Return the components of a minimum coded unit's blocks, and the number of units."""
     tallest = max(component.vertical for component in state.components.values())
     widest = max(component.horizontal for component in state.components.values())
     if len(scan.components) == 1:
@@ -370,7 +359,7 @@ class _Bits:
     """The bits of a segment, taken from the front."""
 
     def __init__(self, segment: bytes) -> None:
-        # Zeros for the look-ahead beyond the end; whoever uses them has gone too far.
+        # Zeros for the look-ahead beyond the end; `left` is negative once they are used.
         self._data = segment + bytes(_CHUNK)
         self._size_bits = 8 * len(segment)
         self._position = 0
@@ -418,14 +407,14 @@ class _Bits:
             held -= step & 0x3F
             coefficient += step >> 6
         self._held = held
-        # The last one or an end of the block; not a run beyond it, and no code that is none.
+        # The last coefficient or an end of block, not a run beyond it or an undefined code.
         if coefficient != _BLOCK and not _END_OF_BLOCK < coefficient < _NOT_A_STEP:
             raise DamageError
 
 
 @lru_cache(maxsize=_CACHED_TABLES)
 def _steps_of(definition: bytes) -> list[int]:
-    """Return how far each code goes: its coefficients above, its bits in the lowest six."""
+    """Return each code's coefficients, and in the lowest six bits its length with its value."""
     table = _table_of(definition)
     length, run, size = table >> 8, (table >> 4) & 0x0F, table & 0x0F
     coefficients = np.where(size > 0, run + 1, _NOT_A_STEP)

@@ -1,4 +1,10 @@
-"""Pixel data: decoders of every transfer syntax, and the check of what is decoded."""
+"""Pixel data: decoders of every transfer syntax, and checks before and after decoding.
+
+JPEG and JPEG 2000 are decoded by imagecodecs (libjpeg-turbo, OpenJPEG; BSD licences): pydicom's
+decoder for lossless and 12-bit JPEG is under the GPL, GDCM cannot decode 12 bits, and pydicom's
+for JPEG 2000 hides OpenJPEG's warnings. pydicom asks for the names `is_available` and
+`DECODER_DEPENDENCIES`.
+"""
 
 import importlib.util
 import logging
@@ -41,29 +47,19 @@ from lungwatch.imaging.radiograph import code_of, number_of, short, text_of
 from lungwatch.imaging.samples import Layout, Samples, check_shape, extract_samples, in_byte_order
 
 PLUGIN = "lungwatch"
-
 JPEG_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
-
 JPEG2000_SYNTAXES = (JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
-
 SYNTAXES = (*JPEG_SYNTAXES, *JPEG2000_SYNTAXES)
-
 DECODER_DEPENDENCIES: dict[UID, tuple[str, ...]] = dict.fromkeys(SYNTAXES, ("imagecodecs",))
 
 
 def is_available(uid: str) -> bool:
-    """Whether frames of a transfer syntax can be decoded."""
+    """Return whether frames of a transfer syntax can be decoded."""
     return uid in SYNTAXES and importlib.util.find_spec("imagecodecs") is not None
 
 
 def decode_jpeg(src: bytes, runner: DecodeRunner) -> bytes:
-    """Decode one frame of JPEG.
-
-    Returns
-    -------
-    bytes
-        Samples in 8 bits, or in 16 where the codestream has more than 8; colours by pixel,
-        in the colour space that the codestream is in.
+    """Decode one frame of JPEG to samples of 8 or 16 bits, in the codestream's colour space.
 
     Raises
     ------
@@ -74,7 +70,7 @@ def decode_jpeg(src: bytes, runner: DecodeRunner) -> bytes:
 
     space = None
     if runner.samples_per_pixel == 3:
-        # Equal on both sides: nothing is converted, which is pydicom's to do.
+        # Equal on both sides: pydicom converts.
         space = "RGB" if runner.photometric_interpretation == "RGB" else "YCBCR"
     decoded = np.asarray(imagecodecs.jpeg8_decode(src, colorspace=space, outcolorspace=space))
     if (header := frame_header(src)) is not None:
@@ -85,30 +81,24 @@ def decode_jpeg(src: bytes, runner: DecodeRunner) -> bytes:
 
 
 def decode_jpeg2000(src: bytes, runner: DecodeRunner) -> bytes:
-    """Decode one frame of JPEG 2000 or HTJ2K.
-
-    Returns
-    -------
-    bytes
-        Samples in 8 or 16 bits, extended to them where the codestream is signed; colours by
-        pixel, as RGB.
+    """Decode one frame of JPEG 2000 or HTJ2K to samples of 8 or 16 bits, colours as RGB.
 
     Raises
     ------
     FileRejected
-        As DAMAGED, if a marker stands where none may, or if OpenJPEG warns.
+        As DAMAGED, if a marker is where none may be, or if OpenJPEG warns.
     """
     import imagecodecs  # noqa: PLC0415 - as above
 
     check_jpeg2000(src)
     logger = logging.getLogger("imagecodecs")
-    complaints = _WarningFilter()
-    logger.addFilter(complaints)
+    warnings = _WarningFilter()
+    logger.addFilter(warnings)
     try:
         decoded = np.asarray(imagecodecs.jpeg2k_decode(src, planar=False, verbose=1))
     finally:
-        logger.removeFilter(complaints)
-    if complaints.heard:
+        logger.removeFilter(warnings)
+    if warnings.has_warned:
         raise damaged("JPEG 2000")
     if runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
         runner.set_option("photometric_interpretation", "RGB")
@@ -118,17 +108,17 @@ def decode_jpeg2000(src: bytes, runner: DecodeRunner) -> bytes:
 
 
 class _WarningFilter(logging.Filter):
-    """Hears what a codec says in this thread, and keeps it from the log."""
+    """Notes a codec's warnings in this thread, and keeps them out of the log."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard = False
+        self.has_warned = False
         self._thread = threading.get_ident()
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.thread != self._thread:
             return True
-        self.heard = True
+        self.has_warned = True
         return False
 
 
@@ -141,28 +131,22 @@ def register_decoders() -> None:
 
 
 _MONOCHROME = {"MONOCHROME1", "MONOCHROME2"}
-
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
-
 _PALETTE = "PALETTE COLOR"
-
 _LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K}
-
 _FAMILIES = {
     "JPEG": JPEG_SYNTAXES,
     "JPEG 2000": JPEG2000_SYNTAXES,
     "JPEG-LS": tuple(JPEGLSTransferSyntaxes),
 }
-
-# pydicom masks unused bits and extends signs without a look at the pixels.
+# pydicom would mask unused bits and extend signs regardless of the pixels.
 _OPTIONS: Any = {
     "view_only": True,
     "correct_unused_bits": False,
     "apply_j2k_sign_correction": False,
     "apply_jls_sign_correction": False,
 }
-
-# PS3.3 C.7.6.3.1 has them as type 1, and no image can be read for certain without one of them.
+# Type 1 in PS3.3 C.7.6.3.1; without one of them no image can be read for certain.
 _NEEDED = (
     "SamplesPerPixel",
     "PhotometricInterpretation",
@@ -171,7 +155,6 @@ _NEEDED = (
     "HighBit",
     "PixelRepresentation",
 )
-
 # A palette's image is decoded like a grey one, and coloured afterwards.
 _SAMPLES_PER_PIXEL = {**dict.fromkeys(_MONOCHROME | {_PALETTE}, 1), **dict.fromkeys(_COLOUR, 3)}
 
@@ -188,7 +171,7 @@ def check_pixels(dataset: FileDataset, max_pixels: int) -> None:
         With the reason; nothing has been decoded by then.
     """
     if "PixelData" not in dataset:
-        # A file cut off before its largest element parses without complaint.
+        # A file that ends before its largest element is parsed without an error.
         raise FileRejected(Reason.NO_PIXEL_DATA, "the DICOM file holds no pixel data")
     rows, columns = number_of(dataset, "Rows"), number_of(dataset, "Columns")
     if rows <= 0 or columns <= 0:
@@ -231,19 +214,19 @@ def check_pixels(dataset: FileDataset, max_pixels: int) -> None:
 
 
 def decode_pixels(dataset: FileDataset) -> Samples:
-    """Decode the one frame of a data set for which `check_pixels` holds.
+    """Decode the one frame of a data set that `check_pixels` accepts.
 
     Returns
     -------
     Samples
-        Stored values in 8 or 16 bits, shape (rows, columns), or (rows, columns, 3) as RGB.
-        Bits outside those stored (overlays, PS3.5 8.1.2) are gone. Depth and sign are those
-        that the file states, unless the stream or the pixels say otherwise.
+        Stored values in 8 or 16 bits, shape (rows, columns), or (rows, columns, 3) as RGB,
+        without unused bits (overlays, PS3.5 8.1.2). Depth and sign are those that the file
+        states, unless the stream or the pixels contradict.
 
     Raises
     ------
     FileRejected
-        If no decoder is there, the pixel data is damaged, or nothing tells how deep it is.
+        If there is no decoder, the pixel data is damaged, or its depth cannot be determined.
     """
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     decoder = _decoder(syntax)
@@ -253,8 +236,8 @@ def decode_pixels(dataset: FileDataset) -> Samples:
         if header is not None and header.precision > number_of(dataset, "BitsAllocated"):
             dataset.BitsAllocated = 16
         if "PlanarConfiguration" not in dataset:
-            dataset.PlanarConfiguration = 0  # the stream's own business
-        # Offsets say nothing of a single frame, and may be wrong.
+            dataset.PlanarConfiguration = 0  # decided by the stream
+        # Offsets are not needed for a single frame, and may be wrong.
         dataset.PixelData = encapsulate([frame], has_bot=False)
         for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
             dataset.pop(keyword, None)
@@ -301,8 +284,7 @@ def _decoded(
         )
     except FileRejected:
         raise
-    # A codec may raise anything at all on a damaged stream, and it is the stream's fault. One
-    # written in Rust panics, which pyo3 makes a BaseException of.
+    # A codec may raise anything on a damaged stream; one in Rust panics, a BaseException by pyo3.
     except BaseException as error:
         if (refusal := _refusal_within(error)) is not None:
             raise refusal from None
@@ -310,7 +292,7 @@ def _decoded(
         if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_panic):
             raise
         raise FileRejected(
-            # What had a right header and fails behind it is damaged.
+            # Data that fail behind a valid header are damaged.
             Reason.DAMAGED if has_header else Reason.UNREADABLE,
             f"the pixel data cannot be decoded ('{syntax.name}')",
         ) from error
@@ -318,14 +300,14 @@ def _decoded(
 
 
 def _refusal_within(error: BaseException | None) -> FileRejected | None:
-    """Find the refusal that pydicom has wrapped into an error of its own."""
+    """Return the rejection that pydicom has wrapped into an error of its own."""
     while error is not None and not isinstance(error, FileRejected):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _check_native(dataset: FileDataset, syntax: UID) -> None:
-    """Refuse native pixel data that are compressed, or more than the one frame stated."""
+    """Refuse native pixel data that are compressed, or hold more than one frame."""
     value = dataset.PixelData
     if is_encapsulated(value):
         raise FileRejected(
@@ -369,7 +351,7 @@ def _named(syntax: UID) -> str:
 
 
 def _plugin(decoder: Decoder, dataset: FileDataset) -> str:
-    """Choose one of several decoders, so that no damaged stream finds one that takes it."""
+    """Choose one of several decoders, so that none of the others accepts a damaged stream."""
     available = decoder.available_plugins
     is_lossy_colour = number_of(dataset, "SamplesPerPixel", 1) == 3 and decoder.UID in (
         JPEGBaseline8Bit,
@@ -381,7 +363,7 @@ def _plugin(decoder: Decoder, dataset: FileDataset) -> str:
 
 
 def _frame_header(frame: bytes, dataset: FileDataset, syntax: UID) -> FrameHeader | None:
-    """Compare what the compressed frame says of itself with what the file says of it."""
+    """Compare a compressed frame's own header with the file's attributes."""
     rows, columns, samples = (
         number_of(dataset, keyword, 1) for keyword in ("Rows", "Columns", "SamplesPerPixel")
     )

@@ -1,11 +1,19 @@
-"""Radiograph: a decoded X-ray, and the attributes that its file states."""
+"""Radiograph: a decoded X-ray; what is accepted as one; values of DICOM attributes.
+
+Values are read as files hold them: absent, empty, padded, damaged.
+"""
 
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.valuerep import DA, TM
 
+from lungwatch.attributes import ATTRIBUTES, Attribute, RadiographMeta, checked_instant
 from lungwatch.errors import Flag
 
 FloatImage = NDArray[np.float32]
@@ -26,73 +34,49 @@ class Box:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RadiographMeta:
-    """What the file says about the image; everything optional is None when it is silent.
+class ReadPolicy:
+    """Rules for what is accepted as a chest radiograph, and limits of size.
 
     Attributes
     ----------
-    format
-        "DICOM", "PNG" or "JPEG".
-    rows, columns
-        Size of the stored image, in pixels; that of `Radiograph.pixels` differs where the
-        file's pixels are not square, where the image was turned, or where a frame was cut off.
-    bits_stored
-        Significant bits of a stored sample.
-    photometric
-        PhotometricInterpretation (0028,0004), or "MONOCHROME2" for grey PNG and JPEG.
-    transfer_syntax
-        UID of the transfer syntax (0002,0010); None for PNG and JPEG.
-    patient_id, accession, study_uid, series_uid, sop_uid, sop_class
-        (0010,0020), (0008,0050), (0020,000D), (0020,000E), (0008,0018), (0008,0016).
-    modality, body_part, view_position
-        (0008,0060), (0018,0015), (0018,5101).
-    study_date, series_date, acquisition_date
-        (0008,0020), (0008,0021), and (0008,0022) or the day of (0008,002A), as YYYYMMDD.
-    manufacturer, manufacturer_model, station, institution
-        (0008,0070), (0008,1090), (0008,1010), (0008,0080).
+    modalities
+        Values of Modality (0008,0060) that are projection radiographs.
+    body_parts
+        Values of Body Part Examined (0018,0015), in capitals, that are taken for the chest beside
+        those that `vocabulary.toml` knows.
+    view_positions
+        Values of View Position (0018,5101), in capitals, that are taken for a frontal view beside
+        those that `vocabulary.toml` knows.
+    reject_lateral
+        Refuse files whose View Position, View Code Sequence or Patient Orientation is not that of
+        a frontal view.
+    min_side_px, max_pixels
+        Smallest side and largest area that are read.
     """
 
-    format: str
-    rows: int
-    columns: int
-    bits_stored: int
-    photometric: str
-    transfer_syntax: str | None = None
-    patient_id: str | None = None
-    accession: str | None = None
-    study_uid: str | None = None
-    series_uid: str | None = None
-    sop_uid: str | None = None
-    sop_class: str | None = None
-    modality: str | None = None
-    body_part: str | None = None
-    view_position: str | None = None
-    study_date: str | None = None
-    series_date: str | None = None
-    acquisition_date: str | None = None
-    manufacturer: str | None = None
-    manufacturer_model: str | None = None
-    station: str | None = None
-    institution: str | None = None
+    modalities: frozenset[str] = frozenset({"CR", "DX", "RG"})
+    body_parts: frozenset[str] = frozenset()
+    view_positions: frozenset[str] = frozenset()
+    reject_lateral: bool = True
+    min_side_px: int = 64
+    max_pixels: int = 120_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Radiograph:
-    """A decoded X-ray as a reader would see it on a light box: air dark, bone bright.
+    """A decoded X-ray as on a light box: air dark, bone bright.
 
     Attributes
     ----------
     pixels
         float32, shape (rows, columns), 0 = black to 1 = white.
-    meta
-        What the file says about it.
     flags
-        What reading noticed or had to mend, without repetition.
+        Remarks and corrections, without repetition.
     orientation_known
-        Whether the file says which side is the patient's left; then the patient's right is at the
-        left of `pixels`, and the head above.
+        Whether the file states the patient's left; then the patient's right is at the left of
+        `pixels`, and the head above.
     kept
-        Which part of the upright image `pixels` are; None where no frame was cut off.
+        The part of the upright image that `pixels` are; None where no frame was cut off.
     """
 
     pixels: FloatImage
@@ -110,7 +94,7 @@ def text_of(dataset: Dataset, keyword: str) -> str | None:
     """Return an attribute as stripped text, None where it is absent, empty or unreadable."""
     try:
         value = dataset.get(keyword)
-    # pydicom decodes here, and may raise anything at all on damaged bytes.
+    # pydicom decodes here, and may raise anything on damaged bytes.
     except Exception:
         return None
     text = "" if value is None else str(value).strip().strip("\0")
@@ -191,30 +175,41 @@ def short(value: str) -> str:
 
 
 def meta_of(dataset: FileDataset) -> RadiographMeta:
-    """Return what a file says about its image and where that belongs."""
-    return RadiographMeta(
-        format="DICOM",
-        rows=number_of(dataset, "Rows"),
-        columns=number_of(dataset, "Columns"),
-        bits_stored=number_of(dataset, "BitsStored"),
-        photometric=code_of(dataset, "PhotometricInterpretation"),
-        transfer_syntax=str(dataset.file_meta.TransferSyntaxUID),
-        patient_id=text_of(dataset, "PatientID"),
-        accession=text_of(dataset, "AccessionNumber"),
-        study_uid=text_of(dataset, "StudyInstanceUID"),
-        series_uid=text_of(dataset, "SeriesInstanceUID"),
-        sop_uid=text_of(dataset, "SOPInstanceUID"),
-        sop_class=text_of(dataset, "SOPClassUID"),
-        modality=text_of(dataset, "Modality"),
-        body_part=text_of(dataset, "BodyPartExamined"),
-        view_position=text_of(dataset, "ViewPosition"),
-        study_date=text_of(dataset, "StudyDate"),
-        series_date=text_of(dataset, "SeriesDate"),
-        acquisition_date=text_of(dataset, "AcquisitionDate")
-        or (text_of(dataset, "AcquisitionDateTime") or "")[:8]
-        or None,
-        manufacturer=text_of(dataset, "Manufacturer"),
-        manufacturer_model=text_of(dataset, "ManufacturerModelName"),
-        station=text_of(dataset, "StationName"),
-        institution=text_of(dataset, "InstitutionName"),
-    )
+    """Return what a file states about its image, as `RadiographMeta` declares it."""
+    values = {
+        name: _stated(dataset, declared)
+        for name, declared in ATTRIBUTES.items()
+        if declared.keywords
+    }
+    return RadiographMeta(format="DICOM", **values)
+
+
+def _stated(dataset: FileDataset, declared: Attribute) -> Any:  # noqa: ANN401 - of its kind
+    if declared.kind == "number":
+        return number_of(dataset, declared.keywords[0])
+    if declared.kind == "code":
+        return code_of(dataset, declared.keywords[0])
+    if declared.kind == "instant":
+        return _instant(dataset, *declared.keywords)
+    for keyword in declared.keywords:
+        is_meta = (tag_for_keyword(keyword) or 0) >> 16 == 0x0002
+        text = text_of(dataset.file_meta if is_meta else dataset, keyword)
+        if text is not None:
+            # A date and time begins with the date (PS3.5 6.2, VR DT).
+            return text[:8] if declared.kind == "date" and keyword.endswith("DateTime") else text
+    return None
+
+
+def _instant(dataset: Dataset, date: str, time: str) -> datetime | None:
+    """Return date and time with the file's time zone, or else this machine's; None if damaged."""
+    day, moment = text_of(dataset, date), text_of(dataset, time)
+    zone = text_of(dataset, "TimezoneOffsetFromUTC")
+    if day is None or moment is None:
+        return None
+    try:
+        stated = datetime.combine(DA(day), TM(moment))
+        if zone is not None:
+            return checked_instant(stated.replace(tzinfo=datetime.strptime(zone, "%z").tzinfo))
+        return checked_instant(stated.astimezone())
+    except (ValueError, OverflowError):
+        return None

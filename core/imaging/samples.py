@@ -14,31 +14,24 @@ from numpy.typing import NDArray
 from lungwatch.errors import FileRejected, Reason
 from lungwatch.imaging.radiograph import FloatImage
 
-# Rows that are looked at; noise in more of them would tell nothing new.
+# More rows would add nothing.
 _SAMPLED_ROWS = 256
-
 # Neighbours that differ by less than this share of the range are near each other.
 _NEAR = 1 / 16
-
 # Of two steps, one below this share of the other is clearly the nearer one.
 _CLEARLY_NEARER = 1 / 4
-
-# So many times more near neighbours, and at least so many, decide against the letter.
+# So many times more near neighbours, and at least so many, decide against the stated layout.
 _PREPONDERANCE = 8
-
 _MIN_EVIDENCE = 32
-
 _MIN_EVIDENCE_SHARE = 1e-4
-
-# What a lossy codec swings out beyond the stated range: an eighth of it, in few pixels.
+# Overshoot of a lossy codec beyond the stated range: an eighth of it, in few pixels.
 _OVERSHOOT = 1 / 8
-
 _OVERSHOT_SHARE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where a file and its stream say that the samples lie in their words.
+    """Layout of samples in their words, as the file and its stream state it (PS3.5 8.1.1).
 
     Attributes
     ----------
@@ -49,8 +42,8 @@ class Layout:
     precision
         Bits of the stream's own samples; those of the word where nothing is compressed.
     stream_is_signed
-        The stream's own sign: None where streams of its kind have none. False is no proof, since
-        encoders exist that know of no sign.
+        The stream's own sign; None where streams of its kind have none. False proves nothing:
+        some encoders do not support signs.
     is_lossy
         Whether the codec may have changed values.
     """
@@ -65,14 +58,9 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
-    """Stored values, out of their words.
+    """Stored values, (rows, columns), of 8 or 16 bits, signed or not.
 
-    Attributes
-    ----------
-    values
-        8 or 16 bits, shape (rows, columns), signed or not.
-    is_corrected
-        Whether they are others than the file's attributes make.
+    `is_corrected` says that the file's attributes would give other values.
     """
 
     values: NDArray[Any]
@@ -80,7 +68,7 @@ class Samples:
 
 
 def extract_samples(words: NDArray[Any], layout: Layout) -> Samples:
-    """Cut a sample's bits out of its word, and extend its sign.
+    """Extract each sample's bits from its word, and extend its sign.
 
     Parameters
     ----------
@@ -91,7 +79,7 @@ def extract_samples(words: NDArray[Any], layout: Layout) -> Samples:
     Raises
     ------
     FileRejected
-        If bits that should be unused vary with the image, and the pixels do not tell whether
+        If bits that should be unused vary with the image, and the pixels do not decide whether
         they belong to it.
     """
     word = 8 * words.dtype.itemsize
@@ -99,7 +87,7 @@ def extract_samples(words: NDArray[Any], layout: Layout) -> Samples:
         return _signed_stream(words, layout, word)
     precision = min(layout.precision, word)
     width = min(layout.stored, precision)
-    # A codec that was given words gives them back, else right-aligned samples.
+    # A codec that was given words returns them, else right-aligned samples.
     shift = layout.high_bit + 1 - layout.stored if precision > layout.stored else 0
     is_impossible = not layout.stored - 1 <= layout.high_bit < word
     if not 0 <= shift <= precision - width:
@@ -136,18 +124,17 @@ def _field(words: NDArray[Any], shift: int, width: int, *, signed: bool) -> NDAr
 def _settled(
     words: NDArray[Any], shift: int, width: int, *, signed: bool, is_lossy: bool = False
 ) -> tuple[NDArray[Any], bool]:
-    """Return a field with the sign that the pixels have, and whether it is the other one."""
+    """Return a field with the sign that fits the pixels, and whether that is not the stated one."""
     sample = words[:: max(1, len(words) // _SAMPLED_ROWS)]
-    letter = _field(sample, shift, width, signed=signed)
+    stated = _field(sample, shift, width, signed=signed)
     other = _field(sample, shift, width, signed=not signed)
-    # Black letters on white and the like jump from end to end, which is a step of 1 to the
-    # other sign.
+    # Black letters on white jump from end to end, which is a step of 1 with the other sign.
     codes = _field(sample, shift, width, signed=False).astype(np.int32)
     margin = 2**width // 256 if is_lossy else 0
     half = 2 ** (width - 1)
     is_end = (codes <= margin) | (codes >= 2**width - 1 - margin)
     is_end |= (codes >= half - 1 - margin) & (codes <= half + margin)
-    near = [_steps(reading) <= 2**width * _NEAR for reading in (other, letter)]
+    near = [_steps(reading) <= 2**width * _NEAR for reading in (other, stated)]
     inner = ~(is_end[:, 1:] | is_end[:, :-1])
     is_other, _ = _weigh(near[0] & ~near[1] & inner, near[1] & ~near[0] & inner)
     return _field(words, shift, width, signed=signed != is_other), is_other
@@ -157,25 +144,24 @@ def _steps(reading: NDArray[Any]) -> NDArray[np.int32]:
     return np.asarray(np.abs(np.diff(reading.astype(np.int32), axis=1)))
 
 
-def _weigh(for_other: NDArray[np.bool_], for_letter: NDArray[np.bool_]) -> tuple[bool, bool]:
-    """Weigh pairs of neighbours that fit one reading against those that fit the letter.
+def _weigh(for_other: NDArray[np.bool_], for_stated: NDArray[np.bool_]) -> tuple[bool, bool]:
+    """Compare the numbers of neighbours that fit another reading and the stated one.
 
     Returns
     -------
     tuple of bool
-        Whether the other reading is clearly the right one, and whether the letter clearly is not
-        the wrong one.
+        Whether the other reading is clearly right, and whether the stated one may be.
     """
-    others, letters = int(np.count_nonzero(for_other)), int(np.count_nonzero(for_letter))
+    others, matches = int(np.count_nonzero(for_other)), int(np.count_nonzero(for_stated))
     enough = max(_MIN_EVIDENCE, _MIN_EVIDENCE_SHARE * for_other.size)
     return (
-        others >= max(enough, _PREPONDERANCE * letters),
-        others < enough or letters >= _PREPONDERANCE * others,
+        others >= max(enough, _PREPONDERANCE * matches),
+        others < enough or matches >= _PREPONDERANCE * others,
     )
 
 
 def _is_right_aligned(words: NDArray[Any], width: int, shift: int, *, signed: bool) -> bool:
-    """Whether samples lie in the lowest bits, though High Bit says that those are unused."""
+    """Return whether samples lie in the lowest bits, which High Bit states as unused."""
     if not np.any(words & words.dtype.type(2**shift - 1)):
         return False
     if signed:
@@ -188,36 +174,36 @@ def _is_right_aligned(words: NDArray[Any], width: int, shift: int, *, signed: bo
 def _holds_more(
     words: NDArray[Any], width: int, shift: int, precision: int, *, signed: bool
 ) -> bool:
-    """Whether bits above High Bit belong to the image: neither overlay nor left-over memory."""
+    """Return whether bits above High Bit belong to the image, not to an overlay or old memory."""
     above = np.right_shift(words, shift + width)
     if above.min() == above.max():
         return False
     sample = words[:: max(1, len(words) // _SAMPLED_ROWS)]
     whole = np.right_shift(_field(sample, 0, precision, signed=signed), shift)
-    letter = _field(sample, shift, width, signed=signed)
-    if np.array_equal(whole, letter):
+    stated = _field(sample, shift, width, signed=signed)
+    if np.array_equal(whole, stated):
         return False  # a sign, extended to the word
     # Only where those bits change do the two readings differ by more than a factor.
     is_change = np.diff(np.right_shift(sample, shift + width), axis=1) != 0
-    whole_steps, letter_steps = (
+    whole_steps, stated_steps = (
         _steps(whole) / 2.0 ** (precision - shift),
-        _steps(letter) / 2.0**width,
+        _steps(stated) / 2.0**width,
     )
-    is_whole, is_letter = _weigh(
-        is_change & (whole_steps < letter_steps * _CLEARLY_NEARER),
-        is_change & (letter_steps < whole_steps * _CLEARLY_NEARER),
+    is_whole, is_stated = _weigh(
+        is_change & (whole_steps < stated_steps * _CLEARLY_NEARER),
+        is_change & (stated_steps < whole_steps * _CLEARLY_NEARER),
     )
-    if not is_whole and not is_letter:
+    if not is_whole and not is_stated:
         raise FileRejected(
             Reason.UNSUPPORTED_PIXEL_FORMAT,
             f"bits above those {width} that Bits Stored and High Bit name vary with the image, "
-            "and the pixels do not tell whether they belong to it",
+            "and the pixels do not decide whether they belong to it",
         )
     return is_whole
 
 
 def _lossy(words: NDArray[Any], layout: Layout, precision: int) -> Samples:
-    """Clip what swings out beyond the stated bits; cutting it off would turn white into black."""
+    """Clip overshoot beyond the stated bits; dropping its bits would turn white into black."""
     values = _field(words, 0, precision, signed=layout.is_signed)
     low = -(2 ** (layout.stored - 1)) if layout.is_signed else 0
     return _clipped(values, low, layout.stored)
@@ -246,41 +232,22 @@ def _signed_stream(words: NDArray[Any], layout: Layout, word: int) -> Samples:
     return Samples(values=_field(words, 0, layout.stored, signed=True))
 
 
-# So many times nearer to each other are neighbours in the right reading.
-_CLEARLY_NEARER_BY = 8.0
-
-_ORDER_SAMPLED_ROWS = 256
+# Ratio of typical steps between the wrong and the right byte order or shape.
+_WRONG_STEP_RATIO = 8.0
 
 
 def in_byte_order(words: NDArray[Any]) -> tuple[NDArray[Any], bool]:
-    """Exchange the bytes of words that are in the other order.
-
-    Parameters
-    ----------
-    words
-        Unsigned, shape (rows, columns).
-
-    Returns
-    -------
-    tuple
-        The words, and whether they have been changed.
-    """
+    """Swap the bytes of words, (rows, columns), that are in the other order; say whether."""
     if words.dtype.itemsize == 1 or words.shape[1] < 2:
         return words, False
-    sample = words[:: max(1, len(words) // _ORDER_SAMPLED_ROWS)]
+    sample = words[:: max(1, len(words) // _SAMPLED_ROWS)]
     swapped = sample.byteswap()
-    # A step over nothing but low bytes, in the wrong order, is one over nothing but high ones.
-    is_swapped = 0 < _CLEARLY_NEARER_BY * _typical_step(swapped) < _typical_step(sample)
+    is_swapped = 0 < _WRONG_STEP_RATIO * _typical_step(swapped) < _typical_step(sample)
     return (words.byteswap(), True) if is_swapped else (words, False)
 
 
 def check_shape(words: NDArray[Any]) -> None:
-    """Refuse an image whose rows are as long as its columns should be.
-
-    Parameters
-    ----------
-    words
-        Shape (rows, columns).
+    """Refuse an image, (rows, columns), whose rows are as long as its columns should be.
 
     Raises
     ------
@@ -291,13 +258,13 @@ def check_shape(words: NDArray[Any]) -> None:
     flat = words.ravel()
     if rows == columns or min(rows, columns) < 2:
         return
-    # Where a row ends is the same in both readings now and then; a sample knows of no rows.
+    # A prime stride, so that the sample does not follow the rows of either shape.
     places = np.arange(0, flat.size - max(rows, columns), max(1, flat.size // 100_003))
     stated, exchanged = (
         float(np.abs(flat[places + length].astype(np.int32) - flat[places]).mean())
         for length in (columns, rows)
     )
-    if stated > _CLEARLY_NEARER_BY / 2 * exchanged:
+    if stated > _WRONG_STEP_RATIO / 2 * exchanged:
         raise FileRejected(
             Reason.UNREADABLE, "Rows and Columns are exchanged: the image is not of that shape"
         )
@@ -307,40 +274,38 @@ def _typical_step(words: NDArray[Any]) -> float:
     return float(np.abs(np.diff(words.astype(np.int32), axis=1)).mean())
 
 
-# A collimator's or a window's lower border may be black and exactly even; a third of an X-ray
-# is not. Other than black, nothing makes such borders but a frame, which has an upper side too.
+# A collimator's or a window's lower border may be black and exactly even, but is not a third of an
+# X-ray. Other even borders belong to a frame, which has an upper side too.
 _MAX_BLACK_SHARE = 1 / 3
-
 _MAX_OTHER_SHARE = 1 / 4
-
-# A border begins and ends with a row; a copy breaks off within one, beside rows that are whole.
+# A border begins and ends with a row; an incomplete copy ends within one, beside whole rows.
 _MAX_SHARE_WITHIN_ROW = 0.02
-
 _WHOLE_ROW = 0.9
-
 _MIN_WITHIN_ROW = 0.05
-
 _BLACK = 0.02
 
 
 def check_written(stored: NDArray[Any], grey: FloatImage) -> None:
-    """Refuse an image that a large part of is one value where an X-ray cannot have it.
+    """Refuse an image of which a large part was never written: one value in many rows.
+
+    Copies that allocate a file before they fill it, and stop or lose a block, leave zeros.
 
     Parameters
     ----------
     stored
         Shape (rows, columns).
     grey
-        What is shown of it, float32, 0..1, of the same shape.
+        The displayed image, float32, 0..1, of the same shape.
 
     Raises
     ------
     FileRejected
-        As TRUNCATED where it lasts to the end, as DAMAGED before: the pixels were never written.
+        As TRUNCATED where that part lasts to the end, else as DAMAGED.
     """
     for start, end, value in _even_bands(stored):
-        before, behind = _run_before(stored, start, value), _run_behind(stored, end, value)
-        share = ((end - start) * stored.shape[1] + abs(before) + abs(behind)) / stored.size
+        before = _run(stored[start - 1][::-1], stored[start - 2][::-1], value) if start > 1 else 0
+        behind = _run(stored[end], stored[end + 1], value) if end + 2 <= len(stored) else 0
+        share = ((end - start) * stored.shape[1] + before + behind) / stored.size
         if share <= _MAX_SHARE_WITHIN_ROW:
             continue
         is_cut = before > 0 or behind > 0
@@ -365,7 +330,6 @@ def _even_bands(stored: NDArray[Any]) -> list[tuple[int, int, int]]:
     is_even = (stored == first[:, np.newaxis]).all(axis=1)
     if is_even.all() or not is_even.any():
         return []
-    # A band ends where rows are not even, or are so at another value.
     changes = np.flatnonzero(
         (is_even[1:] != is_even[:-1]) | (is_even[1:] & (first[1:] != first[:-1]))
     )
@@ -373,25 +337,11 @@ def _even_bands(stored: NDArray[Any]) -> list[tuple[int, int, int]]:
     return [(start, end, int(first[start])) for start, end in pairwise(bounds) if is_even[start]]
 
 
-def _run_before(stored: NDArray[Any], start: int, value: int) -> int:
-    """Return how many pixels of the row above a band belong to it as well.
-
-    Only where the row above that one is whole there, else 0: a border beside the image, or one
-    that slants, is no break.
-    """
-    if start < 2:
-        return 0
-    return _run(stored[start - 1][::-1], stored[start - 2][::-1], value)
-
-
-def _run_behind(stored: NDArray[Any], end: int, value: int) -> int:
-    """Return how many pixels of the row below a band belong to it as well, or 0 as above."""
-    if end + 2 > len(stored):
-        return 0
-    return _run(stored[end], stored[end + 1], value)
-
-
 def _run(row: NDArray[Any], next_row: NDArray[Any], value: int) -> int:
+    """Return how many pixels of the row beside a band belong to it as well.
+
+    0 where the next row has the value there too: a border beside the image, or a slanted one.
+    """
     length = int(np.argmax(row != value))
     if length < _MIN_WITHIN_ROW * len(row):
         return 0
@@ -399,7 +349,7 @@ def _run(row: NDArray[Any], next_row: NDArray[Any], value: int) -> int:
 
 
 def _is_of_frame(stored: NDArray[Any], start: int, end: int) -> bool:
-    """Whether a band lies at one end of the image, and one half as high at the other end."""
+    """Return whether a band lies at one end of the image, and one half as high at the other."""
     height = max(1, (end - start) // 2)
     if end == len(stored):
         opposite = stored[:height]

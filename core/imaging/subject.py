@@ -1,7 +1,4 @@
-"""Subject: what a DICOM file says it shows.
-
-Which must be a frontal human chest made for reading.
-"""
+"""Subject: what a DICOM file says it shows, which must be a frontal view of a human chest."""
 
 from collections.abc import Collection
 
@@ -21,7 +18,15 @@ from pydicom.uid import (
 
 from lungwatch.errors import FileRejected, Flag, Reason
 from lungwatch.imaging.geometry import directions_of
-from lungwatch.imaging.radiograph import code_of, codes_of, items_of, short, text_of, values_of
+from lungwatch.imaging.radiograph import (
+    ReadPolicy,
+    code_of,
+    codes_of,
+    items_of,
+    short,
+    text_of,
+    values_of,
+)
 from lungwatch.imaging.vocabulary import (
     Lexicon,
     fold,
@@ -32,27 +37,26 @@ from lungwatch.imaging.vocabulary import (
 )
 
 CHEST, PARTLY, NO_PART = "chest", "partly_chest", ""
-
 # Kinds of words that name no part of the body.
 _SILENT = {"ignored"}
 
 
 def check_body_part(dataset: Dataset, accepted: Collection[str]) -> tuple[Flag, ...]:
-    """Refuse what is known not to be the chest.
+    """Refuse body parts other than the chest, and flag those that are not certain.
 
-    Body Part Examined (0018,0015) and the Anatomic Region Sequence (0008,2218) say the same in
-    words and in code (PS3.3 C.8.11.2, 10.5); a file may have either, both or none. What one of
-    them names as something else is refused, whatever the other says.
+    Body Part Examined (0018,0015) and the Anatomic Region Sequence (0008,2218) state the same in
+    words and in codes (PS3.3 C.8.11.2, 10.5); a file may have either, both or none. If one of them
+    names another part, the file is refused.
 
     Parameters
     ----------
     accepted
-        Further spellings that are taken for the chest (`ReadPolicy.body_parts`), in capitals.
+        Further spellings of the chest (`ReadPolicy.body_parts`), in capitals.
 
     Returns
     -------
     tuple of Flag
-        `BODY_PART_UNKNOWN` where nothing names the chest, or where it is one among others.
+        `BODY_PART_UNKNOWN` where nothing names the chest, or names it among others.
 
     Raises
     ------
@@ -77,18 +81,10 @@ def check_body_part(dataset: Dataset, accepted: Collection[str]) -> tuple[Flag, 
 
 
 def part_of(*texts: str) -> str:
-    """Name the part of the body that a text means.
+    """Return the body part that a text names, by the first known of its `readings`.
 
-    Parameters
-    ----------
-    texts
-        What the text may be, where its character set is uncertain; the first that is known counts.
-
-    Returns
-    -------
-    str
-        "chest"; "partly_chest" where it is one part among others; the name of another part; or ""
-        where no word is known.
+    "chest"; "partly_chest" for one part among others; the name of another part; or "" where no
+    word is known.
     """
     words = vocabulary().body_parts
     for look_up in (words.look_up, words.look_up_damaged):
@@ -106,10 +102,8 @@ def part_of(*texts: str) -> str:
 
 
 FRONTAL, DECUBITUS, NOT_FRONTAL, NO_VIEW = "frontal", "decubitus", "not_frontal", ""
-
 # Patient Position (0018,5100) of who lies on the side (PS3.3 C.7.3.1.1.2).
 _ON_THE_SIDE = {"HFDL", "HFDR", "FFDL", "FFDR"}
-
 _CORES = ("PA", "AP")
 
 
@@ -119,15 +113,15 @@ def check_view(
     """Refuse views that are not frontal.
 
     View Position (0018,5101), the View Code Sequence (0054,0220) and Patient Orientation
-    (0020,0020) say the same in three ways (PS3.3 C.8.1.3, C.8.11.5, C.7.6.1.1.1). Frontal views
-    are known by what they are called; a position that is not on that list is not frontal.
+    (0020,0020) state the same in three ways (PS3.3 C.8.1.3, C.8.11.5, C.7.6.1.1.1). A view position
+    that is not on the list of frontal ones is not frontal.
 
     Parameters
     ----------
     accepted
-        Further spellings that are taken for a frontal view (`ReadPolicy.view_positions`).
+        Further spellings of a frontal view (`ReadPolicy.view_positions`).
     refuse
-        False lets every view pass; the flags are the same.
+        False accepts every view; the flags are the same.
 
     Returns
     -------
@@ -137,7 +131,7 @@ def check_view(
     Raises
     ------
     FileRejected
-        `NOT_FRONTAL`, with what says so.
+        `NOT_FRONTAL`, with the attribute.
     """
     stated = code_of(dataset, "ViewPosition")
     is_accepted = bool(stated) and is_listed(stated, accepted)
@@ -168,18 +162,10 @@ def check_view(
 
 
 def view_of(*texts: str) -> str:
-    """Name the view that a text means, by what is allowed.
+    """Return the view that a text names, by the first known of its `readings`.
 
-    Parameters
-    ----------
-    texts
-        What the text may be, where its character set is uncertain; the first that is known counts.
-
-    Returns
-    -------
-    str
-        "frontal", "decubitus" (on the side, frontal all the same), "not_frontal", or "" where no
-        view is named.
+    "frontal", "decubitus" (lying on the side, but frontal), "not_frontal", or "" where no view is
+    named.
     """
     views = [_view_of(text) for text in texts]
     known = (view for view in views if view != NOT_FRONTAL)
@@ -192,7 +178,7 @@ def _view_of(text: str) -> str:
     found = lexicon.look_up(text)
     kinds = set(found.kinds)
     rest = " ".join(found.rest)
-    # "CHEST PA": the part's name is no view.
+    # "CHEST PA": the name of the part is not a view.
     if rest and not vocabulary().body_parts.look_up(rest).rest:
         rest = "" if _is_chest_only(rest) else rest
     if rest or "not_frontal" in kinds:
@@ -210,7 +196,7 @@ def _is_chest_only(text: str) -> bool:
 
 
 def _apart(text: str, lexicon: Lexicon) -> str:
-    """Set apart what is written as one word ("APSUPINE")."""
+    """Split views that are written as one word ("APSUPINE")."""
     words = []
     for word in fold(text):
         for core in _CORES:
@@ -228,13 +214,13 @@ def _view_of_code(value: str, meaning: str) -> str:
     by_meaning = view_of(meaning)
     if known is None:
         return by_meaning
-    # A code of one view with the name of another: the name is what somebody reads and chooses.
+    # A code of one view with the name of another: people read and choose the name.
     clash = "not_frontal" in vocabulary().views.look_up(meaning).kinds
     return NOT_FRONTAL if known == FRONTAL and clash else known
 
 
 def _modifiers(dataset: Dataset) -> list[str]:
-    """Return what modifiers make of a view: lordotic, crosstable, decubitus. Others are silent."""
+    """Return the views of modifiers: lordotic, crosstable, decubitus. Others say nothing."""
     items = items_of(dataset, "ViewCodeSequence")
     codes = [code for item in items for code in codes_of(item, "ViewModifierCodeSequence")]
     codes += codes_of(dataset, "PatientOrientationModifierCodeSequence")
@@ -243,7 +229,6 @@ def _modifiers(dataset: Dataset) -> list[str]:
         kinds = vocabulary().views.look_up(meaning).kinds
         named = next((kind for kind in (DECUBITUS, NOT_FRONTAL) if kind in kinds), NO_VIEW)
         views.append(vocabulary().view_codes.get(value, named))
-    # Frontal is the view's to say.
     return [view for view in views if view != FRONTAL]
 
 
@@ -252,24 +237,18 @@ _RADIOGRAPH_CLASSES = {
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
 }
-
 _CAPTURE_CLASSES = {
     SecondaryCaptureImageStorage,
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     MultiFrameTrueColorSecondaryCaptureImageStorage,
 }
-
-# Of every UID that DICOM itself has given out (PS3.5 9.1).
+# Root of the UIDs of the standard (PS3.5 9.1).
 _STANDARD_ROOT = "1.2.840.10008."
-
 _PROJECTION_MODALITIES = {"CR", "DX", "RG"}
-
-# Said of animals alone: PS3.3 C.7.1.1 makes these conditional on the patient being one.
+# Stated for animals only (PS3.3 C.7.1.1).
 _OWNER_ROLES = {"OWNER", "VETERINARIAN"}
-
 _NEUTERED = {"ALTERED", "UNALTERED"}
-
 _DESCRIPTIONS = (
     "StudyDescription",
     "SeriesDescription",
@@ -283,7 +262,6 @@ _DESCRIPTIONS = (
     "ViewName",
     "ImageComments",
 )
-
 _DESCRIPTION_CODES = (
     "ProcedureCodeSequence",
     "RequestedProcedureCodeSequence",
@@ -291,30 +269,17 @@ _DESCRIPTION_CODES = (
     "ScheduledProtocolCodeSequence",
     "SeriesDescriptionCodeSequence",
 )
-
-# What was ordered is said in the request as well (PS3.3 10.6).
+# The request holds descriptions as well (PS3.3 10.6).
 _REQUEST = "RequestAttributesSequence"
 
 
-def check_subject(
-    dataset: Dataset,
-    *,
-    modalities: Collection[str],
-    body_parts: Collection[str],
-    view_positions: Collection[str],
-    reject_lateral: bool,
-) -> tuple[Flag, ...]:
-    """Refuse a file whose attributes say that it is no frontal chest radiograph.
-
-    Parameters
-    ----------
-    modalities, body_parts, view_positions, reject_lateral
-        As in `lungwatch.imaging.ReadPolicy`.
+def check_subject(dataset: Dataset, policy: ReadPolicy) -> tuple[Flag, ...]:
+    """Refuse a file whose attributes state that it is not a frontal chest radiograph.
 
     Returns
     -------
     tuple of Flag
-        What the file leaves open, and where its descriptions disagree with the rest.
+        Unknown view or body part, decubitus, contradicting descriptions.
 
     Raises
     ------
@@ -328,8 +293,8 @@ def check_subject(
         raise FileRejected(
             Reason.NOT_A_RADIOGRAPH, "the file names neither a modality nor a radiograph's class"
         )
-    if modality and modality not in modalities:
-        wanted = ", ".join(sorted(modalities))
+    if modality and modality not in policy.modalities:
+        wanted = ", ".join(sorted(policy.modalities))
         raise FileRejected(
             Reason.NOT_A_RADIOGRAPH, f"modality {short(modality)} is not a radiograph ({wanted})"
         )
@@ -338,8 +303,8 @@ def check_subject(
         _check_class(dataset, modality, sop_class)
         _check_image_type(dataset, sop_class)
     flags = (
-        *check_body_part(dataset, body_parts),
-        *check_view(dataset, view_positions, refuse=reject_lateral),
+        *check_body_part(dataset, policy.body_parts),
+        *check_view(dataset, policy.view_positions, refuse=policy.reject_lateral),
     )
     _check_intent(dataset, sop_class)
     if Flag.DECUBITUS not in flags and _describes(dataset, "decubitus"):
@@ -348,7 +313,7 @@ def check_subject(
 
 
 def check_not_directory(dataset: Dataset) -> None:
-    """Refuse the index of a CD or folder (DICOMDIR): its files are read one by one.
+    """Refuse a DICOMDIR, the index of a CD or folder: its files are read one by one.
 
     Raises
     ------
@@ -365,10 +330,9 @@ def check_not_directory(dataset: Dataset) -> None:
 
 
 def _check_species(dataset: Dataset) -> None:
-    """Refuse animals.
+    """Refuse animals, by species, breed, owner, castration or quadruped directions.
 
-    Patient Species Description is only there where the Code Sequence is not (PS3.3 C.7.1.1), and
-    breed, owner, castration and quadruped directions are only there of animals.
+    Patient Species Description is only present where the Code Sequence is not (PS3.3 C.7.1.1).
     """
     known = vocabulary()
     stated = [("", text) for text in readings(dataset, "PatientSpeciesDescription")[:1]]
@@ -392,11 +356,11 @@ def _check_species(dataset: Dataset) -> None:
 
 
 def _check_class(dataset: Dataset, modality: str, sop_class: str | None) -> None:
-    """Refuse images whose class is not that of a radiograph, whatever modality they name.
+    """Refuse images whose SOP class is not that of a radiograph, whatever their modality.
 
-    A Secondary Capture may be a digitised film, or an exported radiograph that has kept what it
-    shows and from where; what a workstation captures from its screen names neither. Private
-    classes and files without one pass.
+    A Secondary Capture may be a digitised film, or an exported radiograph that still states body
+    part and view; a workstation's screenshot states neither. Private classes and files without one
+    pass.
     """
     is_standard = sop_class is not None and sop_class.startswith(_STANDARD_ROOT)
     if not sop_class or not is_standard or sop_class in _RADIOGRAPH_CLASSES:
@@ -407,7 +371,7 @@ def _check_class(dataset: Dataset, modality: str, sop_class: str | None) -> None
             f"the file is of class {UID(sop_class, config.IGNORE).name}, not a radiograph's",
         )
     if modality == "DX":
-        # DX images are of the DX classes (PS3.3 A.26); only their modality would be copied.
+        # DX images are of the DX classes (PS3.3 A.26).
         raise FileRejected(
             Reason.NOT_A_RADIOGRAPH, "the file is a secondary capture that calls itself DX"
         )
@@ -422,12 +386,11 @@ def _check_class(dataset: Dataset, modality: str, sop_class: str | None) -> None
 
 
 def _check_image_type(dataset: Dataset, sop_class: str | None) -> None:
-    """Refuse what was made of images: results, localizers, energy subtraction, quality control.
+    r"""Refuse derived images: results, localizers, energy subtraction, quality control.
 
     Image Type (0008,0008): value 1 is ORIGINAL or DERIVED, value 2 PRIMARY or SECONDARY, the
-    others say what kind it is (PS3.3 C.7.6.1.1.2). DERIVED and PRIMARY make an ordinary processed
-    radiograph. DERIVED and SECONDARY alone are not refused, since lossy compression and archives
-    write them as well.
+    others name the kind (PS3.3 C.7.6.1.1.2). DERIVED\PRIMARY is an ordinary processed radiograph.
+    DERIVED\SECONDARY alone is not refused: lossy compression and archives write it as well.
     """
     if code_of(dataset, "QualityControlImage") == "YES":
         raise FileRejected(Reason.NOT_A_RADIOGRAPH, "the file is a quality control image")
@@ -453,9 +416,9 @@ def _check_image_type(dataset: Dataset, sop_class: str | None) -> None:
 def _check_intent(dataset: Dataset, sop_class: str | None) -> None:
     """Refuse raw detector values.
 
-    PS3.3 C.8.11.1.1: an image FOR PROCESSING is input to the manufacturer's own processing,
-    which is not stated, and has no VOI transformation; the same exposure FOR PRESENTATION is
-    what readers, and the images that models learn from, show.
+    An image FOR PROCESSING is input to the manufacturer's own processing, which is not stated, and
+    has no VOI transformation (PS3.3 C.8.11.1.1). Readers see, and models learn from, the same
+    exposure FOR PRESENTATION.
     """
     intent = code_of(dataset, "PresentationIntentType")
     if intent == "FOR PROCESSING" or (
@@ -482,10 +445,10 @@ def _describes(dataset: Dataset, kind: str) -> bool:
 
 
 def _description_disagrees(dataset: Dataset) -> bool:
-    """Whether a description names another part, another view, an animal or a derived image.
+    """Return whether a description names another part or view, an animal or a derived image.
 
-    Descriptions are free text, often of the whole study and sometimes of the last one: a hint to
-    look, and no reason to refuse.
+    Descriptions are free text, often of the whole study and sometimes of an earlier one: a reason
+    to flag, not to refuse.
     """
     known = vocabulary()
     for text in _descriptions(dataset):

@@ -19,16 +19,12 @@ from lungwatch.imaging.radiograph import text_of
 
 # From here on (CJK radicals, kana, Han, Hangul, and Thai) words are not set apart by spaces.
 _UNSPACED = re.compile("[\u0e00-\u0e7f\u2e80-\ud7ff\uf900-\ufaff]")
-
 _LETTERS = re.compile(r"[^\W\d_]+")
-
-# Letters that have no decomposition, as they are written where a keyboard lacks them.
+# Letters without a decomposition, as they are written on keyboards that lack them.
 _PLAIN = str.maketrans({"Ł": "L", "Ø": "O", "Đ": "D", "Æ": "AE", "Œ": "OE", "Þ": "TH"})
-
-# A word that lost its accented letters is only known again by this many others.
+# A word that lost its accented letters is recognised by at least so many others.
 _FEWEST_LETTERS = 4
-
-# Descriptions are of 64 characters (PS3.5 6.2, VR LO); what is far longer is none.
+# Descriptions have at most 64 characters (PS3.5 6.2, VR LO).
 _MOST_CHARACTERS = 256
 
 
@@ -40,16 +36,15 @@ def fold(text: str) -> tuple[str, ...]:
 
 
 def is_listed(text: str, words: Collection[str]) -> bool:
-    """Whether a text is one of some words, as it stands or folded."""
+    """Return whether a text is one of some words, as it stands or folded."""
     folded = fold(text)
     return text in words or (bool(folded) and any(folded == fold(word) for word in words))
 
 
 def readings(dataset: Dataset, keyword: str) -> tuple[str, ...]:
-    """Return what an attribute's text may be, the likeliest first; nothing where it is empty.
+    """Return possible readings of an attribute's text, the likeliest first; none if it is empty.
 
-    A code string (VR CS) holds ASCII alone, and pydicom reads its bytes as Latin-1; files put
-    whatever they are written in there, UTF-8 or the text's own character set.
+    pydicom reads a code string (VR CS) as Latin-1; files hold UTF-8 or their own character set.
     """
     text = text_of(dataset, keyword)
     if text is None:
@@ -71,22 +66,14 @@ def readings(dataset: Dataset, keyword: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a text's words mean.
-
-    Attributes
-    ----------
-    kinds
-        Lists of the vocabulary that hold one of its words.
-    rest
-        Words that none of them holds.
-    """
+    """Meaning of a text: lists of the vocabulary that hold its words, and words of no list."""
 
     kinds: frozenset[str]
     rest: tuple[str, ...]
 
 
 class Lexicon:
-    """Lists of words, each under the name of what they mean."""
+    """Lists of words, by their meaning."""
 
     def __init__(self, lists: Mapping[str, Iterable[str]]) -> None:
         self._entries = sorted(
@@ -106,7 +93,7 @@ class Lexicon:
         ]
 
     def look_up(self, text: str) -> Found:
-        """Say what a text's words mean, whatever their order; the longest entries count first."""
+        """Return a text's meaning, whatever the order of words; the longest entries count first."""
         left = list(fold(text[:_MOST_CHARACTERS]))
         kinds = set()
         initials = {"", *(word[0] for word in left)}
@@ -123,7 +110,7 @@ class Lexicon:
         return Found(kinds=frozenset(kinds), rest=tuple(left))
 
     def look_up_damaged(self, text: str) -> Found:
-        """Say what a text means in which accented letters were lost ("T?RAX")."""
+        """Return the meaning of a text that lost its accented letters ("T?RAX")."""
         words = fold(text[:_MOST_CHARACTERS])
         joined = " ".join(words)
         kinds = frozenset(kind for pattern, kind in self._lost if pattern.search(joined))
@@ -132,7 +119,7 @@ class Lexicon:
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Everything that `vocabulary.toml` holds.
+    """Content of `vocabulary.toml`.
 
     Attributes
     ----------
@@ -141,7 +128,7 @@ class Vocabulary:
     views, species, image_types
         Kinds as the lists in the file are named.
     body_part_codes, view_codes
-        What each code value means.
+        Meanings by code value.
     human_codes, film_conversions
         Codes of Homo sapiens; values of Conversion Type that a radiograph may have.
     """
@@ -175,7 +162,7 @@ def vocabulary() -> Vocabulary:
 
 
 def says_nothing(text: str) -> bool:
-    """Whether a text is empty, or a word for that ("UNKNOWN", "N/A")."""
+    """Return whether a text is empty, or a word for that ("UNKNOWN", "N/A")."""
     found = vocabulary().views.look_up(text)
     return not found.rest and found.kinds <= {"unstated"}
 
@@ -191,7 +178,7 @@ def _codes(table: dict[str, list[str]]) -> dict[str, str]:
 def _encodings(stated: object) -> list[str]:
     try:
         return list(convert_encodings(stated)) if stated else []  # type: ignore[arg-type]
-    # It may be anything at all, and pydicom warns or raises accordingly.
+    # pydicom may raise anything on a damaged value.
     except Exception:
         return []
 
@@ -227,13 +214,13 @@ def _without(words: list[str], pattern: str) -> list[str] | None:
 
 
 def _without_accents(entry: str) -> re.Pattern[str] | None:
-    """Return what is left of an entry when its accented letters are lost or garbled."""
+    """Return a pattern of an entry whose accented letters are lost or garbled."""
     stem = entry.strip("*")
     letters = [c if c.isascii() else None for c in stem]
     if None not in letters or _UNSPACED.search(stem) or " " in stem:
         return None
     if sum(c is not None for c in letters) < _FEWEST_LETTERS:
         return None
-    # A lost letter leaves a gap between two words, or up to two others of a wrong character set.
+    # A lost letter leaves a gap, or up to two letters of a wrong character set.
     body = "".join(r"[^ ]{0,2} ?" if c is None else re.escape(c) for c in letters)
     return re.compile(rf"(?<![^ ]){body}" + ("" if entry.endswith("*") else r"(?![^ ])"))

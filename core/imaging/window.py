@@ -12,51 +12,29 @@ from pydicom.dataset import Dataset
 from lungwatch.errors import FileRejected, Reason
 from lungwatch.imaging.radiograph import FloatImage, code_of, number_of, numbers_of, text_of
 
-# Nobody sees a chest in a picture whose lightest part is darker, or darkest part lighter, than
-# this, or that has less contrast.
+# Lightest part, darkest part and contrast that a picture has at least to show a chest.
 _NEARLY_BLACK = 0.3
-
 _NEARLY_WHITE = 0.7
-
 _MIN_CONTRAST = 0.1
-
-# What may be cut off as outliers, on either side.
+# Outliers on either side.
 _TAIL_PERCENT = 0.5
-
 _SAMPLE_SIZE = 200_000
 
 
 def is_visible(grey: FloatImage, shown: NDArray[np.bool_] | None = None) -> bool:
-    """Whether a picture is neither nearly black, nor nearly white, nor one grey.
+    """Return whether a picture, 0..1, is neither nearly black, nor nearly white, nor one grey.
 
-    Parameters
-    ----------
-    grey
-        float32, 0..1.
-    shown
-        True for what is no padding; None for everything.
+    `shown` is true for pixels that are not padding; None for all.
     """
     low, high = grey_extent(grey, shown)
     return high > _NEARLY_BLACK and low < _NEARLY_WHITE and high - low >= _MIN_CONTRAST
 
 
 def stretch_range(values: NDArray[Any], shown: NDArray[np.bool_] | None = None) -> FloatImage:
-    """Return a picture from its lowest to its highest value.
+    """Stretch values, (rows, columns), to float32 0..1, by the pixels that are `shown`.
 
-    The outermost half percent on either side is cut off where it takes up half the range: a
+    The outermost half percent on either side is clipped where it takes up half the range: a
     bright letter or a dead pixel must not darken all the rest.
-
-    Parameters
-    ----------
-    values
-        Any real type, shape (rows, columns).
-    shown
-        True for what takes part; None for everything.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape (rows, columns), 0..1.
     """
     kept = values if shown is None else values[shown]
     low, high = float(kept.min()), float(kept.max())
@@ -71,7 +49,7 @@ def stretch_range(values: NDArray[Any], shown: NDArray[np.bool_] | None = None) 
 def grey_extent(
     values: NDArray[Any], shown: NDArray[np.bool_] | None = None
 ) -> tuple[float, float]:
-    """Return the values that half a percent lies below, and above, of a sample."""
+    """Return the 0.5th and 99.5th percentiles of a sample of the pixels that are `shown`."""
     kept = values.ravel() if shown is None else values[shown]
     sample = kept[:: max(1, kept.size // _SAMPLE_SIZE)]
     low, high = np.percentile(sample, (_TAIL_PERCENT, 100 - _TAIL_PERCENT))
@@ -80,45 +58,33 @@ def grey_extent(
 
 # A grey image's channels differ by what lossy compression does to them.
 _MAX_CHROMA = 0.1
-
-# A side mark, a logo or a line of text in colours is no part of the X-ray.
+# A side mark, a logo or a line of text in colours is not part of the X-ray.
 _MAX_COLOURED_SHARE = 0.03
-
-# A tint is one hue, give or take what a camera makes of it, in degrees.
+# A tint is one hue, in degrees, with the spread of a camera.
 _MAX_HUE_SPREAD = 25.0
-
-# And it is the same for the same grey, within this, but for this share of the pixels.
+# It is the same for the same grey, within this, except for this share of the pixels.
 _MAX_TINT_ERROR = 0.1
-
 _MAX_STRAY_SHARE = 0.05
-
 _GREY_LEVELS = 32
-
 # Luma as in ITU-R BT.601.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-
 _SAMPLED_SIDE_PX = 512
 
 
 def grey_of(stored: NDArray[Any], white: float) -> FloatImage:
-    """Return the luma of a picture whose channels are equal, or that has one tint.
+    """Return the luma, float32 0..1, of a picture whose channels are equal or that has one tint.
 
     Parameters
     ----------
     stored
         Red, green and blue, 8 or 16 bits, shape (rows, columns, 3).
     white
-        The value that is full brightness.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape (rows, columns), 0..1.
+        The value of full brightness.
 
     Raises
     ------
     FileRejected
-        If the picture is in colours: no X-ray is.
+        If the picture is in colours.
     """
     stride = max(1, max(stored.shape[:2]) // _SAMPLED_SIDE_PX)
     sample = stored[::stride, ::stride].astype(np.float32).reshape(-1, 3) / np.float32(white)
@@ -133,7 +99,7 @@ def grey_of(stored: NDArray[Any], white: float) -> FloatImage:
 
 
 def _is_tinted(sample: FloatImage, is_coloured: NDArray[np.bool_]) -> bool:
-    """Whether colours are those of one film: a single hue, and a function of the grey."""
+    """Return whether the colours are a film's tint: one hue, and a function of the grey."""
     red, green, blue = sample[is_coloured].T
     # The two chroma axes of a hexagon's hue, opposite to each other for opposite colours.
     hue = np.arctan2(np.sqrt(3.0) * (green - blue), 2 * red - green - blue)
@@ -150,19 +116,17 @@ def _is_tinted(sample: FloatImage, is_coloured: NDArray[np.bool_]) -> bool:
     return float(np.mean(is_stray)) <= _MAX_STRAY_SHARE
 
 
-# A curve of grey values goes up or down, and may turn once or twice; bytes of words that were
-# taken for entries go up and down all the time.
+# Total variation of a table by its range: a curve of grey values turns once or twice, the bytes of
+# words that were taken for entries all the time.
 _MAX_TRAVEL = 4.0
-
-# Of a table's length, by which it goes on beyond all values there can be and begins as much too
-# late; and of the pixels, those that are left out for it.
+# Share of a table's length by which it lies beside the possible values, and share of the pixels
+# outside of it.
 _SHIFT = 0.2
-
 _MAX_OUTSIDE_SHARE = 0.02
 
 
 class LutError(ValueError):
-    """A look-up table that contradicts its descriptor, or lacks a part."""
+    """A look-up table contradicts its descriptor, or lacks a part."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -185,23 +149,17 @@ class Lut:
 
     @property
     def is_depth_wrong(self) -> bool:
-        """Whether the entries exceed the stated bits, or leave more than the highest unused."""
+        """Return whether the entries exceed the stated bits, or leave the highest unused."""
         top = int(self.entries.max())
         return not 2 ** (self.bits - 1) <= top + 1 <= 2**self.bits
 
     @property
     def white(self) -> int:
-        """The output value that is white: of the stated depth, or else the largest entry."""
+        """The output value of white: of the stated depth, or else the largest entry."""
         return max(int(self.entries.max()), 1) if self.is_depth_wrong else 2**self.bits - 1
 
     def apply(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Look values up; those outside the table take its first or last entry.
-
-        Parameters
-        ----------
-        values
-            Any real type; fractions, which a rescaling leaves, are rounded.
-        """
+        """Look values up, fractions rounded; outside the table its first or last entry counts."""
         if not np.issubdtype(values.dtype, np.integer):
             # Tables lie within 17 bits: further out nothing differs any more.
             values = np.rint(np.clip(values, -(2**20), 2**20))
@@ -213,28 +171,22 @@ class Lut:
 def read_lut(
     dataset: Dataset, keyword: str, values: NDArray[Any], *, number: int = 0
 ) -> Lut | None:
-    """Read a table of a sequence.
+    """Read a table of a sequence; None if there is none.
 
     Parameters
     ----------
     keyword
         "ModalityLUTSequence" or "VOILUTSequence".
     values
-        What it will be applied to; its range tells how an ambiguous first value is meant.
+        The table's input; its range tells how an ambiguous first value is meant.
     number
         Of the item, from 0.
-
-    Returns
-    -------
-    Lut or None
-        None if there is no such table.
 
     Raises
     ------
     LutError
-        If the table contradicts its descriptor or lacks a part, or begins at a value that is
-        not the image's: none of its entries but the first or the last would be used, or values
-        lie on its one side while it goes on where there can be none on the other.
+        If the table contradicts its descriptor, lacks a part, or is for values that the image
+        does not hold.
     """
     items = dataset.get(keyword)
     if not items or number >= len(items):
@@ -268,7 +220,7 @@ def read_lut(
 
 
 def _is_shifted(dataset: Dataset, values: NDArray[Any], first: int, count: int) -> bool:
-    """Whether a table's first value is wrong, by the values that Bits Stored and slope allow."""
+    """Return whether a table's first value is wrong, by the values that Bits Stored allows."""
     if not np.issubdtype(values.dtype, np.integer) or "ModalityLUTSequence" in dataset:
         return False
     lowest, highest = 0, 2 ** number_of(dataset, "BitsStored", 16) - 1
@@ -276,7 +228,7 @@ def _is_shifted(dataset: Dataset, values: NDArray[Any], first: int, count: int) 
         lowest, highest = -(highest + 1) // 2, highest // 2
     last = first + count - 1
     above, below = (last - highest) / count, (first - lowest) / count
-    # On both sides by a fifth; or by less, where pixels are left out for it.
+    # By a fifth on both sides; or by less, where pixels lie outside.
     return bool(
         min(above, below) > _SHIFT
         or (-below > _SHIFT and -above > _SHIFT)
@@ -288,7 +240,7 @@ def _is_shifted(dataset: Dataset, values: NDArray[Any], first: int, count: int) 
 def _entries(
     data: bytes | int | Sequence[int] | None, count: int, bits: int, *, order: str
 ) -> NDArray[Any]:
-    """Take entries out of words, or out of bytes where the number of entries wants it."""
+    """Take entries from words, or from bytes where the number of entries fits those."""
     if isinstance(data, bytes):
         words = np.frombuffer(data[: len(data) // 2 * 2], dtype=f"{order}u2").astype(np.uint16)
         packed = np.frombuffer(data, dtype=np.uint8)
@@ -312,34 +264,23 @@ def _is_curve(entries: NDArray[np.uint8]) -> bool:
 
 
 # No physical quantity in a radiograph comes near it, and float32 still holds its square.
-_MAX_VALUE = 1e18
-
-# A window that leaves fewer pixels than this between black and white, or more on one side of
-# it, belongs to another image, or to values from before a shift that the file does not mention.
+MAX_VALUE = 1e18
+# A window with fewer pixels between black and white, or more on one side of it, belongs to another
+# image, or to values before a shift that the file does not mention.
 _MIN_GREY_SHARE = 0.02
-
 _MAX_ONE_SIDE_SHARE = 0.9
-
-# The whole range of a depth is the window of an image of that depth. Where it leaves so many
-# pixels white, the image is deeper.
+# A window of the whole range of a depth: where it leaves so many pixels white, the image is deeper.
 _MAX_WHITE_SHARE_OF_DEPTH = 0.25
-
 _DEPTHS = range(7, 17)
-
-# A value that takes up so many pixels is a background, not the image.
+# Share of pixels from which one value is a background.
 _BACKGROUND_SHARE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """One window.
+    """A VOI window (PS3.3 C.11.2.1.2), in output units of the modality transformation.
 
-    Attributes
-    ----------
-    center, width
-        In units of what the modality transformation gives.
-    function
-        LINEAR, LINEAR_EXACT or SIGMOID.
+    `function` is LINEAR, LINEAR_EXACT or SIGMOID.
     """
 
     center: float
@@ -347,13 +288,12 @@ class Window:
     function: str
 
     def apply(self, values: NDArray[Any]) -> FloatImage:
-        """Return grey values; what the window leaves black or white may lie outside 0..1."""
+        """Return grey values; black and white may lie outside 0..1."""
         grey = values.astype(np.float32)
         if self.function == "SIGMOID":  # C.11.2.1.3.1
             grey -= np.float32(self.center)
             grey *= np.float32(-4.0 / self.width)
-            # Further out than this float32 rounds to black and white anyway; exp() would
-            # overflow.
+            # Beyond, float32 rounds to black and white anyway; exp() would overflow.
             np.clip(grey, -80.0, 80.0, out=grey)
             return np.asarray(1.0 / (1.0 + np.exp(grey)), dtype=np.float32)
         if self.function == "LINEAR_EXACT" or self.width == 1:  # C.11.2.1.3.2
@@ -365,15 +305,7 @@ class Window:
         return grey
 
     def belongs_to(self, values: NDArray[Any], shown: NDArray[np.bool_] | None = None) -> bool:
-        """Whether the window was made for an image, as far as a sample of its pixels tells.
-
-        Parameters
-        ----------
-        values
-            Shape (rows, columns).
-        shown
-            True for what is no padding; None for everything.
-        """
+        """Return whether the window was made for an image, (rows, columns), by a sample of it."""
         sample = values[::8, ::8]
         if shown is not None and shown[::8, ::8].any():
             sample = sample[shown[::8, ::8]]
@@ -399,21 +331,18 @@ class Window:
 
 
 def windows_of(dataset: Dataset) -> list[Window | None]:
-    """Return the windows of an image, in its order; None for one that makes no sense.
-
-    The list is empty where the file states none.
-    """
+    """Return the windows that the file states, in its order; None for one that is impossible."""
     if text_of(dataset, "WindowCenter") is None and text_of(dataset, "WindowWidth") is None:
         return []
     function = code_of(dataset, "VOILUTFunction") or "LINEAR"
     # Only LINEAR, the default, wants a width of at least 1 (C.11.2.1.3.2).
-    narrowest = 1 / _MAX_VALUE if function in ("LINEAR_EXACT", "SIGMOID") else 1.0
+    narrowest = 1 / MAX_VALUE if function in ("LINEAR_EXACT", "SIGMOID") else 1.0
     pairs = zip_longest(
         numbers_of(dataset, "WindowCenter"), numbers_of(dataset, "WindowWidth"), fillvalue=np.nan
     )
     windows = [
         Window(center=center, width=width, function=function)
-        if abs(center) < _MAX_VALUE and narrowest <= width < _MAX_VALUE
+        if abs(center) < MAX_VALUE and narrowest <= width < MAX_VALUE
         else None
         for center, width in pairs
     ]
@@ -421,7 +350,7 @@ def windows_of(dataset: Dataset) -> list[Window | None]:
 
 
 def _without_background(sample: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return what is neither the lowest nor the highest value, where those fill an area."""
+    """Return a mask without the lowest and the highest value, where those fill an area."""
     kept = np.ones(len(sample), dtype=np.bool_)
     for end in (sample.min(), sample.max()):
         is_end = sample == end

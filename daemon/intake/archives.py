@@ -2,8 +2,8 @@
 
 The files are unpacked into a folder that only the daemon may write to, durably. Then the
 archive's row is written (recorded, as `unpacked`, without a label), and only then is the folder
-moved to where the intake finds it. A crash before the row unpacks anew; after it,
-`resume_unpacked` completes the move: nothing comes twice.
+moved to where the intake finds it. After a crash before the row it is unpacked again, after a
+crash behind it `resume_unpacked` completes the move: no file comes twice.
 """
 
 import contextlib
@@ -19,55 +19,38 @@ from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.eligibility import NameKind, NameRules
 from lungwatch.daemon.stage import crashpoint
 from lungwatch.errors import FileRejected, LungwatchError, Reason, TransientError
-from lungwatch.files import fsync_dir, move_atomic
-from lungwatch.imaging.reader import ReadPolicy, is_zip, max_file_bytes
+from lungwatch.files import FileKind, file_kind, fsync_dir, move_atomic
+from lungwatch.imaging.radiograph import ReadPolicy
+from lungwatch.imaging.reader import max_file_bytes
 
 MAX_MEMBERS = 10_000
-
 MAX_TOTAL_BYTES = 16 * 1024**3
-
 # Radiographs shrink to a third, black ones to a hundredth; deflate's most is a thousandth.
 MAX_RATIO = 200
-
 _CHUNK_BYTES = 1024 * 1024
-
 _MIB = 1024 * 1024
-
 _UNFINISHED = ".part"
-
 _PUBLISHED = "unzipped-"
-
 _FOLDER = re.compile(rf"{_PUBLISHED}[0-9a-f]{{16}}(-[0-9]+)?")
-
-# What is left of a member's name; letters and digits of every script besides.
+# Kept of a member's name besides letters and digits of every script.
 _KEPT = "._-() "
 
 _STEM_BYTES = 150
-
 _ENDING_CHARACTERS = 12
-
 # Archives by their format that are something else to people: office files, programs, books.
 _OTHER_KINDS = {"[Content_Types].xml", "META-INF/MANIFEST.MF", "mimetype"}
 
 
-class Unpacked(Exception):  # noqa: N818 - an event, which the caller goes on from
-    """A file was an archive, and is unpacked; `count` files came out of it."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(count)
-        self.count = count
-
-
 class Unpacker:
-    """Unpacks archives into the drop folder of a home.
+    """Unpacker of archives into the drop folder of a home.
 
     Parameters
     ----------
     policy
         Bounds the size of a single file.
     names
-        Which names the intake does not take: litter is left in the archive, and what an archive
-        holds is complete, whatever it is called.
+        Which names the intake skips: litter is left in the archive; other members are complete,
+        whatever their names.
     """
 
     def __init__(self, home: Home, policy: ReadPolicy, names: NameRules) -> None:
@@ -75,22 +58,25 @@ class Unpacker:
         self._names = names
         self._max_file_bytes = max_file_bytes(policy)
 
-    def unpack(self, path: Path, sha256: str) -> None:
-        """Unpack a file if it is an archive, out of the intake's and of others' reach as yet.
+    def unpack(self, path: Path, sha256: str) -> int:
+        """Unpack a file if it is an archive, into a folder that the intake does not see yet.
+
+        Returns
+        -------
+        int
+            Number of its files; 0 if it is no archive.
 
         Raises
         ------
-        Unpacked
-            If it is an archive, and that went well.
         FileRejected
-            If it is an archive that is not unpacked, with the reason.
+            If it is an archive that cannot be unpacked.
         TransientError
-            If there is not enough room.
+            If there is not enough free space.
         OSError
             If files cannot be read or written.
         """
-        if not is_zip(path):
-            return
+        if file_kind(path) is not FileKind.ZIP:
+            return 0
         finished = self._home.unpacking / sha256
         target = finished.with_suffix(_UNFINISHED)
         for left in (target, finished):
@@ -117,17 +103,18 @@ class Unpacker:
         fsync_dir(target)
         move_atomic(target, finished)
         crashpoint("unpacked")
-        raise Unpacked(len(members))
+        return len(members)
 
     def publish(self, sha256: str) -> None:
-        """Let the intake see what was unpacked from an archive whose row is written."""
+        """Move the files of an archive whose row is written to where the intake finds them."""
         _publish(self._home, self._home.unpacking / sha256)
 
     def _members(self, archive: zipfile.ZipFile, size_bytes: int) -> list[zipfile.ZipInfo]:
         names = set(archive.namelist())
         if names & _OTHER_KINDS:
             raise FileRejected(
-                Reason.NOT_AN_IMAGE, "the zip archive is a document or a program, no set of images"
+                Reason.NOT_AN_IMAGE,
+                "the zip archive is a document or program, not a set of images",
             )
         members = [member for member in archive.infolist() if self._is_wanted(member)]
         total = sum(member.file_size for member in members)
@@ -145,11 +132,11 @@ class Unpacker:
         if problem:
             raise FileRejected(Reason.BAD_ARCHIVE, f"the zip archive {problem}")
         if total > self._home.free_mb() * _MIB:
-            raise TransientError(f"no room for the {total // _MIB} MiB of a zip archive")
+            raise TransientError(f"not enough space for the {total // _MIB} MiB of a zip archive")
         return members
 
     def _is_wanted(self, member: zipfile.ZipInfo) -> bool:
-        """Whether a member is a file that somebody put there, not another program."""
+        """Tell whether a member is a file of the user's, not of another program."""
         parts = member.filename.replace("\\", "/").split("/")
         # Not `is_dir()`, which stumbles over a name of no letters.
         return bool(parts[-1]) and not any(
@@ -167,26 +154,26 @@ class Unpacker:
         with archive.open(member) as source, target.open("xb") as file:
             while chunk := source.read(_CHUNK_BYTES):
                 written += len(chunk)
-                # Its directory lies about sizes; the reader stops there too, by its own account.
+                # The archive's directory states a smaller size.
                 if written > member.file_size:
                     raise zipfile.BadZipFile
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        if is_zip(target):
+        if file_kind(target) is FileKind.ZIP:
             raise FileRejected(
                 Reason.BAD_ARCHIVE, "the zip archive holds another archive; unpack it by hand"
             )
 
 
 def resume_unpacked(home: Home, is_recorded: Callable[[str], bool]) -> None:
-    """Make good what a dead process left of its archives.
+    """Complete or discard what a dead process unpacked.
 
     Parameters
     ----------
     is_recorded
-        Says whether the archive of a SHA-256 is recorded as unpacked. If it is not, the
-        archive is still in `work/`, to be unpacked anew, or was given up.
+        Tells whether the archive of a SHA-256 is recorded as unpacked. If not, the archive is
+        still in `work/` and is unpacked again, or has failed.
     """
     for folder in [entry for entry in home.unpacking.iterdir() if entry.is_dir()]:
         if folder.suffix != _UNFINISHED and is_recorded(folder.name):
@@ -217,7 +204,7 @@ def _publish(home: Home, folder: Path) -> None:
 
 
 class MemberNames:
-    """Derives file names from those of an archive's members: readable, and each another one.
+    """File names derived from those of an archive's members: readable and unique.
 
     None is a path, hidden, longer than a file system takes, or one that the intake skips.
 
@@ -243,7 +230,7 @@ class MemberNames:
             if self._names.rule_for(f"{begin}{stem}{end}") is None:
                 stem, ending = f"{begin}{stem}", end
                 break
-        # Else a pattern takes whatever is like it: it is skipped, and that is logged.
+        # If a pattern matches all three, the file is skipped, and that is logged.
         name, number = f"{stem}{ending}", 1
         while name.casefold() in self._used:
             number += 1

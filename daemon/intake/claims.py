@@ -21,21 +21,16 @@ from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.archives import leave_folder
-from lungwatch.daemon.intake.eligibility import WriterState as FileWriter
-from lungwatch.daemon.intake.eligibility import writer_of
+from lungwatch.daemon.intake.eligibility import WriterState, writer_of
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.records import Claimed
-from lungwatch.daemon.retry import Clock, Outages
-from lungwatch.daemon.stage import DatabaseWriter, crashpoint
-from lungwatch.db.claims import Claim, ClaimKind
-from lungwatch.db.results import Store
+from lungwatch.daemon.stage import Context, crashpoint
+from lungwatch.db.claims import Claim, ClaimKind, Drop
 from lungwatch.db.states import State
 from lungwatch.errors import LungwatchError
-from lungwatch.files import copy_apart, fsync_dir
-from lungwatch.imaging.dicomfile import is_dicom
+from lungwatch.files import FileKind, copy_apart, fsync_dir, kind_of
 from lungwatch.imaging.radiograph import text_of
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -43,21 +38,25 @@ _OPEN_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @contextmanager
 def open_beneath(root: Path, relative: Path, *, create: bool = False) -> Iterator[int]:
-    """Open a folder, step by step from `root`, and yield its descriptor.
+    """Open a folder below `root` without following a link on the way; yield its descriptor.
+
+    Whoever may write to the drop folder can replace a sub-folder by a link at any moment. A path
+    that was checked a moment ago would then lead out of it: the daemon's own database could be
+    claimed like an X-ray, or a file be returned into the home.
 
     Parameters
     ----------
     root
-        Is trusted, and may be a link itself.
+        Trusted; may be a link itself.
     relative
-        The way from there, without "..".
+        Path below it, without "..".
     create
         Whether missing folders are made.
 
     Raises
     ------
     FileNotFoundError
-        If a step is missing, a link or no folder.
+        If a part of the path is missing, a link or no folder.
     OSError
         If a folder cannot be opened or made.
     """
@@ -82,25 +81,24 @@ def _step(part: str, folder: int) -> int:
         return os.open(part, _OPEN_FLAGS, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise FileNotFoundError(errno.ENOENT, "no folder any more") from error
+            raise FileNotFoundError(errno.ENOENT, "not a folder any more") from error
         raise
 
 
 _MANUFACTURER = "lungwatch"
-
 # Prefixes of SOP classes: every Secondary Capture and every Structured Report.
 _SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.")
-
-# What is looked at lies before pixels and content.
+# The attributes that are checked come before pixels and content.
 _MOST_BYTES = 256 * 1024
-
-_HEAD_BYTES = 132
-
 _LAST_TAG = 0x00204000  # Image Comments
 
 
 def is_own_object(path: Path) -> bool:
-    """Whether a file is an object that some lungwatch made of a result.
+    """Tell whether a file is a Secondary Capture or Structured Report that a lungwatch made.
+
+    A PACS that forwards by itself sends them back. They are recognised by SOP class and by what
+    every lungwatch writes into them (`lungwatch.daemon.pacs.objects`), de-identified or not. A
+    file that imitates them is set aside, and nothing else.
 
     Raises
     ------
@@ -109,10 +107,10 @@ def is_own_object(path: Path) -> bool:
     """
     with path.open("rb") as file:
         data = file.read(_MOST_BYTES)
-    if not is_dicom(data[:_HEAD_BYTES]):
+    if kind_of(data) is not FileKind.DICOM:
         return False
     is_deflated = DeflatedExplicitVRLittleEndian.encode() in data[:1024]
-    # Nothing is parsed of a file that cannot be one.
+    # A file that cannot be one is not parsed.
     if _MANUFACTURER.encode() not in data.lower() and not is_deflated:
         return False
     try:
@@ -124,7 +122,7 @@ def is_own_object(path: Path) -> bool:
 
 
 def _is_marked(dataset: Dataset) -> bool:
-    """Whether one of the marks is left of those that a PACS, or a de-identifier, may remove."""
+    """Tell whether one of the marks is left; a PACS or a de-identifier may remove some."""
     manufacturer = text_of(dataset, "Manufacturer") or ""
     series = text_of(dataset, "SeriesDescription") or ""
     comments = (text_of(dataset, word) or "" for word in ("ImageComments", "DerivationDescription"))
@@ -164,7 +162,7 @@ def _is_past_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
 _RETRY_PREFIX = "retry-"
 
 
-class ClaimInterrupted(LungwatchError):  # noqa: N818 - a state of affairs, which the caller goes on from
+class ClaimInterrupted(LungwatchError):  # noqa: N818 - an event, which the caller interprets
     """A file was moved to `work/` and could not be claimed there.
 
     Parameters
@@ -179,35 +177,28 @@ class ClaimInterrupted(LungwatchError):  # noqa: N818 - a state of affairs, whic
 
 
 class Claimer:
-    """Claims files; every step can be cut off by a crash and is taken up by `resume`.
+    """Claims files. After a crash at any step `resume` continues the claim.
 
     Parameters
     ----------
+    model_id
+        Row of the model in use.
     is_known
-        Says whether the record has a content, by its SHA-256.
+        Tells whether the database has a content, by its SHA-256.
     """
 
     def __init__(
         self,
-        *,
-        home: Home,
-        store: Store,
-        writer: DatabaseWriter,
+        context: Context,
         filing: Filing,
-        outages: Outages,
-        clock: Clock,
+        *,
         model_id: int,
-        max_attempts: int,
         is_known: Callable[[str], bool],
     ) -> None:
-        self._home = home
-        self._store = store
-        self._writer = writer
+        self._context = context
+        self._home = context.home
         self._filing = filing
-        self._outages = outages
-        self._clock = clock
         self._model_id = model_id
-        self._max_attempts = max_attempts
         self._is_known = is_known
 
     def take(self, path: Path) -> Claimed | None:
@@ -216,14 +207,14 @@ class Claimer:
         Returns
         -------
         Claimed or None
-            None if nothing is left to do for it: its bytes were known, it has been taken
-            back, or it was still being written to and is in the drop folder again.
+            None if the file has its end already, is gone, or was still being written to and is
+            back in the drop folder.
 
         Raises
         ------
         OSError
             If the file cannot be moved; it is where it was.
-        CutOff
+        ClaimInterrupted
             If it was moved, and can then not be read or filed.
         """
         name = path.relative_to(self._home.incoming)
@@ -235,17 +226,17 @@ class Claimer:
         return self._enter(path, uuid.uuid4().hex, name, move)
 
     def retry(self, quarantined: Path, source_name: str) -> Claimed | None:
-        """Claim a file of the quarantine that was asked to be tried again."""
+        """Claim a quarantined file whose retry was requested."""
         token = _RETRY_PREFIX + uuid.uuid4().hex
         return self._enter(quarantined, token, Path(source_name), quarantined.rename)
 
     def resume(self, path: Path) -> Claimed | None:
-        """Go on with a file in `work/`, wherever its claim was cut off.
+        """Continue the claim of a file in `work/`, wherever it was interrupted.
 
         Raises
         ------
-        CutOff
-            If that is not possible either.
+        ClaimInterrupted
+            If it cannot be read or filed.
         """
         folder = self._home.work / path.relative_to(self._home.work).parts[0]
         name = path.relative_to(folder).as_posix()
@@ -264,13 +255,13 @@ class Claimer:
                 target.parent.rmdir()
                 raise
 
-        self._outages.ride_out(enter)
+        self._context.outages.wait_out(enter)
         return self._settle(target, token, name.as_posix(), moved_from=path.parent)
 
     def _settle(
         self, path: Path, token: str, source_name: str, *, moved_from: Path | None
     ) -> Claimed | None:
-        """Claim a file in `work/`, where it stays if that fails."""
+        """Claim a file in `work/`; if that fails it stays there."""
 
         def settle() -> Claimed | None:
             if moved_from is not None:
@@ -283,7 +274,7 @@ class Claimer:
             return self._claim(path, token, source_name)
 
         try:
-            return self._outages.ride_out(settle)
+            return self._context.outages.wait_out(settle)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -295,71 +286,61 @@ class Claimer:
             self._give_back(path, source_name)
             return None
         sha256, size_bytes = hashed
-        # What is in the record, of an earlier version or of a claim that was cut off, stays there.
+        # What an earlier version or an interrupted claim entered in the database stays there.
         if is_own_object(path) and not self._is_known(sha256):
             self._filing.set_aside(sha256, path)
             event("own_object", sha256)
             return None
         relative = self._home.relative(path)
-        now = self._clock.now()
-        claim = self._writer.call(
-            lambda: self._store.claim(
-                token=token,
-                sha256=sha256,
-                size_bytes=size_bytes,
-                source_name=_storable(source_name),
-                path=relative,
-                model_id=self._model_id,
-                max_attempts=self._max_attempts,
-                now=now,
-                # A copy whose bytes have changed gives way to this one, and doesn't stand for it.
-                exists=lambda kept: self._home.holds(kept, sha256),
-                arrival=not token.startswith(_RETRY_PREFIX),
-            )
+        context = self._context
+        drop = Drop(
+            token=token,
+            sha256=sha256,
+            size_bytes=size_bytes,
+            source_name=_storable(source_name),
+            path=relative,
+            model_id=self._model_id,
+            max_attempts=context.config.max_attempts,
+            now=context.clock.now(),
+            # A copy whose bytes have changed is superseded by this one.
+            exists=lambda kept: self._home.holds(kept, sha256),
+            arrival=not token.startswith(_RETRY_PREFIX),
         )
+        claim = context.writer.call(lambda: context.store.claim(drop))
         crashpoint("claimed")
-        return self._act(claim, sha256, path)
+        claimed = Claimed(
+            result_id=claim.result_id,
+            image_id=claim.image_id,
+            sha256=sha256,
+            path=path,
+            attempt=claim.attempt,
+            received_at=claim.received_at,
+            started_s=context.clock.monotonic(),
+        )
+        if claim.kind is not ClaimKind.RUN:
+            self._end(claim, claimed)
+            return None
+        self._drop_superseded(claim, path)
+        event("claimed", sha256, attempt=claim.attempt)
+        return claimed
 
-    def _act(self, claim: Claim, sha256: str, path: Path) -> Claimed | None:
+    def _end(self, claim: Claim, claimed: Claimed) -> None:
+        """File a content that has its end in the database already."""
+        sha256 = claimed.sha256
         match claim.kind:
-            case ClaimKind.RUN:
-                self._drop_superseded(claim, path)
-                event("claimed", sha256, attempt=claim.attempt)
-                return Claimed(
-                    result_id=claim.result_id,
-                    image_id=claim.image_id,
-                    sha256=sha256,
-                    path=path,
-                    attempt=claim.attempt,
-                    received_at=claim.received_at,
-                    started_s=self._clock.monotonic(),
-                )
             case ClaimKind.DUPLICATE:
-                self._filing.discard(path)
+                self._filing.discard(claimed.path)
                 event("duplicate", sha256, state=claim.state)
             case ClaimKind.FILE:
-                self._filing.file(
-                    result_id=claim.result_id,
-                    sha256=sha256,
-                    received_at=claim.received_at,
-                    path=path,
-                )
+                self._filing.file(claimed)
                 event("filed", sha256, resumed=True)
             case ClaimKind.REFILE if claim.state is State.DONE:
-                self._filing.refile(
-                    image_id=claim.image_id,
-                    sha256=sha256,
-                    received_at=claim.received_at,
-                    path=path,
-                )
+                self._filing.refile(claimed)
                 event("filed", sha256, resumed=True)
-            case ClaimKind.REFILE | ClaimKind.GIVE_UP:
+            case _:
                 reason = claim.reason or "internal_error"
-                self._filing.quarantine(
-                    image_id=claim.image_id, sha256=sha256, reason=reason, path=path
-                )
+                self._filing.quarantine(claimed, reason)
                 event("quarantined", sha256, level=logging.WARNING, reason=reason)
-        return None
 
     def _drop_superseded(self, claim: Claim, path: Path) -> None:
         """Remove the quarantined copy of a content that runs again from newly dropped bytes."""
@@ -370,12 +351,12 @@ class Claimer:
             old.unlink(missing_ok=True)
 
     def _give_back(self, path: Path, source_name: str) -> None:
-        """Return a file that is still being written to; its writer never notices."""
+        """Put a file that is still being written to back into the drop folder."""
         folder = self._home.work / path.relative_to(self._home.work).parts[0]
         name = Path(source_name)
         try:
             self._link(path, name, name.parent, folder.name[:8])
-        except FileNotFoundError:  # its folder has become something else
+        except FileNotFoundError:  # its folder was replaced
             self._link(path, name, Path(), folder.name[:8])
         path.unlink()
         folder.rmdir()
@@ -383,7 +364,7 @@ class Claimer:
 
     def _link(self, path: Path, name: Path, folder: Path, prefix: str) -> None:
         with open_beneath(self._home.incoming, folder, create=True) as place:
-            # Unlike rename, link refuses to replace what has taken the name meanwhile.
+            # Unlike rename, link does not replace another file of this name.
             try:
                 os.link(path, name.name, dst_dir_fd=place, follow_symlinks=False)
             except FileExistsError:
@@ -393,22 +374,22 @@ class Claimer:
 
 
 def _storable(name: str) -> str:
-    """Return a file name that a database can hold.
+    """Return a file name without lone surrogates, which represent bytes that are not UTF-8.
 
-    None of them knows lone surrogates, which is how Python shows a name that is not UTF-8.
+    No database stores them.
     """
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def _stable_digest(path: Path) -> tuple[str, int] | None:
-    """Hash a file and make it durable; None if somebody is still writing to it, or changed it."""
-    # What was a file when it was looked at may be a link or a FIFO by now.
+    """Hash a file and make it durable; None if it is being written to, or was changed."""
+    # Since the scan the file may have been replaced by a link or a FIFO.
     before = path.lstat()
     if not stat.S_ISREG(before.st_mode):
         return None
     if before.st_nlink > 1:
-        # Whoever has it under another name could change what is filed.
-        if writer_of(path) is FileWriter.SOMEBODY or not copy_apart(path):
+        # Through another name (hard link) the filed content could be changed.
+        if writer_of(path) is WriterState.PRESENT or not copy_apart(path):
             return None
         before = path.lstat()
     with path.open("rb") as file:
@@ -421,6 +402,6 @@ def _stable_digest(path: Path) -> tuple[str, int] | None:
                 raise
     after = path.stat()
     unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    if not unchanged or writer_of(path) is FileWriter.SOMEBODY:
+    if not unchanged or writer_of(path) is WriterState.PRESENT:
         return None
     return digest.hexdigest(), after.st_size

@@ -39,10 +39,10 @@ _HIDDEN = ".*"
 
 
 class NameKind(StrEnum):
-    """Why a name is not taken.
+    """Reason why a name is skipped.
 
-    ``litter``: another program's own file or folder, never somebody's image. ``unfinished``: a
-    file that will be renamed when it is complete.
+    ``litter``: another program's own file or folder, never an image. ``unfinished``: a file that
+    is renamed when it is complete.
     """
 
     LITTER = "litter"
@@ -58,7 +58,7 @@ class NameRule:
 
 
 class NameRules:
-    """Tells names that are not taken, without regard to case.
+    """Patterns of names that are skipped, case-insensitive.
 
     Parameters
     ----------
@@ -79,11 +79,11 @@ class NameRules:
             )
             for pattern in patterns
         ]
-        # One look for the many names that match nothing.
+        # One match for the many names that no rule concerns.
         self._any = re.compile("|".join(pattern.pattern for pattern, _ in self._rules))
 
     def rule_for(self, name: str) -> NameRule | None:
-        """Return the first rule that a file's or folder's name matches; None if it is taken."""
+        """Return the first rule that the name of a file or folder matches, if any."""
         folded = name.casefold()
         if self._any.match(folded) is None:
             return None
@@ -91,7 +91,7 @@ class NameRules:
 
 
 class Hint(Enum):
-    """What the watcher last told of a file."""
+    """Last kernel event of a file."""
 
     NONE = auto()
     APPEARED = auto()
@@ -100,16 +100,16 @@ class Hint(Enum):
 
 
 class WriterState(Enum):
-    """Whether somebody has the file open for writing, as far as the kernel tells."""
+    """Whether a process has the file open for writing, as far as the kernel knows."""
 
     NONE = auto()
-    SOMEBODY = auto()
+    PRESENT = auto()
     UNKNOWN = auto()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A file as one look at the folder saw it.
+    """A file as one scan saw it.
 
     Attributes
     ----------
@@ -129,7 +129,7 @@ class Snapshot:
     changed_at_s: float = 0.0
 
     def same_content(self, other: "Snapshot") -> bool:
-        """Whether nothing has been written between the two looks."""
+        """Tell whether nothing was written between two scans."""
         return (self.size_bytes, self.mtime_ns, self.inode) == (
             other.size_bytes,
             other.mtime_ns,
@@ -145,11 +145,11 @@ class _ObservedFile:
 
 
 class CompletenessCheck:
-    """Remembers every file in the drop folder until it is complete.
+    """Completeness of the files in the drop folder. Pure logic; the time is passed in.
 
     A clean close or a move-in makes a file complete at once. Without one, it must be
     unchanged for `stability_s`; a file that was seen being written and never closed must be
-    so for `open_timeout_s`, unless the kernel confirms that nobody has it open.
+    so for `open_timeout_s`, unless the kernel confirms that no process has it open.
     """
 
     def __init__(self, *, stability_s: float, open_timeout_s: float) -> None:
@@ -159,14 +159,14 @@ class CompletenessCheck:
         self._early_hints: dict[Path, Hint] = {}
 
     def hint(self, path: Path, hint: Hint) -> None:
-        """Take note of what the watcher saw, also of a file that no scan has seen yet."""
+        """Note a kernel event, also of a file that no scan has found yet."""
         if path in self._watched:
             self._watched[path].hint = hint
         else:
             self._early_hints[path] = hint
 
     def observe(self, path: Path, snapshot: Snapshot, now_s: float) -> None:
-        """Take note of what a scan saw at monotonic time `now_s`."""
+        """Note what a scan found at monotonic time `now_s`."""
         known = self._watched.get(path)
         if known is None:
             hint = self._early_hints.pop(path, Hint.NONE)
@@ -177,10 +177,10 @@ class CompletenessCheck:
             known.snapshot = snapshot
 
     def is_complete(self, path: Path, writer: WriterState, now_s: float) -> bool:
-        """Whether an observed file may be taken."""
+        """Tell whether an observed file may be taken."""
         watched = self._watched[path]
         unchanged_s = now_s - watched.since_s
-        if writer is WriterState.SOMEBODY:
+        if writer is WriterState.PRESENT:
             return False
         if watched.snapshot.size_bytes == 0:
             # Many writers create the file first and come back to fill it.
@@ -197,16 +197,16 @@ class CompletenessCheck:
         return unchanged_s >= wait_s
 
     def keep_only(self, paths: Iterable[Path]) -> None:
-        """Forget the files that a scan no longer found, and stale hints with them."""
+        """Forget files that a scan no longer found, and stale hints."""
         present = set(paths)
         self._watched = {path: seen for path, seen in self._watched.items() if path in present}
         self._early_hints.clear()
 
 
 def writer_of(path: Path) -> WriterState:
-    """Tell whether any process has a file open for writing.
+    """Return whether any process has a file open for writing.
 
-    A read lease is granted only while nobody does (fcntl(2), F_SETLEASE). Network file
+    A read lease is granted only while none does (fcntl(2), F_SETLEASE). Network file
     systems do not grant leases, nor does the kernel for another user's file without
     CAP_LEASE; the answer is UNKNOWN then.
 
@@ -220,7 +220,7 @@ def writer_of(path: Path) -> WriterState:
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
-        return WriterState.SOMEBODY if error.errno == errno.EAGAIN else WriterState.UNKNOWN
+        return WriterState.PRESENT if error.errno == errno.EAGAIN else WriterState.UNKNOWN
     else:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         return WriterState.NONE

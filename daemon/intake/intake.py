@@ -3,147 +3,159 @@
 import errno
 import logging
 import os
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lungwatch.daemon.home import Home, Watermark
+from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import Claimer, ClaimInterrupted
-from lungwatch.daemon.intake.eligibility import CompletenessCheck, NameRules, writer_of
-from lungwatch.daemon.intake.scan import DropScan, SkippedFiles, UnusableFiles, WaitingFiles
-from lungwatch.daemon.intake.watch import DropFolder, Watcher
+from lungwatch.daemon.intake.eligibility import CompletenessCheck, writer_of
+from lungwatch.daemon.intake.watch import DropFolder, DropScan, Watcher
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.pipeline.records import Claimed
-from lungwatch.daemon.retry import Clock, Outages
-from lungwatch.daemon.stage import InFlight, Progress
+from lungwatch.daemon.retry import Backoff
+from lungwatch.daemon.stage import Context
 from lungwatch.errors import describe
 
 _POLL_S = 0.2
-
-# The file is somebody's who does not let us move it, or on another file system.
+# Another user's file that may not be moved, or one on another file system.
 _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EXDEV}
-
-_FIRST_DELAY_S = 0.5
-
 _MAX_DELAY_S = 60.0
-
-_TRIES_UNSAID = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Postponed:
-    """A file in the drop folder or in `work/` that could not be claimed.
-
-    Attributes
-    ----------
-    tries
-        That failed so far.
-    due_s
-        Monotonic time of the next one.
-    """
-
-    tries: int
-    due_s: float
+_RETRIES_AT_ONCE = 4  # before a file is reported as unusable
+_LOCAL_STABILITY_S = 1.0
+_REMOTE_STABILITY_S = 5.0
 
 
-class Intake:
-    """Looks at the drop folder, at every hint and every `rescan_s`, and claims what is complete.
+class Watermark:
+    """The free space of a home, below which nothing is claimed; pause and resumption are logged.
 
     Parameters
     ----------
-    stopped
-        Set by whoever wants `run`, or a scan that is under way, to end.
+    min_free_mb
+        In MiB.
+    """
+
+    def __init__(self, home: Home, min_free_mb: int) -> None:
+        self._home = home
+        self._min_free_mb = min_free_mb
+        self.is_short = False
+
+    def has_space(self) -> bool:
+        """Tell whether there is room for more."""
+        try:
+            free_mb = self._home.free_mb()
+        except OSError:
+            return False  # the home itself is missing; the scan reports that
+        # A tenth more to resume, or the next claimed file would pause it again.
+        enough_mb = self._min_free_mb * (11 if self.is_short else 10) / 10
+        is_short = free_mb < enough_mb
+        if is_short != self.is_short:
+            self.is_short = is_short
+            event(
+                "paused" if is_short else "resumed",
+                level=logging.WARNING,
+                reason="disk",
+                free_mb=free_mb,
+                min_free_mb=self._min_free_mb,
+            )
+        return not is_short
+
+
+class Intake:
+    """Intake of the drop folder, scanned at every hint and every `rescan_s`.
+
+    Parameters
+    ----------
+    watcher
+        Watches the drop folder.
     queued
         Returns (path, source name) of the quarantined files to try again.
     submit
-        Takes a claimed file, which holds a slot of `in_flight`.
+        Takes a claimed file, which holds a slot of `Context.in_flight`.
     takes_drops
         Whether files of the drop folder are taken; else only those that `queued` returns.
     """
 
     def __init__(
         self,
-        *,
-        home: Home,
+        context: Context,
         watcher: Watcher,
-        stability: CompletenessCheck,
-        names: NameRules,
         claimer: Claimer,
-        in_flight: InFlight,
-        outages: Outages,
-        vitals: Progress,
-        clock: Clock,
-        rescan_s: float,
-        open_timeout_s: float,
-        min_free_mb: int,
-        stopped: threading.Event,
+        *,
         queued: Callable[[], list[tuple[Path, str]]],
         submit: Callable[[Claimed], None],
         takes_drops: bool = True,
     ) -> None:
-        self._home = home
+        config, home = context.config, context.home
+        self._context = context
+        self._stopped = context.stopped
+        self._outages = context.outages
+        self._in_flight = context.in_flight
+        self._clock = context.clock
         self._watcher = watcher
-        self._stability = stability
         self._claimer = claimer
-        self._in_flight = in_flight
-        self._outages = outages
-        self._vitals = vitals
-        self._clock = clock
-        self._rescan_s = rescan_s
         self._queued = queued
         self._submit = submit
         self._takes_drops = takes_drops
-        self._stopped = stopped
-        self._left_alone = UnusableFiles()
-        self.skipped = SkippedFiles(open_timeout_s)
-        self._watermark = Watermark(home, min_free_mb)
+        self._beat = partial(context.progress.beat, "intake")
+        self._stability = CompletenessCheck(
+            stability_s=config.stability_s
+            or (_REMOTE_STABILITY_S if watcher.is_polling else _LOCAL_STABILITY_S),
+            open_timeout_s=config.open_timeout_s,
+        )
+        self._watermark = Watermark(home, config.min_free_mb)
         self._scan = DropScan(
             home.incoming,
-            names=names,
-            left_alone=self._left_alone,
-            skipped=self.skipped,
-            clock=clock,
-            beat=partial(vitals.beat, "intake"),
+            config.name_rules,
+            skip_log_s=config.open_timeout_s,
+            clock=context.clock,
+            beat=self._beat,
         )
-        self._postponed: dict[Path, _Postponed] = {}
-        self._folder = DropFolder(home, watcher, outages)
-        self.waiting_files = WaitingFiles()
+        self._unusable = self._scan.unusable
+        self.skipped = self._scan.skipped
+        self._postponed = Backoff[Path](most_s=_MAX_DELAY_S)
+        self._folder = DropFolder(home, watcher, context.outages)
+        # By path, when each came, in seconds since the epoch; read by other threads.
+        self._waiting: dict[Path, float] = {}
         self._queued_left = 0
 
     @property
     def waiting(self) -> int:
-        """Files that are to be taken: in the drop folder, or in quarantine to be tried again."""
-        return self.waiting_files.count + self._queued_left
+        """Number of files to take, in the drop folder or in quarantine on request."""
+        return len(self._waiting) + self._queued_left
 
     @property
-    def left_alone(self) -> int:
-        """Files that are seen and cannot be taken."""
-        return len(self._left_alone)
+    def oldest_waiting_at(self) -> float | None:
+        """When the oldest file of the drop folder came, in seconds since the epoch, if any."""
+        return min(tuple(self._waiting.values()), default=None)
+
+    @property
+    def unusable(self) -> int:
+        """Number of files in the drop folder that cannot be taken."""
+        return len(self._unusable)
 
     def run(self) -> None:
-        """Take up what was in hand, then look again and again until stopped."""
+        """Resume files in `work/`, then scan repeatedly until stopped."""
         self.resume()
         while not self._stopped.is_set():
-            # Cleared before looking: what comes during the look wakes the next one.
+            # Cleared before the scan: a file that comes meanwhile starts the next scan.
             self._watcher.wake.clear()
-            with self._vitals.busy("intake"):
+            with self._context.progress.busy("intake"):
                 self.scan()
-            self._watcher.wake.wait(self._rescan_s)
+            self._watcher.wake.wait(self._context.config.rescan_s)
 
     def stop(self) -> None:
-        """End `run` after the file that it is claiming."""
+        """End `run` after the file that is being claimed."""
         self._stopped.set()
         self._watcher.wake.set()
 
     def scan(self) -> bool:
-        """Look at the whole drop folder once and claim every complete file.
+        """Scan the whole drop folder once and claim every complete file.
 
         Returns
         -------
         bool
-            Whether there was anything to take, now or later.
+            Whether there was a file to take, now or later.
         """
         if not self._folder.is_there():
             return True
@@ -158,78 +170,78 @@ class Intake:
         for path, snapshot in found.items():
             self._stability.observe(path, snapshot, now_s)
         self._stability.keep_only(found)
-        self._left_alone.forget_gone()
-        self._postponed = {
-            path: kept for path, kept in self._postponed.items() if os.path.lexists(path)
+        self._unusable.forget_gone()
+        for path in self._postponed:
+            if not os.path.lexists(path):
+                self._postponed.succeeded(path)
+        queued = self._outages.wait_out(self._queued)
+        self._waiting = {
+            path: seen.changed_at_s for path, seen in found.items() if path not in self._unusable
         }
-        queued = self._outages.ride_out(self._queued)
-        self.waiting_files.replace(
-            {p: seen.changed_at_s for p, seen in found.items() if p not in self._left_alone}
-        )
         self._queued_left = len(queued)
         for path in found:
             if self._is_due(path) and self._is_complete(path):
                 self._claim(path, partial(self._claimer.take, path))
-            if path in self._left_alone or not os.path.lexists(path):
-                self.waiting_files.leave(path)
-        for path in [path for path in self._postponed if path not in found and self._is_due(path)]:
+            if path in self._unusable or not os.path.lexists(path):
+                self._waiting.pop(path, None)
+        for path in [p for p in self._postponed if p not in found and self._is_due(p)]:
             self._claim(path, partial(self._claimer.resume, path))
         for path, source_name in queued:
             self._claim(path, partial(self._claimer.retry, path, source_name))
             self._queued_left -= 1
         return bool(queued) or any(
-            path not in self._left_alone for path in (*found, *self._postponed)
+            path not in self._unusable for path in (*found, *self._postponed)
         )
 
     def resume(self) -> None:
-        """Go on with what a previous process left in `work/`; nothing else can be in there.
+        """Continue with the files that a previous process left in `work/`.
 
-        One after the other: if one of them was what killed that process, it goes alone this
-        time, and its neighbours are not given up along with it.
+        One at a time: if one of them crashed that process, it is processed alone now, and the
+        others do not use up their attempts with it.
         """
-        # Before the first claim: from then on the pipeline empties and removes folders itself.
-        for folder in list(self._home.work.iterdir()):
+        # Before the first claim: afterwards the pipeline removes empty folders itself.
+        for folder in list(self._context.home.work.iterdir()):
             if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()  # claimed, and not renamed into: its file is where it was
-        for path in [path for path in self._home.work.rglob("*") if path.is_file()]:
+                folder.rmdir()  # made for a file that was not moved into it
+        for path in [path for path in self._context.home.work.rglob("*") if path.is_file()]:
             self._claim(path, partial(self._claimer.resume, path))
             while not self._stopped.is_set() and not self._in_flight.wait_empty(_POLL_S):
                 pass
 
     def _is_complete(self, path: Path) -> bool:
-        self._vitals.beat("intake")
+        self._beat()
         try:
             writer = writer_of(path)
         except FileNotFoundError:
             return False
         except OSError as error:
-            self._left_alone.add(path, error.strerror or "cannot be opened")
+            self._unusable.add(path, error.strerror or "cannot be opened")
             return False
         return self._stability.is_complete(path, writer, self._clock.monotonic())
 
     def _claim(self, path: Path, claim: Callable[[], Claimed | None]) -> None:
-        # The stop is looked at before every claim: what is not claimed stays where it is.
+        # The stop is checked before every claim: a file that is not claimed stays where it is.
         while (
             self._stopped.is_set()
             or not self._watermark.has_space()
             or self._outages.current
             or not self._in_flight.acquire(_POLL_S)
         ):
-            self._vitals.beat("intake")
+            self._beat()
             is_waiting = self._watermark.is_short or self._outages.current
             if self._stopped.wait(_POLL_S if is_waiting else 0):
                 return
-        self._vitals.beat("intake")
+        self._beat()
         claimed, has_ended = None, False
         try:
             claimed = claim()
-            # Known bytes meet their end here; what is still being written is given back.
+            # A known content has its end here; a file still being written to is back.
             has_ended = claimed is None and not os.path.lexists(path)
         except FileNotFoundError:
-            pass  # taken away again by whoever dropped it
+            pass  # removed again by its dropper
         except OSError as error:
             if error.errno in _NOT_OURS:
-                self._left_alone.add(path, error.strerror or "it cannot be moved")
+                self._unusable.add(path, error.strerror or "it cannot be moved")
             else:
                 self._postpone(path, error)
         except ClaimInterrupted as error:
@@ -238,21 +250,18 @@ class Intake:
             if claimed is None:
                 self._in_flight.release(ended=has_ended)
         if claimed is not None:
-            self._postponed.pop(path, None)
+            self._postponed.succeeded(path)
             self._submit(claimed)
 
     def _is_due(self, path: Path) -> bool:
-        kept = self._postponed.get(path)
-        return kept is None or self._clock.monotonic() >= kept.due_s
+        return self._postponed.is_due(path, self._clock.monotonic())
 
     def _postpone(self, path: Path, error: OSError | ClaimInterrupted) -> None:
-        """Leave a file for later, later each time; said once it has been tried a few times."""
+        """Leave a file for later, later each time; reported once some retries have failed."""
         cause = error.__cause__ if isinstance(error, ClaimInterrupted) else error
         why = describe(cause) if isinstance(cause, OSError) else "it cannot be claimed"
-        tries = self._postponed[path].tries + 1 if path in self._postponed else 1
-        delay_s = min(_FIRST_DELAY_S * 2 ** (tries - 1), _MAX_DELAY_S)
-        self._postponed[path] = _Postponed(tries=tries, due_s=self._clock.monotonic() + delay_s)
-        if tries > _TRIES_UNSAID:
-            self._left_alone.add(path, why)
+        wait_s = self._postponed.failed(path, self._clock.monotonic())
+        if self._postponed.failures(path) > _RETRIES_AT_ONCE:
+            self._unusable.add(path, why)
         else:
-            event("retry", level=logging.WARNING, error=why, wait_s=delay_s)
+            event("retry", level=logging.WARNING, error=why, wait_s=wait_s)

@@ -24,13 +24,12 @@ from lungwatch.db.statistics import DriftRow, drift_rows
 from lungwatch.errors import ModelError
 
 _SIZE_STEP_PX = 500
-
 _LONGEST_TAG = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """Some results, summed up.
+    """Summary of some results.
 
     Attributes
     ----------
@@ -59,7 +58,7 @@ class Population:
 
 
 class ResultColumns:
-    """Figures and tags of results, read once, so that many windows of them cost little.
+    """Figures and tags of results by column, so that many windows of them cost little.
 
     Parameters
     ----------
@@ -79,7 +78,7 @@ class ResultColumns:
     def population(
         self, name: str, start: int, stop: int, *, only: str | None = None
     ) -> Population:
-        """Sum up the rows from `start` to before `stop`; of one figure or tag, if asked for."""
+        """Summarise rows `start` to before `stop`; of one figure or tag if `only` names it."""
         values = {
             figure: [value for value in column[start:stop] if value is not None]
             for figure, column in self._values.items()
@@ -97,7 +96,7 @@ class ResultColumns:
 
 
 def population_of(name: str, rows: Sequence[DriftRow]) -> Population:
-    """Sum up all rows."""
+    """Summarise all rows."""
     return ResultColumns(rows).population(name, 0, len(rows))
 
 
@@ -139,32 +138,23 @@ def _shortened(text: str | None) -> str:
 FALSE_ALARM_RATE = 0.001
 
 """Of a window of one station: 1 in 1,000 windows without any shift alarms, at most."""
-
 WINDOW = 100
 
 """Newest results that are compared."""
-
 LEAST_WINDOW = 30
 
 """Results from which on a window that is not full yet is compared."""
-
 BASELINE = 300
 
 """First results of a site that make its reference; a station among them has one of its own."""
-
 STATION_BASELINE = 100
 
 """Results that a station's own reference has at least, later ones if need be."""
-
 SPAN = 2000
 
 """Results at either end that are read; of a rarer station less is known."""
-
 _STEP = 10
-
 _REFRESH_S = 60.0
-
-
 ReferenceChoice = Literal["site", "bundle"]
 
 
@@ -217,7 +207,7 @@ class DriftWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """What was found at one time.
+    """Drift of one model at one time.
 
     Attributes
     ----------
@@ -315,12 +305,12 @@ def examine_drift(
 
 
 class DriftWatch:
-    """Looks at most once a minute, and only if results were added. For one thread at a time.
+    """Drift, examined at most once a minute. For one thread at a time.
 
     Parameters
     ----------
     look
-        See the function; may raise LungwatchError.
+        See `examine_drift`; may raise LungwatchError.
     clock
         The machine's.
     """
@@ -332,7 +322,7 @@ class DriftWatch:
         self._found: Drift | None = None
 
     def __call__(self) -> Drift:
-        """Return what was found, at most a minute ago."""
+        """Return the drift as of at most a minute ago."""
         now_s = self._clock.monotonic()
         if self._found is None or self._looked_s is None or now_s - self._looked_s >= _REFRESH_S:
             self._found, self._looked_s = self._look(), now_s
@@ -340,7 +330,7 @@ class DriftWatch:
 
 
 class _SiteReferences:
-    """A site's first results as references: of all stations, and of each that is among them."""
+    """References from a site's first results: of all stations, and of each station in them."""
 
     def __init__(self, oldest: Sequence[DriftRow]) -> None:
         first = oldest[:BASELINE]
@@ -359,7 +349,7 @@ class _SiteReferences:
         }
 
     def __call__(self, station: str) -> tuple[Population, frozenset[int]]:
-        """Return a station's reference, and the results that it is made of."""
+        """Return a station's reference, and the ids of its results."""
         return self._own.get(station, (self._all, self._ids))
 
 
@@ -430,7 +420,7 @@ def _since(
     reference: Population,
     p_bound: float,
 ) -> datetime:
-    """Go back window by window for as long as one figure or tag alarms."""
+    """Return the end of the first window of the unbroken row of alarms of one figure or tag."""
     since = rows[0].finished_at
     for start in range(_STEP, len(rows) - LEAST_WINDOW + 1, _STEP):
         shift = columns.population("", start, start + WINDOW, only=what).shifts(reference).get(what)

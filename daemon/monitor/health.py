@@ -1,76 +1,20 @@
-"""Health report of the running daemon, and the port that serves it with the metrics."""
+"""Checks and health: one list, from which the start, `/health`, `/ready` and doctor derive."""
 
-import contextlib
-import json
-import logging
-import shutil
-import threading
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
+from lungwatch.daemon import doctor
+from lungwatch.daemon.config import Config
+from lungwatch.daemon.doctor import Installation, Outcome, space_problem
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.logs import event
-from lungwatch.daemon.retention import backups
-from lungwatch.daemon.retry import Clock, OutageKind
-from lungwatch.daemon.stage import Progress, TimeLimited, Worker
-from lungwatch.db.engine import parse_url
-from lungwatch.db.maintenance import sqlite_path
+from lungwatch.daemon.retry import Clock, OutageKind, TimeLimited
 from lungwatch.db.statistics import HealthCounts
-from lungwatch.errors import ConfigError, LungwatchError
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiskUsage:
-    """What was found.
-
-    Attributes
-    ----------
-    free
-        Bytes free of each file system, under the first of "home", "overlays", "outbox",
-        "backups" and "database" that lies on it.
-    last_backup_at
-        Of the newest backup, in seconds since the epoch; None if there is none.
-    """
-
-    free: dict[str, int]
-    last_backup_at: float | None
-
-
-def disk_usage(home: Home, database_url: str) -> DiskUsage:
-    """Look at them.
-
-    Raises
-    ------
-    OSError
-        If the home is away.
-    """
-    folders = {
-        "home": home.root,
-        "overlays": home.overlays,
-        "outbox": home.outbox,
-        "backups": home.backups,
-    }
-    with contextlib.suppress(LungwatchError):  # another machine's
-        folders["database"] = sqlite_path(parse_url(database_url)).parent
-    names: dict[int, str] = {}
-    for name, folder in folders.items():
-        if name == "home" or folder.is_dir():
-            names.setdefault(folder.stat().st_dev, name)
-    newest = backups(home.backups)[-1:]
-    return DiskUsage(
-        free={name: shutil.disk_usage(folders[name]).free for name in names.values()},
-        last_backup_at=newest[0].stat().st_mtime if newest else None,
-    )
-
+from lungwatch.errors import LungwatchError, describe_unexpected
 
 _LONG_WAIT_S = 900.0
-
 _LONG_UNSENT_S = 3600.0
-
 _OUTAGES = {
     OutageKind.SPACE: "the disk is full",
     OutageKind.READ_ONLY: "the file system is read-only",
@@ -80,7 +24,7 @@ _OUTAGES = {
 
 
 class Phase(StrEnum):
-    """Where the service is in its life."""
+    """Phase of the service's life."""
 
     STARTING = "starting"
     READY = "ready"
@@ -88,7 +32,7 @@ class Phase(StrEnum):
 
 
 class HealthStatus(StrEnum):
-    """One word for all reasons together."""
+    """Summary of all reasons."""
 
     OK = "ok"
     DEGRADED = "degraded"
@@ -114,7 +58,7 @@ class HealthReason:
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """What is known at one time.
+    """State of the running daemon at one time, as `/health` answers it.
 
     Attributes
     ----------
@@ -140,16 +84,17 @@ class Health:
         Files in the drop folder that cannot be taken.
     skipped
         Files and folders there that are skipped for their names, by pattern.
-    outbox_waiting, outbox_oldest_s
-        Objects to be sent, and the age of the oldest; None if not known or none waits.
+    outbox_waiting, outbox_oldest_s, outbox_ended
+        Objects to be sent, the age of the oldest, and objects that were refused or invalid; None
+        if not known or none waits.
     outages
         What is being waited out.
     stuck
         Stages without progress, with the seconds.
     """
 
-    status: HealthStatus
-    reasons: tuple[HealthReason, ...]
+    status: HealthStatus = HealthStatus.OK
+    reasons: tuple[HealthReason, ...] = ()
     phase: Phase
     model: str
     uptime_s: float
@@ -164,13 +109,193 @@ class Health:
     skipped: dict[str, int]
     outbox_waiting: int | None
     outbox_oldest_s: float | None
+    outbox_ended: int | None
     outages: tuple[str, ...]
     stuck: dict[str, float]
 
 
+def _observe_folders(seen: Health) -> Iterator[Outcome]:
+    if seen.disk_free_mb is None:
+        detail = "the home or its drop folder does not answer"
+        yield Outcome(name="folders", ok=False, detail=detail)
+
+
+def _observe_space(seen: Health) -> Iterator[Outcome]:
+    if seen.disk_free_mb is not None and (
+        problem := space_problem(seen.disk_free_mb, seen.min_free_mb)
+    ):
+        yield Outcome(name="disk", ok=False, detail=problem)
+
+
+def _observe_database(seen: Health) -> Iterator[Outcome]:
+    if not seen.database:
+        yield Outcome(name="database", ok=False, detail="the database does not answer")
+
+
+def observe_phase(phase: Phase) -> Iterator[Outcome]:
+    """Return the problem of a service that is not ready; `/ready` asks this alone."""
+    if phase is not Phase.READY:
+        yield Outcome(name=phase.value, ok=False, detail=f"the service is {phase}")
+
+
+def _observe_outages(seen: Health) -> Iterator[Outcome]:
+    for kind in seen.outages:
+        yield Outcome(name=f"outage_{kind}", ok=False, detail=_OUTAGES[OutageKind(kind)])
+
+
+def _observe_stages(seen: Health) -> Iterator[Outcome]:
+    for stage, seconds in seen.stuck.items():
+        detail = f"stage {stage} shows no progress for {seconds:.0f} s"
+        yield Outcome(name="stuck", ok=False, detail=detail)
+
+
+def _observe_waiting(seen: Health) -> Iterator[Outcome]:
+    if seen.oldest_waiting_s is not None and seen.oldest_waiting_s > _LONG_WAIT_S:
+        detail = f"a file waits for {seen.oldest_waiting_s:.0f} s"
+        yield Outcome(name="waiting_long", ok=None, detail=detail)
+    if seen.left_alone:
+        detail = f"{seen.left_alone} files cannot be taken"
+        yield Outcome(name="left_alone", ok=None, detail=detail)
+
+
+def _observe_outbox(seen: Health) -> Iterator[Outcome]:
+    if seen.outbox_oldest_s is not None and seen.outbox_oldest_s > _LONG_UNSENT_S:
+        detail = f"an object is unsent for {seen.outbox_oldest_s:.0f} s"
+        yield Outcome(name="outbox_old", ok=None, detail=detail)
+    if seen.outbox_ended:
+        detail = f"{seen.outbox_ended} objects were refused or invalid"
+        yield Outcome(name="outbox_ended", ok=None, detail=detail)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes
+    ----------
+    inspect
+        How `lungwatch doctor` answers the question: outcomes, or the detail of a good one; a
+        `LungwatchError` is a failure.
+    observe
+        How `/health` answers it: an outcome for each problem, none if all is well.
+    at_start
+        Whether the service inspects it before it starts, and a failure stops the start.
+    """
+
+    name: str
+    question: str
+    inspect: Callable[[Installation], str | Iterator[Outcome]] | None = None
+    observe: Callable[[Health], Iterator[Outcome]] | None = None
+    at_start: bool = False
+
+
+CHECKS = (
+    Check(
+        "folders",
+        "Are the home's folders there, writable, and on one file system?",
+        doctor.inspect_folders,
+        _observe_folders,
+        at_start=True,
+    ),
+    Check(
+        "space",
+        "Is as much disk space free as min_free_mb asks for?",
+        doctor.inspect_space,
+        _observe_space,
+        at_start=True,
+    ),
+    Check("watching", "How is the drop folder watched?", doctor.inspect_watching),
+    Check(
+        "database",
+        "Is the database intact and up to date, and does it answer?",
+        doctor.inspect_database,
+        _observe_database,
+    ),
+    Check("trusted keys", "Whose model bundles are run?", doctor.inspect_trusted_keys),
+    Check("model", "Is the model unaltered, and does it run as it should?", doctor.inspect_model),
+    Check("content gate", "What does the content gate check?", doctor.inspect_gate),
+    Check("calibration", "Which threshold decides?", doctor.inspect_calibration),
+    Check("clock", "Do this machine and the file system agree?", doctor.inspect_clock),
+    Check("synthetic X-ray", "Does an image go through the daemon?", doctor.inspect_trial),
+    Check("drift", "Are the newest results like the reference?", doctor.inspect_drift),
+    Check(
+        "daemon",
+        "Is the daemon running, and ready?",
+        doctor.inspect_daemon,
+        lambda seen: observe_phase(seen.phase),
+    ),
+    Check("outages", "Is a disk, a folder or the database away?", observe=_observe_outages),
+    Check("stages", "Does every stage make progress?", observe=_observe_stages),
+    Check("health", "What does /health answer?", doctor.inspect_health),
+    Check(
+        "waiting",
+        "How many files wait, for how long, and can all be taken?",
+        doctor.inspect_waiting,
+        _observe_waiting,
+    ),
+    Check(
+        "last result",
+        "When was the last result, and what is left to do?",
+        doctor.inspect_results,
+        _observe_outbox,
+    ),
+    Check("PACS", "Does every destination answer?", doctor.inspect_destinations),
+    Check("extras", "Which extras are installed?", doctor.inspect_extras),
+)
+
+
+def check_start(config: Config) -> None:
+    """Run the checks of the start.
+
+    Raises
+    ------
+    LungwatchError
+        For the first that fails.
+    """
+    for check in CHECKS:
+        if check.at_start and check.inspect is not None:
+            check.inspect(Installation(config))
+
+
+def run_checks(config: Config, names: tuple[str, ...] = ()) -> Iterator[Outcome]:
+    """Run the checks of `lungwatch doctor`, or those named; none that fails ends the others."""
+    installation = Installation(config)
+    for check in CHECKS:
+        if check.inspect is None or (names and check.name not in names):
+            continue
+        try:
+            found = check.inspect(installation)
+            if isinstance(found, str):
+                yield Outcome(name=check.name, ok=True, detail=found)
+            else:
+                yield from found
+        except LungwatchError as error:
+            yield Outcome(name=check.name, ok=False, detail=str(error))
+        # Doctor reports whatever is wrong; it must not be what fails.
+        except Exception as error:
+            yield Outcome(name=check.name, ok=False, detail=describe_unexpected(error))
+
+
+def judge(state: Health) -> Health:
+    """Return a state with its reasons and its status, by the checks of the running daemon."""
+    problems = [p for check in CHECKS if check.observe is not None for p in check.observe(state)]
+    reasons = tuple(
+        HealthReason(
+            code=problem.name,
+            text=problem.detail,
+            status=HealthStatus.FAILING if problem.ok is False else HealthStatus.DEGRADED,
+        )
+        for problem in problems
+    )
+    status = HealthStatus.DEGRADED if reasons else HealthStatus.OK
+    if any(reason.status is HealthStatus.FAILING for reason in reasons):
+        status = HealthStatus.FAILING
+    return replace(state, status=status, reasons=reasons)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Probes:
-    """Whom to ask; each answers at once, but for the two that are bounded.
+    """Callables that tell the state of the daemon, each at once but for the two with a limit.
 
     Attributes
     ----------
@@ -196,7 +321,7 @@ class Probes:
 
 
 class HealthCheck:
-    """Asks the probes and judges what they say. For all threads."""
+    """Asks the probes, and judges their answers by the list of checks. For all threads."""
 
     def __init__(self, probes: Probes, *, model: str, min_free_mb: int, clock: Clock) -> None:
         self._probes = probes
@@ -207,71 +332,45 @@ class HealthCheck:
 
     @property
     def phase(self) -> Phase:
-        """Where the service is in its life."""
+        """Phase of the service's life."""
         return self._probes.phase()
 
     def examine(self) -> Health:
         """Return how it is now; takes a few seconds at most."""
         probes, now = self._probes, self._clock.now()
-        signs = self._signs()
-        free_mb = self._free_mb()
-        oldest_s = self.oldest_waiting_s(signs)
-        outages = probes.outages()
-        stuck = probes.stuck()
-        unsent_s = _age_s(now, signs.oldest_delivery) if signs else None
-        phase = probes.phase()
-        left_alone = probes.left_alone()
-        reasons = [
-            *_of_phase(phase),
-            *(_failing(f"outage_{kind}", _OUTAGES[kind]) for kind in sorted(outages)),
-            *(
-                _failing("stuck", f"stage {stage} shows no progress for {seconds:.0f} s")
-                for stage, seconds in stuck.items()
-            ),
-            *self._of_space(free_mb),
-        ]
-        if signs is None:
-            reasons.append(_failing("database", "the database does not answer"))
-        if oldest_s is not None and oldest_s > _LONG_WAIT_S:
-            reasons.append(_degraded("waiting_long", f"a file waits for {oldest_s:.0f} s"))
-        if left_alone:
-            reasons.append(_degraded("left_alone", f"{left_alone} files cannot be taken"))
-        if unsent_s is not None and unsent_s > _LONG_UNSENT_S:
-            reasons.append(_degraded("outbox_old", f"an object is unsent for {unsent_s:.0f} s"))
-        if signs is not None and signs.outbox_ended:
-            text = f"{signs.outbox_ended} objects were refused or invalid"
-            reasons.append(_degraded("outbox_ended", text))
-        return Health(
-            status=_worst(reasons),
-            reasons=tuple(reasons),
-            phase=phase,
-            model=self._model,
-            uptime_s=round(self._clock.monotonic() - self._started_s, 1),
-            database=signs is not None,
-            disk_free_mb=free_mb,
-            min_free_mb=self._min_free_mb,
-            waiting=probes.waiting(),
-            oldest_waiting_s=oldest_s,
-            queues=probes.queues(),
-            in_hand=probes.in_hand(),
-            left_alone=left_alone,
-            skipped=dict(probes.skipped()),
-            outbox_waiting=signs.outbox_waiting if signs else None,
-            outbox_oldest_s=unsent_s,
-            outages=tuple(sorted(outages)),
-            stuck=stuck,
+        counts, free_mb = self._counts(), self._free_mb()
+        return judge(
+            Health(
+                phase=probes.phase(),
+                model=self._model,
+                uptime_s=round(self._clock.monotonic() - self._started_s, 1),
+                database=counts is not None,
+                disk_free_mb=free_mb,
+                min_free_mb=self._min_free_mb,
+                waiting=probes.waiting(),
+                oldest_waiting_s=self._oldest_waiting_s(counts),
+                queues=probes.queues(),
+                in_hand=probes.in_hand(),
+                left_alone=probes.left_alone(),
+                skipped=dict(probes.skipped()),
+                outbox_waiting=counts.outbox_waiting if counts else None,
+                outbox_oldest_s=_age_s(now, counts.oldest_delivery) if counts else None,
+                outbox_ended=counts.outbox_ended if counts else None,
+                outages=tuple(sorted(probes.outages())),
+                stuck=probes.stuck(),
+            )
         )
 
-    def oldest_waiting_s(self, signs: HealthCounts | None) -> float | None:
+    def _oldest_waiting_s(self, counts: HealthCounts | None) -> float | None:
         """Return since when the oldest file waits, in the drop folder or to be tried again."""
         now = self._clock.now()
-        ages = [_age_s(now, signs.oldest_queued)] if signs else []
+        ages = [_age_s(now, counts.oldest_queued)] if counts else []
         dropped_at = self._probes.oldest_waiting()
         if dropped_at is not None:
             ages.append(_age_s(now, datetime.fromtimestamp(dropped_at, UTC)))
         return max((age for age in ages if age is not None), default=None)
 
-    def _signs(self) -> HealthCounts | None:
+    def _counts(self) -> HealthCounts | None:
         try:
             return self._probes.signs()
         except (LungwatchError, TimeoutError):
@@ -282,14 +381,6 @@ class HealthCheck:
             return self._probes.free_mb()
         except OSError:  # TimeoutError is one
             return None
-
-    def _of_space(self, free_mb: int | None) -> list[HealthReason]:
-        if free_mb is None:
-            return [_failing("folders", "the home or its drop folder does not answer")]
-        if free_mb < self._min_free_mb:
-            text = f"{free_mb} MiB free, less than min_free_mb = {self._min_free_mb}"
-            return [_failing("disk", text)]
-        return []
 
 
 def free_mb_of(home: Home) -> int:
@@ -304,159 +395,6 @@ def free_mb_of(home: Home) -> int:
     return home.free_mb()
 
 
-def _of_phase(phase: Phase) -> list[HealthReason]:
-    return [] if phase is Phase.READY else [_failing(phase.value, f"the service is {phase.value}")]
-
-
-def _failing(code: str, text: str) -> HealthReason:
-    return HealthReason(code=code, text=text, status=HealthStatus.FAILING)
-
-
-def _degraded(code: str, text: str) -> HealthReason:
-    return HealthReason(code=code, text=text, status=HealthStatus.DEGRADED)
-
-
-def _worst(reasons: list[HealthReason]) -> HealthStatus:
-    found = {reason.status for reason in reasons}
-    if HealthStatus.FAILING in found:
-        return HealthStatus.FAILING
-    return HealthStatus.DEGRADED if found else HealthStatus.OK
-
-
 def _age_s(now: datetime, since: datetime | None) -> float | None:
     # A clock that was set back makes nothing younger than new.
     return None if since is None else round(max(0.0, (now - since).total_seconds()), 1)
-
-
-_ADDRESS = "127.0.0.1"
-
-_MOST = 8  # requests at once
-
-_TIMEOUT_S = 5.0
-
-_STAGE = "status"
-
-_HOSTS = ("127.0.0.1", "localhost")
-
-
-class StatusServer:
-    """The HTTP port.
-
-    Parameters
-    ----------
-    port
-        Of 127.0.0.1; 0 for any free one.
-    metrics
-        Returns the metrics' text.
-    health
-        What /health and /ready tell.
-    on_crash
-        As of `Worker`.
-    vitals
-        Where it is noted, as the progress of the stage "status", that requests are accepted.
-
-    Raises
-    ------
-    ConfigError
-        If the port cannot be had.
-    """
-
-    def __init__(
-        self,
-        port: int,
-        metrics: Callable[[], bytes],
-        health: HealthCheck,
-        on_crash: Callable[[str, BaseException], None],
-        vitals: Progress,
-    ) -> None:
-        class Handler(_Handler):
-            text = staticmethod(metrics)
-            health_check = health
-
-        try:
-            self._server = _Server((_ADDRESS, port), Handler)
-        except OSError as error:
-            raise ConfigError(f"metrics_port {port} cannot be had: {error.strerror}") from error
-        self.port = self._server.server_address[1]
-        self._server.on_round = lambda: vitals.beat(_STAGE)
-        self._vitals = vitals
-        self._thread = Worker("status", self._serve, on_crash)
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
-
-    def _serve(self) -> None:
-        with self._vitals.busy(_STAGE):
-            self._server.serve_forever()
-
-    def stop(self) -> None:
-        """Close the port."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    on_round: Callable[[], None]
-
-    def __init__(self, *args: Any) -> None:  # noqa: ANN401 - socketserver's own signature
-        self._slots = threading.BoundedSemaphore(_MOST)
-        super().__init__(*args)
-
-    def service_actions(self) -> None:
-        super().service_actions()
-        self.on_round()
-
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        if not self._slots.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._slots.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002
-        """Note a request that failed, without a trace of it."""
-        event("status_request_failed", level=logging.DEBUG)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    timeout = _TIMEOUT_S
-    server_version = "lungwatch"
-    sys_version = ""
-    text: Callable[[], bytes]
-    health_check: HealthCheck
-
-    def do_GET(self) -> None:
-        host = self.headers.get("Host", "").rsplit(":", 1)[0]
-        if host not in _HOSTS:  # a page of another site whose name was rebound to this machine
-            self._answer(403, b"forbidden\n", "text/plain")
-        elif self.path == "/metrics":
-            self._answer(200, self.text(), "text/plain; version=0.0.4; charset=utf-8")
-        elif self.path == "/health":
-            health = self.health_check.examine()
-            body = json.dumps(asdict(health)) + "\n"
-            status = 503 if health.status is HealthStatus.FAILING else 200
-            self._answer(status, body.encode(), "application/json")
-        elif self.path == "/ready":
-            phase = self.health_check.phase
-            self._answer(200 if phase is Phase.READY else 503, f"{phase}\n".encode(), "text/plain")
-        else:
-            self._answer(404, b"not found\n", "text/plain")
-
-    def _answer(self, status: int, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing: whoever asks every few seconds would fill the log."""

@@ -1,12 +1,15 @@
-"""Metrics in Prometheus' text format, and the textfile that node_exporter reads."""
+"""Metrics in Prometheus' text format; the status port and the textfile that serve them."""
 
+import json
 import logging
 import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,84 +17,66 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from lungwatch import __version__
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import Drift
-from lungwatch.daemon.monitor.health import DiskUsage, HealthCheck, HealthStatus, StatusServer
-from lungwatch.daemon.retry import Clock, OutageKind
-from lungwatch.daemon.stage import Progress, TimeLimited, Worker
+from lungwatch.daemon.monitor.health import Health, HealthCheck, HealthStatus, observe_phase
+from lungwatch.daemon.retention import DiskUsage
+from lungwatch.daemon.retry import Clock, OutageKind, TimeLimited
+from lungwatch.daemon.stage import Progress, StageProgress, Worker
 from lungwatch.db.statistics import HealthCounts, MetricCounts
-from lungwatch.errors import LungwatchError
+from lungwatch.errors import ConfigError, LungwatchError
+from lungwatch.files import replacing
 
-DECODER_REPLACED = "decoder_replaced"
+WINDOW = 500
+"""Results of each of the two windows of the population stability index."""
+_BINS = 10
+_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+_STATUS = (HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILING)
+_EVERY_S = 15.0
+_ADDRESS = "127.0.0.1"
+_MOST = 8  # requests at once
+_TIMEOUT_S = 5.0
+_STAGE = "status"
+_HOSTS = ("127.0.0.1", "localhost")
+_DECODER_REPLACED = "decoder_replaced"
+T = TypeVar("T")
+Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 
-class EventCounter(logging.Handler):
-    """Counts the events of the process since it was made."""
+class _EventCounter(logging.Handler):
+    """Counts of the process's log events by action, and of replaced decoders by reason."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._counts: Counter[str] = Counter()
+        self._actions: Counter[str] = Counter()
         self._decoders: Counter[str] = Counter()
         self._guard = threading.Lock()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Count an event; a record that is none is not counted."""
+        """Count a record if it is an event."""
         fields = getattr(record, "event_fields", None)
         if fields is None:
             return
         with self._guard:
-            self._counts[fields["action"]] += 1
-            if fields["action"] == DECODER_REPLACED:
+            self._actions[fields["action"]] += 1
+            if fields["action"] == _DECODER_REPLACED:
                 self._decoders[str(fields["reason"])] += 1
 
-    @property
-    def by_action(self) -> dict[str, int]:
-        """Events by their action."""
+    def snapshot(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return events by action, and replaced decoders by reason."""
         with self._guard:
-            return dict(self._counts)
-
-    @property
-    def decoders(self) -> dict[str, int]:
-        """Ended decoder processes by reason."""
-        with self._guard:
-            return dict(self._decoders)
-
-
-WINDOW = 500
-
-"""Results that the drift is told from, and as many to compare them with."""
-
-_BINS = 10
-
-_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-
-_STATUS = (HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILING)
-
-
-T = TypeVar("T")
-
-Labels = TypeVar("Labels", bound=tuple[str, ...])
+            return dict(self._actions), dict(self._decoders)
 
 
 class Metrics:
-    """One daemon's metrics. For all threads.
+    """Metrics of one daemon. For all threads.
 
     Parameters
     ----------
-    health
-        Of the daemon.
-    read_signs, read_figures, read_drift
-        Read the database.
-    read_disks
-        Looks at the file systems.
-    model
-        The running model's name with version.
+    read_signs, read_figures, read_drift, read_disks
+        Read the database and the file systems.
     gate
         "refuse" or "flag", as configured; "none" for a model without a content gate.
-    vitals
-        Of the stages.
-    clock
-        The machine's.
     window
-        Results in each of the two windows that the drift is told from.
+        Results in each of the two windows of the population stability index.
     """
 
     def __init__(
@@ -104,7 +89,7 @@ class Metrics:
         read_disks: TimeLimited[DiskUsage],
         model: str,
         gate: str,
-        vitals: Progress,
+        progress: Progress,
         clock: Clock,
         window: int = WINDOW,
     ) -> None:
@@ -115,10 +100,10 @@ class Metrics:
         self._read_disks = read_disks
         self._model = model
         self._gate = gate
-        self._vitals = vitals
+        self._progress = progress
         self._clock = clock
         self._window = window
-        self._events = EventCounter()
+        self._events = _EventCounter()
         logging.getLogger("lungwatch").addHandler(self._events)
         self._registry = CollectorRegistry(auto_describe=False)
         self._stage_seconds = Histogram(
@@ -139,95 +124,37 @@ class Metrics:
         return generate_latest(self._registry)
 
     def close(self) -> None:
-        """Count no more events."""
+        """Stop counting events."""
         logging.getLogger("lungwatch").removeHandler(self._events)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is read when asked for; called by the registry."""
-        yield _labelled(
-            "build_info",
-            "Version and model.",
-            ("version", "model"),
-            {(__version__, self._model): 1},
+        """Yield everything that is read on demand; called by the registry."""
+        build = {(__version__, self._model): 1}
+        yield _gauges("build_info", "Version and model.", ("version", "model"), build)
+        yield _gauges("content_gate", "1 for its mode.", ("mode",), {(self._gate,): 1})
+        yield from _health_metrics(self._health.examine())
+        yield from _stage_metrics(self._progress.snapshot())
+        actions, decoders = self._events.snapshot()
+        yield _counters("events", "Logged, by action.", ("action",), _keyed(actions))
+        yield _counters(
+            "decoder_replacements", "Decoder processes ended.", ("reason",), _keyed(decoders)
         )
-        yield _labelled("content_gate", "1 for its mode.", ("mode",), {(self._gate,): 1})
-        yield from self._whole()
-        yield from self._stages()
-        events = CounterMetricFamily("lungwatch_events", "Logged, by action.", labels=["action"])
-        for action, count in sorted(self._events.by_action.items()):
-            events.add_metric([action], count)
-        decoders = CounterMetricFamily(
-            "lungwatch_decoder_replacements", "Decoder processes ended.", labels=["reason"]
-        )
-        for reason, count in sorted(self._events.decoders.items()):
-            decoders.add_metric([reason], count)
-        yield from (events, decoders)
-        if (found := _answer(self._read_disks)) is not None:
-            yield _labelled(
-                "disk_free_bytes",
-                "Free on each file system.",
-                ("folder",),
-                {(name,): free for name, free in found.free.items()},
-            )
-            if found.last_backup_at is not None:
+        if (disks := _answer(self._read_disks)) is not None:
+            free = _keyed(disks.free)
+            yield _gauges("disk_free_bytes", "Free on each file system.", ("folder",), free)
+            if disks.last_backup_at is not None:
                 yield _gauge(
-                    "last_backup_timestamp_seconds", "Newest backup.", found.last_backup_at
+                    "last_backup_timestamp_seconds", "Newest backup.", disks.last_backup_at
                 )
-        read = _answer(self._read_signs)
-        yield _gauge("database_up", "Whether it can be written.", read is not None)
-        if read is not None:
-            yield from self._outbox(read)
-        if read is not None and (figures := _answer(self._read_figures)) is not None:
+        counts = _answer(self._read_signs)
+        yield _gauge("database_up", "Whether it can be written.", counts is not None)
+        if counts is None:
+            return
+        yield from self._outbox(counts)
+        if (figures := _answer(self._read_figures)) is not None:
             yield from self._recorded(figures)
-        if read is not None and (drift := _answer(self._read_drift)) is not None:
-            yield from _drifting(drift)
-
-    def _whole(self) -> Iterator[Metric]:
-        health = self._health.examine()
-        yield _gauge("health_status", "0 ok, 1 degraded, 2 failing.", _STATUS.index(health.status))
-        yield _gauge("uptime_seconds", "Since the start.", health.uptime_s)
-        yield _gauge("in_flight_files", "Claimed files.", health.in_hand)
-        yield _gauge("waiting_files", "Not yet claimed.", health.waiting)
-        yield _gauge(
-            "oldest_waiting_seconds",
-            "Age of the oldest; 0 for none.",
-            health.oldest_waiting_s or 0.0,
-        )
-        yield _gauge("left_alone_files", "Seen, and not to be taken.", health.left_alone)
-        yield _labelled(
-            "skipped_files",
-            "Skipped for their names, folders too.",
-            ("pattern",),
-            {(pattern,): count for pattern, count in health.skipped.items()},
-        )
-        yield _gauge("disk_watermark_bytes", "No claims below.", health.min_free_mb * 1024 * 1024)
-        yield _labelled(
-            "outage",
-            "1 while it is waited out.",
-            ("kind",),
-            {(kind.value,): kind in health.outages for kind in OutageKind},
-        )
-
-    def _stages(self) -> Iterator[Metric]:
-        stages = self._vitals.snapshot()
-        yield _labelled(
-            "stage_waiting",
-            "Queue depth.",
-            ("stage",),
-            {(name,): stage.waiting for name, stage in stages.items()},
-        )
-        yield _labelled(
-            "stage_busy",
-            "Units in work.",
-            ("stage",),
-            {(name,): stage.busy for name, stage in stages.items()},
-        )
-        yield _labelled(
-            "stage_oldest_seconds",
-            "Since the oldest unit's progress.",
-            ("stage",),
-            {(name,): stage.oldest_s for name, stage in stages.items()},
-        )
+        if (drift := _answer(self._read_drift)) is not None:
+            yield from _drift_metrics(drift)
 
     def _outbox(self, read: HealthCounts) -> Iterator[Metric]:
         now = self._clock.now()
@@ -238,38 +165,54 @@ class Metrics:
         yield _gauge("last_done_timestamp_seconds", "Last result; 0 for none.", last)
 
     def _recorded(self, read: MetricCounts) -> Iterator[Metric]:
-        files = CounterMetricFamily(
-            "lungwatch_files", "Contents by end, as recorded.", labels=["end", "reason"]
-        )
-        for (end, reason), count in sorted(read.ends.items()):
-            files.add_metric([end, reason], count)
-        yield files
+        yield _counters("files", "Contents by end, as recorded.", ("end", "reason"), read.ends)
         yield _gauge("retried_files", "More than one attempt.", read.retried)
         yield CounterMetricFamily("lungwatch_attempts", "Runs of all contents.", read.attempts)
-        yield _labelled("deliveries", "The outbox.", ("destination", "state"), read.deliveries)
-        tries = CounterMetricFamily(
-            "lungwatch_delivery_attempts", "Of all in the outbox.", labels=["destination"]
-        )
-        for destination, count in sorted(read.delivery_attempts.items()):
-            tries.add_metric([destination], count)
-        yield tries
+        yield _gauges("deliveries", "The outbox.", ("destination", "state"), read.deliveries)
+        attempts = _keyed(read.delivery_attempts)
+        yield _counters("delivery_attempts", "Of all in the outbox.", ("destination",), attempts)
         if read.last:
             mean = sum(read.last) / len(read.last)
             yield _gauge("probability_mean", "Of the last results.", mean)
         # Windows that share results would make any drift look smaller than it is.
         if read.scored >= 2 * self._window:
-            drift = stability_index(read.first, read.last)
-            yield _gauge("probability_psi", "Last against first.", drift)
+            psi = stability_index(read.first, read.last)
+            yield _gauge("probability_psi", "Last against first.", psi)
 
 
-def _drifting(found: Drift) -> Iterator[Metric]:
+def _health_metrics(health: Health) -> Iterator[Metric]:
+    waiting_s = health.oldest_waiting_s or 0.0
+    yield _gauge("health_status", "0 ok, 1 degraded, 2 failing.", _STATUS.index(health.status))
+    yield _gauge("uptime_seconds", "Since the start.", health.uptime_s)
+    yield _gauge("in_flight_files", "Claimed files.", health.in_hand)
+    yield _gauge("waiting_files", "Not yet claimed.", health.waiting)
+    yield _gauge("oldest_waiting_seconds", "Age of the oldest; 0 for none.", waiting_s)
+    yield _gauge("left_alone_files", "Seen, and not to be taken.", health.left_alone)
+    skipped = _keyed(health.skipped)
+    yield _gauges("skipped_files", "Skipped for their names, folders too.", ("pattern",), skipped)
+    yield _gauge("disk_watermark_bytes", "No claims below.", health.min_free_mb * 1024 * 1024)
+    outages = {(kind.value,): kind in health.outages for kind in OutageKind}
+    yield _gauges("outage", "1 while it lasts.", ("kind",), outages)
+
+
+def _stage_metrics(stages: Mapping[str, StageProgress]) -> Iterator[Metric]:
+    for name, text, attribute in (
+        ("stage_waiting", "Queue depth.", "waiting"),
+        ("stage_busy", "Units in work.", "busy"),
+        ("stage_oldest_seconds", "Since the oldest unit's progress.", "oldest_s"),
+    ):
+        values = {stage: getattr(progress, attribute) for stage, progress in stages.items()}
+        yield _gauges(name, text, ("stage",), _keyed(values))
+
+
+def _drift_metrics(found: Drift) -> Iterator[Metric]:
     labels = ("station", "what")
     alarming = {(test.station, test.what): float(test.alarm) for test in found.tests}
     distances = {(test.station, test.what): test.statistic for test in found.tests}
     windows = {(scope.station,): float(scope.results) for scope in found.scopes}
-    yield _labelled("drift", "1 for an alarm; station empty: all together.", labels, alarming)
-    yield _labelled("drift_distance", "From the reference, 0 to 1.", labels, distances)
-    yield _labelled("drift_window_results", "Results compared.", ("station",), windows)
+    yield _gauges("drift", "1 for an alarm; station empty: all together.", labels, alarming)
+    yield _gauges("drift_distance", "From the reference, 0 to 1.", labels, distances)
+    yield _gauges("drift_window_results", "Results compared.", ("station",), windows)
 
 
 def _answer(read: TimeLimited[T]) -> T | None:
@@ -283,13 +226,26 @@ def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"lungwatch_{name}", text, value)
 
 
-def _labelled(
+def _gauges(name: str, text: str, labels: Sequence[str], values: Mapping[Labels, float]) -> Metric:
+    return _filled(GaugeMetricFamily(f"lungwatch_{name}", text, labels=labels), values)
+
+
+def _counters(
     name: str, text: str, labels: Sequence[str], values: Mapping[Labels, float]
 ) -> Metric:
-    family = GaugeMetricFamily(f"lungwatch_{name}", text, labels=labels)
+    return _filled(CounterMetricFamily(f"lungwatch_{name}", text, labels=labels), values)
+
+
+def _filled(
+    family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[Labels, float]
+) -> Metric:
     for key, value in sorted(values.items()):
         family.add_metric(key, value)
     return family
+
+
+def _keyed(values: Mapping[str, float]) -> dict[tuple[str], float]:
+    return {(key,): value for key, value in values.items()}
 
 
 def stability_index(expected: Sequence[float], actual: Sequence[float]) -> float:
@@ -310,33 +266,140 @@ def _shares(values: Sequence[float]) -> list[float]:
     return [(counts[i] + 0.5) / (len(values) + 0.5 * _BINS) for i in range(_BINS)]
 
 
-_EVERY_S = 15.0
-
-
-class Monitor:
-    """Serves the metrics as configured.
+class StatusServer:
+    """HTTP server of /metrics, /health and /ready for this machine alone.
 
     Parameters
     ----------
-    metrics
-        The metrics.
-    health
-        What /health and /ready tell.
-    on_stop
-        Called at the end, to close what the two read from.
-    on_crash
-        See `Worker`.
-    vitals
-        See `StatusServer`.
     port
-        See `Config.metrics_port`; 0 for none.
-    textfile
-        See `Config.metrics_textfile`; empty for none.
+        Of 127.0.0.1; 0 for any free one.
+    metrics
+        Returns the metrics as text.
+    progress
+        Records that requests are accepted, as the stage "status".
 
     Raises
     ------
     ConfigError
-        If the port cannot be had.
+        If the port cannot be bound.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        metrics: Callable[[], bytes],
+        health: HealthCheck,
+        on_crash: Callable[[str, BaseException], None],
+        progress: Progress,
+    ) -> None:
+        class Handler(_Handler):
+            text = staticmethod(metrics)
+            health_check = health
+
+        try:
+            self._server = _Server((_ADDRESS, port), Handler)
+        except OSError as error:
+            raise ConfigError(f"cannot bind metrics_port {port}: {error.strerror}") from error
+        self.port = self._server.server_address[1]
+        self._server.on_round = lambda: progress.beat(_STAGE)
+        self._progress = progress
+        self._thread = Worker("status", self._serve, on_crash)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with self._progress.busy(_STAGE):
+            self._server.serve_forever()
+
+    def stop(self) -> None:
+        """Close the port."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    on_round: Callable[[], None]
+
+    def __init__(self, *args: Any) -> None:  # noqa: ANN401 - socketserver's own signature
+        self._slots = threading.BoundedSemaphore(_MOST)
+        super().__init__(*args)
+
+    def service_actions(self) -> None:
+        super().service_actions()
+        self.on_round()
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        if not self._slots.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002
+        """Note a request that failed, without a trace of it."""
+        event("status_request_failed", level=logging.DEBUG)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = _TIMEOUT_S
+    server_version = "lungwatch"
+    sys_version = ""
+    text: Callable[[], bytes]
+    health_check: HealthCheck
+
+    def do_GET(self) -> None:
+        host = self.headers.get("Host", "").rsplit(":", 1)[0]
+        if host not in _HOSTS:  # DNS rebinding
+            self._answer(403, b"forbidden\n", "text/plain")
+        elif self.path == "/metrics":
+            self._answer(200, self.text(), "text/plain; version=0.0.4; charset=utf-8")
+        elif self.path == "/health":
+            health = self.health_check.examine()
+            body = json.dumps(asdict(health)) + "\n"
+            status = 503 if health.status is HealthStatus.FAILING else 200
+            self._answer(status, body.encode(), "application/json")
+        elif self.path == "/ready":
+            phase = self.health_check.phase
+            is_ready = not list(observe_phase(phase))
+            self._answer(200 if is_ready else 503, f"{phase}\n".encode(), "text/plain")
+        else:
+            self._answer(404, b"not found\n", "text/plain")
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: whoever asks every few seconds would fill the log."""
+
+
+class Monitor:
+    """Status port and metrics textfile, as configured.
+
+    Parameters
+    ----------
+    on_stop
+        Called at the end, to close what metrics and health read from.
+    port, textfile
+        As in `Config`.
+
+    Raises
+    ------
+    ConfigError
+        If the port cannot be bound.
     """
 
     def __init__(
@@ -346,12 +409,14 @@ class Monitor:
         on_crash: Callable[[str, BaseException], None],
         *,
         on_stop: Callable[[], None],
-        vitals: Progress,
+        progress: Progress,
         port: int,
         textfile: str,
     ) -> None:
         self._metrics = metrics
-        self._server = StatusServer(port, metrics.text, health, on_crash, vitals) if port else None
+        self._server = (
+            StatusServer(port, metrics.text, health, on_crash, progress) if port else None
+        )
         self._textfile = Path(textfile) if textfile else None
         self._on_stop = on_stop
         self._stopped = threading.Event()
@@ -382,10 +447,9 @@ class Monitor:
 
     def _write(self) -> None:
         assert self._textfile is not None
-        # The collector reads all that ends in .prom, hidden or not: the temporary name must not.
-        temporary = self._textfile.with_name(self._textfile.name + ".tmp")
         try:
-            temporary.write_bytes(self._metrics.text())
-            temporary.replace(self._textfile)
+            # The collector reads all that ends in .prom, hidden or not.
+            with replacing(self._textfile, suffix=".tmp") as temporary:
+                temporary.write_bytes(self._metrics.text())
         except OSError as error:
             event("metrics_not_written", level=logging.WARNING, error=error.strerror)

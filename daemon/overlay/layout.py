@@ -11,29 +11,18 @@ from lungwatch.contract import COVID, NEGATIVE, UNCERTAIN, Label
 from lungwatch.daemon.overlay.text import MapState, OverlayText
 
 Colour = tuple[int, int, int]
-
-
 WHITE: Colour = (245, 245, 245)
-
 SOFT: Colour = (170, 170, 175)
-
 AMBER: Colour = (255, 191, 64)
-
-# Blue and orange of Okabe & Ito 2008 with grey between them: told apart with every common colour
+# Blue and orange of Okabe & Ito 2008 with grey between them: distinct with every common colour
 # blindness, and by their order alone on a grey printer.
 _ZONES = {NEGATIVE: (86, 180, 233), UNCERTAIN: (175, 175, 175), COVID: (230, 159, 0)}
-
-# Zones that the answer does not lie in step back.
+# Dims the zones that the probability is not in.
 _DIMMED = 0.45
-
-
 # The unit of all lengths is the text's size, in pixels.
 _SCALE_WIDTH_EM = 24
-
 LINE_EM = 1.3
-
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
 _MOST_REMARK_LINES = 6
 
 
@@ -132,7 +121,7 @@ class MarginLines:
         self.texts.append(PlacedText(text=text, size_px=size_px, colour=colour, left=left, top=top))
 
     def head(self, cell: Box, columns: int, title: str, *, sides: bool) -> None:
-        """Write above a panel what it is, and which side is which."""
+        """Write a panel's title and its side markers above it."""
         size = round(0.9 * self.em)
         length = font(size).getlength(title)
         if title:
@@ -149,7 +138,7 @@ class MarginLines:
 
 
 class MarginColumn:
-    """Lines of text one below the other."""
+    """A column of text lines."""
 
     def __init__(self, lines: MarginLines, *, left: int, width: int, top: int) -> None:
         self.top = top
@@ -159,14 +148,14 @@ class MarginColumn:
         self._width = width
 
     def write(self, text: str, size_em: float, colour: Colour) -> None:
-        """Write a text below what is there, in as many lines as it takes."""
+        """Write a text below the previous one, wrapped."""
         size = round(size_em * self._em)
         for line in wrap(text, size, self._width):
             self._lines.place(line, size, colour, left=self._left, top=self.top)
             self.top += round(LINE_EM * size)
 
     def write_remarks(self, remarks: tuple[str, ...]) -> None:
-        """Write as many remarks as there are lines for, and how many more there are."""
+        """Write as many remarks as fit, and the number of the others."""
         size = round(0.9 * self._em)
         lines: list[str] = []
         for index, remark in enumerate(remarks):
@@ -229,7 +218,7 @@ class MarginColumn:
         return Box(top=self.top, left=self._left, height=height, width=width)
 
     def _label_gauge(self, gauge: Gauge, threshold: str) -> None:
-        """Write 0, the threshold and 1 under the scale; the threshold has the right of way."""
+        """Write 0, the threshold and 1 under the scale; the threshold takes precedence."""
         size, box = round(0.8 * self._em), gauge.box
         length = round(font(size).getlength(threshold))
         left = min(max(gauge.threshold - length // 2, box.left), box.right - length)
@@ -242,7 +231,7 @@ class MarginColumn:
         self.top += round(LINE_EM * size)
 
     def _write_keys(self, text: OverlayText) -> None:
-        """Write what the zones are, side by side as far as there is room."""
+        """Write the key of the zones, side by side as far as there is room."""
         em, size = self._em, round(0.8 * self._em)
         side, left = round(0.6 * self._em), self._left
         for label, words, _, _ in text.zones:
@@ -306,26 +295,19 @@ def _shorten(word: str, size_px: int, width_px: int) -> str:
 
 # The text's size, in proportion to the picture's longest side.
 _EM_PER_SIDE = 20 / 1024
-
 _EM_PER_SIDE_OF_PAIR = 26 / 1024
-
 _EM_RANGE_PX = (15, 96)
-
 _MIN_WIDTH_EM = 25
-
 _MIN_CELL_EM = 21
-
-
 # Two panels of three quarters of the side have about as many pixels as one, so that the second
 # costs hardly any time; below this side they stay as they are.
 _PAIR_SHARE = 0.75
-
 _PAIR_SIDE_PX = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The whole picture's plan.
+    """Layout of a whole overlay.
 
     Attributes
     ----------
@@ -354,14 +336,14 @@ class Layout:
 def lay_out(
     shape: tuple[int, int], text: OverlayText, *, state: MapState, side_by_side: bool
 ) -> Layout:
-    """Plan an overlay.
+    """Lay out an overlay.
 
     Parameters
     ----------
     shape
         (rows, columns) of the X-ray's preview.
     text
-        What is to be said.
+        Contents of the margins.
     state
         Whether there is a map to draw.
     side_by_side
@@ -376,8 +358,8 @@ def lay_out(
     cell = max(columns, (_MIN_CELL_EM if is_pair else _MIN_WIDTH_EM) * em)
     lefts = [pad, pad + cell + em] if is_pair else [pad]
 
-    # Of a pair, the left margin says what the answer is, the right one how sure it is and what
-    # the map means. Of a single panel, all of it stands in one column.
+    # With two panels, the left column has the result, the right one its probability and the map's
+    # meaning. With one panel, one column has all.
     lines = MarginLines(em)
     left = MarginColumn(lines, left=lefts[0], width=cell, top=pad)
     right = MarginColumn(lines, left=lefts[1], width=cell, top=pad) if is_pair else left

@@ -16,7 +16,6 @@ from lungwatch.imaging.reader import OVERLAY_MARGIN, OVERLAY_MARK
 # Small pictures are enlarged towards this, to be readable on a screen; further than
 # twofold, interpolation would pretend to a sharpness that the file does not have.
 _READABLE_SIDE_PX = 512
-
 _MAX_ENLARGEMENT = 2.0
 
 
@@ -83,7 +82,7 @@ def _blend_table(alpha: float) -> NDArray[np.uint32]:
 
 
 def blend(grey: NDArray[np.uint8], values: NDArray[np.float32], alpha: float) -> NDArray[np.uint8]:
-    """Lay a map over a grey picture.
+    """Blend a map over a grey image.
 
     Parameters
     ----------
@@ -106,18 +105,13 @@ def blend(grey: NDArray[np.uint8], values: NDArray[np.float32], alpha: float) ->
 
 
 _BACKGROUND = OVERLAY_MARGIN
-
 _TICK = (255, 255, 255)
-
 # The bar shows its colours as the image does: over bright parts above, over dark ones below.
 _BAR_GREYS = (230, 50)
-
 # Level 6, zlib's own choice, takes four times as long to save a sixth of the bytes.
 _PNG_LEVEL = 1
-
 _PNG_HEAD = 8 + 25
-
-# What a quantised graph's arithmetic may miss 0 and 1 by; no shade of colour differs.
+# Error of a quantised graph at 0 and 1; smaller than one shade of colour.
 _CAM_TOLERANCE = 1e-3
 
 
@@ -129,7 +123,7 @@ def render_overlay(
     alpha: float = 0.4,
     side_by_side: bool = True,
 ) -> NDArray[np.uint8]:
-    """Lay a class activation map over an X-ray and write the result into margins.
+    """Draw an overlay: the map over the X-ray, and the result in the margins.
 
     Parameters
     ----------
@@ -140,7 +134,7 @@ def render_overlay(
         else. Its pixels are areas: the first one's centre lies half a map pixel from the edge.
         None where that is None, and nowhere else.
     text
-        What the margins say.
+        Contents of the margins.
     alpha
         Opacity of the map, 0..1; it fades out towards values of 0.
     side_by_side

@@ -42,9 +42,9 @@ def format_score(probability: float, bounds: Sequence[float]) -> tuple[str, tupl
 
 
 def _is_told(probability: float, bound: float, low: float, high: float, printed: float) -> bool:
-    """Whether a reader sees on which side of a bound a probability lies.
+    """Return whether the printed text shows on which side of a bound a probability lies.
 
-    `low` and `high` bound what the printed probability can be taken for.
+    `low` and `high` are the bounds of the values that the printed probability can stand for.
     """
     if bound in (0.0, 1.0):
         return True  # nothing lies beyond
@@ -94,7 +94,6 @@ def decimal_score(probability: float, bounds: Sequence[float]) -> tuple[str, tup
 
 
 MapState = Literal["drawn", "empty", "none"]
-
 _SHORT_HASH = 12
 
 
@@ -116,35 +115,35 @@ class FindingText:
 
     @property
     def line(self) -> str:
-        """The probability and what it is held against."""
+        """The probability and its threshold."""
         probability, (threshold,) = format_score(self.probability, (self.threshold,))
         return f"{_scored(self.name, probability)}, threshold {threshold}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverlayText:
-    """What stands in an overlay's margins.
+    """Contents of an overlay's margins.
 
     Attributes
     ----------
     label
-        What the model's decision made of the probability.
+        The decision.
     probability
         Of COVID, 0..1, as the model said.
     decision
-        Threshold and uncertain band: what the probability is held against.
+        Threshold and uncertain band.
     model
         The model's identity, "name-version".
     sha256
         Digest of the file's content in hexadecimal; twelve digits of it are shown.
     flags
-        What is remarkable about the case.
+        Flags of the result.
     gate_score
         Of the content gate, 0..1; None without one.
     lung_share
         Share of the map that lies inside the lungs, 0..1; None where that is not known.
     common_scale
-        Whether the map is on the scale that is the same for all images of the model.
+        Whether the map is on the common scale of all images of the model.
     sides_known
         Whether the patient's right is known to lie at the picture's left.
     findings
@@ -152,7 +151,7 @@ class OverlayText:
     opacity_map
         Whether a negative answer has the map for its opacity; other answers have COVID's.
     note
-        What the picture must not be taken for.
+        Disclaimer.
     """
 
     label: Label
@@ -189,7 +188,7 @@ class OverlayText:
 
     @property
     def meaning(self) -> str:
-        """What the answer says, as a sentence."""
+        """Meaning of the label and the flags, as a sentence."""
         text = meaning(self.label, self.flags)
         return f"{text[0].upper()}{text[1:]}."
 
@@ -228,12 +227,12 @@ class OverlayText:
 
     @property
     def origin(self) -> str:
-        """The model, its gate's score and the picture, as short as they can be told apart."""
+        """Model, gate score and image, abbreviated."""
         gate = "" if self.gate_score is None else f", content gate {self.gate_score:.3f}"
         return f"Model {self.model}{gate}, image {self.sha256[:_SHORT_HASH]}"
 
     def caption(self, state: MapState) -> str:
-        """What the map shows, or why there is none."""
+        """Return the caption of the map, or why there is none."""
         if state == "none":
             return "No map is drawn for a negative answer."
         if state == "empty":
@@ -243,7 +242,7 @@ class OverlayText:
         return f"Grad-CAM for {self.mapped}, relative to the strongest evidence in this image"
 
     def lungs(self, state: MapState) -> str:
-        """Which share of the map for COVID lies in the lungs; empty where nobody knows."""
+        """Return the share of the COVID map that lies in the lungs; empty where unknown."""
         if state != "drawn" or self.lung_share is None or self.mapped != COVID:
             return ""
         return f"{100 * self.lung_share:.0f} % of the map lies in the lungs"

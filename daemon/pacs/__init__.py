@@ -16,7 +16,7 @@ def make_listener(
     config: Config,
     home: Home,
     on_crash: Callable[[str, BaseException], None],
-    vitals: Progress | None = None,
+    progress: Progress | None = None,
 ) -> "Listener":
     """Open the configured port; `Listener` says how.
 
@@ -31,4 +31,4 @@ def make_listener(
         from lungwatch.daemon.pacs.listener import Listener  # noqa: PLC0415 - of the extra
     except ModuleNotFoundError as error:
         raise MissingExtraError("receiving from a PACS", "pacs") from error
-    return Listener(config, home, on_crash, vitals)
+    return Listener(config, home, on_crash, progress)

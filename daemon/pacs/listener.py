@@ -18,11 +18,12 @@ from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AllStoragePresentationContexts, evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
+from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import EventHandlerType
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AssociationServer, AssociationSocket, RequestHandler
 
-from lungwatch.daemon.config import Config
+from lungwatch.daemon.config import Config, is_ae_title
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event as log
 from lungwatch.daemon.retry import SystemClock
@@ -58,24 +59,23 @@ def server_context(certificate: str, key: str, ca: str) -> ssl.SSLContext:
             context.verify_mode = ssl.CERT_REQUIRED
     except OSError as error:  # which SSLError is, too
         raise ConfigError(
-            f"the files of pacs_tls_… cannot be used: {error.strerror or 'unreadable'}"
+            f"cannot use the files of 'pacs.tls_…': {error.strerror or 'unreadable'}"
         ) from error
     return context
 
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccessList:
-    """The addresses that are listened to.
+    """Addresses that may connect.
 
     Attributes
     ----------
     networks
-        Any of them will do.
+        A client is in any of them.
     """
 
     networks: tuple[_Network, ...]
@@ -92,11 +92,11 @@ class AccessList:
         try:
             networks = tuple(ipaddress.ip_network(text) for text in addresses or _LOOPBACK)
         except ValueError as error:
-            raise ConfigError(f"bad value for 'pacs_calling_addresses': {error}") from error
+            raise ConfigError(f"bad value for 'pacs.calling_addresses': {error}") from error
         return cls(networks=networks)
 
     def allows(self, address: str) -> bool:
-        """Whether a client's address is in the list."""
+        """Return whether a client's address is in the list."""
         # An IPv4 client of an IPv6 socket comes as ::ffff:10.0.0.1; a scope follows a %.
         client = ipaddress.ip_address(address.partition("%")[0])
         mapped = getattr(client, "ipv4_mapped", None)
@@ -105,20 +105,15 @@ class AccessList:
 
 # PS3.4 table B.2-1, PS3.7 annex C.
 SUCCESS = 0x0000
-
 OUT_OF_RESOURCES = 0xA700
-
 CANNOT_UNDERSTAND = 0xC000
-
 PROCESSING_FAILURE = 0x0110
-
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-
 _LEFT_OVER_S = 3600.0
 
 
 class StorageHandler:
-    """Takes objects for one home.
+    """Stores received objects in the drop folder of one home.
 
     Parameters
     ----------
@@ -131,7 +126,7 @@ class StorageHandler:
         self._min_free_mb = min_free_mb
 
     def sweep(self) -> None:
-        """Remove what a killed process has left half written in the drop folder."""
+        """Remove incomplete files that a killed process left in the drop folder."""
         for path in self._home.incoming.glob(".tmp-*.dcm"):
             if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
                 path.unlink(missing_ok=True)
@@ -139,7 +134,8 @@ class StorageHandler:
     def store(self, event: "Event") -> int:
         """Answer a C-STORE request; success means that the file outlives a power loss.
 
-        The data set is written as it came: its bytes are not decoded.
+        The data set is written as it came: its bytes are not decoded. The calling AE title goes
+        into the file meta information, as Sending Application Entity Title (0002,0017).
         """
         caller = event.assoc.requestor.ae_title
         try:
@@ -155,26 +151,29 @@ class StorageHandler:
     def _store(self, event: "Event") -> int:
         if self._home.free_mb() < self._min_free_mb:
             return OUT_OF_RESOURCES
-        data = event.encoded_dataset(include_meta=True)
-        if not data:
+        data_set = event.encoded_dataset(include_meta=False)
+        if not data_set:
             return CANNOT_UNDERSTAND
+        meta = event.file_meta
+        # PS3.10 7.1. A title with other characters is not written: it would make a broken file.
+        if is_ae_title(caller := event.assoc.requestor.ae_title):
+            meta.SendingApplicationEntityTitle = caller
+        data = b"\0" * 128 + b"DICM" + encode_file_meta(meta) + data_set
         # No part of the object in the name: even a UID leads to a patient.
         write_atomic(self._home.incoming / f"pacs-{secrets.token_hex(12)}.dcm", data)
         return SUCCESS
 
 
 _HANDSHAKE_S = 10.0
-
 _HANDSHAKES = 8
-
 # Above any association request, and above what we say that a PDU may have.
 MAX_PDU_BYTES = 1024 * 1024
 
 
 class BoundedSocket(AssociationSocket):
-    """A connection that breaks off when more is sent than an object may have.
+    """A connection that ends when more is sent than an object may have.
 
-    The library reads as much as a PDU's header promises, up to 4 GiB.
+    The library reads as much as a PDU's header announces, up to 4 GiB.
     """
 
     max_object_bytes = 0
@@ -194,8 +193,8 @@ class BoundedSocket(AssociationSocket):
             raise OSError("too much data")
         return super().recv(nr_bytes)
 
-    def start_anew(self) -> None:
-        """Count from here: an object was taken."""
+    def reset(self) -> None:
+        """Start counting the next object."""
         self._received = 0
 
 
@@ -213,7 +212,7 @@ class _Handler(RequestHandler):
 
 
 class BoundedServer(AssociationServer):
-    """Listens for associations.
+    """Association server with limits on clients, connections and object size.
 
     Attributes
     ----------
@@ -258,12 +257,12 @@ class BoundedServer(AssociationServer):
         self.on_round()
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Take a connection; its handshake comes later, on a thread of its own."""
+        """Accept a connection; its TLS handshake follows on a thread of its own."""
         assert self.socket is not None
         return self.socket.accept()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ANN401, ARG002 - socketserver's
-        """Whether a connection is let in."""
+        """Return whether a connection is accepted."""
         if not self.access.allows(client_address[0]):
             log("refused", level=logging.WARNING, address=client_address[0], why="address")
             return False
@@ -285,7 +284,7 @@ class BoundedServer(AssociationServer):
             self.shutdown_request(request)
 
     def _shake_hands(self, request: socket.socket, client_address: Any) -> None:  # noqa: ANN401 - as above
-        # A client that never says hello must not hold up the others.
+        # A client that never starts its handshake must not delay the others.
         assert self.ssl_context is not None
         try:
             request.settimeout(_HANDSHAKE_S)
@@ -301,31 +300,25 @@ class BoundedServer(AssociationServer):
 
     def shutdown(self) -> None:
         """End `serve_forever`, close the port, and abort what is still being received."""
-        # Not the library's own, which looks for the server where only it starts some.
+        # The library's own method looks for servers that it started itself.
         BaseServer.shutdown(self)
         self.server_close()
         for association in self.active_associations:
             association.abort()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 - socketserver's
-        """Say that a connection failed, without a traceback."""
+        """Log that a connection failed, without a traceback."""
         log("refused", level=logging.WARNING, address=client_address[0], why="connection failed")
 
 
 _ACSE_S = 15.0
-
 _DIMSE_S = 30.0
-
-# Nothing at all for so long ends an association; a sender may pause between two images.
+# Idle time that ends an association; a sender may pause between two images.
 _NETWORK_S = 60.0
-
 _PDU_BYTES = 256 * 1024
-
 _MIB = 1024 * 1024
-
-# Connections beyond the associations that are served, so that a refusal can be said.
+# Connections beyond the maximum of associations, so that they can be rejected properly.
 _CONNECTIONS_TO_SPARE = 8
-
 _POLL_S = 0.2
 
 
@@ -336,15 +329,15 @@ class Listener:
     ----------
     on_crash
         As of `Worker`.
-    vitals
+    progress
         Where each object that is taken is noted as a unit of the stage "reception", and that
         connections are being accepted as the progress of the stage "listener".
 
     Raises
     ------
     ConfigError
-        If the port cannot be had, the addresses or the TLS files make no sense, or everybody
-        would be let in.
+        If the port cannot be bound, the addresses or the TLS files are invalid, or everybody
+        would be accepted.
     """
 
     def __init__(
@@ -352,12 +345,12 @@ class Listener:
         config: Config,
         home: Home,
         on_crash: Callable[[str, BaseException], None],
-        vitals: Progress | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        # Its lines quote data sets.
+        # Its log lines quote data sets.
         logging.getLogger(pynetdicom.__name__).setLevel(logging.CRITICAL + 1)
         self._reception = StorageHandler(home, config.min_free_mb)
-        self._vitals = vitals or Progress(SystemClock())
+        self._progress = progress or Progress(SystemClock())
         entity = ApplicationEntity(ae_title=config.pacs_ae_title)
         entity.require_called_aet = True
         entity.require_calling_aet = list(config.pacs_calling_ae_titles)
@@ -392,7 +385,7 @@ class Listener:
             raise ConfigError(
                 f"cannot listen on {config.pacs_address} port {config.pacs_port}: {error.strerror}"
             ) from error
-        self._server.on_round = lambda: self._vitals.beat("listener")
+        self._server.on_round = lambda: self._progress.beat("listener")
         self._server.access = access
         self._server.max_connections = config.pacs_max_associations + _CONNECTIONS_TO_SPARE
         self._server.max_object_bytes = config.pacs_max_object_mb * _MIB
@@ -410,19 +403,19 @@ class Listener:
         log("listening", port=self.port, tls=self._server.ssl_context is not None)
 
     def stop(self) -> None:
-        """Take no more; what is being received is aborted, and its sender keeps its copy."""
+        """Close the port; objects being received are aborted, and their senders keep them."""
         self._server.shutdown()
         self._thread.join()
 
     def _serve(self) -> None:
-        with self._vitals.busy("listener"):
+        with self._progress.busy("listener"):
             self._server.serve_forever(_POLL_S)
 
     def _on_store(self, event: evt.Event) -> int:
         connection = event.assoc.dul.socket
         if isinstance(connection, BoundedSocket):
-            connection.start_anew()
-        with self._vitals.busy("reception"):
+            connection.reset()
+        with self._progress.busy("reception"):
             return self._reception.store(event)
 
     @staticmethod

@@ -18,19 +18,14 @@ import numpy as np
 import pydicom
 from pydicom import config
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    Comprehensive3DSRStorage,
-    ComprehensiveSRStorage,
-    ExplicitVRLittleEndian,
-    SecondaryCaptureImageStorage,
-)
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from pydicom.valuerep import validate_value
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.daemon.pacs.report import CLASS_UIDS, report_problems, structured_report
 from lungwatch.daemon.pacs.source import (
+    COPIED_UIDS,
     Kind,
-    Predecessor,
     ReportClass,
     ResultFacts,
     SourceStudy,
@@ -40,6 +35,7 @@ from lungwatch.daemon.pacs.source import (
     restore,
     stable_uid,
 )
+from lungwatch.db.deliveries import SentReport
 from lungwatch.errors import LungwatchError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -49,8 +45,8 @@ if TYPE_CHECKING:
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 
 _CLASSES: dict[Kind, set[str]] = {
-    "sc": {SecondaryCaptureImageStorage},
-    "sr": {Comprehensive3DSRStorage, ComprehensiveSRStorage},
+    "sc": {str(SecondaryCaptureImageStorage)},
+    "sr": set(CLASS_UIDS.values()),
 }
 
 # PS3.3: patient, study, series, equipment and SOP common modules; type 1, then type 2.
@@ -89,20 +85,11 @@ class InvalidObjectError(LungwatchError):
 
 
 def validate(dataset: Dataset, kind: Kind, facts: ResultFacts, source: Dataset) -> None:
-    """Check an object against the standard and against what it is to say.
-
-    Parameters
-    ----------
-    dataset
-        The object.
-    kind
-        What it is meant to be.
-    facts, source
-        What it is made of.
+    """Check an object against the standard, and against the result and the source it is made of.
 
     Raises
     ------
-    InvalidObject
+    InvalidObjectError
         Naming attributes, never their values.
     """
     problems = [*_attributes(dataset, kind), *_values(dataset)]
@@ -185,34 +172,22 @@ METHOD = (
 # Stands where a date must be (PS3.15 table E.1-1, action D).
 DUMMY_DATE = datetime(1900, 1, 1, tzinfo=UTC)
 
-_EMPTIED = (
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-)
+_EMPTIED = tuple(keyword for keyword in _PRESENT if keyword != "PatientID")
 
 _REMOVED = ("IssuerOfPatientID", "StudyDescription")
-
-_HASHED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-
 _ID_DIGITS = 16
 
 
 def deidentified(study: SourceStudy, key: bytes) -> SourceStudy:
-    """Return the source's attributes without the patient.
+    """Return the source's attributes without the patient (PS3.15 table E.1-1).
+
+    Pixels are not cleaned: burnt-in letters stay, and the object says so.
 
     Parameters
     ----------
-    study
-        As `read_source` returns it.
     key
-        A secret. Equal keys give one patient and one study the same pseudonyms, so that what
-        belongs together stays together; without it nobody finds them by trying.
+        A secret. Equal keys give one patient and one study the same pseudonyms; without it
+        nobody can find them by trying.
     """
     copy = deepcopy(study.attributes)
     for keyword in _EMPTIED:
@@ -220,7 +195,7 @@ def deidentified(study: SourceStudy, key: bytes) -> SourceStudy:
     for keyword in _REMOVED:
         if keyword in copy:
             delattr(copy, keyword)
-    for keyword in _HASHED:
+    for keyword in COPIED_UIDS:
         setattr(copy, keyword, stable_uid("pseudonym", str(copy.get(keyword)), key=key))
     digest = hmac.new(key, f"patient:{study.patient}".encode(), hashlib.sha256)
     copy.PatientID = digest.hexdigest()[:_ID_DIGITS]
@@ -234,36 +209,32 @@ SERIES_NUMBER = 9801
 
 
 def secondary_capture(facts: ResultFacts, source: Dataset, names: tuple[str, ...]) -> "SCImage":
-    """Make a colour image of the overlay.
+    """Make a Secondary Capture Image (PS3.3 A.8.1) of a result's overlay.
 
     Parameters
     ----------
-    facts
-        The result; its overlay is read.
     source
         Patient, study and image, as `read_source` returns them.
     names
-        What the UIDs are derived from.
+        Parts that the UIDs are derived from.
 
     Raises
     ------
-    OSError
-        If the overlay cannot be read.
-    ValueError
-        If the overlay is no picture.
+    OSError, ValueError
+        If the overlay cannot be read, or is not an image.
     """
     from highdicom.sc import SCImage  # noqa: PLC0415 - of the extra `pacs`
 
     encoded = np.frombuffer(facts.overlay.read_bytes(), dtype=np.uint8)
     picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
     if picture is None:
-        raise ValueError("the overlay is no picture")
+        raise ValueError("the overlay is not an image")
     image = SCImage(
         pixel_array=np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=("L", "F"),  # asked for; the source's takes its place below
+        patient_orientation=("L", "F"),  # required here; replaced by the source's below
         study_instance_uid=source.StudyInstanceUID,
         series_instance_uid=stable_uid("series", *names),
         series_number=SERIES_NUMBER,
@@ -314,13 +285,9 @@ class BuiltObject:
     sop_instance_uid: str
     data: bytes
 
-    def encode(self) -> bytes:
-        """Return the bytes of the file."""
-        return self.data
-
     @cached_property
     def dataset(self) -> Dataset:
-        """What a receiver reads."""
+        """The parsed file."""
         return pydicom.dcmread(io.BytesIO(self.data))
 
 
@@ -331,12 +298,10 @@ def build_objects(
     sr: ReportClass = "comprehensive-3d",
     deidentify_key: bytes | None = None,
 ) -> list[BuiltObject]:
-    """Build what is to be sent of a result.
+    """Build the DICOM objects of a result.
 
     Parameters
     ----------
-    facts
-        The result.
     source
         The original file.
     kinds
@@ -344,15 +309,15 @@ def build_objects(
     sr
         The report's class.
     deidentify_key
-        A secret: the objects are made without the patient. None leaves patient and study as
-        they are in the source.
+        The secret with which objects are made without the patient; None leaves patient and study
+        as they are in the source.
 
     Raises
     ------
-    SourceUnusable
-        If the source cannot be answered in DICOM.
-    InvalidObject
-        If an object would break the standard; it must not be sent.
+    UnusableSourceError
+        If no DICOM object can be made for this source.
+    InvalidObjectError
+        If an object does not conform to the standard; it must not be sent.
     MissingExtraError
         If highdicom is not installed.
     OSError
@@ -368,7 +333,7 @@ def build_objects(
         whole = deidentified(whole, deidentify_key)
         secret = stable_uid("deidentified", key=deidentify_key)
     study = whole.attributes
-    # highdicom warns of unusual names, quoting them; they are put in afterwards.
+    # highdicom quotes unusual names in warnings: they are set afterwards.
     nameless = deepcopy(study)
     nameless.PatientName = nameless.ReferringPhysicianName = ""
     built = []
@@ -403,18 +368,18 @@ def build_objects(
 def _names(
     kind: Kind, sr: ReportClass, study: Dataset, answer: tuple[str, str], secret: str
 ) -> tuple[str, ...]:
-    """Return what an object's UIDs are derived from; `answer` is the file's and model's SHA-256."""
+    """Return the parts of an object's UIDs; `answer` is the SHA-256 of the file and the model."""
     variant = sr if kind == "sr" else ""
     return (kind, variant, study.SOPInstanceUID, *answer, secret)
 
 
 def _name_predecessor(
-    dataset: Dataset, predecessor: Predecessor, study: Dataset, secret: str
+    dataset: Dataset, predecessor: SentReport, study: Dataset, secret: str
 ) -> None:
     """Reference the report that this one revises (PS3.3 C.17.2, Predecessor Documents Sequence).
 
-    Its series and class are those that its own UID was derived with. A report that was derived
-    otherwise, as before de-identification was switched on, is another document, and not named.
+    Its series and class are those that its own UID was derived with. A report derived otherwise,
+    for example before de-identification was switched on, is another document and not referenced.
     """
     for report_class, sop_class_uid in CLASS_UIDS.items():
         answer = (predecessor.sha256, predecessor.model_sha256)
@@ -432,12 +397,13 @@ def _name_predecessor(
 
 
 def _complete(dataset: Dataset, facts: ResultFacts, study: Dataset, kind: Kind) -> None:
-    """Put in what is alike for both, over the times of now that highdicom writes."""
+    """Set what both kinds share, and the result's time in place of the current one."""
     is_clean = "PatientIdentityRemoved" in study
-    # The day of an answer tells the day of the X-ray.
+    # The day of the result reveals the day of the X-ray.
     at = DUMMY_DATE if is_clean else facts.finished_at.astimezone()
     for keyword in ("InstanceCreation", "Content", "Series"):
-        _date(dataset, keyword, at)
+        setattr(dataset, f"{keyword}Date", at.strftime("%Y%m%d"))
+        setattr(dataset, f"{keyword}Time", at.strftime("%H%M%S"))
     for equipment in dataset.get("ContributingEquipmentSequence") or ():
         equipment.ContributionDateTime = at.strftime("%Y%m%d%H%M%S")
     dataset.SpecificCharacterSet = "ISO_IR 192"
@@ -455,28 +421,13 @@ def _complete(dataset: Dataset, facts: ResultFacts, study: Dataset, kind: Kind) 
     ):
         if keyword in study:
             setattr(dataset, keyword, study.get(keyword))
-    # highdicom leaves out what is empty, of which some must be there (type 2).
-    for keyword in (
-        "PatientID",
-        "AccessionNumber",
-        "PatientName",
-        "PatientBirthDate",
-        "PatientSex",
-        "ReferringPhysicianName",
-        "StudyDate",
-        "StudyTime",
-        "StudyID",
-    ):
+    # highdicom omits empty attributes, of which some are required (type 2).
+    for keyword in _PRESENT:
         setattr(dataset, keyword, study.get(keyword) or "")
     if kind == "sc":
         # Conditional on a paired structure, which validators cannot rule out (PS3.3 C.7.3.1).
         dataset.Laterality = study.Laterality
-        # Nobody has looked whether letters of the X-ray name the patient.
+        # Letters in the X-ray may name the patient; nothing has checked them.
         dataset.BurnedInAnnotation = "YES"
         dataset.DateOfSecondaryCapture = dataset.ContentDate
         dataset.TimeOfSecondaryCapture = dataset.ContentTime
-
-
-def _date(dataset: Dataset, what: str, at: datetime) -> None:
-    setattr(dataset, f"{what}Date", at.strftime("%Y%m%d"))
-    setattr(dataset, f"{what}Time", at.strftime("%H%M%S"))

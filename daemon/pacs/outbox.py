@@ -5,7 +5,6 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -17,14 +16,12 @@ from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.pacs.scu import (
     Answer,
-    Backoff,
     OutgoingObject,
     StorageScu,
-    TlsFiles,
     UnreachableError,
     Verdict,
 )
-from lungwatch.daemon.retry import Clock, Outages
+from lungwatch.daemon.retry import Backoff, Clock, Outages
 from lungwatch.daemon.stage import DatabaseWriter, Progress, Worker, crashpoint
 from lungwatch.db.deliveries import (
     Deliveries,
@@ -35,7 +32,7 @@ from lungwatch.db.deliveries import (
     is_unsent,
     unsent_uids,
 )
-from lungwatch.db.queries import ResultDetail, get_result, is_unfinished
+from lungwatch.db.queries import ResultRow, get_result, is_unfinished
 from lungwatch.db.states import DeliveryState
 from lungwatch.errors import (
     ConfigError,
@@ -53,8 +50,7 @@ if TYPE_CHECKING:
 
 
 _SHORTEST_SECRET = 16
-
-# For an original that another model's result has in hand.
+# Of an original that another model is scoring.
 _MOST_WAITS = 60
 
 
@@ -63,11 +59,11 @@ class CannotBuildError(LungwatchError):
 
 
 class OriginalInUseError(LungwatchError):
-    """The original is being scored by another model at this moment; it will be back."""
+    """The original is being scored by another model at this moment."""
 
 
 class ObjectStore:
-    """Builds objects, and keeps their files until every destination has them.
+    """Object files in the outbox: built on demand, kept until every destination has them.
 
     Raises
     ------
@@ -78,7 +74,7 @@ class ObjectStore:
     """
 
     def __init__(self, *, config: Config, home: Home, engine: Engine) -> None:
-        # Said at the start, and not with the first result.
+        # Reported at the start, not with the first result.
         if importlib.util.find_spec("highdicom") is None:
             raise MissingExtraError("sending results to a PACS", "pacs")
         self._home = home
@@ -87,11 +83,11 @@ class ObjectStore:
         self._secret = _read_secret(config) if config.pacs_deidentify else None
 
     def path(self, sop_instance_uid: str) -> Path:
-        """Where the file of an object is."""
+        """Return the path of an object's file."""
         return self._home.outbox / f"{sop_instance_uid}.dcm"
 
     def pack(self, row: DeliveryRow, note: Callable[[DeliveryRow, str], None]) -> OutgoingObject:
-        """Return a delivery's object as a file; it is built unless it is there.
+        """Return a delivery's object as a file, which is built if missing.
 
         Parameters
         ----------
@@ -108,14 +104,15 @@ class ObjectStore:
             If the file cannot be written.
         """
         if row.sop_instance_uid is not None:
-            sop_class_uid = self._class_of_existing(self.path(row.sop_instance_uid))
+            path = self.path(row.sop_instance_uid)
+            sop_class_uid = self._class_of_existing(path)
             if sop_class_uid is not None:
-                return _outgoing(row, self.path(row.sop_instance_uid), sop_class_uid)
+                return OutgoingObject(row=row, path=path, sop_class_uid=sop_class_uid)
         built = self._build(row)
         note(row, built.sop_instance_uid)
         path = self.path(built.sop_instance_uid)
-        write_atomic(path, built.encode())
-        return _outgoing(row, path, built.sop_class_uid)
+        write_atomic(path, built.data)
+        return OutgoingObject(row=row, path=path, sop_class_uid=built.sop_class_uid)
 
     def _build(self, row: DeliveryRow) -> "BuiltObject":
         from lungwatch.daemon.pacs.objects import InvalidObjectError, build_objects  # noqa: PLC0415 - of the extra
@@ -139,15 +136,15 @@ class ObjectStore:
             raise CannotBuildError("the original or the overlay is gone") from error
         except (OSError, MemoryError, DatabaseError, MissingExtraError):
             raise
-        # Whatever a strange source makes the libraries raise is this object's trouble alone.
+        # A malformed source may raise anything in the libraries; only this object fails.
         except Exception as error:
             raise CannotBuildError(f"not built: {describe_unexpected(error)}") from error
         return built
 
     def _class_of_existing(self, path: Path) -> str | None:
-        """Return the SOP class of a file that may be sent as it is, None if there is none.
+        """Return the SOP class of an existing file; None without one.
 
-        One made before de-identification was switched on, or off, may not.
+        A file made before de-identification was switched on or off counts as missing.
         """
         from pydicom import dcmread  # noqa: PLC0415 - with the above
         from pydicom.errors import InvalidDicomError  # noqa: PLC0415
@@ -160,13 +157,13 @@ class ObjectStore:
         return str(found.SOPClassUID) if is_clean == (self._secret is not None) else None
 
     def sweep(self) -> None:
-        """Remove files that no destination waits for, and what a crash left half written."""
+        """Remove files that no destination waits for, and incomplete ones of a crash."""
         for path in stray_files(self._home, self._engine):
             path.unlink(missing_ok=True)
 
 
-def _facts(result: ResultDetail, home: Home, earlier: SentReport | None) -> "ResultFacts":
-    from lungwatch.daemon.pacs.source import Predecessor, ResultFacts  # noqa: PLC0415 - as above
+def _facts(result: ResultRow, home: Home, earlier: SentReport | None) -> "ResultFacts":
+    from lungwatch.daemon.pacs.source import ResultFacts  # noqa: PLC0415 - as above
 
     if result.probability is None or result.threshold is None or result.finished_at is None:
         raise CannotBuildError("the result has no scores")
@@ -188,19 +185,7 @@ def _facts(result: ResultDetail, home: Home, earlier: SentReport | None) -> "Res
         finished_at=result.finished_at,
         overlay=home.absolute(result.overlay or ""),
         calibration=result.calibration,
-        predecessor=None if earlier is None else Predecessor(**asdict(earlier)),
-    )
-
-
-def _outgoing(row: DeliveryRow, path: Path, sop_class_uid: str) -> OutgoingObject:
-    return OutgoingObject(
-        delivery_id=row.id,
-        sha256=row.sha256,
-        kind=row.kind,
-        refusals=row.refusals,
-        path=path,
-        sop_class_uid=sop_class_uid,
-        sop_instance_uid=path.stem,
+        predecessor=earlier,
     )
 
 
@@ -209,11 +194,11 @@ def _read_secret(config: Config) -> bytes:
         secret = Path(config.pacs_deidentify_key).expanduser().read_bytes().strip()
     except OSError as error:
         raise ConfigError(
-            f"the file that 'pacs_deidentify_key' names cannot be read: {error.strerror}"
+            f"the file that 'pacs.deidentify_key' names cannot be read: {error.strerror}"
         ) from error
     if len(secret) < _SHORTEST_SECRET:
         raise ConfigError(
-            f"the secret in the file that 'pacs_deidentify_key' names has fewer than "
+            f"the secret in the file that 'pacs.deidentify_key' names has fewer than "
             f"{_SHORTEST_SECRET} bytes: make one with `head -c 32 /dev/urandom`"
         )
     return secret
@@ -230,22 +215,19 @@ def stray_files(home: Home, engine: Engine) -> list[Path]:
 
 
 MAX_REFUSALS = 5
-
-# Enough for one association; few enough that a crash leaves few whose fate is not known.
+# Objects of one association; after a crash, the outcome of as many is unknown.
 _AT_ONCE = 20
-
 _POLL_S = 1.0
-
 _ABORT_S = 5.0
+_ASSOCIATION_S = 900.0  # of many objects, each with the network's timeouts
 
 
 class Sender:
-    """Takes what is due, builds it, sends it, and tells the database what came of it.
+    """Thread that builds and sends the objects that are due, and records the outcome.
 
-    What happens to a destination is never the pipeline's trouble: the two meet in the
-    database alone. One that is not reached is left alone for longer each time, whatever
-    waits for it, and is never given up; what it refuses for good has failed after
-    `MAX_REFUSALS` times.
+    A failing destination does not affect the pipeline: the two share only the database. A
+    destination that is not reached is retried for ever, with increasing delays; an object that is
+    refused `MAX_REFUSALS` times has failed.
 
     Raises
     ------
@@ -265,19 +247,20 @@ class Sender:
         outages: Outages,
         clock: Clock,
         on_crash: Callable[[str, BaseException], None],
-        vitals: Progress | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._engine = engine
-        self._vitals = vitals or Progress(clock)
+        self._progress = progress or Progress(clock)
+        self._progress.watch("outbox", extra_s=_ASSOCIATION_S)
         self._writer = writer
         self._outages = outages
         self._clock = clock
         self._destinations = [parse_destination(text) for text in config.pacs_destinations]
         self._longest = timedelta(seconds=config.pacs_retry_max_s)
-        self._backoff = Backoff(first_s=config.pacs_retry_s, most_s=config.pacs_retry_max_s)
+        self._backoff = Backoff[str](first_s=config.pacs_retry_s, most_s=config.pacs_retry_max_s)
         self._deliveries = Deliveries(engine)
         self._packer = ObjectStore(config=config, home=home, engine=engine)
-        self._user = StorageScu(config.pacs_ae_title, TlsFiles.of(config))
+        self._user = StorageScu(config)
         self._stopped = threading.Event()
         self._thread = Worker("sender", self._run, on_crash)
 
@@ -286,21 +269,21 @@ class Sender:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
-        """Begin nothing more and end: what is being sent may be finished for so long."""
+        """End the thread, after at most `timeout_s` for the object that is being sent."""
         self._stopped.set()
         if not self._thread.is_alive():
             return
         self._thread.join(timeout_s)
-        # While it is still calling, nothing was sent: its thread ends with the process.
+        # While it is still connecting, nothing was sent: its thread ends with the process.
         if self._thread.is_alive() and self._user.abort():
             self._thread.join(_ABORT_S)
 
     def cancel(self) -> None:
-        """Let `work_off`, on another thread, end after the object that it is sending."""
+        """Make `work_off`, on another thread, return after the object that it is sending."""
         self._stopped.set()
 
     def recover(self) -> None:
-        """Put back what a dead process was sending, and sweep its files."""
+        """Requeue what a dead process was sending, and remove its stray files."""
         now = self._clock.now()
         count = self._writer.call(lambda: self._deliveries.recover(now))
         if count:
@@ -308,27 +291,27 @@ class Sender:
         self._packer.sweep()
 
     def work_off(self) -> None:
-        """Send all that is due, once: a destination that is not reached keeps waiting."""
+        """Send all that is due, once; a destination that is not reached is left for later."""
         while not self._stopped.is_set() and self._send_due():
             pass
 
     def _run(self) -> None:
         self.recover()
         while not self._stopped.is_set():
-            with self._vitals.busy("outbox"):
+            with self._progress.busy("outbox"):
                 had_some = self._send_due()
             if not had_some:
                 self._stopped.wait(_POLL_S)
 
     def _send_due(self) -> bool:
-        """Give each destination one association; whether any of them had something due."""
+        """Give each destination one association; return whether any had an object due."""
         return sum([self._serve(destination) for destination in self._destinations]) > 0
 
     def _serve(self, destination: Destination) -> bool:
         now = self._clock.now()
-        if self._stopped.is_set() or not self._backoff.is_open(destination.name, now):
+        if self._stopped.is_set() or not self._backoff.is_due(destination.name, now.timestamp()):
             return False
-        rows = self._outages.ride_out(
+        rows = self._outages.wait_out(
             lambda: due_deliveries(
                 self._engine, destination.name, now=now, longest=self._longest, limit=_AT_ONCE
             )
@@ -337,16 +320,16 @@ class Sender:
             return False
         ids = [row.id for row in rows]
         self._writer.call(lambda: self._deliveries.start(ids))
-        parcels = [parcel for row in rows if (parcel := self._pack(row)) is not None]
+        objects = [item for row in rows if (item := self._pack(row)) is not None]
         crashpoint("packed")
-        if parcels:
-            self._transmit(destination, parcels)
+        if objects:
+            self._transmit(destination, objects)
         return True
 
     def _pack(self, row: DeliveryRow) -> OutgoingObject | None:
-        """Build the object of a delivery; None if it has met its end, or waits again."""
+        """Build the object of a delivery; None if it is invalid or was put back."""
         try:
-            parcel = self._outages.ride_out(lambda: self._packer.pack(row, self._note_uid))
+            item = self._outages.wait_out(lambda: self._packer.pack(row, self._note_uid))
         except CannotBuildError as error:
             text = str(error)
             self._writer.call(lambda: self._deliveries.invalid(row.id, text))
@@ -357,68 +340,70 @@ class Sender:
             when = self._clock.now() + timedelta(seconds=_POLL_S)
             self._put_back([row.id], str(error), when)
             return None
-        except OSError as error:  # no rights: nothing that is the object's fault
+        except OSError as error:  # such as missing permissions: not the object's fault
             text = f"cannot write to the outbox: {error.strerror}"
-            when = self._clock.now() + timedelta(seconds=self._backoff.after(row.attempts + 1))
+            when = self._clock.now() + timedelta(seconds=self._backoff.delay_s(row.attempts + 1))
             self._put_back([row.id], text, when)
             event("not_packed", row.sha256, level=logging.ERROR, error=text)
             return None
-        return parcel
+        return item
 
     def _note_uid(self, row: DeliveryRow, uid: str) -> None:
         self._writer.call(lambda: self._deliveries.built(row.result_id, row.kind, uid))
 
-    def _transmit(self, destination: Destination, parcels: Sequence[OutgoingObject]) -> None:
-        left = {parcel.delivery_id: parcel for parcel in parcels}
+    def _transmit(self, destination: Destination, objects: Sequence[OutgoingObject]) -> None:
+        left = {item.row.id: item for item in objects}
         try:
-            with closing(self._user.send(destination, parcels)) as answers:
-                for parcel, answer in answers:
-                    self._vitals.beat("outbox")
-                    if answer.verdict is Verdict.NO_ROOM:
-                        self._leave_alone(destination, left, answer.text)
+            with closing(self._user.send(destination, objects)) as answers:
+                for item, answer in answers:
+                    self._progress.beat("outbox")
+                    if answer.verdict is Verdict.OUT_OF_RESOURCES:
+                        self._postpone(destination, left, answer.text)
                         return
-                    self._backoff.reached(destination.name)
-                    del left[parcel.delivery_id]
-                    self._conclude(destination, parcel, answer)
+                    self._backoff.succeeded(destination.name)
+                    del left[item.row.id]
+                    self._conclude(destination, item, answer)
                     if self._stopped.is_set():
                         break
         except UnreachableError as error:
-            self._leave_alone(destination, left, str(error))
+            self._postpone(destination, left, str(error))
             return
         if left:
             self._put_back(left, "the service was stopped", self._clock.now())
 
-    def _conclude(self, destination: Destination, parcel: OutgoingObject, answer: Answer) -> None:
+    def _conclude(self, destination: Destination, item: OutgoingObject, answer: Answer) -> None:
         now = self._clock.now()
         if answer.verdict is Verdict.STORED:
             crashpoint("stored")
-            self._writer.call(lambda: self._deliveries.sent(parcel.delivery_id, now))
-            event("sent", parcel.sha256, kind=parcel.kind, destination=destination.name)
-            self._drop_file(parcel.sop_instance_uid)
+            self._writer.call(lambda: self._deliveries.sent(item.row.id, now))
+            event("sent", item.row.sha256, kind=item.row.kind, destination=destination.name)
+            self._drop_file(item.path.stem)
             return
-        when = now + timedelta(seconds=self._backoff.after(parcel.refusals + 1))
+        when = now + timedelta(seconds=self._backoff.delay_s(item.row.refusals + 1))
         state = self._writer.call(
             lambda: self._deliveries.refused(
-                parcel.delivery_id, error=answer.text, next_attempt_at=when, most=MAX_REFUSALS
+                item.row.id, error=answer.text, next_attempt_at=when, most=MAX_REFUSALS
             )
         )
         event(
             "refused",
-            parcel.sha256,
+            item.row.sha256,
             level=logging.ERROR if state is DeliveryState.FAILED else logging.WARNING,
-            kind=parcel.kind,
+            kind=item.row.kind,
             destination=destination.name,
             error=answer.text,
             state=state,
         )
         if state is DeliveryState.FAILED:
-            self._drop_file(parcel.sop_instance_uid)
+            self._drop_file(item.path.stem)
 
-    def _leave_alone(
+    def _postpone(
         self, destination: Destination, left: dict[int, OutgoingObject], why: str
     ) -> None:
-        """Put back what did not get through, and shut the destination off for a while."""
-        when = self._backoff.failed(destination.name, self._clock.now())
+        """Requeue what was not sent, and delay the next attempt at the destination."""
+        now = self._clock.now()
+        wait_s = self._backoff.failed(destination.name, now.timestamp())
+        when = now + timedelta(seconds=wait_s)
         self._put_back(left, why, when)
         event(
             "unreachable",
@@ -429,11 +414,11 @@ class Sender:
         )
 
     def _put_back(self, ids: Collection[int], error: str, when: datetime) -> None:
-        self._writer.call(lambda: self._deliveries.put_back(ids, error=error, next_attempt_at=when))
+        self._writer.call(lambda: self._deliveries.requeue(ids, error=error, next_attempt_at=when))
 
     def _drop_file(self, sop_instance_uid: str | None) -> None:
         """Remove an object's file once no destination waits for it."""
         if sop_instance_uid is None:
             return
-        if not self._outages.ride_out(lambda: is_unsent(self._engine, sop_instance_uid)):
+        if not self._outages.wait_out(lambda: is_unsent(self._engine, sop_instance_uid)):
             self._packer.path(sop_instance_uid).unlink(missing_ok=True)

@@ -19,23 +19,16 @@ if TYPE_CHECKING:
 
 
 SERIES_NUMBER = 9802
-
 SCHEME = "99LUNGWATCH"
-
 # 840539006 is of SNOMED CT's set for global patient use, newer than DICOM's dictionary of it.
 COVID_19 = Code("840539006", "SCT", "COVID-19")
-
 CHEST_X_RAY = Code("399208008", "SCT", "Plain chest X-ray")
-
 # The model sees a pattern, or none; the disease is another matter, so its code heads a finding
 # alone, and an absent pattern is not written as an absent disease.
 PATTERN = Code("COVIDPATTERN", SCHEME, "COVID-19 pattern")
-
 # RadLex, whose term is not of the lungs alone: the finding's site says it.
 OPACITY_FOUND = Code("RID28530", "RADLEX", "opacity")
-
 DECISION = Code("DECISION", SCHEME, "Decision of the algorithm")
-
 TRUST_FLAG = Code("TRUSTFLAG", SCHEME, "Trust flag")
 
 PRESENCE: dict[Label, Code] = {
@@ -52,13 +45,9 @@ SCORES = {
 }
 
 """Concepts of what is 0..1, by the field of `ResultFacts`."""
-
 GATE_SCORE = Code("GATESCORE", SCHEME, "Content gate score")
-
 LUNG_AREA = Code("LUNGAREA", SCHEME, "Share of the image that is lung")
-
 LUNG_SHARE = Code("LUNGSHARE", SCHEME, "Share of the map inside the lungs")
-
 _MEANING_LENGTH = 64  # of a code, PS3.5 6.2: LO
 
 CLASS_UIDS: dict[ReportClass, str] = {
@@ -243,11 +232,8 @@ def _evaluations(facts: ResultFacts) -> Iterator[tuple[Code, Code]]:
 
 
 _REPORT, _TEMPLATE = "126000", "1500"
-
 _COMMENT, _CONCLUSION, _FINDING = "121106", "121077", "121071"
-
 _ROUNDING = 0.0005 + 1e-9
-
 _ALGORITHM_NAME, _ALGORITHM_VERSION = "111001", "111003"
 
 # Concept and value type of what TID 1500, 1002, 1501 and 4019 ask for, and of the answer.

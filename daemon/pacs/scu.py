@@ -1,4 +1,4 @@
-"""Storage SCU (PS3.4 annex B), and the back-off of destinations that are not reached."""
+"""Storage SCU (PS3.4 annex B): associations with destinations, and what is to be sent."""
 
 import logging
 import socket
@@ -6,13 +6,12 @@ import ssl
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from enum import Enum, auto
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from lungwatch.daemon.config import Config, Destination
-from lungwatch.db.deliveries import OutboxPlan
+from lungwatch.db.deliveries import DeliveryRow, OutboxPlan
 from lungwatch.errors import LungwatchError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -22,162 +21,56 @@ if TYPE_CHECKING:
 
 
 def plan_of(config: Config) -> OutboxPlan | None:
-    """Return what is sent of each result, and whereto; None if nothing is."""
+    """Return which objects are sent of each result, and to which destinations; None for none."""
     if not config.pacs_destinations:
         return None
     return OutboxPlan(destinations=config.pacs_destinations, kinds=config.pacs_send)
 
 
-# 2**64 times any first delay is beyond every bound; the power itself must not grow for ever.
-_MOST_DOUBLINGS = 64
-
-
-def delay_s(failures: int, *, first_s: float, most_s: float) -> float:
-    """Return the seconds to wait after so many failures in a row.
-
-    Parameters
-    ----------
-    failures
-        At least 1.
-    first_s, most_s
-        After the first failure; after many.
-    """
-    if failures < 1:
-        raise ValueError("there is nothing to wait for before the first failure")
-    return min(first_s * 2.0 ** min(failures - 1, _MOST_DOUBLINGS), most_s)
-
-
-class Backoff:
-    """Which destinations are to be left alone, and until when.
-
-    It is kept for each destination and not for each object: one that is down costs one
-    attempt at a connection each time, however much waits for it.
-    """
-
-    def __init__(self, *, first_s: float, most_s: float) -> None:
-        self._first_s = first_s
-        self._most_s = most_s
-        self._failures: dict[str, int] = {}
-        self._until: dict[str, datetime] = {}
-
-    def is_open(self, destination: str, now: datetime) -> bool:
-        """Whether a destination may be tried."""
-        until = self._until.get(destination)
-        # A clock that was set back must not shut a destination off until it has caught up.
-        longest = timedelta(seconds=self._most_s)
-        return until is None or now >= until or until - now > longest
-
-    def failed(self, destination: str, now: datetime) -> datetime:
-        """Note that a destination was not reached; return when to try again."""
-        failures = self._failures.get(destination, 0) + 1
-        self._failures[destination] = failures
-        self._until[destination] = now + timedelta(seconds=self.after(failures))
-        return self._until[destination]
-
-    def reached(self, destination: str) -> None:
-        """Note that a destination answers."""
-        self._failures.pop(destination, None)
-        self._until.pop(destination, None)
-
-    def after(self, failures: int) -> float:
-        """Return the seconds to wait after so many failures in a row."""
-        return delay_s(failures, first_s=self._first_s, most_s=self._most_s)
-
-
 _CONNECT_S = 10.0
-
 _ACSE_S = 15.0
-
-# A receiver may take its time over one object; an association without a word is dead.
+# A receiver may need long for one object; a silent association is dead.
 _DIMSE_S = 60.0
-
-
 _SUCCESS = 0x0000
-
 # The object is there already, under a UID that only this program makes (PS3.7, C.4.2).
 _DUPLICATE = 0x0111
-
 _OUT_OF_RESOURCES = range(0xA700, 0xA800)
-
 _WARNINGS = range(0xB000, 0xC000)
 
 
 class Verdict(Enum):
-    """What the destination's answer means."""
+    """Meaning of a C-STORE response."""
 
     STORED = auto()
     REFUSED = auto()
-    """It understood, and would not have this object."""
-    NO_ROOM = auto()
-    """It would have taken it, but for its resources (PS3.4, table B.2-1: A7xx)."""
+    """The destination rejects this object."""
+    OUT_OF_RESOURCES = auto()
+    """The destination is out of resources (PS3.4, table B.2-1: A7xx)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutgoingObject:
-    """One object as a file, on its way.
+    """A delivery whose object is there as a file, named by its SOP Instance UID."""
 
-    Attributes
-    ----------
-    delivery_id
-        Row in the database.
-    refusals
-        Times it was refused before.
-    """
-
-    delivery_id: int
-    sha256: str
-    kind: str
-    refusals: int
+    row: DeliveryRow
     path: Path
     sop_class_uid: str
-    sop_instance_uid: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came back for one object; `text` has no patient data."""
+    """Response to one object; `text` has no patient data."""
 
     verdict: Verdict
     text: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class TlsFiles:
-    """Paths of PEM files; empty ones are not used.
-
-    Attributes
-    ----------
-    certificate, key
-        This side's own, which the destination may ask for.
-    ca
-        What the destination's certificate is checked against; the system's if empty.
-    """
-
-    certificate: str
-    key: str
-    ca: str
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        """Return those of a configuration."""
-        return cls(
-            certificate=config.pacs_tls_certificate,
-            key=config.pacs_tls_key,
-            ca=config.pacs_tls_ca,
-        )
-
-
 class UnreachableError(LungwatchError):
-    """No association came about, or it broke."""
+    """No association, or it broke."""
 
 
 class StorageScu:
-    """Sends objects to one destination after the other.
-
-    Parameters
-    ----------
-    ae_title
-        The calling application entity's.
+    """Storage SCU: sends objects to one destination after the other.
 
     Raises
     ------
@@ -185,19 +78,18 @@ class StorageScu:
         If pynetdicom is not installed.
     """
 
-    def __init__(self, ae_title: str, tls: TlsFiles) -> None:
+    def __init__(self, config: Config) -> None:
         try:
             import pynetdicom  # noqa: PLC0415 - only where something is sent
         except ModuleNotFoundError as error:
             raise MissingExtraError("sending to a PACS", "pacs") from error
-        # What it has to say is raised or recorded here; its own lines may quote a data set.
+        # Its log lines may quote a data set; errors are raised or recorded here instead.
         logging.getLogger(pynetdicom.__name__).setLevel(logging.CRITICAL + 1)
-        self._ae_title = ae_title
-        self._tls = tls
+        self._config = config
         self._association: Association | None = None
 
     def send(
-        self, destination: Destination, parcels: Sequence[OutgoingObject]
+        self, destination: Destination, objects: Sequence[OutgoingObject]
     ) -> Generator[tuple[OutgoingObject, Answer], None, None]:
         """Send objects over one association, yielding what was answered to each.
 
@@ -207,22 +99,22 @@ class StorageScu:
             If there is no association, or none any more; what was not answered until then
             may or may not have been stored.
         """
-        ae = self._entity({parcel.sop_class_uid for parcel in parcels})
+        ae = self._entity({item.sop_class_uid for item in objects})
         association = self._associate(ae, destination)
         try:
             accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
-            for parcel in parcels:
-                if parcel.sop_class_uid not in accepted:
-                    yield parcel, Answer(verdict=Verdict.REFUSED, text="SOP class not accepted")
+            for item in objects:
+                if item.sop_class_uid not in accepted:
+                    yield item, Answer(verdict=Verdict.REFUSED, text="SOP class not accepted")
                 else:
-                    yield parcel, _store(association, parcel)
+                    yield item, _store(association, item)
         finally:
             self._association = None
             if association.is_established:
                 association.release()
 
     def echo(self, destination: Destination) -> None:
-        """Ask a destination for a sign of life (C-ECHO).
+        """Verify a destination by C-ECHO.
 
         Raises
         ------
@@ -238,10 +130,10 @@ class StorageScu:
             if association.is_established:
                 association.release()
         if "Status" not in status or status.Status != _SUCCESS:
-            raise UnreachableError("the association came about, C-ECHO was not answered")
+            raise UnreachableError("connected, but C-ECHO was not answered")
 
     def abort(self) -> bool:
-        """Break off what is being sent, for another thread that cannot wait; whether it was."""
+        """Abort the association, from another thread; return whether there was one."""
         association = self._association
         if association is not None:
             association.abort()
@@ -251,7 +143,7 @@ class StorageScu:
         from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian  # noqa: PLC0415
         from pynetdicom.ae import ApplicationEntity  # noqa: PLC0415
 
-        ae = ApplicationEntity(ae_title=self._ae_title)
+        ae = ApplicationEntity(ae_title=self._config.pacs_ae_title)
         ae.connection_timeout = _CONNECT_S
         ae.acse_timeout = _ACSE_S
         ae.dimse_timeout = _DIMSE_S
@@ -272,7 +164,7 @@ class StorageScu:
             destination.port,
             ae_title=destination.ae_title,
             tls_args=tls_args,
-            # Known from the first moment on, so that it can be broken off while it is asked for.
+            # Known from the start, so that it can be aborted while it is negotiated.
             evt_handlers=[(evt.EVT_CONN_OPEN, self._on_open)],
         )
         if association.is_established:
@@ -282,7 +174,7 @@ class StorageScu:
             why = answer.reason_str if answer is not None else "no reason given"
             raise UnreachableError(f"association rejected: {why}")
         if association.rejected_contexts:
-            # The library breaks off where no class was accepted. To us that is an answer.
+            # The library aborts where no class was accepted; here that is a response.
             return association
         raise UnreachableError(_why_not(destination, time.monotonic() - started_s))
 
@@ -290,20 +182,21 @@ class StorageScu:
         self._association = opened.assoc
 
     def _context(self) -> ssl.SSLContext:
+        config = self._config
         try:
-            context = ssl.create_default_context(cafile=self._tls.ca or None)
-            if self._tls.certificate:
-                context.load_cert_chain(self._tls.certificate, self._tls.key or None)
+            context = ssl.create_default_context(cafile=config.pacs_tls_ca or None)
+            if config.pacs_tls_certificate:
+                context.load_cert_chain(config.pacs_tls_certificate, config.pacs_tls_key or None)
         except OSError as error:  # which SSLError is, too
             raise UnreachableError(
-                f"the files of pacs_tls_… cannot be used: {error.strerror or 'unreadable'}"
+                f"cannot use the files of 'pacs.tls_…': {error.strerror or 'unreadable'}"
             ) from error
         return context
 
 
-def _store(association: "Association", parcel: OutgoingObject) -> Answer:
+def _store(association: "Association", item: OutgoingObject) -> Answer:
     try:
-        status = association.send_c_store(parcel.path)
+        status = association.send_c_store(item.path)
     except RuntimeError as error:  # the association ended between two objects
         raise UnreachableError("the association broke") from error
     except (OSError, ValueError, AttributeError):
@@ -315,12 +208,12 @@ def _store(association: "Association", parcel: OutgoingObject) -> Answer:
     if code in (_SUCCESS, _DUPLICATE) or code in _WARNINGS:
         return Answer(verdict=Verdict.STORED, text=text)
     if code in _OUT_OF_RESOURCES:
-        return Answer(verdict=Verdict.NO_ROOM, text=f"{text}: out of resources")
+        return Answer(verdict=Verdict.OUT_OF_RESOURCES, text=f"{text}: out of resources")
     return Answer(verdict=Verdict.REFUSED, text=text)
 
 
 def _why_not(destination: Destination, took_s: float) -> str:
-    """Say why there was no association, which the library only logs."""
+    """Return why there was no association, which the library only logs."""
     if took_s >= _CONNECT_S:
         return "no answer: host down, or a firewall"
     try:
@@ -329,4 +222,4 @@ def _why_not(destination: Destination, took_s: float) -> str:
     except OSError as error:
         return (error.strerror or "no connection").lower()
     side = "is the certificate trusted, is it a TLS port?" if destination.tls else "a TLS port?"
-    return f"connected, but no association came about: {side}"
+    return f"connected, but no association was established: {side}"

@@ -26,6 +26,7 @@ from pydicom.tag import Tag
 
 from lungwatch.contract import COVID_FINDING, OPACITY, Label, meaning
 from lungwatch.daemon.overlay.text import decimal_score
+from lungwatch.db.deliveries import SentReport
 from lungwatch.errors import Flag, LungwatchError
 from lungwatch.imaging.geometry import UPRIGHT, directions_of, is_orientation_known
 from lungwatch.imaging.radiograph import code_of, text_of
@@ -34,19 +35,14 @@ _ROOT = "2.25."
 
 
 def stable_uid(*parts: str, key: bytes = b"") -> str:
-    """Derive a UID under the arc of UUIDs (PS3.5 B.2): at most 44 characters.
+    """Derive a UID from parts, under the arc of UUIDs (PS3.5 B.2): at most 44 characters.
+
+    Equal parts and keys give equal UIDs; a collision has a chance of 1 in 2**122.
 
     Parameters
     ----------
-    parts
-        What the UID stands for.
     key
-        A secret, where nobody may find the parts out by trying.
-
-    Returns
-    -------
-    str
-        Another one for other parts or another key, but for chance in 2**122.
+        A secret, where the parts must not be found by trying.
     """
     # Lengths keep ("ab", "c") apart from ("a", "bc").
     text = "".join(f"{len(part)}:{part}" for part in ("lungwatch", *parts))
@@ -55,30 +51,12 @@ def stable_uid(*parts: str, key: bytes = b"") -> str:
 
 
 Kind = Literal["sc", "sr"]
-
 ReportClass = Literal["comprehensive-3d", "comprehensive"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predecessor:
-    """An earlier report on the same image, by another model, that was sent.
-
-    Attributes
-    ----------
-    sha256, model_sha256
-        The file that it was made of, and the model that answered.
-    sop_instance_uid
-        The report's own.
-    """
-
-    sha256: str
-    model_sha256: str
-    sop_instance_uid: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class ResultFacts:
-    """One result, as the record has it.
+    """Facts of one result that the objects state.
 
     Attributes
     ----------
@@ -90,9 +68,9 @@ class ResultFacts:
         Calibrated, of COVID, 0..1.
     uncertain_from, uncertain_to
         Probabilities within [from, to) are UNCERTAIN; equal where the model never abstains, None
-        where the record is older than this is kept.
+        in records of older versions.
     flags
-        Codes of what is remarkable about the case (`lungwatch.errors`).
+        Flag codes (`lungwatch.errors.Flag`).
     findings
         Calibrated probability, 0..1, of each finding by name, COVID's included.
     gate_score, lung_area, lung_share
@@ -126,11 +104,11 @@ class ResultFacts:
     finished_at: datetime
     overlay: Path
     calibration: str | None = None
-    predecessor: Predecessor | None = None
+    predecessor: SentReport | None = None
 
     @property
     def numbers(self) -> dict[str, str]:
-        """The probability and what it is held against, as the report writes them, by field."""
+        """Probability and bounds as the report writes them, by field."""
         names = ["threshold"]
         if self.uncertain_from is not None and self.uncertain_from != self.uncertain_to:
             names += ["uncertain_from", "uncertain_to"]
@@ -154,21 +132,16 @@ class ResultFacts:
 
 
 def conclusion(label: Label, flags: Collection[str] = ()) -> str:
-    """Return the sentence that the objects say for a label and what is remarkable about it."""
+    """Return the conclusion for a label and its flags, as a sentence."""
     return f"{label}: {meaning(label, flags)}."
 
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
-
 # As files have them: a component with a leading zero, or an empty one (PS3.5 9.1 allows neither).
 _COPIED_UID = re.compile(r"[0-9][0-9.]*")
-
 _DATE = re.compile(r"[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])")
-
 _TIME = re.compile(r"([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?")
-
 _MAX_UID = 64
-
 _MOST_BYTES = 1024
 
 
@@ -185,35 +158,29 @@ _TEXTS = (
 
 # To cut one of these is to make another one: too long, they are left empty.
 _IDENTIFIERS = {"IssuerOfPatientID", "AccessionNumber"}
-
-_COPIED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-
+COPIED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _DATES = ("PatientBirthDate", "StudyDate")
-
 _NAMES = {"PatientName", "ReferringPhysicianName"}
-
 _ALWAYS = {"PatientID", "PatientName", "AccessionNumber", "StudyID", "ReferringPhysicianName"}
-
 # The default repertoire (PS3.3 C.12.1.1.2): ASCII, until an escape sequence says otherwise.
 _DEFAULT_SETS = {"", "ISO_IR 6", "ISO 2022 IR 6"}
-
 _FILLS_G1 = re.compile(rb"\x1b(?:[-)]|\$\))")
 
 
 class UnusableSourceError(LungwatchError):
-    """The source cannot be answered in DICOM."""
+    """No DICOM object can be made for this source."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SourceStudy:
-    """What new objects copy from their source.
+    """Attributes that new objects copy from their source.
 
     Attributes
     ----------
     attributes
         Patient and study modules (PS3.3 C.7.1.1, C.7.2.1), the image's UIDs, modality, laterality
-        and orientation: valid values alone, in ASCII. What `verbatim` holds is empty here; a UID of
-        it is another one that stands in for it.
+        and orientation: only valid values, in ASCII. Text in `verbatim` is empty here; a UID in
+        `verbatim` has a placeholder here.
     verbatim
         Keyword to value, as its bytes are in the source.
     character_sets
@@ -229,17 +196,12 @@ class SourceStudy:
 
 
 def read_source(path: Path) -> SourceStudy:
-    """Read what new objects copy from their source, without pixels.
-
-    Parameters
-    ----------
-    path
-        The original.
+    """Read the attributes that new objects copy from their source, without pixels.
 
     Raises
     ------
-    SourceUnusable
-        If it is no DICOM file, or has no UIDs of digits and dots.
+    UnusableSourceError
+        If it is not a DICOM file, or has no UIDs of digits and dots.
     OSError
         If the file cannot be read.
     """
@@ -247,14 +209,14 @@ def read_source(path: Path) -> SourceStudy:
         source = pydicom.dcmread(path, stop_before_pixels=True, force=True)
     except OSError:
         raise
-    # As with the reader: damaged bytes may raise anything at all.
+    # Damaged bytes may raise any exception in pydicom.
     except Exception as error:
-        raise UnusableSourceError("the source is no DICOM file") from error
+        raise UnusableSourceError("the source is not a DICOM file") from error
     copy = Dataset()
     verbatim: dict[str, bytes] = {}
-    for keyword in (*_COPIED_UIDS, "SOPClassUID"):
+    for keyword in (*COPIED_UIDS, "SOPClassUID"):
         uid = text_of(source, keyword) or ""
-        pattern = _COPIED_UID if keyword in _COPIED_UIDS else _UID
+        pattern = _COPIED_UID if keyword in COPIED_UIDS else _UID
         if len(uid) > _MAX_UID or not pattern.fullmatch(uid):
             raise UnusableSourceError(f"the source has no usable {keyword}")
         if not _UID.fullmatch(uid):
@@ -263,7 +225,7 @@ def read_source(path: Path) -> SourceStudy:
         setattr(copy, keyword, uid)
     sets = _character_sets(source)
     for keyword, longest in _TEXTS:
-        # Before it is looked at, which decodes it.
+        # First, as any access decodes the value.
         raw = _bytes_of(source, keyword)
         text = _valid_text(keyword, raw, longest)
         if text is None:
@@ -290,7 +252,7 @@ def read_source(path: Path) -> SourceStudy:
 
 
 def restore(dataset: Dataset, study: SourceStudy) -> None:
-    """Put what is copied verbatim into an object, to be encoded next and not to be looked at.
+    """Set the verbatim values in an object that is encoded next; any access would decode them.
 
     Parameters
     ----------
@@ -300,10 +262,10 @@ def restore(dataset: Dataset, study: SourceStudy) -> None:
     stand_ins = {
         str(study.attributes.get(keyword)): value.decode()
         for keyword, value in study.verbatim.items()
-        if keyword in _COPIED_UIDS
+        if keyword in COPIED_UIDS
     }
     _replace_uids(dataset, stand_ins)
-    texts = {key: raw for key, raw in study.verbatim.items() if key not in _COPIED_UIDS}
+    texts = {key: raw for key, raw in study.verbatim.items() if key not in COPIED_UIDS}
     if not texts:
         return
     correct_ambiguous_vr(dataset, is_little_endian=True)
@@ -376,7 +338,7 @@ def _valid_text(keyword: str, raw: bytes, longest: int) -> str | None:
 
 
 def _is_valid(raw: bytes, sets: tuple[str, ...], text: str, keyword: str, longest: int) -> bool:
-    """Whether bytes that are not ASCII can be a value in these character sets.
+    """Return whether bytes that are not ASCII are a valid value in these character sets.
 
     Parameters
     ----------

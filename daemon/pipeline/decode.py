@@ -5,6 +5,7 @@ may have been taken over. Pickle would hand on the daemon as well.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -13,18 +14,17 @@ import socket
 import struct
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lungwatch.attributes import RadiographMeta, meta_from_json, meta_to_json
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.overlay.render import make_preview
-from lungwatch.daemon.pipeline import sandbox
 from lungwatch.errors import (
     FileRejected,
     Flag,
@@ -33,8 +33,8 @@ from lungwatch.errors import (
     TransientError,
     flags_in_order,
 )
-from lungwatch.imaging.radiograph import RadiographMeta
-from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from lungwatch.imaging.radiograph import ReadPolicy
+from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import (
     BURNT_IN_LETTERS,
     PreprocessSpec,
@@ -44,10 +44,22 @@ from lungwatch.preprocess import (
     preprocess,
 )
 
+READY = b"ready"
+# What a codec leaks ends with its process.
+FILES_PER_PROCESS = 1000
+_MAX_HEADER_BYTES = 1024 * 1024
+# Importing takes a third of a second on an idle machine.
+_START_TIMEOUT_S = 60.0
+_KILL_TIMEOUT_S = 5.0
+_KEPT = {"HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "LUNGWATCH_TEST_DECODER"}
+_KEPT_PREFIXES = ("LC_", "PYTHON")
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_T = TypeVar("_T", np.float32, np.uint8)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decoded:
-    """What the later stages need of a file's pixels.
+    """A decoded file, reduced to what the later stages need.
 
     Attributes
     ----------
@@ -61,7 +73,7 @@ class Decoded:
         float32, shape (side, side, 1), 0..1: the content gate's input; None where that is the
         same as `tensor`, or where there is no gate.
     flags
-        What reading noticed or had to mend, and what the pixels are like.
+        Remarks of the reader, and on the pixels.
     orientation_known
         As in `Radiograph`: whether side marks may be drawn.
     """
@@ -85,12 +97,12 @@ def decode_file(
 ) -> Decoded:
     """Decode a file and reduce it to what the later stages need.
 
-    The full-size pixels, by far the largest thing on the way, do not leave this function.
+    The full-size pixels, by far the largest data, do not leave this function.
 
     Parameters
     ----------
     spec, gate_spec
-        How the model and its content gate want their input; the gate's is None without a gate.
+        Preprocessing for the model and for its content gate; None without a gate.
 
     Raises
     ------
@@ -123,24 +135,16 @@ def decode_file(
     )
 
 
-READY = b"ready"
-
-_MAX_HEADER_BYTES = 1024 * 1024
-
-
-_T = TypeVar("_T", np.float32, np.uint8)
-
-
 @dataclass(frozen=True, kw_only=True)
 class DecoderSetup:
-    """What a decoding process is told once.
+    """Settings of a decoding process, sent once.
 
     Attributes
     ----------
     memory_mb
         Bound on its address space, in MiB.
     gate_spec
-        How the content gate wants its input; None without a gate.
+        Preprocessing for the content gate; None without one.
     """
 
     policy: ReadPolicy
@@ -162,7 +166,7 @@ class OutOfMemory(ProcessingFailed):
 def send_decoded(connection: Connection, decoded: Decoded) -> None:
     """Answer with a decoded file."""
     header = {
-        "meta": asdict(decoded.meta),
+        "meta": meta_to_json(decoded.meta),
         "shape": decoded.shape,
         "preview_shape": decoded.preview.shape,
         "flags": decoded.flags,
@@ -177,12 +181,12 @@ def send_decoded(connection: Connection, decoded: Decoded) -> None:
 
 
 def send_error(connection: Connection, error: Exception) -> None:
-    """Answer with what went wrong."""
+    """Answer with an error."""
     header: dict[str, Any]
     if _is_memory(error):
         header = {"out_of_memory": True}
     elif isinstance(error, FileRejected):
-        meta = asdict(error.meta) if error.meta is not None else None
+        meta = meta_to_json(error.meta) if error.meta is not None else None
         header = {"rejected": error.reason.value, "message": str(error), "rejected_meta": meta}
     elif isinstance(error, OSError) and error.errno is not None:
         header = {"errno": error.errno, "message": error.strerror or type(error).__name__}
@@ -193,19 +197,19 @@ def send_error(connection: Connection, error: Exception) -> None:
 
 
 def receive(connection: Connection, setup: DecoderSetup) -> Decoded | Exception:
-    """Take an answer: a decoded file, or what decoding it raised.
+    """Receive an answer: a decoded file, or the error that decoding it raised.
 
     The latter is `FileRejected` or `OSError` as it was, `OutOfMemory`, or `ProcessingFailed`
-    for what nobody expects.
+    for an unexpected error.
 
     Raises
     ------
     EOFError
-        If the process is gone.
+        If the process has ended.
     OSError
         If the channel breaks, or nothing comes in time (`BlockingIOError`).
     ValueError, TypeError, KeyError
-        If the answer is none.
+        If the answer is invalid.
     """
     header = json.loads(connection.recv_bytes(_MAX_HEADER_BYTES))
     if "meta" not in header:
@@ -219,12 +223,12 @@ def receive(connection: Connection, setup: DecoderSetup) -> Decoded | Exception:
     gate_tensor = None
     if header["gate_side"] is not None:
         if setup.gate_spec is None:
-            raise ValueError("an input for a gate that there is not")
+            raise ValueError("a gate input without a gate")
         side = setup.gate_spec.size_px
         gate_tensor = _array(connection, (side, side, 1), np.float32)
     rows, columns = (int(side) for side in header["shape"])
     return Decoded(
-        meta=RadiographMeta(**header["meta"]),
+        meta=meta_from_json(header["meta"]),
         tensor=tensor,
         preview=preview,
         shape=(rows, columns),
@@ -247,7 +251,7 @@ def _error(header: dict[str, Any]) -> Exception:
     if "rejected" in header:
         rejected = FileRejected(Reason(header["rejected"]), str(header["message"]))
         meta = header["rejected_meta"]
-        rejected.meta = RadiographMeta(**meta) if meta is not None else None
+        rejected.meta = meta_from_json(meta) if meta is not None else None
         return rejected
     if "errno" in header:
         return OSError(int(header["errno"]), str(header["message"]))
@@ -257,7 +261,7 @@ def _error(header: dict[str, Any]) -> Exception:
 
 
 def _is_memory(error: BaseException | None) -> bool:
-    """Whether a lack of memory is at the bottom of it, whatever a decoder made of that."""
+    """Tell whether a lack of memory is among an error's causes."""
     while error is not None:
         # OpenCV's own class has the code as an attribute: Error::StsNoMem.
         if isinstance(error, MemoryError) or getattr(error, "code", None) == -4:
@@ -266,17 +270,8 @@ def _is_memory(error: BaseException | None) -> bool:
     return False
 
 
-# What a codec leaks ends with its process.
-FILES_PER_PROCESS = 1000
-
-# Importing takes a third of a second on an idle machine.
-_START_TIMEOUT_S = 60.0
-
-_KILL_TIMEOUT_S = 5.0
-
-
 class _DecoderDied(Exception):  # noqa: N818 - an event, which the caller interprets
-    """The process is gone; `status` as `subprocess` gives it."""
+    """The process has ended; `status` as `subprocess` gives it."""
 
     def __init__(self, status: int | None) -> None:
         super().__init__(status)
@@ -284,9 +279,9 @@ class _DecoderDied(Exception):  # noqa: N818 - an event, which the caller interp
 
 
 class Decoder:
-    """Owns one decoding process and replaces it when it dies, hangs or is worn out.
+    """One decoding process, replaced when it dies, hangs or has decoded many files.
 
-    For one thread: the process dies with the thread that started it.
+    For one thread: the process dies with the thread that started it. To be closed.
 
     Parameters
     ----------
@@ -304,17 +299,6 @@ class Decoder:
         self._decoded = 0
         self._is_ready = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def start(self) -> None:
         """Start the process, if there is none, without waiting for it.
 
@@ -327,25 +311,25 @@ class Decoder:
             return
         ours, theirs = socket.socketpair()
         with theirs:
-            # A process that stops in the middle of an answer hangs, too.
+            # Also for a process that hangs in the middle of an answer.
             seconds, fraction = divmod(self._timeout_s, 1)
             timeval = struct.pack("ll", int(seconds), int(fraction * 1e6))
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
             connection = Connection(ours.detach())
             try:
                 self._process = subprocess.Popen(
-                    # -P: whatever lies in the working directory is nobody's module.
+                    # -P: modules in the working directory are not imported.
                     [sys.executable, "-P", "-m", "lungwatch.daemon.pipeline.sandbox"],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     # A codec's complaints, and a traceback, may quote the file.
                     stderr=subprocess.DEVNULL,
-                    env=sandbox.environment(os.environ),
+                    env=_environment(),
                 )
             except OSError:
                 connection.close()
                 raise
-        # With it the process begins to import, before there is a file for it.
+        # On receipt the process begins to import its libraries.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.send(self._setup)
         self._connection = connection
@@ -361,25 +345,21 @@ class Decoder:
         ProcessingFailed
             If decoding crashed, hung or took too much memory, in a fresh process too.
         OSError
-            If the file cannot be read, or no process be started.
+            If the file cannot be read or no process started.
         TransientError
-            If the process does not start, or somebody else killed it.
+            If the process does not start, or another program killed it.
         """
         if self._decoded >= FILES_PER_PROCESS:
             self._replace("worn_out")
-        is_fresh = self._decoded == 0
-        try:
-            return self._ask(path)
-        except (_DecoderDied, OutOfMemory) as error:
-            self._replace(_cause(error))
-            if is_fresh:
-                raise _explained(error) from None
-        # A file before this one may have been what broke the process.
-        try:
-            return self._ask(path)
-        except (_DecoderDied, OutOfMemory) as error:
-            self._replace(_cause(error))
-            raise _explained(error) from None
+        for is_fresh in (self._decoded == 0, True):
+            try:
+                return self._ask(path)
+            except (_DecoderDied, OutOfMemory) as error:
+                self._replace(_cause(error))
+                # A file before this one may have broken a used process; a fresh one is tried.
+                if is_fresh:
+                    raise _explained(error) from None
+        raise AssertionError("the loop returns or raises")
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -388,7 +368,7 @@ class Decoder:
             self._connection = None
         if self._process is not None:
             self._process.kill()
-            # One that waits for a dead server's disk cannot be killed; it is left behind.
+            # One that waits for a dead server's disk cannot be killed.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_KILL_TIMEOUT_S)
             self._process = None
@@ -444,6 +424,17 @@ class Decoder:
             return None
 
 
+def _environment() -> dict[str, str]:
+    """Return the environment of a decoding process: no passwords, no names of sockets."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or name.startswith(_KEPT_PREFIXES)
+    }
+    # The processes run in parallel; threads of libraries only cost address space.
+    return kept | dict.fromkeys(_ONE_THREAD, "1")
+
+
 def _await(connection: Connection, timeout_s: float) -> None:
     """Wait until there is something to receive."""
     if not connection.poll(timeout_s):
@@ -452,7 +443,7 @@ def _await(connection: Connection, timeout_s: float) -> None:
 
 def _cause(error: _DecoderDied | OutOfMemory) -> str:
     """Return the short name of what ended a process, for log and metrics."""
-    if isinstance(error, OutOfMemory) or error.status == sandbox.OUT_OF_MEMORY:
+    if isinstance(error, OutOfMemory) or error.status == errno.ENOMEM:
         return "out_of_memory"
     return "killed" if error.status == -signal.SIGKILL else "crashed"
 
@@ -461,13 +452,13 @@ def _explained(error: _DecoderDied | OutOfMemory) -> ProcessingFailed | Transien
     if isinstance(error, OutOfMemory):
         return error
     status = error.status
-    if status == sandbox.OUT_OF_MEMORY:
+    if status == errno.ENOMEM:
         return OutOfMemory()
     if status == -signal.SIGKILL:
         # No codec does that: the kernel, out of memory, or an administrator.
-        return TransientError("the decoder was killed from outside; is memory running out?")
+        return TransientError("another program killed the decoder; is memory running out?")
     if status is None:
-        what = "answered nonsense"
+        what = "gave an invalid answer"
     elif status < 0:
         what = f"died of {signal.Signals(-status).name}"
     else:

@@ -3,86 +3,67 @@
 import logging
 import os
 from collections.abc import Callable
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Engine
 
-from lungwatch.daemon.home import SUFFIXES, Home, suffix_of
+from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.archives import resume_unpacked
 from lungwatch.daemon.logs import event
+from lungwatch.daemon.pipeline.records import Claimed
 from lungwatch.daemon.retry import Clock
-from lungwatch.daemon.stage import DatabaseWriter, crashpoint
+from lungwatch.daemon.stage import Context, CrashPoint, crashpoint
 from lungwatch.db.queries import TrackedFile, has_result, rows_in_work
 from lungwatch.db.results import Store
 from lungwatch.db.states import State
 from lungwatch.errors import HomeError, Reason
-from lungwatch.files import fsync_dir, make_dirs, move_atomic
+from lungwatch.files import FileKind, file_kind, fsync_dir, make_dirs, move_atomic
 
 
 class Filing:
     """Moves files to their last place. Every move can be repeated after a crash.
 
-    A move and the word of it to the row happen together on the writer's thread: a second file
-    of the same content, claimed in between, would find the first one gone.
+    A move and the update of the row happen together on the writer's thread: a second file of
+    the same content, claimed in between, would find the first one gone.
     """
 
-    def __init__(self, home: Home, store: Store, writer: DatabaseWriter, clock: Clock) -> None:
-        self._home = home
-        self._store = store
-        self._writer = writer
-        self._clock = clock
+    def __init__(self, context: Context) -> None:
+        self._home = context.home
+        self._store = context.store
+        self._writer = context.writer
+        self._clock = context.clock
 
-    def file(self, *, result_id: int, sha256: str, received_at: datetime, path: Path) -> Path:
-        """Move a recorded file to `done/`, then set its row to done."""
-        target = _target_path(path, partial(self._home.done_path, sha256, received_at))
-        relative = self._home.relative(target)
+    def file(self, claim: Claimed) -> Path:
+        """Move a recorded file to `done/`, then set its row to done; return its place."""
         now = self._clock.now()
+        return self._place(
+            claim,
+            partial(self._home.done_path, claim.sha256, claim.received_at),
+            lambda path: self._store.finish(result_id=claim.result_id, path=path, now=now),
+            "filed",
+        )
 
-        def move_and_tell() -> None:
-            self._move(path, target)
-            crashpoint("filed")
-            self._store.finish(result_id=result_id, path=relative, now=now)
-
-        self._writer.call(move_and_tell)
-        return target
-
-    def quarantine(self, *, image_id: int, sha256: str, reason: str, path: Path) -> Path:
+    def quarantine(self, claim: Claimed, reason: str) -> Path:
         """Move a rejected or failed file to `quarantine/`; its row says so already.
 
-        One that another model's result is done for stays in `done/`: two rows tell of it.
+        One that another model's result is done for stays in `done/`: two rows refer to it.
         """
-        received_at = self._store.filed_as_done(image_id)
+        received_at = self._store.filed_as_done(claim.image_id)
         place = (
-            partial(self._home.quarantine_path, sha256, reason)
+            partial(self._home.quarantine_path, claim.sha256, reason)
             if received_at is None
-            else partial(self._home.done_path, sha256, received_at)
+            else partial(self._home.done_path, claim.sha256, received_at)
         )
-        target = _target_path(path, place)
-        relative = self._home.relative(target)
+        return self._place(claim, place, partial(self._set_path, claim), "quarantined")
 
-        def move_and_tell() -> None:
-            self._move(path, target)
-            crashpoint("quarantined")
-            self._store.set_path(image_id=image_id, path=relative)
-
-        self._writer.call(move_and_tell)
-        return target
-
-    def refile(self, *, image_id: int, sha256: str, received_at: datetime, path: Path) -> None:
+    def refile(self, claim: Claimed) -> None:
         """Put back a content that is done, and whose file was gone from `done/`."""
-        target = _target_path(path, partial(self._home.done_path, sha256, received_at))
-        relative = self._home.relative(target)
-
-        def move_and_tell() -> None:
-            self._move(path, target)
-            self._store.set_path(image_id=image_id, path=relative)
-
-        self._writer.call(move_and_tell)
+        place = partial(self._home.done_path, claim.sha256, claim.received_at)
+        self._place(claim, place, partial(self._set_path, claim))
 
     def set_aside(self, sha256: str, path: Path) -> None:
-        """Move an object that lungwatch made itself to quarantine; no row tells of it."""
+        """Move an object that lungwatch made itself to quarantine, without a row."""
         self._move(path, self._home.own_object_path(sha256))
         crashpoint("own_object")
 
@@ -91,9 +72,32 @@ class Filing:
         path.unlink(missing_ok=True)
         self._leave(path)
 
+    def _place(
+        self,
+        claim: Claimed,
+        place: Callable[[str], Path],
+        update_row: Callable[[str], None],
+        point: CrashPoint | None = None,
+    ) -> Path:
+        """Move a file and update its row; `place` makes the target of a suffix."""
+        target = _target_path(claim.path, place)
+        relative = self._home.relative(target)
+
+        def move_and_update() -> None:
+            self._move(claim.path, target)
+            if point is not None:
+                crashpoint(point)
+            update_row(relative)
+
+        self._writer.call(move_and_update)
+        return target
+
+    def _set_path(self, claim: Claimed, path: str) -> None:
+        self._store.set_path(image_id=claim.image_id, path=path)
+
     def _move(self, source: Path, target: Path) -> None:
         make_dirs(target.parent)
-        # A passing trouble after the move has all of this repeated.
+        # After a transient error that follows the move, all of this is repeated.
         if os.path.lexists(source) or not target.is_file():
             move_atomic(source, target)
         self._leave(source)
@@ -102,7 +106,7 @@ class Filing:
         """Remove the folder that held one file's claim."""
         if path.parent.parent != self._home.work or not path.parent.is_dir():
             return
-        # A stranger's file in there stops this; the recovery looks at it at the next start.
+        # If another program put a file there, recovery handles it at the next start.
         if not any(path.parent.iterdir()):
             path.parent.rmdir()
             fsync_dir(self._home.work)
@@ -111,43 +115,43 @@ class Filing:
 def _target_path(path: Path, place: Callable[[str], Path]) -> Path:
     """Return where a file goes: `place` makes it of the suffix, which its content tells.
 
-    A passing trouble after the move has the whole step repeated; the file is there by then.
+    After a transient error that follows the move, the step is repeated; the file is there by then.
     """
     try:
-        return place(suffix_of(path))
+        return place(file_kind(path).value)
     except FileNotFoundError:
-        for target in map(place, SUFFIXES):
+        for target in (place(kind.value) for kind in FileKind):
             if target.is_file():
                 return target
         raise
 
 
 def recover(home: Home, engine: Engine, store: Store, clock: Clock) -> int:
-    """Finish every row whose file was moved out of `work/` before the row was told.
+    """Finish every row whose file was moved out of `work/` before the row was updated.
 
     Returns
     -------
     int
-        How many rows were mended.
+        How many rows were repaired.
     """
     _remove_temporaries(home)
     resume_unpacked(home, lambda sha256: has_result(engine, sha256, Reason.UNPACKED))
-    mended = 0
+    repaired = 0
     for row in rows_in_work(engine):
         if row.path is not None and home.exists(row.path):
             continue
         _repair_row(row, home, store, clock)
-        mended += 1
-    return mended
+        repaired += 1
+    return repaired
 
 
 def check_clear(home: Home, engine: Engine, model_id: int) -> None:
-    """Refuse to go on where a run of another model was cut off: its files are that model's.
+    """Refuse to continue after an interrupted run of another model, whose files are not this one's.
 
     Raises
     ------
     HomeError
-        If something is in hand, or in `work/`, that is not this model's.
+        If a claimed result, or a file in `work/`, is another model's.
     """
     rows = [row for row in rows_in_work(engine) if row.state in (State.CLAIMED, State.RECORDED)]
     mine = {row.path for row in rows_in_work(engine) if row.model_id == model_id}
@@ -155,8 +159,8 @@ def check_clear(home: Home, engine: Engine, model_id: int) -> None:
     files = [home.relative(path) for path in home.work.rglob("*") if path.is_file()]
     if others or not mine.issuperset(files):
         raise HomeError(
-            f"a run that was cut off has left files in {home.work}: start the daemon, or "
-            "`lungwatch run --once`, which goes on with them, and then this command again"
+            f"an interrupted run has left files in {home.work}: start the daemon, or "
+            "`lungwatch run --once`, which continues with them, and then this command again"
         )
 
 
@@ -172,9 +176,9 @@ def _repair_row(row: TrackedFile, home: Home, store: Store, clock: Clock) -> Non
         case State.REJECTED | State.FAILED | State.QUEUED if place := kept or filed:
             store.set_path(image_id=row.image_id, path=home.relative(place))
         case State.CLAIMED | State.RECORDED:
-            store.lose(result_id=row.result_id, now=clock.now())
+            store.fail_vanished(result_id=row.result_id, now=clock.now())
         case _:
-            # Only somebody else can have removed it; the row's own state stays true.
+            # Another program removed it; the state of the row stays right.
             store.set_path(image_id=row.image_id, path=None)
     event("recovered", row.sha256, level=logging.WARNING, state=row.state)
 

@@ -70,13 +70,38 @@ def check_signature(
         )
 
 
+def require_golden_answers(
+    who: str, answers: Sequence[tuple[str, float, float]], tolerance: float
+) -> None:
+    """Compare this machine's answers on the golden picture with the recorded ones.
+
+    Parameters
+    ----------
+    who
+        For the message.
+    answers
+        (name, answer, recorded answer) each.
+
+    Raises
+    ------
+    ModelError
+        If they differ by more than the tolerance.
+    """
+    for name, found, expected in answers:
+        if not abs(found - expected) <= tolerance:  # a NaN must not pass
+            raise ModelError(
+                f"{who} answers its golden picture with a {name} of {found:.6f} instead of "
+                f"{expected:.6f}: the file, the runtime or the processor is at fault"
+            )
+
+
 class GateRefused(FileRejected):
-    """The content gate refuses the picture.
+    """The content gate refuses an image.
 
     Attributes
     ----------
     plausibility
-        What the gate measured, for the database.
+        The gate's figures, for the database.
     """
 
     def __init__(self, verdict: Verdict, threshold: float, plausibility: Plausibility) -> None:
@@ -128,7 +153,7 @@ class ContentGate:
         return gate
 
     def run(self, batch: NDArray[np.float32]) -> list[GateAnswer]:
-        """Look at pictures.
+        """Run the gate on images.
 
         Parameters
         ----------
@@ -139,26 +164,21 @@ class ContentGate:
         Returns
         -------
         list of GateAnswer
-            One a picture, in order.
+            One an image, in order.
 
         Raises
         ------
         ModelError
             If the graph's answer is not what the contract says.
         """
-        scores, lungs = self._session.run([GATE_SCORES, GATE_LUNGS], {INPUT: batch})
-        side = self.contract.lungs_side_px
-        if scores.shape != (len(batch), len(self.contract.checks)):
-            raise ModelError(f"the gate's scores have the shape {scores.shape}")
-        if lungs.shape != (len(batch), side, side):
-            raise ModelError(f"the gate's lungs have the shape {lungs.shape}")
+        scores, lungs = self._run(batch)
         return [
             GateAnswer(verdict=self.contract.verdict([float(one) for one in row]), lungs=field)
             for row, field in zip(scores, lungs, strict=True)
         ]
 
     def refusal(self, prepared: Prepared, answer: GateAnswer) -> GateRefused | None:
-        """Return why a picture is refused; None if it passes."""
+        """Return why an image is refused; None if it passes."""
         verdict = answer.verdict
         if verdict.reason is None:
             return None
@@ -178,15 +198,7 @@ class ContentGate:
             If they differ by more than the contract's tolerance.
         """
         contract = self.contract
-        batch = golden_input(contract.preprocess)[np.newaxis]
-        scores, lungs = self._session.run([GATE_SCORES, GATE_LUNGS], {INPUT: batch})
-        shapes = (scores.shape, lungs.shape)
-        side = contract.lungs_side_px
-        if shapes != ((1, len(contract.checks)), (1, side, side)):
-            raise ModelError(
-                f"the gate's outputs have the shapes {shapes[0]} and {shapes[1]}, not those of its "
-                f"contract, (1, {len(contract.checks)}) and (1, {side}, {side})"
-            )
+        scores, lungs = self._run(golden_input(contract.preprocess)[np.newaxis])
         answers = [
             (f"score for {check.name!r}", float(found), expected)
             for check, found, expected in zip(
@@ -194,9 +206,16 @@ class ContentGate:
             )
         ]
         answers.append(("lung area", lung_area_of(lungs[0] >= 0.5), contract.golden_lung_area))
-        for what, found, expected in answers:
-            if not abs(found - expected) <= contract.tolerance:  # a NaN must not pass
-                raise ModelError(
-                    f"the content gate answers its golden picture with a {what} of {found:.4f} "
-                    f"instead of {expected:.4f}: the file, the runtime or the processor is at fault"
-                )
+        require_golden_answers("the content gate", answers, contract.tolerance)
+
+    def _run(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return scores, (n, checks), and lungs, (n, side, side)."""
+        scores, lungs = self._session.run([GATE_SCORES, GATE_LUNGS], {INPUT: batch})
+        side, shapes = self.contract.lungs_side_px, (scores.shape, lungs.shape)
+        expected = ((len(batch), len(self.contract.checks)), (len(batch), side, side))
+        if shapes != expected:
+            raise ModelError(
+                f"the gate's outputs have the shapes {shapes[0]} and {shapes[1]}, not those of its "
+                f"contract, {expected[0]} and {expected[1]}"
+            )
+        return scores, lungs

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from lungwatch.bundle import GATE_FILE, MODEL_FILE, BundleFiles, read_bundle
+from lungwatch.bundle import GATE_FILE, MODEL_FILE, BundleFiles, SiteCalibration, read_bundle
 from lungwatch.comparison import DriftReference
 from lungwatch.contract import (
     CAM,
@@ -27,12 +27,16 @@ from lungwatch.contract import (
     Calibration,
     ModelContract,
 )
-from lungwatch.daemon.pipeline.gate import ContentGate, check_signature, open_session
+from lungwatch.daemon.pipeline.gate import (
+    ContentGate,
+    check_signature,
+    open_session,
+    require_golden_answers,
+)
 from lungwatch.daemon.pipeline.records import Scores
 from lungwatch.errors import ModelError, NotFoundError
 from lungwatch.models import SHIPPED_STATEMENTS
 from lungwatch.preprocess import golden_digest, golden_input
-from lungwatch.sitecalibration import SiteCalibration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,19 +51,19 @@ _WHAT_TO_DO = "sign it with `lungwatch model sign`, or add the signer's key to '
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Who answers for a bundle.
+    """Origin of a bundle: its signer, and whether it is trusted.
 
     Attributes
     ----------
     signer
         Fingerprint of the key that its signature names; None without a signature that can be
-        read. It is proved only where `is_trusted` is set.
+        read. It is verified only where `is_trusted` is set.
     is_shipped
         Whether its bytes and its folder's name are those that this package was released with.
     is_trusted
         Whether a trusted key made the signature, or the bundle is a shipped one.
     fault
-        What is wrong with it in terms of trust; None if nothing is.
+        Why it is not trusted; None if it is.
     """
 
     signer: str | None
@@ -79,12 +83,12 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class BundlePolicy:
-    """What has to be true of a bundle before its model is given to onnxruntime.
+    """Bundle trust policy: any bundle, or only those that ship or that a trusted key signed.
 
     Attributes
     ----------
     keys
-        Trusted public keys by their fingerprints; None: every bundle is run.
+        Trusted public keys by fingerprint; None: any bundle.
     """
 
     keys: "Mapping[str, Ed25519PublicKey] | None" = None
@@ -96,17 +100,17 @@ class BundlePolicy:
         Raises
         ------
         ConfigError
-            If `trusted_keys` is set and no keys can be had from there.
+            If `trusted_keys` is set and no keys can be read there.
         """
         if not config.trusted_keys:
             return cls()
-        # Loads the package `cryptography`, which only those pay for who set the key.
+        # Imports `cryptography`, which only this policy needs.
         from lungwatch.signing import load_public_keys  # noqa: PLC0415
 
         return cls(keys=load_public_keys(Path(config.trusted_keys).expanduser()))
 
     def provenance(self, files: BundleFiles) -> Provenance:
-        """Tell who answers for a bundle, without judging it."""
+        """Return the origin of a bundle, trusted or not."""
         statement = files.statement()
         name = files.folder.absolute().name
         is_shipped = SHIPPED_STATEMENTS.get(name) == sha256(statement).hexdigest()
@@ -130,19 +134,19 @@ class BundlePolicy:
         if is_shipped:
             fault = None
         elif fault is None and name != files.id:
-            # Else one signed bundle could be put in another one's place.
+            # Else one signed bundle could replace another.
             fault = f"it was signed as '{files.id}', not as '{name}'"
         return Provenance(
             signer=signer, is_shipped=is_shipped, is_trusted=fault is None, fault=fault
         )
 
     def check(self, files: BundleFiles) -> None:
-        """Refuse a bundle that nobody trusted answers for.
+        """Refuse a bundle that is not trusted.
 
         Raises
         ------
         ModelError
-            If there are trusted keys and none of them signed these bytes.
+            If there are trusted keys, none of them signed these bytes and it does not ship.
         """
         if self.keys is None:
             return
@@ -161,7 +165,7 @@ def list_bundles(home: Path | None = None) -> list[Path]:
     folders = [Path(str(resources.files("lungwatch.models")))]
     if home is not None:
         folders.append(home / "models")
-    # The shipped ones first: no other bundle takes the place of one by its name.
+    # The shipped ones first: no other bundle replaces one by its name.
     return [
         bundle
         for folder in folders
@@ -227,12 +231,12 @@ class Classifier:
         threads
             Of one call; 0 for one per processor.
         trust
-            Whose bundles are loaded; None: anybody's.
+            Which bundles are loaded; None: any.
 
         Raises
         ------
         ModelError
-            If a file is missing or altered, nobody trusted signed it, the contract is not
+            If a file is missing or altered, the bundle is not trusted, the contract is not
             understood, the contract describes a gate and there is none or the reverse, the
             reference for drift is of another model, or this machine's answer on the golden picture
             is not the recorded one.
@@ -302,7 +306,7 @@ class Classifier:
 
     def _further(self, answers: dict[str, NDArray[np.float32]]) -> dict[str, float]:
         """Probabilities of the findings beside COVID, from one image's optional outputs."""
-        # A graph may score more than its contract speaks of; nobody knows what that is.
+        # A graph may score findings that its contract does not name.
         if not self.contract.findings:
             return {}
         return self.contract.probabilities([float(z) for z in answers[FINDINGS]])
@@ -334,13 +338,7 @@ class Classifier:
         ]
         for finding, found, expected in zip(findings, further, golden.findings, strict=True):
             answers.append((f"probability of '{finding.name}'", found, expected))
-        for what, found, expected in answers:
-            if not abs(found - expected) <= golden.tolerance:  # a NaN must not pass
-                raise ModelError(
-                    f"the model {self.contract.id} answers its golden picture with a {what} of "
-                    f"{found:.6f} instead of {expected:.6f}: the file, the runtime or the "
-                    "processor is at fault"
-                )
+        require_golden_answers(f"the model {self.contract.id}", answers, golden.tolerance)
 
 
 def load_drift(files: BundleFiles, contract: ModelContract) -> DriftReference | None:
@@ -369,3 +367,25 @@ def _load_gate(files: BundleFiles, contract: ModelContract, threads: int) -> Con
             f"{files.folder / GATE_FILE} is missing: the model's contract describes a content gate"
         )
     return ContentGate.of(files.gate, contract.gate, files.folder, threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInUse:
+    """The model that this daemon runs, as it is entered in the database.
+
+    Attributes
+    ----------
+    row
+        Number of its row.
+    calibration
+        The site calibration that the classifier decides by; None for the bundle's own.
+    """
+
+    classifier: Classifier
+    row: int
+    calibration: SiteCalibration | None = None
+
+    @property
+    def id(self) -> str:
+        """Name and version, as people write it."""
+        return self.classifier.contract.id

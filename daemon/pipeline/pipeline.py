@@ -1,51 +1,262 @@
-"""The stages between claim and end: decoding, micro-batched inference, and recording."""
+"""The pipeline of claimed files: decoding, micro-batched inference, overlay and record."""
 
-import contextlib
-import errno
 import logging
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
-from lungwatch.daemon.config import Config
-from lungwatch.daemon.home import Home
-from lungwatch.daemon.intake.archives import Unpacked, Unpacker
+from lungwatch.daemon.intake.archives import Unpacker
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.pipeline.decode import Decoder, DecoderSetup
 from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.gate import GateRefused
-from lungwatch.daemon.pipeline.model import Classifier
-from lungwatch.daemon.pipeline.record import Recorder
+from lungwatch.daemon.pipeline.model import Classifier, ModelInUse
+from lungwatch.daemon.pipeline.record import record_result
 from lungwatch.daemon.pipeline.records import Claimed, Classified, GateAnswer, Prepared
-from lungwatch.daemon.retry import Clock, Outages
-from lungwatch.daemon.stage import DatabaseWriter, InFlight, Progress, Worker, crashpoint
+from lungwatch.daemon.retry import retries_wait_s
+from lungwatch.daemon.stage import Context, Stage, crashpoint
 from lungwatch.db.models import Plausibility
-from lungwatch.db.results import Store
-from lungwatch.errors import FileRejected, ProcessingFailed, Reason, TransientError, describe
+from lungwatch.db.states import State
+from lungwatch.errors import FileRejected, ProcessingFailed, Reason, describe
+
+# Starting a decoder and killing it, which one file may need twice.
+_DECODER_S = 65.0
+T = TypeVar("T")
 
 
-def batches(waiting: "queue.Queue[Prepared | None]", most: int) -> Iterator[list[Prepared]]:
-    """Yield what is waiting, up to `most` at a time, never waiting for a batch to fill.
+class Pipeline:
+    """The stages decode, inference (one thread) and overlay, joined by their queues.
 
-    Ends at the first None.
+    Every claimed file meets its end here: recorded and in `done/`, rejected or failed and in
+    `quarantine/`, unpacked, or gone. Until then it holds a slot of `Context.in_flight`.
     """
-    while (first := waiting.get()) is not None:
-        batch = [first]
-        while len(batch) < most:
-            try:
-                item = waiting.get_nowait()
-            except queue.Empty:
-                break
-            if item is None:
-                waiting.put(None)  # the end: seen again after this batch
-                break
-            batch.append(item)
-        yield batch
+
+    def __init__(self, context: Context, model: ModelInUse, filing: Filing) -> None:
+        config = context.config
+        retries_s = retries_wait_s(config.retries)
+        self._context = context
+        self._model = model
+        self._filing = filing
+        self._unpacker = Unpacker(context.home, config.read_policy, config.name_rules)
+        self._decode = Stage[Claimed](
+            "decode",
+            self._open_decoder,
+            context.progress,
+            context.on_crash,
+            workers=config.decode_workers,
+            extra_s=retries_s + 2 * (config.decode_timeout_s + _DECODER_S),
+        )
+        self._inference = Stage[Prepared](
+            "inference",
+            lambda: nullcontext(self._infer),
+            context.progress,
+            context.on_crash,
+            batch_size=config.batch_size,
+            extra_s=retries_s,
+        )
+        self._overlay = Stage[Classified](
+            "overlay",
+            lambda: nullcontext(self._record),
+            context.progress,
+            context.on_crash,
+            workers=config.overlay_workers,
+            extra_s=retries_s,
+        )
+        self._stages = (self._decode, self._inference, self._overlay)
+        self.submit = self._decode.put
+
+    @property
+    def dead(self) -> list[str]:
+        """The threads that have ended, by name; before `start`, all of them."""
+        return [name for stage in self._stages for name in stage.dead]
+
+    def start(self) -> None:
+        """Start the threads, the last stage first."""
+        for stage in reversed(self._stages):
+            stage.start()
+
+    def stop(self, drain_s: float) -> None:
+        """Wait for what is in flight, at most `drain_s` seconds, and end the threads.
+
+        What is not finished then stays claimed; the next start takes it up.
+        """
+        is_drained = self._context.in_flight.wait_empty(drain_s)
+        self._context.outages.shut_down()
+        for stage in self._stages:
+            stage.close()
+        for stage in self._stages if is_drained else ():
+            stage.join()
+
+    @contextmanager
+    def _open_decoder(self) -> Iterator[Callable[[list[Claimed]], None]]:
+        """Give the handler of one decode thread, which has a decoding process of its own."""
+        config, contract = self._context.config, self._model.classifier.contract
+        setup = DecoderSetup(
+            policy=config.read_policy,
+            spec=contract.preprocess,
+            overlay_side_px=config.overlay_side_px,
+            memory_mb=config.decode_memory_mb,
+            gate_spec=contract.gate.preprocess if contract.gate is not None else None,
+        )
+        with closing(Decoder(setup, timeout_s=config.decode_timeout_s)) as decoder:
+            # It imports its libraries before there is a file. If it cannot be started now, the
+            # first file starts it.
+            with suppress(OSError):
+                decoder.start()
+            yield partial(self._prepare, decoder)
+
+    def _prepare(self, decoder: Decoder, claims: list[Claimed]) -> None:
+        """Decode claimed files; unpack those that are archives."""
+        for claim in claims:
+            unpack = partial(self._unpacker.unpack, claim.path, claim.sha256)
+            count = self._attempt("decode", claim, unpack)
+            if count:
+                self._end_unpacked("decode", claim, count)
+            if count != 0:
+                continue
+            decoded = self._attempt("decode", claim, partial(decoder.decode, claim.path))
+            if decoded is not None:
+                crashpoint("decoded")
+                self._inference.put(Prepared(claim=claim, **vars(decoded)))
+
+    def _infer(self, batch: list[Prepared]) -> None:
+        """Run the content gate and the model on a batch."""
+        done = classify(
+            batch,
+            self._model.classifier,
+            lambda item, error: self._end_badly("inference", item.claim, error),
+            refuses=self._context.config.gate == "refuse",
+        )
+        for classified in done:
+            crashpoint("classified")
+            self._overlay.put(classified)
+
+    def _record(self, items: list[Classified]) -> None:
+        """Write overlay and row of scored files, then file them."""
+        for classified in items:
+            claim, scores = classified.prepared.claim, classified.scores
+            record = partial(record_result, classified, self._model, self._context)
+            # Two steps, since a recorded row is never recorded again: a transient error of the
+            # second must not repeat the first.
+            duration_ms = self._attempt("overlay", claim, record)
+            if duration_ms is not None:
+                log = partial(
+                    event,
+                    "filed",
+                    claim.sha256,
+                    label=scores.label,
+                    probability=scores.probability,
+                    duration_ms=duration_ms,
+                )
+                self._file("overlay", claim, log)
+
+    def _attempt(self, stage: str, claim: Claimed, step: Callable[[], T]) -> T | None:
+        """Run a step with retries; None means that the file has met its end otherwise."""
+        try:
+            return self._retry(stage, claim, step)
+        except (FileRejected, ProcessingFailed) as error:
+            self._end_badly(stage, claim, error)
+        except FileNotFoundError as error:
+            self._lose(claim, error)
+        return None
+
+    def _retry(self, stage: str, claim: Claimed, step: Callable[[], T]) -> T:
+        return self._context.outages.retry(
+            step,
+            retries=self._context.config.retries,
+            sha256=claim.sha256,
+            on_wait=partial(self._context.progress.beat, stage),
+        )
+
+    def _file(self, stage: str, claim: Claimed, log: Callable[[], None]) -> None:
+        """Move a recorded file to its place."""
+        try:
+            self._retry(stage, claim, partial(self._filing.file, claim))
+        except FileNotFoundError as error:
+            self._lose(claim, error)
+        else:
+            log()
+            self._context.in_flight.release()
+
+    def _lose(self, claim: Claimed, error: FileNotFoundError) -> None:
+        """Record that the file was removed; raise the error if something else is missing."""
+        if not self._is_gone(claim):
+            raise error
+        context, now = self._context, self._context.clock.now()
+        context.writer.call(lambda: context.store.fail_vanished(result_id=claim.result_id, now=now))
+        with suppress(OSError):
+            claim.path.parent.rmdir()
+        event(
+            "failed",
+            claim.sha256,
+            level=logging.WARNING,
+            reason=Reason.FILE_VANISHED,
+            detail=describe(error),
+        )
+        context.in_flight.release()
+
+    def _end_badly(
+        self, stage: str, claim: Claimed, error: FileRejected | ProcessingFailed
+    ) -> None:
+        """Record a rejection or failure, then move the file: the row decides."""
+        is_rejected = isinstance(error, FileRejected)
+        context = self._context
+        duration_ms, now = context.elapsed_ms(claim.started_s), context.clock.now()
+        context.writer.call(
+            lambda: context.store.end(
+                State.REJECTED if is_rejected else State.FAILED,
+                result_id=claim.result_id,
+                reason=error.reason,
+                message=str(error),
+                meta=error.meta if isinstance(error, FileRejected) else None,
+                duration_ms=duration_ms,
+                now=now,
+                plausibility=(
+                    error.plausibility if isinstance(error, GateRefused) else Plausibility()
+                ),
+            )
+        )
+        crashpoint("rejected")
+        self._retry(stage, claim, partial(self._quarantine, claim, error.reason))
+        event(
+            "rejected" if is_rejected else "failed",
+            claim.sha256,
+            level=logging.WARNING,
+            reason=error.reason,
+            detail=str(error),
+        )
+        context.in_flight.release()
+
+    def _end_unpacked(self, stage: str, claim: Claimed, count: int) -> None:
+        """Record an archive as unpacked, let its files be taken, then file it: the row decides."""
+        context = self._context
+        duration_ms, now = context.elapsed_ms(claim.started_s), context.clock.now()
+        context.writer.call(
+            lambda: context.store.record_unpacked(
+                result_id=claim.result_id, count=count, duration_ms=duration_ms, now=now
+            )
+        )
+        crashpoint("recorded")
+        self._unpacker.publish(claim.sha256)
+        self._file(stage, claim, partial(event, "unpacked", claim.sha256, files=count))
+
+    def _quarantine(self, claim: Claimed, reason: Reason) -> None:
+        try:
+            self._filing.quarantine(claim, reason)
+        except FileNotFoundError:
+            if not self._is_gone(claim):
+                raise
+            # Its row has its end already; only the file is nowhere.
+            store = self._context.store
+            self._context.writer.call(lambda: store.set_path(image_id=claim.image_id, path=None))
+
+    def _is_gone(self, claim: Claimed) -> bool:
+        """Tell whether the file was removed, and not the whole folder."""
+        return self._context.home.work.is_dir() and not os.path.lexists(claim.path)
 
 
 def classify(
@@ -55,9 +266,9 @@ def classify(
     *,
     refuses: bool = True,
 ) -> list[Classified]:
-    """Look at a batch and score what passes the content gate.
+    """Run the content gate on a batch and score what passes.
 
-    If that fails, the images are taken one by one, so that a poisoned one costs itself only.
+    If that fails, the images are run one by one, so that a poisoned one costs itself only.
 
     Parameters
     ----------
@@ -111,306 +322,3 @@ def _refusal(
     if classifier.gate is None or answer is None:
         return None
     return classifier.gate.refusal(item, answer)
-
-
-# Troubles of a busy or remote file system that pass by themselves. Those that last, such as a
-# full disk, are waited out instead (see outage).
-_PASSING = {
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.EIO,
-    errno.EINTR,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-}
-
-_FIRST_DELAY_S = 0.5
-
-
-T = TypeVar("T")
-
-
-class Pipeline:
-    """Decode pool → one inference thread → overlay pool.
-
-    The queues are unbounded; what bounds the memory is that a file holds a slot of
-    `in_flight` from before its claim to its end.
-    """
-
-    def __init__(
-        self,
-        *,
-        home: Home,
-        config: Config,
-        classifier: Classifier,
-        store: Store,
-        writer: DatabaseWriter,
-        filing: Filing,
-        finisher: Recorder,
-        in_flight: InFlight,
-        outages: Outages,
-        vitals: Progress,
-        clock: Clock,
-        on_crash: Callable[[str, BaseException], None],
-    ) -> None:
-        self._config = config
-        self._classifier = classifier
-        self._store = store
-        self._writer = writer
-        self._filing = filing
-        self._finisher = finisher
-        self._in_flight = in_flight
-        self._outages = outages
-        self._vitals = vitals
-        self._clock = clock
-        self._work = home.work
-        self._unpacker = Unpacker(home, config.read_policy, config.name_rules)
-        self._abandoned = threading.Event()
-        self._to_decode: queue.Queue[Claimed | None] = queue.Queue()
-        self._to_classify: queue.Queue[Prepared | None] = queue.Queue()
-        self._to_finish: queue.Queue[Classified | None] = queue.Queue()
-        self._decoders = [
-            Worker(f"decode-{number}", self._decode_loop, on_crash)
-            for number in range(config.decode_workers)
-        ]
-        vitals.watch_queue("decode", self._to_decode.qsize)
-        vitals.watch_queue("inference", self._to_classify.qsize)
-        vitals.watch_queue("overlay", self._to_finish.qsize)
-        self._inference = Worker("inference", self._inference_loop, on_crash)
-        self._finishers = [
-            Worker(f"overlay-{number}", self._finish_loop, on_crash)
-            for number in range(config.overlay_workers)
-        ]
-
-    @property
-    def dead(self) -> list[str]:
-        """The threads that have ended, by name; before `start`, all of them."""
-        workers = (*self._decoders, self._inference, *self._finishers)
-        return [worker.name for worker in workers if not worker.is_alive()]
-
-    def start(self) -> None:
-        """Start the threads, the last stage first."""
-        for worker in (*self._finishers, self._inference, *self._decoders):
-            worker.start()
-
-    def submit(self, claim: Claimed) -> None:
-        """Hand a claimed file to the first stage. It holds a slot, and gives it back."""
-        self._to_decode.put(claim)
-
-    def stop(self, drain_s: float) -> None:
-        """Wait for what is in flight, at most `drain_s` seconds, and end the threads.
-
-        What is not finished then stays claimed; the next start takes it up.
-        """
-        drained = self._in_flight.wait_empty(drain_s)
-        self._abandoned.set()
-        self._outages.abandon()
-        for _ in self._decoders:
-            self._to_decode.put(None)
-        self._to_classify.put(None)
-        for _ in self._finishers:
-            self._to_finish.put(None)
-        if drained:
-            for worker in (*self._decoders, self._inference, *self._finishers):
-                worker.join()
-
-    def _decode_loop(self) -> None:
-        gate = self._classifier.contract.gate
-        setup = DecoderSetup(
-            policy=self._config.read_policy,
-            spec=self._classifier.contract.preprocess,
-            overlay_side_px=self._config.overlay_side_px,
-            memory_mb=self._config.decode_memory_mb,
-            gate_spec=gate.preprocess if gate is not None else None,
-        )
-        with Decoder(setup, timeout_s=self._config.decode_timeout_s) as decoder:
-            # What its process imports meanwhile, the first file does not wait for; one that
-            # cannot be started now is started for the first file.
-            with contextlib.suppress(OSError):
-                decoder.start()
-            while (claim := self._to_decode.get()) is not None:
-                prepared = self._guarded(claim, partial(self._prepare, claim, decoder))
-                if prepared is not None:
-                    crashpoint("decoded")
-                    self._to_classify.put(prepared)
-
-    def _prepare(self, claim: Claimed, decoder: Decoder) -> Prepared:
-        self._unpacker.unpack(claim.path, claim.sha256)
-        decoded = decoder.decode(claim.path)
-        return Prepared(
-            claim=claim,
-            meta=decoded.meta,
-            tensor=decoded.tensor,
-            preview=decoded.preview,
-            shape=decoded.shape,
-            gate_tensor=decoded.gate_tensor,
-            flags=decoded.flags,
-            orientation_known=decoded.orientation_known,
-        )
-
-    def _inference_loop(self) -> None:
-        for batch in batches(self._to_classify, self._config.batch_size):
-            with self._vitals.busy("inference"):
-                done = classify(
-                    batch,
-                    self._classifier,
-                    self._on_unscored,
-                    refuses=self._config.gate == "refuse",
-                )
-                for classified in done:
-                    crashpoint("classified")
-                    self._to_finish.put(classified)
-
-    def _on_unscored(self, prepared: Prepared, error: FileRejected | ProcessingFailed) -> None:
-        self._end_badly(prepared.claim, error)
-
-    def _finish_loop(self) -> None:
-        while (classified := self._to_finish.get()) is not None:
-            claim = classified.prepared.claim
-            # Two steps, since a recorded row is never recorded again: a passing trouble of
-            # the second must not repeat the first.
-            recorded = self._guarded(claim, partial(self._finisher.record, classified))
-            if recorded is not None:
-                self._file(claim, partial(self._finisher.file, recorded))
-
-    def _file(self, claim: Claimed, step: Callable[[], None]) -> None:
-        """Move a recorded file to its place."""
-        try:
-            self._retried(claim, step)
-        except FileNotFoundError as error:
-            if not self._is_gone(claim):
-                raise
-            self._lose(claim, error)
-        else:
-            self._in_flight.release()
-
-    def _guarded(self, claim: Claimed, step: Callable[[], T]) -> T | None:
-        """Run a step; None means that the file has met its end otherwise."""
-        try:
-            return self._retried(claim, step)
-        except (FileRejected, ProcessingFailed) as error:
-            self._end_badly(claim, error)
-            return None
-        except Unpacked as unpacked:
-            self._end_unpacked(claim, unpacked.count)
-            return None
-        except FileNotFoundError as error:
-            if not self._is_gone(claim):
-                raise
-            self._lose(claim, error)
-            return None
-
-    def _is_gone(self, claim: Claimed) -> bool:
-        """Whether somebody took the file away, and not the whole folder."""
-        return self._work.is_dir() and not os.path.lexists(claim.path)
-
-    def _lose(self, claim: Claimed, error: FileNotFoundError) -> None:
-        """Record that there is no file any more."""
-        now = self._clock.now()
-        self._writer.call(lambda: self._store.lose(result_id=claim.result_id, now=now))
-        with contextlib.suppress(OSError):
-            claim.path.parent.rmdir()
-        event(
-            "failed",
-            claim.sha256,
-            level=logging.WARNING,
-            reason=Reason.FILE_VANISHED,
-            detail=describe(error),
-        )
-        self._in_flight.release()
-
-    def _retried(self, claim: Claimed, step: Callable[[], T]) -> T:
-        delay_s = _FIRST_DELAY_S
-        for left in range(self._config.retries, -1, -1):
-            try:
-                with self._vitals.busy(_stage_here()):
-                    return self._outages.ride_out(step)
-            except (OSError, TransientError) as error:
-                if isinstance(error, OSError) and error.errno not in _PASSING:
-                    raise
-                if left == 0:
-                    raise ProcessingFailed(
-                        Reason.RETRIES_EXHAUSTED,
-                        f"a passing trouble did not pass: {describe(error)}",
-                    ) from error
-                event(
-                    "retry",
-                    claim.sha256,
-                    level=logging.WARNING,
-                    error=describe(error),
-                    wait_s=delay_s,
-                )
-            self._abandoned.wait(delay_s)
-            delay_s *= 2
-        raise AssertionError("the loop returns or raises")
-
-    def _end_badly(self, claim: Claimed, error: FileRejected | ProcessingFailed) -> None:
-        """Record a rejection or failure, then move the file: the row decides."""
-        rejected = isinstance(error, FileRejected)
-        transaction = self._store.reject if rejected else self._store.fail
-        duration_ms = round((self._clock.monotonic() - claim.started_s) * 1000)
-        now = self._clock.now()
-        plausibility = error.plausibility if isinstance(error, GateRefused) else Plausibility()
-        self._writer.call(
-            lambda: transaction(
-                result_id=claim.result_id,
-                reason=error.reason,
-                message=str(error),
-                meta=error.meta if isinstance(error, FileRejected) else None,
-                duration_ms=duration_ms,
-                now=now,
-                plausibility=plausibility,
-            )
-        )
-        crashpoint("rejected")
-        self._retried(claim, partial(self._quarantine, claim, error.reason))
-        event(
-            "rejected" if rejected else "failed",
-            claim.sha256,
-            level=logging.WARNING,
-            reason=error.reason,
-            detail=str(error),
-        )
-        self._in_flight.release()
-
-    def _end_unpacked(self, claim: Claimed, count: int) -> None:
-        """Record an archive as unpacked, let its files be taken, then file it: the row decides."""
-        duration_ms = round((self._clock.monotonic() - claim.started_s) * 1000)
-        now = self._clock.now()
-        self._writer.call(
-            lambda: self._store.record_unpacked(
-                result_id=claim.result_id, count=count, duration_ms=duration_ms, now=now
-            )
-        )
-        crashpoint("recorded")
-        self._unpacker.publish(claim.sha256)
-
-        def file() -> None:
-            self._filing.file(
-                result_id=claim.result_id,
-                sha256=claim.sha256,
-                received_at=claim.received_at,
-                path=claim.path,
-            )
-            event("unpacked", claim.sha256, files=count)
-
-        self._file(claim, file)
-
-    def _quarantine(self, claim: Claimed, reason: Reason) -> None:
-        try:
-            self._filing.quarantine(
-                image_id=claim.image_id, sha256=claim.sha256, reason=reason, path=claim.path
-            )
-        except FileNotFoundError:
-            if not self._is_gone(claim):
-                raise
-            # Its row has its end already; only the file is nowhere.
-            self._writer.call(lambda: self._store.set_path(image_id=claim.image_id, path=None))
-
-
-def _stage_here() -> str:
-    """Return the stage that this thread works for: its name without its number."""
-    return threading.current_thread().name.partition("-")[0]

@@ -5,18 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.comparison import DriftReference
 from lungwatch.contract import COVID, NEGATIVE, OPACITY, ModelContract
-from lungwatch.daemon.home import Home
-from lungwatch.daemon.logs import event
 from lungwatch.daemon.overlay.render import encode_png, on_common_scale, render_overlay
 from lungwatch.daemon.overlay.text import FindingText, OverlayText
-from lungwatch.daemon.pipeline.filing import Filing
-from lungwatch.daemon.pipeline.records import Classified, Recorded, Scores
-from lungwatch.daemon.retry import Clock
-from lungwatch.daemon.stage import DatabaseWriter, crashpoint
+from lungwatch.daemon.pipeline.model import ModelInUse
+from lungwatch.daemon.pipeline.records import Classified, Scores
+from lungwatch.daemon.stage import Context, crashpoint
 from lungwatch.db.models import Plausibility
-from lungwatch.db.results import Store
 from lungwatch.errors import Flag, flags_in_order
 from lungwatch.files import make_dirs, write_atomic
 from lungwatch.preprocess import (
@@ -31,7 +26,7 @@ from lungwatch.preprocess import (
 
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
-    """The remarks on one result.
+    """Remarks on one result.
 
     Attributes
     ----------
@@ -46,7 +41,7 @@ class Assessment:
 
 
 def assess(classified: Classified, contract: ModelContract) -> Assessment:
-    """Sum up what reading, the gate and the maps say of a scored picture."""
+    """Collect the remarks of reader, gate and maps on a scored image."""
     scores = classified.scores
     flags = set(classified.prepared.flags)
     if not scores.cam[contract.labels.index(NEGATIVE if scores.label == NEGATIVE else COVID)].any():
@@ -75,19 +70,19 @@ def assess(classified: Classified, contract: ModelContract) -> Assessment:
 
 
 def _is_opaque(scores: Scores, contract: ModelContract) -> bool:
-    """Whether the model finds an opacity; False for a model that does not look for one."""
+    """Tell whether the model finds an opacity; False for one without that finding."""
     opacity = contract.finding(OPACITY)
     return opacity is not None and opacity.is_present(scores.further[OPACITY])
 
 
 def draw_result(
-    classified: Classified, judged: Assessment, contract: ModelContract, *, side_by_side: bool
+    classified: Classified, assessment: Assessment, contract: ModelContract, *, side_by_side: bool
 ) -> NDArray[np.uint8]:
-    """Draw what the model and its gate say of a picture.
+    """Draw the results of the model and its gate on an image.
 
     Parameters
     ----------
-    classified, judged
+    classified, assessment
         Scores, preview and remarks.
     contract
         Of the model that scored it.
@@ -102,16 +97,16 @@ def draw_result(
         its opacity where the graph gives one.
     """
     prepared, scores = classified.prepared, classified.scores
-    shown = _map_for(scores, judged, contract)
+    shown = _map_for(scores, assessment, contract)
     text = OverlayText(
         label=scores.label,
         probability=scores.probability,
         decision=contract.decision,
         model=contract.id,
         sha256=prepared.claim.sha256,
-        flags=judged.flags,
-        gate_score=judged.plausibility.gate_score,
-        lung_share=judged.plausibility.lung_share,
+        flags=assessment.flags,
+        gate_score=assessment.plausibility.gate_score,
+        lung_share=assessment.plausibility.lung_share,
         common_scale=shown is not None and shown.is_common,
         sides_known=prepared.orientation_known,
         findings=tuple(
@@ -134,14 +129,14 @@ class _ScaledMap:
     is_common: bool
 
 
-def _map_for(scores: Scores, judged: Assessment, contract: ModelContract) -> _ScaledMap | None:
+def _map_for(scores: Scores, assessment: Assessment, contract: ModelContract) -> _ScaledMap | None:
     """Return the map that belongs to the answer."""
     if scores.label != NEGATIVE:
         index = contract.labels.index(COVID)
         return _scaled(scores.cam[index], scores.cam_peak, index, contract.map_reference)
     # COVID's map under a negative answer would look like a lesion.
     opacity = contract.finding(OPACITY)
-    if Flag.OTHER_OPACITY not in judged.flags or opacity is None or scores.further_cams is None:
+    if Flag.OTHER_OPACITY not in assessment.flags or opacity is None or scores.further_cams is None:
         return None
     index = contract.findings.index(opacity)
     return _scaled(scores.further_cams[index], scores.further_peaks, index, opacity.map_reference)
@@ -158,106 +153,49 @@ def _scaled(
     return _ScaledMap(cam=on_common_scale(cam, float(peaks[index]), reference), is_common=True)
 
 
-class Recorder:
-    """Writes overlay, row and file place, in the order that a crash can be taken up from.
+def record_result(classified: Classified, model: ModelInUse, context: Context) -> int:
+    """Write a scored file's overlay, then its row; repeatable until the row is written.
 
-    Parameters
-    ----------
-    contract
-        With the probability and the decision that are in force.
-    calibration
-        The site calibration that they come from; None for the bundle's own.
+    Returns
+    -------
+    int
+        Milliseconds from the claim to the row.
+
+    Raises
+    ------
+    OSError
+        If the overlay cannot be written.
     """
+    claim, scores = classified.prepared.claim, classified.scores
+    home, contract, drift = context.home, model.classifier.contract, model.classifier.drift
+    assessment = assess(classified, contract)
+    overlay = home.overlay_path(claim.sha256, claim.received_at, contract.id)
+    make_dirs(overlay.parent)
+    side_by_side = context.config.overlay_side_by_side
+    picture = draw_result(classified, assessment, contract, side_by_side=side_by_side)
+    write_atomic(overlay, encode_png(picture))
+    crashpoint("overlaid")
 
-    def __init__(
-        self,
-        *,
-        home: Home,
-        store: Store,
-        writer: DatabaseWriter,
-        filing: Filing,
-        clock: Clock,
-        contract: ModelContract,
-        calibration: str | None = None,
-        drift: DriftReference | None = None,
-        side_by_side: bool = True,
-    ) -> None:
-        self._home = home
-        self._store = store
-        self._writer = writer
-        self._filing = filing
-        self._clock = clock
-        self._contract = contract
-        self._calibration = calibration
-        self._drift = drift
-        self._side_by_side = side_by_side
-
-    def record(self, classified: Classified) -> Recorded:
-        """Write the overlay and the row; repeatable until the row is written.
-
-        Raises
-        ------
-        OSError
-            If the overlay cannot be written.
-        """
-        claim, scores = classified.prepared.claim, classified.scores
-        decision = self._contract.decision
-        judged = assess(classified, self._contract)
-        components = self._drift.components(scores.embedding) if self._drift else None
-        overlay = self._home.overlay_path(claim.sha256, claim.received_at, self._contract.id)
-        make_dirs(overlay.parent)
-        picture = draw_result(classified, judged, self._contract, side_by_side=self._side_by_side)
-        write_atomic(overlay, encode_png(picture))
-        crashpoint("overlaid")
-
-        duration_ms = round((self._clock.monotonic() - claim.started_s) * 1000)
-        now = self._clock.now()
-        self._writer.call(
-            lambda: self._store.record(
-                result_id=claim.result_id,
-                meta=classified.prepared.meta,
-                label=scores.label,
-                probability=scores.probability,
-                logit=scores.logit,
-                threshold=decision.threshold,
-                uncertain=(decision.uncertain_low, decision.uncertain_high),
-                findings=scores.findings,
-                calibration=self._calibration,
-                plausibility=judged.plausibility,
-                components=components,
-                flags=judged.flags,
-                overlay=self._home.relative(overlay),
-                duration_ms=duration_ms,
-                now=now,
-            )
-        )
-        crashpoint("recorded")
-        return Recorded(
-            claim=claim,
+    duration_ms, now = context.elapsed_ms(claim.started_s), context.clock.now()
+    decision = contract.decision
+    context.writer.call(
+        lambda: context.store.record(
+            result_id=claim.result_id,
+            meta=classified.prepared.meta,
             label=scores.label,
             probability=scores.probability,
+            logit=scores.logit,
+            threshold=decision.threshold,
+            uncertain=(decision.uncertain_low, decision.uncertain_high),
+            findings=scores.findings,
+            calibration=None if model.calibration is None else model.calibration.id,
+            plausibility=assessment.plausibility,
+            components=drift.components(scores.embedding) if drift else None,
+            flags=assessment.flags,
+            overlay=home.relative(overlay),
             duration_ms=duration_ms,
+            now=now,
         )
-
-    def file(self, recorded: Recorded) -> None:
-        """Move a recorded file to its place and say so; repeatable until it is moved.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be moved.
-        """
-        claim = recorded.claim
-        self._filing.file(
-            result_id=claim.result_id,
-            sha256=claim.sha256,
-            received_at=claim.received_at,
-            path=claim.path,
-        )
-        event(
-            "filed",
-            claim.sha256,
-            label=recorded.label,
-            probability=recorded.probability,
-            duration_ms=recorded.duration_ms,
-        )
+    )
+    crashpoint("recorded")
+    return duration_ms

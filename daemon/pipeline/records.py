@@ -1,4 +1,4 @@
-"""Frozen records that pass between the pipeline stages."""
+"""Records that pass between the stages of the pipeline, all frozen."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from lungwatch.daemon.pipeline.decode import Decoded
 
 @dataclass(frozen=True, kw_only=True)
 class Claimed:
-    """A file that this daemon has taken on.
+    """A file that the daemon processes.
 
     Attributes
     ----------
@@ -43,14 +43,14 @@ class Claimed:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prepared(Decoded):
-    """A decoded file, and whose it is."""
+    """A decoded file, and its claim."""
 
     claim: Claimed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
-    """What the model says of one image.
+    """Output of the model for one image.
 
     Attributes
     ----------
@@ -93,12 +93,12 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GateAnswer:
-    """What the content gate says of one image.
+    """Output of the content gate for one image.
 
     Attributes
     ----------
     verdict
-        Whether it can be judged, and the score that decided.
+        Whether it may be scored, and the score that decided.
     lungs
         float32, shape (side, side), 0..1: each cell's probability of being lung, over the gate's
         input (padding included).
@@ -121,19 +121,3 @@ class Classified:
     prepared: Prepared
     scores: Scores
     gate: GateAnswer | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """A file whose result is in the database, and which has only to be filed.
-
-    Attributes
-    ----------
-    duration_ms
-        From the claim to the row.
-    """
-
-    claim: Claimed
-    label: Label
-    probability: float
-    duration_ms: int

@@ -6,49 +6,27 @@ input.
 
 import contextlib
 import ctypes
+import errno
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-# The exit status of a process that had not even the memory to say so.
-OUT_OF_MEMORY = 12
-
 _MIB = 1024 * 1024
-
 # The numbers are Linux's own, for prctl.
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
-
-# Of the daemon and its decoders, the kernel is to take a decoder when memory runs out.
+# When memory runs out, the kernel kills a decoder rather than the daemon.
 _OOM_SCORE_ADJ = 500
-
-_KEPT = {"HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "LUNGWATCH_TEST_DECODER"}
-
-_KEPT_PREFIXES = ("LC_", "PYTHON")
-
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what a decoding process gets of the environment: no passwords, no sockets' names."""
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if name in _KEPT or name.startswith(_KEPT_PREFIXES)
-    }
-    # The pool is what runs beside each other; threads of libraries only cost address space.
-    return kept | dict.fromkeys(_ONE_THREAD, "1")
 
 
 def detach() -> None:
-    """Leave it to the parent to decide about the end, and end with the parent.
+    """Ignore signals that ask to stop, and die with the parent.
 
     A terminal's Ctrl-C and systemd's SIGTERM reach the whole group; the parent drains then,
-    and needs its decoders for it.
+    and needs its decoders meanwhile.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -84,7 +62,6 @@ def _lower(kind: int, value: int) -> None:
 
 
 _MARK = b"lungwatch-test-decoder:"
-
 _TAIL_BYTES = 64
 
 
@@ -120,14 +97,18 @@ def main() -> None:
     setup = connection.recv()
     limit(setup.memory_mb)
 
-    # After the limits, and after the signals are out of the way: this takes its time.
+    # After limits and signals are set, since imports take time.
     import cv2  # noqa: PLC0415
 
-    from lungwatch.daemon.pipeline import decode  # noqa: PLC0415
-    from lungwatch.daemon.pipeline.decode import decode_file  # noqa: PLC0415
+    from lungwatch.daemon.pipeline.decode import (  # noqa: PLC0415
+        READY,
+        decode_file,
+        send_decoded,
+        send_error,
+    )
 
     cv2.setNumThreads(1)
-    connection.send_bytes(decode.READY)
+    connection.send_bytes(READY)
     while True:
         path = Path(os.fsdecode(connection.recv_bytes()))
         try:
@@ -139,11 +120,11 @@ def main() -> None:
                 overlay_side_px=setup.overlay_side_px,
                 gate_spec=setup.gate_spec,
             )
-        except Exception as error:  # everything goes back to whoever asked
-            error.__traceback__ = None  # and with it whatever filled the memory
-            decode.send_error(connection, error)
+        except Exception as error:  # every error is sent to the parent
+            error.__traceback__ = None  # frees what its frames hold
+            send_error(connection, error)
         else:
-            decode.send_decoded(connection, decoded)
+            send_decoded(connection, decoded)
 
 
 if __name__ == "__main__":
@@ -152,4 +133,4 @@ if __name__ == "__main__":
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the parent hung up
     except MemoryError:
-        os._exit(OUT_OF_MEMORY)
+        os._exit(errno.ENOMEM)

@@ -23,7 +23,7 @@ def test_some_faults_cost_no_file_and_double_none(tmp_path):
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=540,
         check=False,
     )
     assert said.returncode == 0, said.stdout + said.stderr

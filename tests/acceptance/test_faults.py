@@ -233,7 +233,7 @@ def test_without_a_watch_to_be_had_the_rescan_works_alone_and_says_so(make_home,
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert "observer=polling" in done.stderr

@@ -12,9 +12,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.doctor import check_running
+from lungwatch.daemon.monitor.health import run_checks
 from tests.support.peers import free_port, is_listening
 from tests.support.waits import PATIENCE_S, wait_for
+
+_RUNNING = ("daemon", "health", "waiting", "last result")
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def port():
 
 
 def get(port, path, method="GET", host="127.0.0.1"):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=240)
     connection.request(method, path, headers={"Host": host})
     answer = connection.getresponse()
     body = answer.read().decode()
@@ -167,7 +169,7 @@ def test_doctor_shows_the_running_daemon_and_one_that_hangs(make_home, picture, 
     )
 
     def found():
-        return {check.name: check for check in check_running(config)}
+        return {check.name: check for check in run_checks(config, _RUNNING)}
 
     with home.daemon() as daemon:
         home.drop("x.png", picture(1))

@@ -68,7 +68,7 @@ def test_the_manager_hears_of_readiness_work_and_the_end(manager, make_home, pic
         home.wait_until_ended([content])
         manager.wait_for("WATCHDOG=1", 2)
         wait_for(
-            lambda: "STATUS=1 ended, 0 in hand, 0 waiting" in manager.listen(),
+            lambda: "STATUS=1 ended, 0 in progress, 0 waiting" in manager.listen(),
             lambda: str(manager.said),
         )
         assert daemon.stop() == 0

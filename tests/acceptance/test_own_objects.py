@@ -45,7 +45,7 @@ def echoes(find_testdata, tmp_path_factory):
         finished_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
         overlay=overlay,
     )
-    return [item.encode() for item in build_objects(facts, find_testdata("RG1_UNCR.dcm"))]
+    return [item.data for item in build_objects(facts, find_testdata("RG1_UNCR.dcm"))]
 
 
 def own_files(home):

@@ -38,7 +38,7 @@ def dcmtk(program, port, *arguments, calling="STORESCU", called="LUNGWATCH"):
         [program, "-aet", calling, "-aec", called, "127.0.0.1", str(port), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 
@@ -262,7 +262,7 @@ def test_below_the_watermark_the_sender_keeps_its_copy(make_home, x_rays):
         assert waiting(home) == []
     finally:
         process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=240)[1]
     assert process.returncode == 0
     assert f"status={OUT_OF_RESOURCES.upper().replace('X', 'x')}" in said
 

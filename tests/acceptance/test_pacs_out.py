@@ -105,7 +105,7 @@ def test_results_lie_beside_the_original_and_conform(orthanc, home_for, rg1, tmp
             assert len(orthanc.ask("/series")) == 3
             again = home.command("pacs", "send", "1")
             assert again.returncode == 0, again.stderr
-            assert "the running daemon sends them" in again.stdout
+            assert "the running daemon will send them" in again.stdout
             wait_until_sent(home, 2)
             assert daemon.stop() == 0
         found = {dataset.SOPClassUID: dataset for dataset in orthanc.datasets()}
@@ -238,7 +238,7 @@ def test_a_lossless_copy_of_an_instance_gets_no_second_answer(
     assert [row.state for row in home.rows()] == ["done", "done"]
     assert [(row["result_id"], row["state"]) for row in deliveries(home)] == [(1, "sent")]
     assert said.returncode == 1
-    assert "answers already" in said.stderr
+    assert "another result covers" in said.stderr
 
 
 def test_an_answer_arrives_whatever_is_wrong_with_the_identifiers(orthanc, home_for, radiograph):
@@ -284,7 +284,7 @@ def test_what_is_refused_for_good_fails_is_seen_and_can_be_sent_later(
         assert "1 were refused" in check["detail"]
     said = home.command("pacs", "send", "--failed", "--destination", "OTHER@localhost:104")
     assert said.returncode == 1
-    assert "is not among 'pacs_destinations'" in said.stderr
+    assert "is not one of 'pacs.destinations'" in said.stderr
     with StoreScp(tmp_path / "again") as generous:
         generous_home = {"PACS_DESTINATIONS": generous.name}
         said = home.command("pacs", "send", "1", "--json", env=generous_home)

@@ -89,7 +89,7 @@ def test_killed_at_any_step_the_command_given_again_finishes(home, picture, poin
     again = rescore(home)
     if again.returncode:  # between the move and the claim nobody knows for whom it was moved
         assert point == "renamed"
-        assert "a run that was cut off has left files" in again.stderr
+        assert "an interrupted run has left files" in again.stderr
         assert home.run_once().returncode == 0
         again = rescore(home)
     assert again.returncode == 0, again.stderr

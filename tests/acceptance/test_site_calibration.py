@@ -107,8 +107,8 @@ def test_what_does_not_match_is_named_and_counted(home, truth, tmp_path):
     some = {**truth, "f" * 64: "COVID", ids[0]: "perhaps"}
     said = calibrate(home, write(tmp_path / "truth.csv", some), "--error", "0.02")
     assert said.returncode == 1
-    assert "identifiers that are not in the record: 1 ('ffff" in said.stderr
-    assert "lines with a truth other than COVID and other: 1 ('perhaps')" in said.stderr
+    assert "identifiers that are not in the database: 1 ('ffff" in said.stderr
+    assert "lines with neither COVID nor other: 1 ('perhaps')" in said.stderr
     assert "too few cases: 31 with COVID and 32 others" in said.stderr
     assert "needs 49 of each" in said.stderr
 
@@ -117,7 +117,7 @@ def test_where_nothing_matches_the_nearest_are_named(home, truth, tmp_path):
     known = next(iter(truth))
     said = calibrate(home, write(tmp_path / "truth.csv", {known[:60] + "0000": "COVID"}))
     assert said.returncode == 1
-    assert "none of the 1 identifiers (sha256) is in the record" in said.stderr
+    assert "none of the 1 identifiers (sha256) is in the database" in said.stderr
     assert known in said.stderr
 
 

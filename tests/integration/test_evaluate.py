@@ -222,7 +222,7 @@ def test_the_map_is_held_against_drawn_lungs(data, tmp_path):
     lungs = ["--lung-masks", tmp_path / "lungs"]
     result = invoke(SHIPPED_DEFAULT, data, *QUICK, *lungs, "-o", out, "--gallery", 0)
     assert result.exit_code == 0, result.output
-    assert "against drawn lungs (3 images" in result.stdout
+    assert "COVID map on drawn lungs (3 images" in result.stdout
     (found,) = json.loads((out / "metrics.json").read_text())["results"]
     assert found["lungs"]["images"] == 3
     if found["lungs"]["without_map"] < 3:
@@ -295,8 +295,9 @@ def test_images_that_are_tested_may_not_choose_the_threshold(data):
     result = invoke(SHIPPED_DEFAULT, data, *aim)
     assert result.exit_code == 1
     assert "29 of the images that choose the threshold" in result.stderr
+    source = ThresholdSource(aim=Aim(kind="youden"), data=data, split="test")
     with pytest.raises(DatasetError, match="among those"):
-        aim_threshold(Brightness(), Aim(kind="youden"), data, "test", tested=load_dataset(data))
+        aim_threshold(Brightness(), source, tested=load_dataset(data))
 
 
 @pytest.mark.parametrize(

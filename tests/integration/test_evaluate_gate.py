@@ -114,7 +114,7 @@ def test_the_table_and_the_folder_with_a_plot(bundle, pictures, tmp_path):
     ("arguments", "message"),
     [
         (("--turned",), "--turned needs --gate-images"),
-        ((), "give DATA to measure on"),
+        ((), "give DATA to evaluate on"),
         (("data", "--gate-images", "."), "DATA does not go with --gate-images"),
     ],
 )
@@ -153,6 +153,6 @@ def test_it_needs_no_tensorflow(bundle, pictures):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr

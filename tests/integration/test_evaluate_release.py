@@ -161,7 +161,7 @@ def test_the_table_of_maps_names_each_figure(lesions):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--gate",), "give DATA to measure on"),
+        (("--gate",), "give DATA to evaluate on"),
         (("data", "--gate", "--resume"), "--resume does not go with --gate"),
         (("data", "--lesion-masks", "."), "DATA goes with --lesion-masks only under --gate"),
         (("data", "--left-out", "."), "--left-out needs --gate"),

@@ -30,7 +30,6 @@ onnx = pytest.importorskip("onnx", reason="needs onnx (extra 'train')")
 pytest.importorskip("sympy", reason="needs sympy (extra 'train')")
 
 # The largest share of these tests is TensorFlow tracing graphs, not quantising.
-pytestmark = pytest.mark.timeout(300)
 
 FIGURES = {"Leave one source out": {"elsewhere": {"ROC-AUC": 0.8125, "images": 44}}}
 

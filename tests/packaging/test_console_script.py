@@ -19,7 +19,7 @@ COMMAND = Path(sys.executable).with_name("lungwatch")
 
 def lungwatch(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False
+        [COMMAND, *arguments], capture_output=True, text=True, timeout=240, check=False
     )
 
 

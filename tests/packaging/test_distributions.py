@@ -33,7 +33,7 @@ def dist(tmp_path_factory) -> Path:
         capture_output=True,
         text=True,
         cwd=scratch,
-        timeout=280,
+        timeout=540,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -97,6 +97,14 @@ def test_every_file_of_every_bundle_is_in_the_wheel(wheel):
         if source.startswith("models/") and "__pycache__" not in source
     }
     assert bundled <= wheel
+
+
+@pytest.mark.parametrize("pattern", ["*.j2", "*.toml"])
+def test_every_template_and_table_is_in_both(wheel, sdist, pattern):
+    packaged = sources(pattern)
+    assert packaged
+    assert set(packaged.values()) <= wheel
+    assert set(packaged) <= sdist
 
 
 def test_licence_and_notice_are_in_the_wheel(wheel):

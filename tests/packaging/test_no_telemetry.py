@@ -14,7 +14,7 @@ def run(code: str, home: Path) -> list[Path]:
         if name not in ("CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "PYTEST_CURRENT_TEST")
     }
     environment["HOME"] = str(home)
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=240)
     return [path for path in home.rglob("*") if path.is_file()]
 
 

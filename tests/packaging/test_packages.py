@@ -22,13 +22,19 @@ def test_every_folder_with_an_init_is_listed_and_no_other(setuptools):
     assert found == set(setuptools["packages"])
 
 
-def test_every_folder_with_modules_has_an_init(setuptools):
+def test_every_folder_with_modules_has_an_init_but_those_that_alembic_loads_by_path(setuptools):
     folders = {
         path.parent
         for folder in setuptools["package-dir"].values()
         for path in (ROOT / folder).rglob("*.py")
     }
-    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
+    bare = {folder for folder in folders if not (folder / "__init__.py").is_file()}
+    migrations = ROOT / "db/migrations"
+    assert bare == {migrations, migrations / "versions"}
+    assert setuptools["package-data"]["lungwatch.db"] == [
+        "migrations/*.py",
+        "migrations/versions/*.py",
+    ]
 
 
 def test_no_folder_at_the_root_shadows_the_installed_package():

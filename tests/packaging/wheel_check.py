@@ -20,11 +20,10 @@ from pathlib import Path
 
 COMMAND = str(Path(sys.executable).with_name("lungwatch"))
 HEAVY = ("tensorflow", "keras", "onnx", "tf2onnx", "matplotlib", "sklearn")
-# These need an extra, or Alembic's running environment, to be imported.
+# These need an extra to be imported.
 NOT_IMPORTED = (
     "lungwatch.training",
     "lungwatch.export",
-    "lungwatch.db.migrations.env",
     "lungwatch.daemon.pacs.listener",
     "lungwatch.daemon.pacs.listener",
 )
@@ -51,6 +50,9 @@ def it_carries_what_is_no_module() -> None:
         "/model.onnx",
         "/bundle.json",
         "/card.md",
+        "export/templates/card.md.j2",
+        "evaluation/release_criteria.toml",
+        "evaluation/templates/evaluation.html.j2",
         "licenses/LICENSE",
         "licenses/NOTICE",
     ):

@@ -125,12 +125,13 @@ class DaemonProcess:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE_S)
 
-    def kill(self) -> None:
-        """End it as a power cut or the kernel would."""
-        if self._process is not None:
-            if self._process.poll() is None:
-                self._process.kill()
-            self._process.wait(PATIENCE_S)
+    def kill(self) -> int | None:
+        """End it as a power cut or the kernel would; return its exit status, if it was started."""
+        if self._process is None:
+            return None
+        if self._process.poll() is None:
+            self._process.kill()
+        return self._process.wait(PATIENCE_S)
 
     def log(self) -> str:
         """Return all that it has said."""

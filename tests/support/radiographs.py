@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
-from lungwatch.imaging.radiograph import Radiograph
-from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from lungwatch.imaging.radiograph import Radiograph, ReadPolicy
+from lungwatch.imaging.reader import read_radiograph
 
 
 def radiograph(pixels: NDArray[np.uint16] | None = None, **changes: object) -> Dataset:

@@ -24,6 +24,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import main
 from lungwatch.daemon.home import Home
 from lungwatch.db.audit import AuditEvent, audit_rows, record_events
@@ -31,7 +32,8 @@ from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import get_result
 from lungwatch.db.results import Store
-from lungwatch.imaging.radiograph import RadiographMeta
+from lungwatch.db.states import State
+from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 DOER = (getpass.getuser(), os.getuid(), socket.gethostname())
@@ -76,19 +78,15 @@ def _add(home, store, model_id, number):
     home.absolute(path).parent.mkdir(exist_ok=True)
     home.absolute(path).write_bytes(content)
     claim = store.claim(
-        token=sha256, sha256=sha256, size_bytes=1, source_name="x", path=path, model_id=model_id,
-        max_attempts=3, now=T0, exists=lambda _: True,
-    )  # fmt: skip
+        drop(token=sha256, sha256=sha256, source_name="x", path=path, model_id=model_id, now=T0)
+    )
     if is_refused:
-        store.reject(
+        store.end(State.REJECTED,
             result_id=claim.result_id, reason="unreadable", message="x", meta=None, duration_ms=1,
             now=T0,
         )  # fmt: skip
         return
-    store.record(
-        result_id=claim.result_id, meta=META, label="COVID", probability=0.9, logit=2.0,
-        threshold=0.5, flags=[], overlay=None, duration_ms=1, now=T0,
-    )  # fmt: skip
+    record(store, claim.result_id, meta=META, overlay=None, now=T0)
     store.finish(result_id=claim.result_id, path=path, now=T0)
 
 
@@ -146,11 +144,11 @@ class Administrator(RuleBasedStateMachine):
             return
         ask, asked = Store.request_retry, []
 
-        def breaks(store, *, result_id, now, deeds):
+        def breaks(store, *, result_id, now, events):
             if len(asked) == count:
                 raise KeyboardInterrupt
             asked.append(result_id)
-            ask(store, result_id=result_id, now=now, deeds=deeds)
+            ask(store, result_id=result_id, now=now, events=events)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Store, "request_retry", breaks)
@@ -260,7 +258,7 @@ class Administrator(RuleBasedStateMachine):
             path.unlink()
 
     @invariant()
-    def each_deed_is_told_once_and_no_row_is_altered(self):
+    def each_event_is_written_once_and_no_row_is_altered(self):
         engine = open_engine(f"sqlite:///{self.database}")
         try:
             rows = audit_rows(engine)[::-1]
@@ -310,9 +308,9 @@ def test_what_was_begun_first_is_listed_as_the_older_whoever_wrote_first(engine)
 
 
 def test_deeds_are_written_down_together_or_not_at_all(engine):
-    deeds = [AuditEvent(action="a"), AuditEvent(action="b", detail={"no JSON": object()})]
+    events = [AuditEvent(action="a"), AuditEvent(action="b", detail={"no JSON": object()})]
     with pytest.raises(Exception, match="not JSON serializable"):
-        record_events(engine, T0, deeds)
+        record_events(engine, T0, events)
     assert audit_rows(engine) == []
 
 
@@ -321,9 +319,9 @@ def test_a_retry_that_cannot_be_written_down_does_not_happen(tmp_path):
     archive.write_bytes(_filled_home())
     shutil.unpack_archive(archive, tmp_path / "home", filter="data")
     engine = open_database(f"sqlite:///{tmp_path / 'home' / 'lungwatch.db'}")
-    deeds = [AuditEvent(action="retry", detail={"no JSON": object()})]
+    events = [AuditEvent(action="retry", detail={"no JSON": object()})]
     with pytest.raises(Exception, match="not JSON serializable"):
-        Store(engine).request_retry(result_id=1, now=T0, deeds=deeds)
+        Store(engine).request_retry(result_id=1, now=T0, events=events)
     assert get_result(engine, 1).status == "rejected"
     assert audit_rows(engine) == []
     engine.dispose()

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.intake import scan
+from lungwatch.daemon.intake import watch
 from lungwatch.daemon.intake.claims import Claimer, open_beneath
 from lungwatch.daemon.intake.eligibility import NameRules
-from lungwatch.daemon.intake.scan import DropScan
+from lungwatch.daemon.intake.watch import DropScan
+from lungwatch.daemon.retry import Outages
+from tests.support.clock import ManualClock
 
 
 @pytest.fixture
@@ -20,17 +22,14 @@ def place(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "x.png").write_bytes(b"precious")
-    claimer = Claimer(
+    context = SimpleNamespace(
         home=home,
         store=None,
         writer=SimpleNamespace(call=lambda _: pytest.fail("it was claimed")),
-        filing=None,
-        outages=SimpleNamespace(ride_out=lambda step: step()),
-        clock=SimpleNamespace(now=lambda: None),
-        model_id=1,
-        max_attempts=1,
-        is_known=lambda _: pytest.fail("nothing is known"),
+        outages=Outages(),
+        clock=ManualClock(),
     )
+    claimer = Claimer(context, None, model_id=1, is_known=lambda _: pytest.fail("nothing is known"))
     return SimpleNamespace(home=home, outside=outside, claimer=claimer)
 
 
@@ -88,22 +87,18 @@ def test_no_way_out_of_a_folder_is_gone(tmp_path):
 def test_a_file_too_large_to_read_keeps_no_other_waiting(place, monkeypatch):
     """A sparse file costs its dropper nothing, and would cost the daemon hours to hash."""
     said = []
-    monkeypatch.setattr(scan, "event", lambda *_, **fields: said.append(fields["reason"]))
-    clock = SimpleNamespace(now=lambda: SimpleNamespace(timestamp=lambda: 0.0))
-    left = scan.UnusableFiles()
-    skipped = scan.SkippedFiles(30.0)
-    drop_scan = DropScan(
+    monkeypatch.setattr(watch, "event", lambda *_, **fields: said.append(fields["reason"]))
+    found = DropScan(
         place.home.incoming,
-        names=NameRules(),
-        left_alone=left,
-        skipped=skipped,
-        clock=clock,
+        NameRules(),
+        skip_log_s=30.0,
+        clock=ManualClock(),
         beat=lambda: None,
     )
     (place.home.incoming / "normal").write_bytes(b"x")
     (place.home.incoming / "sparse").write_bytes(b"x")
     os.truncate(place.home.incoming / "sparse", 9 << 30)
     for _ in range(2):
-        assert [path.name for path, _ in drop_scan.files()] == ["normal"]
+        assert [path.name for path, _ in found.files()] == ["normal"]
     assert said == ["larger than 8 GiB"]
-    assert len(left) == 1
+    assert len(found.unusable) == 1

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lungwatch import RESEARCH_USE_ONLY, __version__
+from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import COMMANDS, main
 from lungwatch.cli.options import parse_since, parse_until
 from lungwatch.cli.output import cell_text, to_csv, to_json
@@ -21,9 +22,10 @@ from lungwatch.db.engine import open_engine, writing
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.models import Plausibility
 from lungwatch.db.results import Store
+from lungwatch.db.states import State
 from lungwatch.errors import Flag, visible
-from lungwatch.imaging.radiograph import RadiographMeta
 from lungwatch.models import SHIPPED_DEFAULT
+from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SHA = "ab" * 32
@@ -32,7 +34,7 @@ FIELDS = {
     *("flags", "model", "model_version", "overlay", "patient_id", "study_uid", "series_uid"),
     *("sop_uid", "accession", "received_at", "finished_at", "duration_ms"),
     *("uncertain_from", "uncertain_to", "gate_score", "lung_area", "lung_share"),
-    "calibration",
+    *("calibration", "message", "findings", "station", "view"),
 }
 
 
@@ -49,18 +51,18 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [("=cmd|calc.dcm", SHA), ("a\x1b[31m long name that must be there whole.dcm", "cd" * 32)]
     ):
         claim = store.claim(
-            token=str(number),
-            sha256=sha256,
-            size_bytes=1,
-            source_name=name,
-            path=f"work/{number}/x.dcm",
-            model_id=model_id,
-            max_attempts=3,
-            now=T0 + timedelta(days=number),
-            exists=lambda _: True,
+            drop(
+                token=str(number),
+                sha256=sha256,
+                source_name=name,
+                path=f"work/{number}/x.dcm",
+                model_id=model_id,
+                now=T0 + timedelta(days=number),
+            )
         )
         if number:
-            store.reject(
+            store.end(
+                State.REJECTED,
                 result_id=claim.result_id,
                 reason="truncated",
                 message="it ends in the middle",
@@ -70,8 +72,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 plausibility=Plausibility(gate_score=0.125, lung_area=0.0),
             )
             continue
-        store.record(
-            result_id=claim.result_id,
+        record(
+            store,
+            claim.result_id,
             meta=RadiographMeta(
                 format="DICOM",
                 rows=1,
@@ -80,13 +83,12 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 photometric="MONOCHROME2",
                 patient_id="+P1",
                 study_uid="1.2.3",
+                view_position="PA",
+                station="ROOM1",
             ),
-            label="COVID",
             probability=0.98765,
             logit=-2.5,
-            threshold=0.5,
             flags=["low_detail", "old_model"],
-            overlay="overlays/x.png",
             duration_ms=5,
             now=T0,
             uncertain=(0.25, 0.75),
@@ -151,6 +153,12 @@ class TestList:
         assert (rows[0]["reason"], rows[0]["probability"]) == ("truncated", None)
         assert rows[1]["findings"] == {"covid": 0.98765, "opacity": 0.625}
         assert rows[0]["findings"] is None
+        assert [rows[1][name] for name in ("patient_id", "view", "station")] == [
+            "+P1",
+            "PA",
+            "ROOM1",
+        ]
+        assert rows[0]["view"] is None
         trust = ("gate_score", "lung_area", "lung_share", "uncertain_from", "uncertain_to")
         assert [rows[1][name] for name in trust] == [0.875, 0.375, 0.5, 0.25, 0.75]
         assert [rows[0][name] for name in trust] == [0.125, 0.0, None, None, None]
@@ -382,7 +390,7 @@ class TestTheCommandItself:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=240,
         )
         assert (done.returncode, done.stderr) == (0, "")
 
@@ -402,7 +410,7 @@ class TestTheCommandItself:
         process.stdout.close()
         errors = process.stderr.read()
         process.stderr.close()
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=240) == 1
         assert errors == ""
 
 
@@ -421,7 +429,7 @@ class TestModel:
             assert f"{entry['threshold']:.6g}" in shown.stdout
             verified = run("model", "verify", entry["bundle"])
             assert verified.exit_code == 0
-            assert "digest, contract and golden picture are right" in verified.stdout
+            assert "digest, contract and golden image are right" in verified.stdout
         assert SHIPPED_DEFAULT in run("model", "verify").stdout
 
     def test_a_damaged_bundle_is_listed_with_its_fault_and_not_verified(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.db.deliveries import (
     Deliveries,
     DeliveryRow,
@@ -22,9 +23,9 @@ from lungwatch.db.deliveries import (
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import ResultFilter, get_result, list_results
 from lungwatch.db.results import Store
-from lungwatch.db.states import DeliveryState, IllegalDeliveryTransition
+from lungwatch.db.states import DeliveryState, IllegalTransition
 from lungwatch.errors import NotFoundError
-from lungwatch.imaging.radiograph import RadiographMeta
+from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ONE, OTHER = "ONE@localhost:104", "OTHER@localhost:105+tls"
@@ -49,27 +50,11 @@ class Desk:
     model_id: int
 
     def record(self, number: int = 0, meta: RadiographMeta | None = None) -> int:
-        claim = self.store.claim(
-            token=f"t{number}",
-            sha256=f"{number:064x}",
-            size_bytes=1,
-            source_name="x.dcm",
-            path=f"work/{number}/x.dcm",
-            model_id=self.model_id,
-            max_attempts=3,
-            now=T0,
-            exists=lambda _: True,
-        )
-        self.store.record(
-            result_id=claim.result_id,
+        claim = self.store.claim(drop(number, model_id=self.model_id, now=T0))
+        record(
+            self.store,
+            claim.result_id,
             meta=meta or replace(DICOM, sop_uid=f"1.2.3.4.{number}"),
-            label="COVID",
-            probability=0.9,
-            logit=2.0,
-            threshold=0.5,
-            flags=[],
-            overlay="overlays/x.png",
-            duration_ms=1,
             now=T0,
         )
         return claim.result_id
@@ -193,20 +178,20 @@ class TestSending:
         desk.finish()
         first, second = desk.due()
         desk.deliveries.start([first.id])
-        with pytest.raises(IllegalDeliveryTransition, match="is sending, not queued"):
+        with pytest.raises(IllegalTransition, match="is sending, not queued"):
             desk.deliveries.start([second.id, first.id])
         assert {row.id for row in desk.due()} == {second.id}
 
-    @pytest.mark.parametrize("call", ["sent", "invalid", "put_back"])
+    @pytest.mark.parametrize("call", ["sent", "invalid", "requeue"])
     def test_what_is_not_being_sent_cannot_end(self, desk: Desk, call: str) -> None:
         desk.finish()
         arguments = {
             "sent": {"now": T0},
             "invalid": {"error": "x"},
-            "put_back": {"error": "x", "next_attempt_at": T0},
+            "requeue": {"error": "x", "next_attempt_at": T0},
         }[call]
-        named = [desk.one().id] if call == "put_back" else desk.one().id
-        with pytest.raises(IllegalDeliveryTransition, match="is queued, not sending"):
+        named = [desk.one().id] if call == "requeue" else desk.one().id
+        with pytest.raises(IllegalTransition, match="is queued, not sending"):
             getattr(desk.deliveries, call)(named, **arguments)
 
     def test_an_unknown_delivery_is_said_to_be(self, desk: Desk) -> None:
@@ -219,7 +204,7 @@ class TestSending:
         row = desk.one()
         desk.deliveries.start([row.id])
         later = T0 + timedelta(seconds=5)
-        desk.deliveries.put_back([row.id], error="connection refused", next_attempt_at=later)
+        desk.deliveries.requeue([row.id], error="connection refused", next_attempt_at=later)
         row = desk.one()
         assert (row.state, row.attempts, row.refusals) == ("queued", 1, 0)
         assert row.error == "connection refused"
@@ -306,7 +291,7 @@ class TestQueries:
         seen.append(get_result(desk.engine, result_id).delivery)
         for row in rows[1:]:
             desk.deliveries.sent(row.id, T0)
-        desk.deliveries.put_back([rows[0].id], error="x", next_attempt_at=T0)
+        desk.deliveries.requeue([rows[0].id], error="x", next_attempt_at=T0)
         seen.append(get_result(desk.engine, result_id).delivery)
         desk.deliveries.start([rows[0].id])
         desk.deliveries.invalid(rows[0].id, "x")
@@ -327,7 +312,7 @@ class TestQueries:
         desk.deliveries.sent(first.id, T0)
         desk.deliveries.invalid(second.id, "x")
         desk.deliveries.refused(third.id, error="x", next_attempt_at=T0, most=1)
-        desk.deliveries.put_back([fourth.id], error="host down", next_attempt_at=T0)
+        desk.deliveries.requeue([fourth.id], error="host down", next_attempt_at=T0)
         one, other = destination_statuses(desk.engine)
         assert (one.destination, one.queued, one.failed, one.invalid) == (ONE, 1, 1, 1)
         assert (one.oldest_at, one.error) == (T0, "host down")

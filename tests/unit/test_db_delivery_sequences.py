@@ -10,13 +10,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.db.deliveries import Deliveries, OutboxPlan, due_deliveries, list_deliveries
 from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import mark_original_removed, open_database, removable_originals
 from lungwatch.db.queries import iter_all
 from lungwatch.db.results import Store
-from lungwatch.db.states import UNSENT, DeliveryState, IllegalDeliveryTransition
-from lungwatch.imaging.radiograph import RadiographMeta
+from lungwatch.db.states import UNSENT, DeliveryState, IllegalTransition
+from tests.support.rows import drop, record
 
 RESULTS, MOST_REFUSALS = 2, 2
 LONGEST = timedelta(hours=1)
@@ -63,15 +64,17 @@ class Outbox(RuleBasedStateMachine):
         )
         for number in range(RESULTS):
             claim = store.claim(
-                token=f"t{number}", sha256=f"{number:064x}", size_bytes=1, source_name="x",
-                path=f"work/{number}/x", model_id=model_id, max_attempts=3, now=self.now,
-                exists=lambda _: True,
-            )  # fmt: skip
-            store.record(
-                result_id=claim.result_id, meta=replace(META, sop_uid=f"1.2.3.{number}"),
-                label="COVID", probability=0.9, logit=2.0, threshold=0.5, flags=[],
-                overlay="overlays/x.png", duration_ms=1, now=self.now,
-            )  # fmt: skip
+                drop(
+                    number,
+                    source_name="x",
+                    path=f"work/{number}/x",
+                    model_id=model_id,
+                    now=self.now,
+                )
+            )
+            record(
+                store, claim.result_id, meta=replace(META, sop_uid=f"1.2.3.{number}"), now=self.now
+            )
             store.finish(result_id=claim.result_id, path=f"done/{number}", now=self.now)
         self.deliveries = Deliveries(self.engine)
         self.ids = [row.id for row in list_deliveries(self.engine)]
@@ -88,7 +91,7 @@ class Outbox(RuleBasedStateMachine):
         is_sending = self.expected[delivery_id] is DeliveryState.SENDING
         try:
             change()
-        except IllegalDeliveryTransition:
+        except IllegalTransition:
             assert not is_sending
             return False
         assert is_sending
@@ -119,7 +122,7 @@ class Outbox(RuleBasedStateMachine):
         one = self.ids[rank]
         later = self.now + timedelta(seconds=5)
         if self._attempt(
-            lambda: self.deliveries.put_back([one], error="x", next_attempt_at=later), one
+            lambda: self.deliveries.requeue([one], error="x", next_attempt_at=later), one
         ):
             self.expected[one] = DeliveryState.QUEUED
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.db import queries
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.queries import (
@@ -23,7 +24,7 @@ from lungwatch.db.results import Store
 from lungwatch.db.states import State
 from lungwatch.db.statistics import stats
 from lungwatch.errors import NotFoundError
-from lungwatch.imaging.radiograph import RadiographMeta
+from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DIGESTS = ["111111" + "a" * 58, "111111" + "b" * 58, "222222" + "c" * 58, "3333" + "4" * 60]
@@ -60,15 +61,15 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def claim(number: int, token: str, model_id: int, now: datetime) -> int:
         return store.claim(
-            token=token,
-            sha256=DIGESTS[number],
-            size_bytes=100,
-            source_name=f"{number}.dcm",
-            path=f"work/{token}/{number}.dcm",
-            model_id=model_id,
-            max_attempts=3,
-            now=now,
-            exists=lambda _: True,
+            drop(
+                token=token,
+                sha256=DIGESTS[number],
+                size_bytes=100,
+                source_name=f"{number}.dcm",
+                path=f"work/{token}/{number}.dcm",
+                model_id=model_id,
+                now=now,
+            )
         ).result_id
 
     def score(
@@ -78,8 +79,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         flags: list[str],
         findings: dict[str, float] | None = None,
     ) -> None:
-        store.record(
-            result_id=result_id,
+        record(
+            store,
+            result_id,
             meta=RadiographMeta(
                 format="DICOM",
                 rows=1,
@@ -93,7 +95,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             label=label,
             probability=probability,
             logit=0.0,
-            threshold=0.5,
             flags=flags,
             findings=findings,
             overlay=f"overlays/{result_id}.png",
@@ -103,8 +104,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.finish(result_id=result_id, path=f"done/{result_id}.dcm", now=T0)
 
     def end(result_id: int, *, rejected: bool) -> None:
-        method = store.reject if rejected else store.fail
-        method(
+        store.end(
+            State.REJECTED if rejected else State.FAILED,
             result_id=result_id,
             reason="truncated" if rejected else "retries_exhausted",
             message="m",
@@ -285,7 +286,8 @@ class TestForTheDaemon:
     def test_a_model_gets_what_it_can_take_up(self, engine: Engine) -> None:
         """A request of another model for an image that this one has scored would never end."""
         store = Store(engine)
-        store.fail(
+        store.end(
+            State.FAILED,
             result_id=6,
             reason="internal_error",
             message="m",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.db.audit import AuditEvent
 from lungwatch.db.claims import Claim, ClaimKind
 from lungwatch.db.maintenance import open_database
@@ -21,7 +22,7 @@ from lungwatch.db.rescoring import (
 )
 from lungwatch.db.results import Store
 from lungwatch.db.states import State
-from lungwatch.imaging.radiograph import RadiographMeta
+from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DEED = AuditEvent(action="rescore", target="model b-1")
@@ -44,29 +45,27 @@ class Desk:
         self.files.discard(f"done/{name}" if not arrival else "")
         self.files.add(path)
         return self.store.claim(
-            token=token,
-            sha256=f"{ord(name):02x}" * 32,
-            size_bytes=1,
-            source_name=name,
-            path=path,
-            model_id=self.models[model],
-            max_attempts=3,
-            now=T0 + timedelta(minutes=ord(name)),
-            exists=self.files.__contains__,
-            arrival=arrival,
+            drop(
+                token=token,
+                sha256=f"{ord(name):02x}" * 32,
+                source_name=name,
+                path=path,
+                model_id=self.models[model],
+                now=T0 + timedelta(minutes=ord(name)),
+                exists=self.files.__contains__,
+                arrival=arrival,
+            )
         )
 
     def score(self, claim: Claim, name: str, probability: float = 0.9) -> None:
-        self.store.record(
-            result_id=claim.result_id,
+        record(
+            self.store,
+            claim.result_id,
             meta=META,
             label="COVID" if probability >= 0.5 else "NEGATIVE",
             probability=probability,
             logit=probability - 0.5,
-            threshold=0.5,
-            flags=[],
             overlay=f"overlays/{name}.{claim.result_id}.png",
-            duration_ms=1,
             now=T0 + timedelta(hours=claim.result_id),
             calibration="site",
         )
@@ -120,7 +119,8 @@ def test_each_filed_image_is_asked_for_once_the_newest_first(desk):
 def test_what_is_refused_gone_or_in_hand_is_not_asked_for(desk):
     desk.store.set_path(image_id=1, path=None)
     refused = desk.claim("w", "a", token="drop-w")
-    desk.store.reject(
+    desk.store.end(
+        State.REJECTED,
         result_id=refused.result_id,
         reason="truncated",
         message="it ends",

@@ -16,6 +16,7 @@ from hypothesis.stateful import (
 from hypothesis.strategies import sampled_from
 from sqlalchemy import func, select
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.db.claims import Claim, ClaimKind
 from lungwatch.db.engine import reading
 from lungwatch.db.maintenance import open_database
@@ -23,7 +24,7 @@ from lungwatch.db.models import Arrival, Result
 from lungwatch.db.queries import iter_all, queued
 from lungwatch.db.results import Store
 from lungwatch.db.states import RESULT_TRANSITIONS, State
-from lungwatch.imaging.radiograph import RadiographMeta
+from tests.support.rows import drop, record
 
 CONTENTS = ("a" * 64, "b" * 64)
 MAX_ATTEMPTS = 2
@@ -81,16 +82,17 @@ class DropFolder(RuleBasedStateMachine):
         self.now += timedelta(seconds=1)
         token = path.split("/")[1]
         return self.store.claim(
-            token=token,
-            sha256=self.files[path],
-            size_bytes=1,
-            source_name="x",
-            path=path,
-            model_id=self.model_id,
-            max_attempts=MAX_ATTEMPTS,
-            now=self.now,
-            exists=self.files.__contains__,
-            arrival=not token.startswith("retry"),
+            drop(
+                token=token,
+                sha256=self.files[path],
+                source_name="x",
+                path=path,
+                model_id=self.model_id,
+                max_attempts=MAX_ATTEMPTS,
+                now=self.now,
+                exists=self.files.__contains__,
+                arrival=not token.startswith("retry"),
+            )
         )
 
     def _move(self, source: str, folder: str) -> str:
@@ -120,16 +122,14 @@ class DropFolder(RuleBasedStateMachine):
         return multiple()
 
     def _record(self, claim: Claim) -> None:
-        self.store.record(
-            result_id=claim.result_id,
+        record(
+            self.store,
+            claim.result_id,
             meta=META,
             label="NEGATIVE",
             probability=0.1,
             logit=-2.0,
-            threshold=0.5,
-            flags=[],
             overlay="o.png",
-            duration_ms=1,
             now=self.now,
         )
 
@@ -189,8 +189,8 @@ class DropFolder(RuleBasedStateMachine):
         generation, claim, path = run
         if generation != self.generation:
             return
-        method = self.store.reject if rejected else self.store.fail
-        method(
+        self.store.end(
+            State.REJECTED if rejected else State.FAILED,
             result_id=claim.result_id,
             reason="unreadable",
             message="m",

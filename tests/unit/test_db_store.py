@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, func, select
 
-from lungwatch.db.claims import Claim, ClaimKind
+from lungwatch.attributes import RadiographMeta
+from lungwatch.db.claims import Claim, ClaimKind, Drop
 from lungwatch.db.engine import reading
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.models import Arrival, Image, Model, Plausibility, Result
-from lungwatch.db.queries import ResultDetail, get_result
+from lungwatch.db.queries import ResultRow, get_result
 from lungwatch.db.results import Store
 from lungwatch.db.states import IllegalTransition, State
 from lungwatch.errors import NotFoundError
-from lungwatch.imaging.radiograph import RadiographMeta
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SHA = "ab" * 32
@@ -70,7 +70,7 @@ class Desk:
             "now": self.now,
             "exists": self.files.__contains__,
         } | other
-        return self.store.claim(token=token, path=path, **arguments)
+        return self.store.claim(Drop(token=token, path=path, **arguments))
 
     def record(self, claim: Claim, **other) -> None:
         arguments = {
@@ -93,8 +93,8 @@ class Desk:
 
     def end(self, claim: Claim, state: State, *, source: str) -> None:
         """Reject or fail, and move the file to quarantine."""
-        method = self.store.reject if state is State.REJECTED else self.store.fail
-        method(
+        self.store.end(
+            state,
             result_id=claim.result_id,
             reason="truncated",
             message="it ends in the middle",
@@ -106,7 +106,7 @@ class Desk:
         self.files.add("quarantine/x.dcm")
         self.store.set_path(image_id=claim.image_id, path="quarantine/x.dcm")
 
-    def row(self, claim: Claim) -> ResultDetail:
+    def row(self, claim: Claim) -> ResultRow:
         return get_result(self.engine, claim.result_id)
 
     def counts(self) -> dict[str, int]:
@@ -282,9 +282,7 @@ class TestRecorded:
             12,
         )
         names = META.__dataclass_fields__
-        assert {name: getattr(row, name) for name in names} == {
-            name: getattr(META, name) for name in names
-        }
+        assert row.attributes == {name: getattr(META, name) for name in names}
 
     def test_nothing_is_written_where_it_is_not_claimed(self, desk: Desk, recorded: Claim) -> None:
         with pytest.raises(IllegalTransition, match="is recorded, not claimed"):
@@ -295,7 +293,7 @@ class TestRecorded:
                 now=desk.now + timedelta(seconds=1),
             )
         row = desk.row(recorded)
-        assert (row.label, row.rows) == ("COVID", 10)
+        assert (row.label, row.attributes["rows"]) == ("COVID", 10)
 
     def test_after_a_crash_only_the_filing_is_left(self, desk: Desk, recorded: Claim) -> None:
         again = desk.claim("a")
@@ -385,7 +383,8 @@ class TestRejected:
 
     def test_what_the_file_says_is_kept_where_it_could_be_read(self, desk: Desk) -> None:
         claim = desk.claim("a")
-        desk.store.reject(
+        desk.store.end(
+            State.REJECTED,
             result_id=claim.result_id,
             reason="wrong_body_part",
             message="LEG",
@@ -393,13 +392,14 @@ class TestRejected:
             duration_ms=3,
             now=T0,
         )
-        assert desk.row(claim).patient_id == "P1"
+        assert desk.row(claim).attributes["patient_id"] == "P1"
 
     def test_what_the_gate_measured_is_kept_until_somebody_asks_for_another_run(
         self, desk: Desk
     ) -> None:
         claim = desk.claim("a")
-        desk.store.reject(
+        desk.store.end(
+            State.REJECTED,
             result_id=claim.result_id,
             reason="rotated",
             message="",
@@ -416,7 +416,8 @@ class TestRejected:
 
     def test_before_the_move_to_quarantine_it_is_refiled(self, desk: Desk) -> None:
         claim = desk.claim("a")
-        desk.store.reject(
+        desk.store.end(
+            State.REJECTED,
             result_id=claim.result_id,
             reason="truncated",
             message="",
@@ -466,7 +467,8 @@ class TestFailed:
 
     def test_before_the_move_to_quarantine_it_is_refiled(self, desk: Desk) -> None:
         claim = desk.claim("a")
-        desk.store.fail(
+        desk.store.end(
+            State.FAILED,
             result_id=claim.result_id,
             reason="retries_exhausted",
             message="disk",
@@ -591,18 +593,18 @@ class TestUnknownRows:
 _RACER = """
 import sys
 from datetime import datetime, UTC
-from lungwatch.db import Store, open_database
+from lungwatch.db import Drop, Store, open_database
 
 url, name, model_id = sys.argv[1], sys.argv[2], int(sys.argv[3])
 engine = open_database(url)
 store = Store(engine)
 sys.stdin.read()
 for number in range(40):
-    claim = store.claim(
+    claim = store.claim(Drop(
         token=f"{name}-{number}", sha256=f"{number:064x}", size_bytes=1, source_name="x",
         path=f"work/{name}-{number}", model_id=model_id, max_attempts=3,
         now=datetime.now(UTC), exists=lambda path: True,
-    )
+    ))
     print(claim.kind, claim.result_id)
 engine.dispose()
 """
@@ -625,7 +627,7 @@ def test_two_processes_that_claim_the_same_contents_start_one_run_each(
         racer.stdin.close()
         racer.stdin = None
     answers = [
-        [line.split() for line in racer.communicate(timeout=120)[0].splitlines()]
+        [line.split() for line in racer.communicate(timeout=240)[0].splitlines()]
         for racer in racers
     ]
     assert [racer.returncode for racer in racers] == [0, 0]
@@ -640,7 +642,8 @@ def test_two_processes_that_claim_the_same_contents_start_one_run_each(
     "write",
     [
         lambda desk, claim: desk.record(claim),
-        lambda desk, claim: desk.store.fail(
+        lambda desk, claim: desk.store.end(
+            State.FAILED,
             result_id=claim.result_id,
             reason="internal_error",
             message="m",
@@ -660,7 +663,7 @@ def test_a_write_that_breaks_off_leaves_the_row_as_it_was(
     def break_off(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lungwatch.db.results.update_image_of", break_off)
+    monkeypatch.setattr("lungwatch.db.results._update_image_of", break_off)
     with pytest.raises(KeyboardInterrupt):
         write(desk, claim)
     assert desk.row(claim) == before
@@ -690,7 +693,7 @@ class TestLostAnswer:
 
     def test_lost_twice_is_once(self, desk: Desk) -> None:
         claim = desk.claim("a")
-        lose = partial(desk.store.lose, result_id=claim.result_id, now=desk.now)
-        self.again(desk, claim, lose)
+        fail = partial(desk.store.fail_vanished, result_id=claim.result_id, now=desk.now)
+        self.again(desk, claim, fail)
         with pytest.raises(IllegalTransition):
-            desk.store.lose(result_id=claim.result_id, now=desk.now + timedelta(seconds=1))
+            desk.store.fail_vanished(result_id=claim.result_id, now=desk.now + timedelta(seconds=1))

@@ -9,8 +9,8 @@ from lungwatch.db.states import (
     DELIVERY_TRANSITIONS,
     UNSENT,
     DeliveryState,
-    IllegalDeliveryTransition,
-    check_delivery_transition,
+    IllegalTransition,
+    check_transition,
 )
 
 ALLOWED = {
@@ -30,11 +30,11 @@ def test_the_table_holds_these_changes_and_no_other(
     current: DeliveryState, target: DeliveryState
 ) -> None:
     if (current, target) in ALLOWED:
-        check_delivery_transition(current, target)
+        check_transition(current, target)
         assert target in DELIVERY_TRANSITIONS[current]
         return
-    with pytest.raises(IllegalDeliveryTransition, match=f"from {current} to {target}"):
-        check_delivery_transition(current, target)
+    with pytest.raises(IllegalTransition, match=f"from {current} to {target}"):
+        check_transition(current, target)
 
 
 def test_every_state_has_its_row_and_its_rank() -> None:

@@ -1,6 +1,5 @@
 """The conformance statement names what is in the code."""
 
-import dataclasses
 import inspect
 import re
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydicom.uid import (
 )
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.daemon.config import Config
+from lungwatch.daemon.configfile import KEYS
 from lungwatch.daemon.pacs import objects, report
 from lungwatch.daemon.pacs.report import MANDATORY_ITEMS
 from lungwatch.daemon.pacs.source import conclusion
@@ -23,10 +22,10 @@ TEXT = (Path(__file__).parents[2] / "docs/dicom-conformance.md").read_text(encod
 
 
 def test_every_configuration_key_named_exists_and_every_key_of_the_network_is_named():
-    keys = {field.name for field in dataclasses.fields(Config)}
-    named = set(re.findall(r"`(pacs_[a-z_]+|min_free_mb|database_url)`", TEXT))
+    keys = {key.dotted for key in KEYS.values()}
+    named = set(re.findall(r"`((?:pacs|intake)\.[a-z_]+|database_url)`", TEXT))
     assert named <= keys
-    assert {key for key in keys if key.startswith("pacs_")} <= named
+    assert {key for key in keys if key.startswith("pacs.")} <= named
 
 
 def test_the_sop_classes_sent_are_those_validated():

@@ -20,12 +20,12 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.daemon.pacs.objects import InvalidObjectError, build_objects, validate
 from lungwatch.daemon.pacs.source import (
-    Predecessor,
     ResultFacts,
     UnusableSourceError,
     read_source,
     stable_uid,
 )
+from lungwatch.db.deliveries import SentReport
 from lungwatch.errors import FLAGS, Flag
 
 pytest.importorskip("highdicom", reason="needs the extra 'pacs'")
@@ -113,13 +113,13 @@ def test_dicom3tools_finds_no_error(facts, source, tmp_path, report_class, key):
         )
         assert [item.kind for item in built] == ["sc", "sr"]
         for item in built:
-            assert problems(item.encode(), tmp_path) == [], item.kind
+            assert problems(item.data, tmp_path) == [], item.kind
 
 
 @pytest.mark.skipif(not shutil.which("dsrdump"), reason="needs Debian's package 'dcmtk'")
 def test_dcmtk_prints_what_the_report_says(facts, source, tmp_path):
     (report,) = build_objects(facts, source, kinds=("sr",))
-    (tmp_path / "report.dcm").write_bytes(report.encode())
+    (tmp_path / "report.dcm").write_bytes(report.data)
     said = subprocess.run(
         ["dsrdump", "+Pl", tmp_path / "report.dcm"], capture_output=True, text=True, check=True
     ).stdout
@@ -155,7 +155,7 @@ ANSWERS = {
 def as_page(facts, source, tmp_path):
     """The report as DCMTK's HTML page, without its tags, in lines."""
     (report,) = build_objects(facts, source, kinds=("sr",))
-    (tmp_path / "report.dcm").write_bytes(report.encode())
+    (tmp_path / "report.dcm").write_bytes(report.data)
     subprocess.run(
         ["dsr2html", tmp_path / "report.dcm", tmp_path / "report.html"],
         check=True,
@@ -241,13 +241,13 @@ def test_dicom3tools_finds_no_error_in_objects_with_an_opacity(
 ):
     opaque = replace(facts, flags=flags, **OPAQUE)
     for item in build_objects(opaque, source, sr=report_class):
-        assert problems(item.encode(), tmp_path) == [], item.kind
+        assert problems(item.data, tmp_path) == [], item.kind
 
 
 def test_the_capture_says_that_the_chest_is_not_normal(facts, source):
     opaque = replace(facts, flags=("other_opacity",), **OPAQUE)
     (capture,) = build_objects(opaque, source, kinds=("sc",))
-    image = pydicom.dcmread(io.BytesIO(capture.encode()))
+    image = pydicom.dcmread(io.BytesIO(capture.data))
     assert "does not mean a normal chest X-ray" in image.DerivationDescription
 
 
@@ -281,7 +281,7 @@ def numbers_in(item):
 
 def report_of(facts, source):
     (report,) = build_objects(facts, source, kinds=("sr",))
-    return pydicom.dcmread(io.BytesIO(report.encode()))
+    return pydicom.dcmread(io.BytesIO(report.data))
 
 
 def test_three_decimals_and_more_only_where_three_would_mislead(facts, find_testdata):
@@ -330,7 +330,7 @@ class TestPredecessor:
 
     @staticmethod
     def revise(facts, source, first, **options):
-        before = Predecessor(
+        before = SentReport(
             sha256=facts.sha256,
             model_sha256=facts.model_sha256,
             sop_instance_uid=str(first.SOPInstanceUID),
@@ -360,7 +360,7 @@ class TestPredecessor:
             first.SOPInstanceUID,
         )
         if shutil.which("dciodvfy"):
-            assert problems(report.encode(), tmp_path) == []
+            assert problems(report.data, tmp_path) == []
 
     def test_another_document_is_not_named(self, facts, find_testdata):
         source = find_testdata("RG1_UNCR.dcm")
@@ -415,7 +415,7 @@ def test_objects_belong_to_the_source_study_in_series_of_their_own(facts, find_t
 
 def test_the_same_result_makes_the_same_bytes_and_another_model_other_uids(facts, source):
     first, second = build_objects(facts, source), build_objects(facts, source)
-    assert [item.encode() for item in first] == [item.encode() for item in second]
+    assert [item.data for item in first] == [item.data for item in second]
     changed = (
         build_objects(replace(facts, model_sha256="ef" * 32), source),
         build_objects(facts, source, deidentify_key=KEY),
@@ -442,7 +442,7 @@ def test_nothing_of_the_patient_leaves_where_that_is_configured(facts, tmp_path)
     path = minimal(tmp_path / "source.dcm", **secrets)
     source = pydicom.dcmread(path)
     for item in build_objects(facts, path, deidentify_key=KEY):
-        data = item.encode()
+        data = item.data
         for value in secrets.values():
             for word in value.split("^"):
                 assert word.encode() not in data, word

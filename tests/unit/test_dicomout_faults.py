@@ -97,7 +97,7 @@ ODD = {
 def test_dicom3tools_finds_no_error_whatever_the_source_says(facts, tmp_path, values, secret):
     for built in build_objects(facts, minimal(tmp_path, **values), deidentify_key=secret):
         path = tmp_path / "object.dcm"
-        path.write_bytes(built.encode())
+        path.write_bytes(built.data)
         checked = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
         said = (checked.stdout + checked.stderr).splitlines()
         assert said
@@ -123,7 +123,7 @@ def test_names_of_another_script_arrive_unharmed(facts, tmp_path):
         tmp_path, SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName=name, PatientID="日本"
     )
     for built in build_objects(facts, path):
-        read = pydicom.dcmread(io.BytesIO(built.encode()))
+        read = pydicom.dcmread(io.BytesIO(built.data))
         assert (str(read.PatientName), read.PatientID) == (name, "日本")
 
 
@@ -147,7 +147,7 @@ def test_a_source_that_cannot_be_answered_is_refused_by_attribute_not_value(
 def plain(facts, path, kind):
     """An object as a receiver reads it, and the source that it is validated against."""
     (built,) = build_objects(facts, path, (kind,))
-    dataset, study = pydicom.dcmread(io.BytesIO(built.encode())), read_source(path).attributes
+    dataset, study = pydicom.dcmread(io.BytesIO(built.data)), read_source(path).attributes
     validate(dataset, kind, facts, study)
     return dataset, study
 

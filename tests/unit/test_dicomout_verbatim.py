@@ -73,7 +73,7 @@ def answers(facts, tmp_path):
         found = []
         for item in build_objects(facts, path, deidentify_key=key):
             sent = tmp_path / f"{item.kind}.dcm"
-            sent.write_bytes(item.encode())
+            sent.write_bytes(item.data)
             found.append((pydicom.dcmread(sent), errors_of(sent)))
         assert len(found) == 2
         return found

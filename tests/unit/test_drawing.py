@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.contract import Calibration, Decision, Finding, Golden, ModelContract
 from lungwatch.daemon.overlay.layout import lay_out
 from lungwatch.daemon.overlay.render import blend, render_overlay, upsample
@@ -15,7 +16,6 @@ from lungwatch.daemon.pipeline.record import Assessment, draw_result
 from lungwatch.daemon.pipeline.records import Claimed, Classified, Prepared, Scores
 from lungwatch.db.models import Plausibility
 from lungwatch.errors import Flag
-from lungwatch.imaging.radiograph import RadiographMeta
 from lungwatch.preprocess import PreprocessSpec, content_of
 
 REFERENCE = 8.0

@@ -13,7 +13,7 @@ from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
 from lungwatch.comparison import DriftReference, alarms
 from lungwatch.daemon.configfile import load_config
-from lungwatch.daemon.doctor import _drift
+from lungwatch.daemon.doctor import Installation, inspect_drift
 from lungwatch.daemon.monitor.drift import (
     BASELINE,
     FALSE_ALARM_RATE,
@@ -295,7 +295,9 @@ def test_a_change_is_accepted_by_a_later_beginning_of_the_reference(clinic, rng)
     clinic.add([all_ap(row) for row in ordinary(rng, 500, first=400)])
     assert "view" in found_of(clinic.look(), "")
     assert clinic.look(since=T0 + timedelta(minutes=400)).alarms == ()
-    (clinic.home / "lungwatch.toml").write_text('drift_from = "2026-03-01T06:40:00+00:00"\n')
+    (clinic.home / "lungwatch.toml").write_text(
+        '[monitor]\ndrift_from = "2026-03-01T06:40:00+00:00"\n'
+    )
     assert json.loads(clinic.run("--drift", "--json").stdout)["tests"][0]["alarm"] is False
 
 
@@ -420,7 +422,7 @@ def test_the_command_prints_what_alarms_and_nothing_of_a_patient(clinic, rng):
     )
     assert "ALARM" in line
     assert "ROOM 1" in said.stdout
-    assert "1 of 1000 windows" in said.stdout
+    assert "1 in 1000 windows" in said.stdout
     told = json.loads(clinic.run("--drift", "--json").stdout)
     assert told["false_alarm_rate"] == 0.001
     first = told["tests"][0]
@@ -436,22 +438,27 @@ def test_options_that_do_not_go_together_are_usage_errors(clinic):
 
 
 def test_doctor_warns_in_one_line_and_fails_nothing(clinic, rng):
-    config, classifier = (
-        load_config(home=clinic.home),
-        Classifier.load(find_bundle(SHIPPED_DEFAULT)),
-    )
-    assert _drift(replace(config, database_url=f"{config.database_url}-"), classifier).ok is None
+    config = load_config(home=clinic.home)
+    classifier = Classifier.load(find_bundle(SHIPPED_DEFAULT))
+
+    def warning(config):
+        installation = Installation(config)
+        installation.classifier = classifier
+        (found,) = inspect_drift(installation)
+        return found
+
+    assert warning(config.replace(database_url=f"{config.database_url}-")).ok is None
     clinic.add(ordinary(rng, 400))
-    assert _drift(config, classifier).ok is True
+    assert warning(config).ok is True
     clinic.add([inverted(row) for row in ordinary(rng, 100, first=400)])
-    warned = _drift(config, classifier)
+    warned = warning(config)
     assert warned.ok is None
     assert warned.detail.startswith("all stations: gate")
     assert "\n" not in warned.detail
 
 
 def test_a_beginning_that_is_no_time_is_refused_by_name(clinic):
-    (clinic.home / "lungwatch.toml").write_text('drift_from = "soon"\n')
+    (clinic.home / "lungwatch.toml").write_text('[monitor]\ndrift_from = "soon"\n')
     said = clinic.run("--drift")
     assert said.exit_code == 1
     assert "drift_from" in str(said.exception) + said.output

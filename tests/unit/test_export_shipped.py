@@ -11,7 +11,7 @@ import pytest
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.export.card import of_data_sets
 from lungwatch.models import SHIPPED_DEFAULT
-from lungwatch.training.evaluation.evaluation import evaluate
+from lungwatch.training.evaluation.evaluation import EvaluationRequest, run_evaluation
 from lungwatch.training.evaluation.scorers import load_scorer
 
 BUNDLE = Path(str(resources.files("lungwatch.models"))) / SHIPPED_DEFAULT
@@ -60,7 +60,8 @@ def test_the_shipped_card_says_research_only_and_shows_the_contracts_figures(sco
 @pytest.mark.shared_data
 @pytest.mark.skipif(not REAL.is_dir(), reason="LUNGWATCH_TEST_DATA holds no open-cxr")
 def test_evaluating_the_shipped_model_reproduces_its_cards_figures(scorer):
-    found = evaluate(scorer, REAL)
+    (one,) = run_evaluation(scorer, EvaluationRequest(data=[REAL]))
+    found = one.result
     recorded = scorer.contract.metrics["open-cxr/test"]
     for name in ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "ece", "brier"):
         assert found[name] == pytest.approx(recorded[name], abs=5e-4)

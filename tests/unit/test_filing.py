@@ -9,6 +9,8 @@ import pytest
 from lungwatch import files
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.pipeline.filing import Filing
+from lungwatch.daemon.pipeline.records import Claimed
+from tests.support.clock import ManualClock
 
 WHEN = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -43,17 +45,31 @@ def claimed(tmp_path):
     return home, path
 
 
+def filing_of(home, told):
+    return Filing(SimpleNamespace(home=home, store=told, writer=told, clock=ManualClock(WHEN)))
+
+
+def claim_of(path):
+    return Claimed(
+        result_id=1,
+        image_id=1,
+        sha256="ab" * 32,
+        path=path,
+        attempt=1,
+        received_at=WHEN,
+        started_s=0.0,
+    )
+
+
 @pytest.mark.parametrize("folder", ["done", "quarantine"])
 def test_repeated_after_the_rename_it_finds_the_file_where_it_went(claimed, monkeypatch, folder):
     """A folder that cannot be synchronised at first costs a repetition, and not the file."""
     home, path = claimed
     told = Told()
-    filing = Filing(home, told, told, SimpleNamespace(now=lambda: WHEN))
+    filing, claim = filing_of(home, told), claim_of(path)
 
     def move():
-        if folder == "done":
-            return filing.file(result_id=1, sha256="ab" * 32, received_at=WHEN, path=path)
-        return filing.quarantine(image_id=1, sha256="ab" * 32, reason="too_small", path=path)
+        return filing.file(claim) if folder == "done" else filing.quarantine(claim, "too_small")
 
     synchronise = files.fsync_dir
 
@@ -80,7 +96,7 @@ def test_a_file_that_is_nowhere_is_an_error(claimed):
     home, path = claimed
     path.unlink()
     told = Told()
-    filing = Filing(home, told, told, SimpleNamespace(now=lambda: WHEN))
+    filing = filing_of(home, told)
     with pytest.raises(FileNotFoundError):
-        filing.file(result_id=1, sha256="ab" * 32, received_at=WHEN, path=path)
+        filing.file(claim_of(path))
     assert told.paths == []

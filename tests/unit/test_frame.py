@@ -9,8 +9,8 @@ import pytest
 
 from lungwatch.errors import FileRejected, Flag, Reason
 from lungwatch.imaging.geometry import frame_box
-from lungwatch.imaging.radiograph import Radiograph
-from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from lungwatch.imaging.radiograph import Radiograph, ReadPolicy
+from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import PreprocessSpec, golden_pixels, preprocess
 from lungwatch.training.data.pixels import read_lung_masks, read_pixels
 from tests.support.radiographs import radiograph, read

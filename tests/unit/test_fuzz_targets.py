@@ -13,7 +13,7 @@ from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.archives import Unpacker
 from lungwatch.daemon.intake.eligibility import NameRules
 from lungwatch.errors import FileRejected, ModelError, Reason
-from lungwatch.imaging.reader import ReadPolicy
+from lungwatch.imaging.radiograph import ReadPolicy
 
 FUZZ = Path(__file__).parents[2] / "fuzz"
 CHANGES = 120

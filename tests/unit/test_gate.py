@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
 from lungwatch.daemon.pipeline.gate import ContentGate, GateRefused
@@ -19,7 +20,6 @@ from lungwatch.daemon.pipeline.model import Classifier
 from lungwatch.daemon.pipeline.pipeline import classify
 from lungwatch.daemon.pipeline.records import Claimed, Prepared
 from lungwatch.errors import Flag, ModelError, Reason
-from lungwatch.imaging.radiograph import RadiographMeta
 from lungwatch.models import SHIPPED_DEFAULT
 
 pytest.importorskip("onnx")
@@ -144,7 +144,7 @@ class TestBundle:
     def test_the_commands_on_models_tell_of_the_gate(self, bundle, tmp_path):
         run = CliRunner()
         said = run.invoke(main, ["model", "verify", str(bundle)]).stdout
-        assert "; content gate: frontal from 0.200, positive from 0.200; reference" in said
+        assert "; content gate: frontal from 0.200, positive from 0.200; drift reference" in said
         told = json.loads(run.invoke(main, ["model", "verify", str(bundle), "--json"]).stdout)
         assert told["gate"] == ["frontal", "positive"]
         shown = json.loads(run.invoke(main, ["model", "show", str(bundle), "--json"]).stdout)

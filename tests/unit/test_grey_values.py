@@ -38,8 +38,8 @@ from pydicom.uid import (
 from lungwatch.daemon.overlay.render import make_preview
 from lungwatch.errors import FileRejected, Flag, Reason
 from lungwatch.imaging import reader
-from lungwatch.imaging.radiograph import Radiograph
-from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from lungwatch.imaging.radiograph import Radiograph, ReadPolicy
+from lungwatch.imaging.reader import read_radiograph
 
 Samples = NDArray[Any]
 DEPTH, TABLE, WINDOW = Flag.DEPTH_CORRECTED, Flag.TABLE_IGNORED, Flag.WINDOW_IGNORED
@@ -115,15 +115,7 @@ def read_framed(tmp_path: Path) -> Callable[[Dataset], Radiograph]:
     def read_one(dataset: Dataset) -> Radiograph:
         path = tmp_path / "image"
         path.write_bytes(content(dataset))
-        policy = ReadPolicy()
-        return reader.read_dicom(
-            path,
-            modalities=policy.modalities,
-            body_parts=policy.body_parts,
-            view_positions=policy.view_positions,
-            reject_lateral=policy.reject_lateral,
-            max_pixels=policy.max_pixels,
-        )
+        return reader._read_dicom(path, ReadPolicy())
 
     return read_one
 

@@ -4,8 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lungwatch.daemon.home import Home, suffix_of
+from lungwatch.daemon.home import Home
 from lungwatch.errors import HomeError, Reason
+from lungwatch.files import file_kind
 
 SHA = "ab" * 32
 DAY = datetime(2026, 3, 4, tzinfo=UTC)
@@ -56,4 +57,4 @@ def test_a_reason_that_is_none_cannot_lead_out_of_the_quarantine(tmp_path):
 def test_the_extension_follows_the_content(tmp_path, head, suffix):
     path = tmp_path / "misleading.txt"
     path.write_bytes(head)
-    assert suffix_of(path) == suffix
+    assert file_kind(path).value == suffix

@@ -12,7 +12,6 @@ import os
 import shutil
 import unicodedata
 from collections import Counter
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,16 +19,17 @@ import pytest
 from click.testing import CliRunner
 
 from lungwatch import RESEARCH_USE_ONLY
+from lungwatch.attributes import ATTRIBUTES, RadiographMeta
 from lungwatch.cli.main import main
-from lungwatch.daemon.doctor import Check
+from lungwatch.daemon.doctor import Outcome
 from lungwatch.daemon.home import Home
 from lungwatch.db.audit import AuditEvent, record_events
 from lungwatch.db.deliveries import Deliveries, OutboxPlan, deliveries_of
 from lungwatch.db.engine import clean
 from lungwatch.db.maintenance import open_database
-from lungwatch.db.queries import ResultDetail
 from lungwatch.db.results import Store
-from lungwatch.imaging.radiograph import RadiographMeta
+from lungwatch.db.states import State
+from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 TEXTS = [
@@ -70,22 +70,31 @@ def add_result(store, number, text):
         name=text, version="1", sha256=f"{number:064x}", contract_json="{}", now=T0
     )
     claim = store.claim(
-        token=str(number), sha256=f"{number:064x}", size_bytes=1, source_name=text,
-        path=f"work/{number}/x", model_id=model_id, max_attempts=3,
-        now=T0 + timedelta(minutes=number), exists=lambda _: True,
-    )  # fmt: skip
-    said = [field.name for field in fields(RadiographMeta)]
-    numbers = {"rows": 1, "columns": 1, "bits_stored": 8, "format": "DICOM"}
-    meta = RadiographMeta(**{name: numbers.get(name, text) for name in said})
+        drop(
+            number,
+            token=str(number),
+            source_name=text,
+            path=f"work/{number}/x",
+            model_id=model_id,
+            now=T0 + timedelta(minutes=number),
+        )
+    )
+    hostile = {"number": 1, "instant": None}
+    stated = {name: hostile.get(one.kind, text) for name, one in ATTRIBUTES.items()}
+    meta = RadiographMeta(**stated | {"format": "DICOM"})
     if number % 2:
-        store.record(
-            result_id=claim.result_id, meta=meta, label="COVID", probability=0.9, logit=-2.0,
-            threshold=0.5, flags=[clean(text)], overlay=f"overlays/{number}.png", duration_ms=1,
+        record(
+            store,
+            claim.result_id,
+            meta=meta,
+            logit=-2.0,
+            flags=[clean(text)],
+            overlay=f"overlays/{number}.png",
             now=T0,
-        )  # fmt: skip
+        )
         store.finish(result_id=claim.result_id, path=f"done/{number}", now=T0)
         return claim.result_id
-    store.reject(
+    store.end(State.REJECTED,
         result_id=claim.result_id, reason="unreadable", message=text, meta=meta, duration_ms=1,
         now=T0,
     )  # fmt: skip
@@ -106,7 +115,7 @@ def filled(tmp_path_factory):
         result_id = add_result(store, number, text)
         for sent in deliveries_of(engine, result_id):
             deliveries.start([sent.id])
-            deliveries.put_back([sent.id], error=text, next_attempt_at=T0)
+            deliveries.requeue([sent.id], error=text, next_attempt_at=T0)
         # Whoever runs a command chooses both.
         patch.setenv("LOGNAME", text)
         patch.setenv("SUDO_USER", text)
@@ -203,8 +212,9 @@ def test_each_result_is_shown_a_line_a_field(filled):
     for number in range(COUNT):
         text = run(filled, "results", "show", str(number + 1))
         deliveries = number % 2
-        assert text.count("\n") == len(fields(ResultDetail)) + deliveries + 2
         shown = json.loads(run(filled, "results", "show", str(number + 1), "--json"))
+        fields_shown = len(shown) - 1  # without the list of deliveries
+        assert text.count("\n") == fields_shown + deliveries + 2
         assert shown["institution"] == clean(TEXTS[number])
         assert len(shown["deliveries"]) == deliveries
 
@@ -295,7 +305,7 @@ def test_removals_are_listed_a_line_each(copied):
 
 def test_what_was_refused_is_retried_whatever_it_is_called(copied):
     ids = [str(number + 1) for number in range(0, COUNT, 2)]
-    assert run(copied, "retry", *ids) == f"{len(ids)} put forward to be tried again\n"
+    assert run(copied, "retry", *ids) == f"{len(ids)} queued for another attempt\n"
     states = {
         row["id"]: row["status"] for row in json.loads(run(copied, "results", "list", "--json"))
     }
@@ -312,8 +322,8 @@ def test_a_name_that_is_not_there_is_refused_in_one_line(filled):
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_check_up_is_a_line_a_check(filled, monkeypatch, as_json):
-    checks = [Check(name=text, ok=None, detail=text) for text in TEXTS]
-    monkeypatch.setattr("lungwatch.daemon.doctor.run_checks", lambda _: iter(checks))
+    checks = [Outcome(name=text, ok=None, detail=text) for text in TEXTS]
+    monkeypatch.setattr("lungwatch.daemon.monitor.health.run_checks", lambda _: iter(checks))
     text = run(filled, "doctor", *(["--json"] if as_json else []))
     if as_json:
         assert [check["detail"] for check in json.loads(text)] == TEXTS

@@ -35,10 +35,10 @@ from pydicom.uid import (
 )
 
 from lungwatch.errors import FileRejected, Reason
+from lungwatch.files import FileKind, kind_of
 from lungwatch.imaging.codestream import frame_header
-from lungwatch.imaging.dicomfile import is_dicom
-from lungwatch.imaging.radiograph import Radiograph
-from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from lungwatch.imaging.radiograph import Radiograph, ReadPolicy
+from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
 
 STORED = (np.indices((80, 100)).sum(axis=0) * 20).astype(np.uint16)
@@ -363,7 +363,7 @@ class TestEncodings:
         buffer = io.BytesIO()
         dcmwrite(buffer, dataset, implicit_vr=implicit, little_endian=little)
         data = (bytes(128) + b"DICM" if has_preamble else b"") + buffer.getvalue()
-        assert is_dicom(data[:132])
+        assert kind_of(data[:132]) is FileKind.DICOM
         assert np.abs(_read(data).pixels - GREY).max() < 1e-6
 
     @pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless, RLELossless])
@@ -386,7 +386,7 @@ class TestEncodings:
         ],
     )
     def test_what_is_no_dicom_is_not_taken_for_it(self, head: bytes) -> None:
-        assert not is_dicom(head)
+        assert kind_of(head) is not FileKind.DICOM
 
     def test_monochrome1_is_shown_as_its_monochrome2_twin(self) -> None:
         inverse = (4095 - STORED).astype(np.uint16)
@@ -499,6 +499,7 @@ def test_what_queries_ask_for_is_handed_on() -> None:
     assert (meta.station, meta.institution) == ("ROOM1", "St. Elsewhere")
     assert meta.sop_class == ComputedRadiographyImageStorage
     assert (meta.patient_id, meta.accession) == ("MRN-4711", "ACC-0815")
+    assert (meta.patient_sex, meta.patient_age, meta.study_time) == (None, None, None)
 
 
 class TestDamagedTables:

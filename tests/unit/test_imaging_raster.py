@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lungwatch.errors import FileRejected, Reason
-from lungwatch.imaging.radiograph import Radiograph
-from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from lungwatch.imaging.radiograph import Radiograph, ReadPolicy
+from lungwatch.imaging.reader import read_radiograph
 
 GREY = (np.indices((100, 120)).sum(axis=0) * 255 // 218).astype(np.uint8)
 GREY16 = (np.indices((100, 120)).sum(axis=0) * 65535 // 218).astype(np.uint16)

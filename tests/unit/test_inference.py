@@ -1,16 +1,15 @@
-"""Micro-batches take what is waiting, and a poisoned image costs itself only."""
+"""A poisoned image costs itself only, not its batch."""
 
-import queue
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lungwatch.daemon.pipeline.pipeline import batches, classify
+from lungwatch.attributes import RadiographMeta
+from lungwatch.daemon.pipeline.pipeline import classify
 from lungwatch.daemon.pipeline.records import Claimed, Prepared, Scores
 from lungwatch.errors import Reason
-from lungwatch.imaging.radiograph import RadiographMeta
 
 
 def prepared(number: int) -> Prepared:
@@ -49,21 +48,6 @@ class Model:
             )
             for item in batch
         ]
-
-
-def test_a_batch_is_what_is_waiting_up_to_the_limit():
-    waiting = queue.Queue()
-    items = [prepared(number) for number in range(5)]
-    for item in [*items, None]:
-        waiting.put(item)
-    assert [len(batch) for batch in batches(waiting, 3)] == [3, 2]
-
-
-def test_the_end_is_not_swallowed_by_a_batch():
-    waiting = queue.Queue()
-    waiting.put(prepared(1))
-    waiting.put(None)
-    assert [len(batch) for batch in batches(waiting, 8)] == [1]
 
 
 @pytest.mark.parametrize("poisoned", [[], [3]])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.contract import (
     Calibration,
     Decision,
@@ -21,7 +22,6 @@ from lungwatch.daemon.pipeline.record import assess
 from lungwatch.daemon.pipeline.records import Claimed, Classified, GateAnswer, Prepared, Scores
 from lungwatch.db.models import Plausibility
 from lungwatch.errors import Flag, Reason, flags_in_order
-from lungwatch.imaging.radiograph import RadiographMeta
 from lungwatch.preprocess import PreprocessSpec, content_of, has_partial_lungs, lung_mask
 
 GATE = GateContract(

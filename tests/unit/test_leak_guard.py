@@ -52,7 +52,7 @@ def test_what_is_left_behind_fails_the_test(case, tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert expected in done.stdout

@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import Drift, DriftTest, DriftWindow
-from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, disk_usage, free_mb_of
+from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, free_mb_of
 from lungwatch.daemon.monitor.metrics import Metrics, stability_index
-from lungwatch.daemon.retry import SystemClock
-from lungwatch.daemon.stage import Progress, TimeLimited
+from lungwatch.daemon.retention import disk_usage
+from lungwatch.daemon.retry import SystemClock, TimeLimited
+from lungwatch.daemon.stage import Progress
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
 from lungwatch.db.statistics import health_counts, metric_counts
-from lungwatch.imaging.radiograph import RadiographMeta
+from tests.support.rows import drop, record
 
 DOCS = Path(__file__).parents[2] / "docs" / "monitoring"
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
@@ -63,31 +65,28 @@ def make_text(tmp_path_factory):
     for number in range(60):
         now = T0 + timedelta(seconds=number)
         claim = store.claim(
-            token=str(number),
-            sha256=f"{number:064x}",
-            size_bytes=1,
-            source_name="DOE^JANE.png",
-            path=f"work/{number}",
-            model_id=model,
-            max_attempts=3,
-            now=now,
-            exists=lambda _: True,
+            drop(
+                number,
+                token=str(number),
+                source_name="DOE^JANE.png",
+                path=f"work/{number}",
+                model_id=model,
+                now=now,
+            )
         )
-        store.record(
-            result_id=claim.result_id,
+        record(
+            store,
+            claim.result_id,
             meta=meta,
             label="normal",
             probability=0.25,
             logit=-1.1,
-            threshold=0.5,
-            flags=[],
             overlay="o.png",
-            duration_ms=1,
             now=now,
         )
         store.finish(result_id=claim.result_id, path=f"done/{number}", now=now)
     clock = SystemClock()
-    vitals = Progress(clock)
+    progress = Progress(clock)
     home = Home(tmp_path)
     home.incoming.mkdir()
     home.backups.mkdir()
@@ -103,11 +102,11 @@ def make_text(tmp_path_factory):
             read_disks=TimeLimited(lambda: disk_usage(home, str(engine.url)), limit_s=30),
             model="m-1",
             gate="refuse",
-            vitals=vitals,
+            progress=progress,
             clock=clock,
             window=window,
         )
-        with vitals.busy("decode"):
+        with progress.busy("decode"):
             pass
         metrics.observe("decode", 0.02)
         logging.getLogger("lungwatch").setLevel(logging.INFO)

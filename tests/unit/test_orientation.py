@@ -12,7 +12,8 @@ from lungwatch.daemon.pacs.source import read_source
 from lungwatch.daemon.pipeline import decode
 from lungwatch.daemon.pipeline.decode import Decoded, decode_file
 from lungwatch.errors import Flag
-from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from lungwatch.imaging.radiograph import ReadPolicy
+from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import PreprocessSpec
 from tests.support.radiographs import radiograph, read
 

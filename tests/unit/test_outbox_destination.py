@@ -52,19 +52,19 @@ def test_what_is_none(text: str) -> None:
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ('pacs_destinations = ["x"]', r"'pacs_destinations': 'x' is no destination"),
-        ('pacs_destinations = ["A@b:1", "A@b:1"]', "'pacs_destinations': one is named twice"),
-        ('pacs_ae_title = "LONGER-THAN-SIXTEEN"', "'pacs_ae_title'.*16 characters"),
-        ('pacs_send = ["gsps"]', "'pacs_send'.*is not of sc and sr"),
-        ("pacs_send = []", "'pacs_send'"),
-        ('pacs_sr = "basic-text"', "'pacs_sr'.*comprehensive-3d or comprehensive"),
-        ("pacs_deidentify = true", "'pacs_deidentify' needs 'pacs_deidentify_key'"),
-        ("pacs_retry_s = 60\npacs_retry_max_s = 30", "'pacs_retry_max_s' is less"),
-        ("pacs_retry_s = 0", "'pacs_retry_s'.*not within"),
+        ('destinations = ["x"]', r"'pacs.destinations': 'x' is no destination"),
+        ('destinations = ["A@b:1", "A@b:1"]', "'pacs.destinations': one is listed twice"),
+        ('ae_title = "LONGER-THAN-SIXTEEN"', "'pacs.ae_title'.*16 characters"),
+        ('send = ["gsps"]', "'pacs.send'.*is not a list of sc and sr"),
+        ("send = []", "'pacs.send'"),
+        ('sr = "basic-text"', "'pacs.sr'.*'comprehensive-3d' or 'comprehensive'"),
+        ("deidentify = true", "'pacs.deidentify' needs 'pacs.deidentify_key'"),
+        ("retry_s = 60\nretry_max_s = 30", "'pacs.retry_max_s' is less"),
+        ("retry_s = 0", "'pacs.retry_s'.*greater than or equal to 0.1"),
     ],
 )
 def test_a_bad_setting_stops_the_start_with_its_name(tmp_path: Path, lines: str, says: str) -> None:
-    (tmp_path / "lungwatch.toml").write_text(lines)
+    (tmp_path / "lungwatch.toml").write_text(f"[pacs]\n{lines}")
     with pytest.raises(ConfigError, match=says):
         load_config(home=tmp_path, environ={})
 

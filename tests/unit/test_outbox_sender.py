@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import pytest
 
+from lungwatch.attributes import RadiographMeta
 from lungwatch.daemon.configfile import load_config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.pacs import outbox
@@ -20,18 +21,17 @@ from lungwatch.daemon.pacs.scu import (
     Answer,
     OutgoingObject,
     StorageScu,
-    TlsFiles,
     UnreachableError,
     Verdict,
 )
 from lungwatch.daemon.retry import Outages
-from lungwatch.daemon.stage import DatabaseWriter
+from lungwatch.daemon.stage import DatabaseWriter, Progress
 from lungwatch.db.deliveries import Deliveries, DeliveryRow, OutboxPlan, list_deliveries
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
 from lungwatch.errors import ConfigError, MissingExtraError
-from lungwatch.imaging.radiograph import RadiographMeta
 from tests.support.clock import ManualClock
+from tests.support.rows import drop, record
 from tests.support.waits import PATIENCE_S
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -50,14 +50,14 @@ class Network:
         self.down = {DOWN}
         self.answer = STORED
 
-    def send(self, destination, parcels):
+    def send(self, destination, objects):
         self.calls[destination.name] += 1
         if destination.name in self.down:
             raise UnreachableError("connection refused")
-        for parcel in parcels:
+        for item in objects:
             if self.answer.verdict is Verdict.STORED:
-                self.received.append((destination.name, parcel.sop_instance_uid))
-            yield parcel, self.answer
+                self.received.append((destination.name, item.path.stem))
+            yield item, self.answer
 
     def abort(self):
         return False
@@ -83,15 +83,7 @@ class Packer:
         uid = f"2.25.{row.result_id}"
         note(row, uid)
         self.path(uid).touch()
-        return OutgoingObject(
-            delivery_id=row.id,
-            sha256=row.sha256,
-            kind=row.kind,
-            refusals=row.refusals,
-            path=self.path(uid),
-            sop_class_uid="1.2",
-            sop_instance_uid=uid,
-        )
+        return OutgoingObject(row=row, path=self.path(uid), sop_class_uid="1.2")
 
 
 class Bench:
@@ -111,7 +103,7 @@ class Bench:
         monkeypatch.setattr(module, "StorageScu", lambda *_: self.network)
         monkeypatch.setattr(module, "ObjectStore", Packer)
         monkeypatch.setattr(Packer, "broken", set())
-        self.writer = DatabaseWriter(Outages(), self.on_crash)
+        self.writer = DatabaseWriter(Outages(), self.on_crash, Progress(self.clock))
         self.writer.start()
         self.sender = Sender(
             config=config,
@@ -139,29 +131,8 @@ class Bench:
                 study_uid="1.2",
                 sop_uid=f"1.3.{number}",
             )
-            claim = store.claim(
-                token=f"t{number}",
-                sha256=f"{number:064x}",
-                size_bytes=1,
-                source_name="x.dcm",
-                path=f"work/{number}/x.dcm",
-                model_id=model_id,
-                max_attempts=3,
-                now=T0,
-                exists=lambda _: True,
-            )
-            store.record(
-                result_id=claim.result_id,
-                meta=meta,
-                label="COVID",
-                probability=0.9,
-                logit=2.0,
-                threshold=0.5,
-                flags=[],
-                overlay="overlays/x.png",
-                duration_ms=1,
-                now=T0,
-            )
+            claim = store.claim(drop(number, model_id=model_id, now=T0))
+            record(store, claim.result_id, meta=meta, now=T0)
             store.finish(result_id=claim.result_id, path="done/x.dcm", now=T0)
 
     def on_crash(self, name: str, error: BaseException):
@@ -230,7 +201,7 @@ def test_what_is_refused_has_failed_after_a_bounded_number_of_times(bench: Bench
 
 
 def test_a_destination_without_room_is_left_alone_and_refuses_nothing(bench: Bench):
-    bench.network.answer = Answer(verdict=Verdict.NO_ROOM, text="0xA700: out of resources")
+    bench.network.answer = Answer(verdict=Verdict.OUT_OF_RESOURCES, text="0xA700: out of resources")
     for _ in range(MAX_REFUSALS + 3):
         bench.later(minutes=15)
     assert bench.network.calls[UP] <= MAX_REFUSALS + 3
@@ -294,7 +265,7 @@ def test_a_missing_extra_is_named_at_the_start(
 
 def _real_parts(config, engine):
     outbox.ObjectStore(config=config, home=Home(config.home), engine=engine)
-    StorageScu(config.pacs_ae_title, TlsFiles.of(config))
+    StorageScu(config)
 
 
 @pytest.mark.parametrize(

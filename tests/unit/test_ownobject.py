@@ -35,7 +35,7 @@ def sent(request, tmp_path, find_testdata):
         overlay=overlay,
     )
     source = find_testdata("RG1_UNCR.dcm")
-    return [item.encode() for item in build_objects(facts, source, deidentify_key=request.param)]
+    return [item.data for item in build_objects(facts, source, deidentify_key=request.param)]
 
 
 @pytest.fixture

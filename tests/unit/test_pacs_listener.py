@@ -3,11 +3,12 @@
 import socket
 import threading
 
+import pydicom
 import pytest
 
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.stage import Progress, progress_limits
+from lungwatch.daemon.stage import Progress
 from tests.support.clock import ManualClock
 from tests.support.waits import PATIENCE_S, wait_for
 
@@ -18,7 +19,7 @@ def wait_until_stuck(stages, vitals, clock):
     """Wait until just these stages are stuck; one that goes on shows that a moment later."""
 
     def stuck():
-        return [one.stage for one in vitals.stuck(clock.monotonic())]
+        return list(vitals.stuck(clock.monotonic()))
 
     wait_for(lambda: stuck() == stages, stuck)
 
@@ -31,7 +32,7 @@ def listening(tmp_path):
     config = Config(home=tmp_path, min_free_mb=0, stuck_s=7)
     home, clock = Home(tmp_path), ManualClock()
     home.prepare()
-    vitals = Progress(clock, progress_limits(config))
+    vitals = Progress(clock, config.stuck_s)
     crashes = []
     listener = Listener(config, home, lambda *crash: crashes.append(crash), vitals)
     listener.start()
@@ -62,7 +63,7 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
         sender = threading.Thread(target=lambda: answers.append(association.send_c_store(rg1)))
         sender.start()
         wait_for(lambda: "reception" in vitals.snapshot())
-        assert vitals.stuck(clock.monotonic()) == []
+        assert vitals.stuck(clock.monotonic()) == {}
         clock.advance(8)
         wait_until_stuck(["reception"], vitals, clock)
         release.set()
@@ -71,8 +72,23 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
     finally:
         release.set()
     assert answers[0].Status == 0
-    assert vitals.stuck(clock.monotonic()) == []
+    assert vitals.stuck(clock.monotonic()) == {}
     assert len(list(home.incoming.glob("*.dcm"))) == 1
+
+
+def test_the_callers_title_is_in_the_file_and_the_data_set_as_it_came(listening, rg1):
+    listener, home, _, _ = listening
+    for _ in range(2):
+        entity = pynetdicom.AE(ae_title="CT_ROOM 3")
+        entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1")
+        association = entity.associate("127.0.0.1", listener.port, ae_title="LUNGWATCH")
+        assert association.send_c_store(rg1).Status == 0
+        association.release()
+    one, two = home.incoming.glob("*.dcm")
+    assert one.read_bytes() == two.read_bytes(), "the same object twice is one content"
+    stored = pydicom.dcmread(one)
+    assert stored.file_meta.SendingApplicationEntityTitle == "CT_ROOM 3"
+    assert stored.PixelData == pydicom.dcmread(rg1).PixelData
 
 
 def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(listening, monkeypatch):

@@ -8,7 +8,8 @@ import pytest
 
 from lungwatch.daemon.pipeline.decode import decode_file
 from lungwatch.errors import Flag
-from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from lungwatch.imaging.radiograph import ReadPolicy
+from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import (
     BURNT_IN_LETTERS,
     PreprocessSpec,

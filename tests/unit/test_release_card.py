@@ -13,7 +13,6 @@ from lungwatch.export.card import (
     RELEASE_GATE,
     of_data_sets,
     read_release_gate,
-    release_gate_markdown,
     require_same_model,
     write_card,
 )
@@ -48,7 +47,8 @@ def written(tmp_path, values):
 
 def test_every_check_has_a_line_with_its_verdict(tmp_path, result):
     found = read_release_gate(written(tmp_path, result.to_dict()))
-    text = release_gate_markdown(found)
+    before = OnnxScorer(read_bundle(SHIPPED).model).contract
+    text = write_card(replace(before, metrics={RELEASE_GATE: found}))
     assert "**The gate is not passed.**" in text
     assert "1 checks pass, 1 fail, 1 were not measured. Measured on some-1.0.0" in text
     assert (

@@ -43,7 +43,7 @@ def answers(findings, logits, *, sources=None, views=None, adults=None, **others
             zip(findings, sources or [""] * len(findings), strict=True)
         )
     ]
-    looks = [
+    scans = [
         ScannedImage(
             sample=sample,
             sha256="",
@@ -66,7 +66,7 @@ def answers(findings, logits, *, sources=None, views=None, adults=None, **others
     return Answers(
         name="set",
         samples=samples,
-        looks=looks,
+        scans=scans,
         judgement=Judgement(
             name="model",
             preprocess=PreprocessSpec(size_px=32),

@@ -180,7 +180,7 @@ def test_each_folder_has_a_space_limit_of_its_own_that_counts_what_has_to_stay(p
     assert [item.path for item in place.keeper(retain_quarantine_gb=0.8).plan(NOW)] == []
     removed = place.clear(retain_done_gb=0.8, retain_quarantine_gb=0.5, retain_overlays_gb=0.8)
     assert [item.path for item in removed] == [sent, refused[0], overlay]
-    assert removed[0].reason == "done/ holds 0.9 GiB, retain_done_gb = 0.8"
+    assert removed[0].reason == "done/ holds 0.9 GiB, retention.done_gb = 0.8"
     assert place.exists(waiting)
     assert place.agrees() == []
     row = get_result(place.engine, 4)

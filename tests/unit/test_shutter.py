@@ -7,7 +7,7 @@ import pytest
 
 from lungwatch.errors import Flag
 from lungwatch.imaging.display import shutter_of
-from lungwatch.imaging.reader import ReadPolicy
+from lungwatch.imaging.radiograph import ReadPolicy
 from tests.support.radiographs import radiograph, read
 
 SHAPE = (80, 100)

@@ -116,7 +116,7 @@ class TestKeys:
         assert b"ENCRYPTED" in key.read_bytes()
         sign = ("model", "sign", bundle, "--key", key)
         assert "--passphrase-file" in refused(*sign)
-        assert "does not fit" in refused(*sign, "--passphrase-file", tmp_path / "wrong")
+        assert "passphrase is wrong" in refused(*sign, "--passphrase-file", tmp_path / "wrong")
         assert lungwatch(*sign, "--passphrase-file", tmp_path / "right").exit_code == 0
 
     def test_a_private_key_that_others_may_read_is_not_used(self, keys, tmp_path, bundle):
@@ -339,7 +339,7 @@ class TestAcceptance:
         assert "SHA-256 differs" in refused("model", "sign", bundle, "--key", keys / "ours")
         shutil.copy(SHIPPED / NAME / "card.md", bundle)
         renamed = bundle.rename(bundle.parent / "other-1.0.0")
-        assert "one name" in refused("model", "sign", renamed, "--key", keys / "ours")
+        assert "the same name" in refused("model", "sign", renamed, "--key", keys / "ours")
         assert (renamed / "bundle.sig").read_bytes() == before
         assert "cannot read" in refused("model", "sign", bundle, "--key", keys / "ours")
 

@@ -7,9 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from lungwatch.contract import COVID, NEGATIVE, UNCERTAIN, Calibration, Decision
-from lungwatch.errors import ModelError
-from lungwatch.sitecalibration import (
+from lungwatch.bundle import (
     SiteCalibration,
     calibration_path,
     other_builds,
@@ -17,6 +15,8 @@ from lungwatch.sitecalibration import (
     remove_calibration,
     write_calibration,
 )
+from lungwatch.contract import COVID, NEGATIVE, UNCERTAIN, Calibration, Decision
+from lungwatch.errors import ModelError
 from lungwatch.training.evaluation.calibration import (
     CannotCalibrateError,
     calibrate_site,
@@ -56,10 +56,10 @@ def test_the_stated_error_holds_over_a_thousand_resamples_in_each_class(error, a
     wrong = np.zeros((1000, 2))
     for number in range(len(wrong)):
         targets, logits = cases(60, 90, apart=apart, seed=number + 10)
-        band = conformal_band(targets, logits, error)
+        covid_from, other_to = conformal_band(targets, logits, error)
         covid = 2.5 * rng.normal(apart, 1, 200) + 3.0
         other = 2.5 * rng.normal(0, 1, 200) + 3.0
-        wrong[number] = (covid < band.covid_from).mean(), (other > band.other_to).mean()
+        wrong[number] = (covid < covid_from).mean(), (other > other_to).mean()
     standard_error = wrong.std(axis=0) / np.sqrt(len(wrong))
     assert (wrong.mean(axis=0) <= error + 3 * standard_error).all()
 

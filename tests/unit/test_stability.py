@@ -25,7 +25,7 @@ def test_a_close_makes_a_file_complete_at_once(stability):
 def test_a_file_that_somebody_holds_open_is_never_complete(stability):
     stability.hint(PATH, Hint.COMPLETE)
     stability.observe(PATH, replace(YOUNG, age_s=1e6), 0.0)
-    assert not stability.is_complete(PATH, WriterState.SOMEBODY, 1e6)
+    assert not stability.is_complete(PATH, WriterState.PRESENT, 1e6)
 
 
 def test_without_a_hint_a_file_must_be_unchanged_for_the_stability_time(stability):
@@ -85,5 +85,5 @@ def test_a_file_that_was_moved_in_is_complete_at_once_where_nobody_writes(stabil
     stability.hint(PATH, Hint.APPEARED)
     stability.observe(PATH, YOUNG, 0.0)
     assert not stability.is_complete(PATH, WriterState.UNKNOWN, 0.0)
-    assert not stability.is_complete(PATH, WriterState.SOMEBODY, 0.0)
+    assert not stability.is_complete(PATH, WriterState.PRESENT, 0.0)
     assert stability.is_complete(PATH, WriterState.NONE, 0.0)

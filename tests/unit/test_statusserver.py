@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, StatusServer
-from lungwatch.daemon.retry import OutageKind, SystemClock
-from lungwatch.daemon.stage import Progress, TimeLimited
+from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes
+from lungwatch.daemon.monitor.metrics import StatusServer
+from lungwatch.daemon.retry import OutageKind, SystemClock, TimeLimited
+from lungwatch.daemon.stage import Progress
 from lungwatch.db.statistics import HealthCounts
 from lungwatch.errors import DatabaseError
 from tests.support.waits import PATIENCE_S, wait_for
@@ -64,7 +65,7 @@ def check_of(probes):
 
 
 def get(server, path):
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=240)
     connection.request("GET", path)
     answer = connection.getresponse()
     body = answer.read().decode()
@@ -158,7 +159,7 @@ def test_the_death_of_its_thread_is_told(monkeypatch):
 
 def test_a_server_that_answers_nobody_any_more_starves_the_watchdog(monkeypatch):
     release, asked = threading.Event(), threading.Event()
-    vitals = Progress(SystemClock(), {"status": 2.0})
+    vitals = Progress(SystemClock(), 2.0)
     server = serve(check_of(WELL), vitals=vitals)
 
     def hang(*_):
@@ -167,7 +168,7 @@ def test_a_server_that_answers_nobody_any_more_starves_the_watchdog(monkeypatch)
         return False
 
     def stuck():
-        return [one.stage for one in vitals.stuck(time.monotonic())]
+        return list(vitals.stuck(time.monotonic()))
 
     monkeypatch.setattr(server._server, "verify_request", hang)
     server.start()

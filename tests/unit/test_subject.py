@@ -15,7 +15,8 @@ from pydicom.uid import (
 )
 
 from lungwatch.errors import FileRejected, Flag, Reason
-from lungwatch.imaging.reader import ReadPolicy, read_radiograph
+from lungwatch.imaging.radiograph import ReadPolicy
+from lungwatch.imaging.reader import read_radiograph
 from tests.support.radiographs import code, radiograph, read
 
 DX = {

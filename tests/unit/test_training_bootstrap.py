@@ -7,7 +7,6 @@ from lungwatch.training.evaluation.metrics import (
     FIGURES,
     Bootstrap,
     area_interval,
-    average_precision,
     figures,
     interval,
     intervals,
@@ -51,7 +50,7 @@ def test_weights_are_the_same_as_repeating_the_cases(ties):
         for name in FIGURES:
             assert found[name][row] == pytest.approx(getattr(expected, name), abs=1e-12), name
         assert roc[row] == pytest.approx(roc_auc(again_y, again_p))
-        assert pr[row] == pytest.approx(average_precision(again_y, again_p))
+        assert pr[row] == pytest.approx(figures(again_y, again_p, 0.5).pr_auc)
 
 
 def test_resamples_keep_the_number_of_cases_of_either_class():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lungwatch.training.evaluation.calibration import choose_decision, fit_calibration
-from lungwatch.training.evaluation.metrics import expected_calibration_error, roc_curve, sigmoid
+from lungwatch.training.evaluation.metrics import figures, roc_curve, sigmoid
 
 
 def sample(size=4000, seed=0):
@@ -19,7 +19,7 @@ def test_calibration_finds_the_scale_and_offset_that_an_overconfident_score_need
     assert found.slope == pytest.approx(1 / 3, rel=0.1)
     assert found.intercept == pytest.approx(-2 / 3, abs=0.15)
     probabilities = sigmoid(found.slope * (3.0 * z + 2.0) + found.intercept)
-    assert expected_calibration_error(y, probabilities) < 0.03
+    assert figures(y, probabilities, 0.5).ece < 0.03
 
 
 def test_a_perfectly_separated_set_gives_finite_numbers():

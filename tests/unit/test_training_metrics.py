@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 
 from lungwatch.training.evaluation.metrics import (
-    average_precision,
-    expected_calibration_error,
     figures,
     log_loss,
     roc_auc,
@@ -27,7 +25,7 @@ def scored(seed, *, ties=False, size=300):
 def test_areas_agree_with_scikit_learn_also_with_ties(seed, ties):
     y, p = scored(seed, ties=ties)
     assert roc_auc(y, p) == pytest.approx(sk.roc_auc_score(y, p), abs=1e-12)
-    assert average_precision(y, p) == pytest.approx(sk.average_precision_score(y, p), abs=1e-12)
+    assert figures(y, p, 0.4).pr_auc == pytest.approx(sk.average_precision_score(y, p), abs=1e-12)
 
 
 def test_figures_at_the_threshold_agree_with_scikit_learn():
@@ -52,6 +50,6 @@ def test_log_loss_of_logits_agrees_and_survives_extreme_ones():
 
 
 def test_calibration_error_is_zero_when_frequencies_are_as_stated_and_counts_the_gap():
-    assert expected_calibration_error([0, 1, 1, 1], [0.75] * 4) == pytest.approx(0.0)
-    assert expected_calibration_error([0, 0, 1, 1], [0.9] * 4) == pytest.approx(0.4)
-    assert expected_calibration_error([1, 0], [1.0, 0.0]) == pytest.approx(0.0)
+    assert figures([0, 1, 1, 1], [0.75] * 4, 0.5).ece == pytest.approx(0.0)
+    assert figures([0, 0, 1, 1], [0.9] * 4, 0.5).ece == pytest.approx(0.4)
+    assert figures([1, 0], [1.0, 0.0], 0.5).ece == pytest.approx(0.0)

@@ -60,11 +60,11 @@ def test_the_kernel_tells_of_an_open_writer(tmp_path):
     with path.open("wb") as file:
         file.write(b"half")
         file.flush()
-        assert writer_of(path) is WriterState.SOMEBODY
+        assert writer_of(path) is WriterState.PRESENT
     assert writer_of(path) is WriterState.NONE
 
 
 def test_asking_about_a_fifo_does_not_block(tmp_path):
     path = tmp_path / "fifo"
     os.mkfifo(path)
-    assert writer_of(path) is not WriterState.SOMEBODY
+    assert writer_of(path) is not WriterState.PRESENT

@@ -1,6 +1,7 @@
-"""Data set check: problems that must be mended.
+"""Data set check: problems that must be fixed, and confounds.
 
-And how well the class is told without the lungs (confounds).
+A logistic regression sees only the image's size, its margin or its histogram. What it
+achieves, a network can achieve the same way (Zech et al. 2018, doi:10.1371/journal.pmed.1002683).
 """
 
 from collections import Counter, defaultdict
@@ -20,15 +21,15 @@ from lungwatch.training.data.pixels import FloatArray
 from lungwatch.training.data.scan import ScannedImage, Unreadable
 
 _FOLDS = 5
-
 _THUMBNAIL_PX = 32
-
 _BORDER_PX = 3
+# Share of the area that is blank margin.
+_MOSTLY_BORDER = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Confound:
-    """How well one thing that is not the lungs tells COVID from others.
+    """Power of one feature other than the lungs to separate COVID from other classes.
 
     Attributes
     ----------
@@ -50,7 +51,7 @@ class Confound:
 
 
 def find_confounds(
-    looks: Sequence[ScannedImage],
+    scans: Sequence[ScannedImage],
     groups: Sequence[int],
     *,
     adults: Sequence[bool] | None = None,
@@ -63,7 +64,7 @@ def find_confounds(
 
     Parameters
     ----------
-    looks
+    scans
         The images.
     groups
         For each image the group that must not be on both sides of a fold.
@@ -82,10 +83,10 @@ def find_confounds(
     MissingExtraError
         If scikit-learn is not installed.
     """
-    features = features_of(looks) if looks else {}
-    findings = np.array([look.sample.finding for look in looks], dtype=np.str_)
-    sources = np.array([look.sample.source for look in looks], dtype=np.str_)
-    among = {"all images": np.ones(len(looks), dtype=np.bool_)}
+    features = features_of(scans) if scans else {}
+    findings = np.array([item.sample.finding for item in scans], dtype=np.str_)
+    sources = np.array([item.sample.source for item in scans], dtype=np.str_)
+    among = {"all images": np.ones(len(scans), dtype=np.bool_)}
     if adults is not None and any(adults) and not all(adults):
         among["adults"] = np.asarray(adults, dtype=np.bool_)
     if len(names := sorted(set(sources.tolist()))) > 1:
@@ -122,7 +123,7 @@ def _comparisons(findings: NDArray[np.str_]) -> dict[str, NDArray[np.bool_]]:
 
 
 def verdict(confounds: Sequence[Confound]) -> str:
-    """Say in one sentence what the figures mean."""
+    """Summarise the figures in one sentence."""
     if not confounds:
         return "Too few images of each class to tell whether size, border or histogram betray it."
     # The largest of many figures from few images says little: the whole set decides.
@@ -141,20 +142,20 @@ def verdict(confounds: Sequence[Confound]) -> str:
     )
 
 
-def features_of(looks: Sequence[ScannedImage]) -> dict[str, FloatArray]:
+def features_of(scans: Sequence[ScannedImage]) -> dict[str, FloatArray]:
     """Return size, border, histogram and all of them of each image, float32 (N, columns)."""
     size = (_THUMBNAIL_PX, _THUMBNAIL_PX)
     inner = slice(_BORDER_PX, -_BORDER_PX)
     border = np.ones(size, dtype=bool)
     border[inner, inner] = False
-    thumbs = [cv2.resize(look.thumbnail, size, interpolation=cv2.INTER_AREA) for look in looks]
+    thumbs = [cv2.resize(item.thumbnail, size, interpolation=cv2.INTER_AREA) for item in scans]
     features = {
         "size": np.array(
-            [[look.columns, look.rows, look.columns / look.rows] for look in looks],
+            [[item.columns, item.rows, item.columns / item.rows] for item in scans],
             dtype=np.float32,
         ),
         "border": np.array([thumb[border] for thumb in thumbs], dtype=np.float32),
-        "histogram": np.array([look.histogram for look in looks], dtype=np.float32),
+        "histogram": np.array([item.histogram for item in scans], dtype=np.float32),
     }
     return features | {"all": np.concatenate(list(features.values()), axis=1)}
 
@@ -169,7 +170,7 @@ def cross_validate(
     columns
         float32, shape (N, columns).
     positive
-        bool, shape (N,): what is told from them.
+        bool, shape (N,): the class that is predicted from them.
     groups
         Shape (N,): none of them is on both sides of a fold.
     seed
@@ -213,10 +214,6 @@ def cross_validate(
     return areas
 
 
-# Half of the picture without a picture.
-_MOSTLY_BORDER = 0.5
-
-
 @dataclass(frozen=True, kw_only=True)
 class Duplicate:
     """Two files that show the same X-ray.
@@ -245,20 +242,20 @@ class Duplicate:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCheck:
-    """The findings about one data set.
+    """Result of the check of one data set.
 
     Attributes
     ----------
     files
         Number of files listed.
     problems
-        What must be mended, a line each with the name of what is at fault.
+        Problems that must be fixed, one line each, naming the file or split.
     duplicates
         Pairs of files.
     mostly_border, text_candidates
         Files to look at; both come from heuristics.
     confounds
-        What tells the classes apart without the lungs.
+        Features that separate the classes without the lungs.
     verdict
         The confounds in one sentence.
     left_out
@@ -278,7 +275,7 @@ class DatasetCheck:
 def check_dataset(
     location: Path,
     samples: Sequence[Sample],
-    looks: Sequence[ScannedImage],
+    scans: Sequence[ScannedImage],
     unreadable: Sequence[Unreadable],
     *,
     labels: LabelCount | None = None,
@@ -292,7 +289,7 @@ def check_dataset(
         The data set's folder or manifest.
     samples
         All its files.
-    looks, unreadable
+    scans, unreadable
         What `scan` found of them.
     labels
         The labels behind the samples, and those that are not used; by default all are.
@@ -304,48 +301,48 @@ def check_dataset(
     MissingExtraError
         If scikit-learn is not installed.
     """
-    pairs = find_duplicates(looks)
-    duplicates = [_duplicate(looks, pair) for pair in pairs]
+    pairs = find_duplicates(scans)
+    duplicates = [_duplicate(scans, pair) for pair in pairs]
     confounds = find_confounds(
-        looks, together(looks, pairs), adults=_adults(location, looks), seed=seed
+        scans, together(scans, pairs), adults=_adults(location, scans), seed=seed
     )
     problems = [f"unused: {line}" for line in labels.unknown_lines()] if labels else []
     problems += [f"unreadable: {bad.sample.path}: {bad.reason}" for bad in unreadable]
     problems += _empty_splits(location, samples)
     problems += _one_class(samples)
     problems += [
-        f"leak: {pair.first} ({_split(looks, found.first)}) and {pair.second} "
-        f"({_split(looks, found.second)}) show the same X-ray"
+        f"leak: {pair.first} ({_split(scans, found.first)}) and {pair.second} "
+        f"({_split(scans, found.second)}) show the same X-ray"
         for pair, found in zip(duplicates, pairs, strict=True)
         if pair.leak
     ]
     problems += [
-        f"label conflict: {pair.first} ({looks[found.first].sample.finding}) and {pair.second} "
-        f"({looks[found.second].sample.finding}) show the same X-ray"
+        f"label conflict: {pair.first} ({scans[found.first].sample.finding}) and {pair.second} "
+        f"({scans[found.second].sample.finding}) show the same X-ray"
         for pair, found in zip(duplicates, pairs, strict=True)
         if pair.conflict
     ]
-    problems += _straddling_patients(looks)
+    problems += _straddling_patients(scans)
     return DatasetCheck(
         files=len(samples),
         problems=problems,
         duplicates=duplicates,
-        mostly_border=[look.sample.path for look in looks if look.border > _MOSTLY_BORDER],
-        text_candidates=[look.sample.path for look in looks if look.text_marks >= BURNT_IN_LETTERS],
+        mostly_border=[item.sample.path for item in scans if item.border > _MOSTLY_BORDER],
+        text_candidates=[item.sample.path for item in scans if item.text_marks >= BURNT_IN_LETTERS],
         confounds=confounds,
         verdict=verdict(confounds),
         left_out=labels.ignored_lines() if labels else [],
     )
 
 
-def _adults(location: Path, looks: Sequence[ScannedImage]) -> list[bool] | None:
+def _adults(location: Path, scans: Sequence[ScannedImage]) -> list[bool] | None:
     rows = manifest_rows(location)
-    said = [rows.get(look.sample.path, {}).get("pediatric") for look in looks]
+    said = [rows.get(item.sample.path, {}).get("pediatric") for item in scans]
     return [word == "0" for word in said] if any(said) else None
 
 
-def _duplicate(looks: Sequence[ScannedImage], pair: DuplicatePair) -> Duplicate:
-    first, second = looks[pair.first].sample, looks[pair.second].sample
+def _duplicate(scans: Sequence[ScannedImage], pair: DuplicatePair) -> Duplicate:
+    first, second = scans[pair.first].sample, scans[pair.second].sample
     return Duplicate(
         first=first.path,
         second=second.path,
@@ -356,13 +353,13 @@ def _duplicate(looks: Sequence[ScannedImage], pair: DuplicatePair) -> Duplicate:
     )
 
 
-def _split(looks: Sequence[ScannedImage], index: int) -> str:
-    return looks[index].sample.split or "no split"
+def _split(scans: Sequence[ScannedImage], index: int) -> str:
+    return scans[index].sample.split or "no split"
 
 
 def _empty_splits(location: Path, samples: Sequence[Sample]) -> list[str]:
     counts = Counter(sample.split for sample in samples)
-    # Whoever trains needs all three; a set for evaluation alone may be a test split alone.
+    # Training needs all three; a set for evaluation alone may be a test split alone.
     return [
         f"empty split: {location}: split '{split}' holds no images"
         for split in SPLITS
@@ -382,18 +379,18 @@ def _one_class(samples: Sequence[Sample]) -> list[str]:
     return problems
 
 
-def _straddling_patients(looks: Sequence[ScannedImage]) -> list[str]:
+def _straddling_patients(scans: Sequence[ScannedImage]) -> list[str]:
     first_of: dict[tuple[str, str], ScannedImage] = {}
     problems = []
-    for look in looks:
-        key = patient_key(look)
+    for item in scans:
+        key = patient_key(item)
         if key is None:
             continue
-        first = first_of.setdefault(key, look)
-        if first.sample.split != look.sample.split:
+        first = first_of.setdefault(key, item)
+        if first.sample.split != item.sample.split:
             # The files name the patient well enough; a header's patient ID stays unsaid.
             problems.append(
-                f"leak: {first.sample.path} ({first.sample.split}) and {look.sample.path} "
-                f"({look.sample.split}) are of one patient"
+                f"leak: {first.sample.path} ({first.sample.split}) and {item.sample.path} "
+                f"({item.sample.split}) are of one patient"
             )
     return problems

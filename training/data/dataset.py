@@ -5,35 +5,37 @@ import difflib
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self, cast, get_args
 
 from lungwatch.errors import ConfigError, DatasetError
+from lungwatch.files import FileKind, file_kind
 
 ImageClass = Literal["COVID", "NORMAL", "OTHER_PNEUMONIA"]
-
 Split = Literal["train", "val", "test"]
-
-
 CLASSES: tuple[ImageClass, ...] = get_args(ImageClass)
-
 SPLITS: tuple[Split, ...] = get_args(Split)
-
+MANIFEST = "manifest.csv"
+IGNORE = "ignore"
+OPTION = "--label-map"
 _OPAQUE = frozenset({"COVID", "OTHER_PNEUMONIA", "OPACITY"})
+_IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+_NAMED = 10
+_HELD_OUT_PERCENT = 15
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A file and what is known about it.
+    """One labelled image file of a data set.
 
     Attributes
     ----------
     path
         The image file: DICOM, PNG or JPEG.
     finding
-        What the X-ray shows. The network learns COVID against all the rest.
+        Class of the X-ray. The network learns COVID against all the rest.
     split
         The part of the data set it belongs to; None where the data set is not split.
     source
@@ -54,25 +56,18 @@ class Sample:
 
     @property
     def positive(self) -> bool:
-        """Whether the X-ray is labelled COVID."""
+        """True if the X-ray is labelled COVID."""
         return self.finding == "COVID"
 
     @property
     def opaque(self) -> bool:
-        """Whether the label says that the lungs show an opacity, of COVID or another."""
+        """True if the label implies an opacity of the lungs, of COVID or another cause."""
         return self.finding in _OPAQUE
-
-
-IGNORE = "ignore"
-
-OPTION = "--label-map"
-
-_NAMED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMap:
-    """What the labels mean that are no finding by their own name.
+    """Meaning of labels that are not the name of a class.
 
     Attributes
     ----------
@@ -106,7 +101,7 @@ class LabelMap:
         return cls(meanings=meanings)
 
     def knows(self, label: str) -> bool:
-        """Whether the label is a finding or is mapped."""
+        """Return whether the label is a class or is mapped."""
         return label in self.meanings or label in CLASSES
 
     def finding(self, label: str) -> ImageClass | None:
@@ -122,7 +117,7 @@ class LabelMap:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelCount:
-    """How many images of a data set have which label, by what becomes of them.
+    """Numbers of images by label, for labels that are mapped, ignored or unknown.
 
     Attributes
     ----------
@@ -159,7 +154,7 @@ class LabelCount:
         """Name and count the labels that are no finding and not mapped."""
         return [
             f"label {label!r}: {n} images not used: no finding and not in {OPTION}"
-            for label, n in self._unknown()
+            for label, n in sorted(self.unknown.items())
         ]
 
     def ignored_lines(self) -> list[str]:
@@ -170,7 +165,7 @@ class LabelCount:
         ]
 
     def require_known(self, what: str) -> None:
-        """Refuse labels that nothing is known of: what they are is for the user to say.
+        """Refuse unknown labels: only the user can say what they mean.
 
         Raises
         ------
@@ -179,7 +174,7 @@ class LabelCount:
         """
         if not self.unknown:
             return
-        unknown = self._unknown()
+        unknown = sorted(self.unknown.items())
         named = ", ".join(f"{label!r} ({n} images)" for label, n in unknown[:_NAMED])
         if len(unknown) > _NAMED:
             named += f" and {len(unknown) - _NAMED} more"
@@ -190,14 +185,6 @@ class LabelCount:
             f"with {OPTION} '{first}={near[0] if near else 'OTHER_PNEUMONIA'}' or "
             f"'{first}={IGNORE}'"
         )
-
-    def _unknown(self) -> list[tuple[str, int]]:
-        return sorted(self.unknown.items())
-
-
-MANIFEST = "manifest.csv"
-
-_IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,6 +312,12 @@ def dataset_name(location: Path) -> str:
     return place.parent.name if place.name == MANIFEST else place.stem
 
 
+def relative_name(path: Path, location: Path) -> str:
+    """Name a file relative to its data set's folder; by its whole path if it is elsewhere."""
+    root = location.parent if location.is_file() else location
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
 def describe(samples: Sequence[Sample]) -> dict[str, int]:
     """Count samples by source and finding, as "source/FINDING"."""
     counts = Counter(f"{s.source or 'unknown'}/{s.finding}" for s in samples)
@@ -341,38 +334,60 @@ def licences(samples: Sequence[Sample]) -> dict[str, int]:
 _Labelled = tuple[str, Sample | None]
 
 
-def _from_manifest(manifest: Path, labels: LabelMap) -> list[_Labelled]:
+def manifest_rows(location: Path) -> dict[Path, Mapping[str, str]]:
+    """Return what a data set's manifest says of each file, all columns; {} without one."""
+    manifest = location if location.is_file() else location / MANIFEST
+    if not manifest.is_file():
+        return {}
+    return {manifest.parent / row["file"]: row for _, row in _read_manifest(manifest)}
+
+
+def _read_manifest(manifest: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Read the rows of a manifest, each with its place for messages."""
     try:
         with manifest.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if missing := {"file", "label"} - set(reader.fieldnames or ()):
                 raise DatasetError(f"{manifest}: column missing: {', '.join(sorted(missing))}")
-            found = [_from_row(manifest, reader.line_num, row, labels) for row in reader]
+            for row in reader:
+                yield f"{manifest}:{reader.line_num}", row
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{manifest} is no manifest: not CSV in UTF-8") from error
+
+
+def _split_and_path(
+    manifest: Path, where: str, row: Mapping[str, str]
+) -> tuple[Split | None, Path]:
+    split = row.get("split") or None
+    if split is not None and split not in SPLITS:
+        raise DatasetError(f"{where}: unknown split {split!r} ({', '.join(SPLITS)})")
+    path = manifest.parent / (row["file"] or "")
+    if not path.is_file():
+        raise DatasetError(f"{where}: no such file: {row['file']}")
+    return split, path
+
+
+def _from_manifest(manifest: Path, labels: LabelMap) -> list[_Labelled]:
+    found: list[_Labelled] = []
+    for where, row in _read_manifest(manifest):
+        label = row["label"] or ""
+        finding = labels.finding(label) if labels.knows(label) else None
+        if finding is None:
+            found.append((label, None))
+            continue
+        split, path = _split_and_path(manifest, where, row)
+        sample = Sample(
+            path=path,
+            finding=finding,
+            split=split,
+            source=row.get("source") or "",
+            patient=row.get("patient") or "",
+            licence=row.get("licence") or "",
+        )
+        found.append((label, sample))
     if not found:
         raise DatasetError(f"{manifest}: no images listed")
     return found
-
-
-def _from_row(manifest: Path, line: int, row: dict[str, str], labels: LabelMap) -> _Labelled:
-    label, split = row["label"] or "", row.get("split") or None
-    finding = labels.finding(label) if labels.knows(label) else None
-    if finding is None:
-        return label, None
-    if split is not None and split not in SPLITS:
-        raise DatasetError(f"{manifest}:{line}: unknown split {split!r} ({', '.join(SPLITS)})")
-    path = manifest.parent / (row["file"] or "")
-    if not path.is_file():
-        raise DatasetError(f"{manifest}:{line}: no such file: {row['file']}")
-    return label, Sample(
-        path=path,
-        finding=finding,
-        split=split,
-        source=row.get("source") or "",
-        patient=row.get("patient") or "",
-        licence=row.get("licence") or "",
-    )
 
 
 def _from_folders(location: Path, labels: LabelMap) -> list[_Labelled]:
@@ -420,20 +435,16 @@ def _from_classes(root: Path, split: Split | None, labels: LabelMap) -> list[_La
 def _looks_like_image(path: Path) -> bool:
     if path.suffix:
         return path.name.lower().endswith(_IMAGE_ENDINGS)
-    # DICOM files often have no ending; their prefix is at byte 128 (PS3.10, section 7.1).
+    # DICOM files often have no ending.
     try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+        return file_kind(path) is FileKind.DICOM
     except OSError:
         return False
 
 
-_HELD_OUT_PERCENT = 15
-
-
 @dataclass(frozen=True, kw_only=True)
 class LabelledImage:
-    """A file and what is known about it; as `dataset.Sample`, any label.
+    """One image file with any label, for pretraining; otherwise as `Sample`.
 
     Attributes
     ----------
@@ -457,14 +468,14 @@ class LabelledImage:
 
 
 def load_labelled(location: Path) -> list[LabelledImage]:
-    """List a data set's images, in an order that depends on their names alone.
+    """List a data set's images with whatever labels they have, in the order of their names.
 
     Parameters
     ----------
     location
-        As for `dataset.load_dataset`, with any classes. Of a data set that
-        is not split, 15 % of the patients (of the images, where those are unknown) are held
-        out for validation, always the same.
+        As for `load_dataset`, with any classes. Of a data set that is not split, 15 % of the
+        patients (of the images, where those are unknown) are held out for validation, always
+        the same.
 
     Raises
     ------
@@ -473,13 +484,13 @@ def load_labelled(location: Path) -> list[LabelledImage]:
     """
     manifest = location if location.is_file() else location / MANIFEST
     if manifest.is_file():
-        samples = _labelled_manifest(manifest, dataset_name(location))
+        samples = list(_labelled_manifest(manifest, dataset_name(location)))
     elif location.is_dir():
         samples = _labelled_folders(location)
     else:
         raise DatasetError(f"{location}: no such data set (neither a folder nor a manifest)")
     if samples and all(s.split is None for s in samples):
-        samples = [_held_out(s) for s in samples]
+        samples = [replace(s, split=_held_out(s)) for s in samples]
     for split in SPLITS[:2]:
         if not any(s.split == split for s in samples):
             raise DatasetError(f"{location}: no images in the split '{split}'")
@@ -496,41 +507,25 @@ def count_labels(samples: Sequence[LabelledImage]) -> dict[str, int]:
     return dict(sorted(Counter(f"{s.source}/{s.label}" for s in samples).items()))
 
 
-def _labelled_manifest(manifest: Path, name: str) -> list[LabelledImage]:
-    samples = []
-    try:
-        with manifest.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if missing := {"file", "label"} - set(reader.fieldnames or ()):
-                raise DatasetError(f"{manifest}: column missing: {', '.join(sorted(missing))}")
-            for row in reader:
-                split = row.get("split") or None
-                where = f"{manifest}:{reader.line_num}"
-                path = manifest.parent / (row["file"] or "")
-                if not row["label"]:
-                    raise DatasetError(f"{where}: no label")
-                if split is not None and split not in SPLITS:
-                    raise DatasetError(f"{where}: unknown split {split!r} ({', '.join(SPLITS)})")
-                if not path.is_file():
-                    raise DatasetError(f"{where}: no such file: {row['file']}")
-                samples.append(
-                    LabelledImage(
-                        path=path,
-                        label=row["label"],
-                        source=row.get("source") or name,
-                        patient=row.get("patient") or "",
-                        split=split,
-                    )
-                )
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{manifest} is no manifest: not CSV in UTF-8") from error
-    return samples
+def _labelled_manifest(manifest: Path, name: str) -> Iterator[LabelledImage]:
+    for where, row in _read_manifest(manifest):
+        if not row["label"]:
+            raise DatasetError(f"{where}: no label")
+        split, path = _split_and_path(manifest, where, row)
+        yield LabelledImage(
+            path=path,
+            label=row["label"],
+            source=row.get("source") or name,
+            patient=row.get("patient") or "",
+            split=split,
+        )
 
 
 def _labelled_folders(location: Path) -> list[LabelledImage]:
     name = dataset_name(location)
-    split_at = [split for split in SPLITS if (location / split).is_dir()]
-    places: list[tuple[Path, Split | None]] = [(location / split, split) for split in split_at]
+    places: list[tuple[Path, Split | None]] = [
+        (location / split, split) for split in SPLITS if (location / split).is_dir()
+    ]
     return [
         LabelledImage(path=path, label=folder.name, source=name, split=split)
         for place, split in (places or [(location, None)])
@@ -541,23 +536,7 @@ def _labelled_folders(location: Path) -> list[LabelledImage]:
     ]
 
 
-def _held_out(sample: LabelledImage) -> LabelledImage:
+def _held_out(sample: LabelledImage) -> Split:
     key = f"{sample.source}/{sample.patient or sample.path.name}"
     percent = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % 100
-    split: Split = "val" if percent < _HELD_OUT_PERCENT else "train"
-    return LabelledImage(
-        path=sample.path,
-        label=sample.label,
-        source=sample.source,
-        patient=sample.patient,
-        split=split,
-    )
-
-
-def manifest_rows(location: Path) -> dict[Path, Mapping[str, str]]:
-    """Return what a data set's manifest says of each file, all columns; {} without one."""
-    manifest = location if location.is_file() else location / MANIFEST
-    if not manifest.is_file():
-        return {}
-    with manifest.open(newline="", encoding="utf-8") as file:
-        return {manifest.parent / row["file"]: row for row in csv.DictReader(file)}
+    return "val" if percent < _HELD_OUT_PERCENT else "train"

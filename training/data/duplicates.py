@@ -1,6 +1,8 @@
-"""Duplicates and leaks: images of the same X-ray or the same patient.
+"""Duplicates, leaks and groups: images of the same X-ray or the same patient.
 
-And what of them may train.
+Perceptual hashes and the local contrast of a few crops propose pairs of copies: cropped, resized,
+recompressed or re-windowed. Then one thumbnail is aligned with the other, and the correlation of
+their local contrast decides.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,20 +23,26 @@ from lungwatch.training.data.scan import THUMBNAIL_PX, ScannedImage
 # one of the hashes, so these count only together with some correlation of local contrast,
 # which one in 250 of unrelated pairs has.
 MAX_HAMMING = 12
-
 MIN_HASHED_CORRELATION = 0.6
-
 # Correlation of local contrast, of which one pair of unrelated chest X-rays in 2,000 has more.
 MIN_VIEW_CORRELATION = 0.64
-
 _VIEW_PX = 32
-
 _VIEW_SIGMA_PX = 1.0
-
 _SHADING_SIGMA_PX = 4.0
-
 # Of images; bounds the memory of a block.
 _CHUNK = 512
+_CONTRAST_SIGMA_PX = 2.0
+_STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-5)
+_MARGIN_PX = 3
+_LEAST_OVERLAP = 0.4
+# Below it, a second attempt on local contrast does not help.
+_HOPEFUL = 0.6
+# Above it, no alignment is needed.
+MIN_CORRELATION = 0.95
+# Among a million pairs of 1,500 real X-rays, different ones reached 0.84 at most and copies
+# 0.99; one copy with arrows and a date drawn over it, 0.89.
+MIN_ALIGNED_CORRELATION = 0.88
+LeakPolicy = Literal["refuse", "drop", "allow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +56,7 @@ class Window:
 
 
 def _windows() -> tuple[Window, ...]:
-    """Crops that a copy may be near to, the whole image first."""
+    """Crops to compare a copy with, the whole image first."""
     found = [Window(top=0.0, left=0.0, height=1.0, width=1.0)]
     places = {
         0.92: ((0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)),
@@ -71,7 +79,7 @@ WINDOWS = _windows()
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fingerprints:
-    """What copies are recognised by.
+    """Features by which copies are recognised.
 
     Attributes
     ----------
@@ -178,18 +186,6 @@ def _signs(bits: NDArray[np.bool_]) -> FloatArray:
     return np.where(bits, 1.0, -1.0).astype(np.float32)
 
 
-_CONTRAST_SIGMA_PX = 2.0
-
-_STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-5)
-
-_MARGIN_PX = 3
-
-_LEAST_OVERLAP = 0.4
-
-# Below this, nothing is gained by trying again on local contrast.
-_HOPEFUL = 0.6
-
-
 def aligned_likeness(one: FloatArray, other: FloatArray, place: Window, enough: float) -> float:
     """Correlate the local contrast of two thumbnails after an affine map of one onto the other.
 
@@ -200,7 +196,7 @@ def aligned_likeness(one: FloatArray, other: FloatArray, place: Window, enough: 
     place
         Where in `other` the content of `one` roughly lies.
     enough
-        A correlation that settles it.
+        Correlation above which the search stops.
 
     Returns
     -------
@@ -258,14 +254,6 @@ def _correlation(one: FloatArray, other: FloatArray) -> float:
     return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-6))
 
 
-# Details that agree so well without any alignment settle it.
-MIN_CORRELATION = 0.95
-
-# Among a million pairs of 1,500 real X-rays, different ones reached 0.84 at most and copies
-# 0.99; one copy with arrows and a date drawn over it, 0.89.
-MIN_ALIGNED_CORRELATION = 0.88
-
-
 @dataclass(frozen=True, kw_only=True)
 class DuplicatePair:
     """Two files that show the same.
@@ -286,7 +274,7 @@ class DuplicatePair:
     correlation: float
 
 
-def find_duplicates(looks: Sequence[ScannedImage]) -> list[DuplicatePair]:
+def find_duplicates(scans: Sequence[ScannedImage]) -> list[DuplicatePair]:
     """List all pairs of identical or nearly identical images, in order of position.
 
     Notes
@@ -294,13 +282,13 @@ def find_duplicates(looks: Sequence[ScannedImage]) -> list[DuplicatePair]:
     Mirrored, inverted and strongly rotated copies are not found, nor ones of which a crop
     took more than a quarter of the height or width.
     """
-    if len(looks) < 2:
+    if len(scans) < 2:
         return []
-    prints = Fingerprints.of(np.stack([look.thumbnail for look in looks]))
+    prints = Fingerprints.of(np.stack([item.thumbnail for item in scans]))
     found = {(i, j): c for i, j, c in similar(prints, prints)}
     same_bytes: dict[str, list[int]] = {}
-    for index, look in enumerate(looks):
-        same_bytes.setdefault(look.sha256, []).append(index)
+    for index, item in enumerate(scans):
+        same_bytes.setdefault(item.sha256, []).append(index)
     identical = {pair for members in same_bytes.values() for pair in combinations(members, 2)}
     return [
         DuplicatePair(
@@ -361,23 +349,23 @@ def clusters(size: int, links: Iterable[tuple[int, int]]) -> list[int]:
     return [find(item) for item in range(size)]
 
 
-def patient_key(look: ScannedImage) -> tuple[str, str] | None:
-    """Tell a patient from all others: source and patient; None if unknown."""
-    if look.sample.patient:
-        return look.sample.source, look.sample.patient
-    if look.patient_id:
-        return look.sample.source, f"dicom:{look.patient_id}"
+def patient_key(item: ScannedImage) -> tuple[str, str] | None:
+    """Return source and patient, which identify a patient; None if unknown."""
+    if item.sample.patient:
+        return item.sample.source, item.sample.patient
+    if item.patient_id:
+        return item.sample.source, f"dicom:{item.patient_id}"
     return None
 
 
-def together(looks: Sequence[ScannedImage], pairs: Iterable[DuplicatePair]) -> list[int]:
+def together(scans: Sequence[ScannedImage], pairs: Iterable[DuplicatePair]) -> list[int]:
     """Group by patient and duplicate; for each image the smallest position of its group."""
     links = [(pair.first, pair.second) for pair in pairs]
     first_of: dict[tuple[str, str], int] = {}
-    for index, look in enumerate(looks):
-        if key := patient_key(look):
+    for index, item in enumerate(scans):
+        if key := patient_key(item):
             links.append((first_of.setdefault(key, index), index))
-    return clusters(len(looks), links)
+    return clusters(len(scans), links)
 
 
 def patient_numbers(samples: Sequence[Sample]) -> NDArray[np.intp] | None:
@@ -395,12 +383,9 @@ def patient_numbers(samples: Sequence[Sample]) -> NDArray[np.intp] | None:
     return np.array(numbers, dtype=np.intp)
 
 
-LeakPolicy = Literal["refuse", "drop", "allow"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Leak:
-    """A training image and the one outside the training set that it gives away.
+    """A training image that shows the X-ray or the patient of another split.
 
     Attributes
     ----------
@@ -422,7 +407,7 @@ def apply_leaks(
     other_pixels: FloatArray,
     policy: LeakPolicy,
 ) -> list[int]:
-    """Say which training images may be used beside the ones that validate and test.
+    """Choose the training images that share no X-ray or patient with the other splits.
 
     Parameters
     ----------

@@ -1,7 +1,6 @@
 """Data of the content gate, and the rates of a trained gate on it before export."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lungwatch.errors import DatasetError, FileRejected
-from lungwatch.imaging.reader import read_radiograph
+from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec, preprocess
 from lungwatch.training.data.dataset import (
     LabelMap,
@@ -23,7 +21,13 @@ from lungwatch.training.data.dataset import (
 )
 from lungwatch.training.data.duplicates import find_leaks
 from lungwatch.training.data.gate_images import ByteArray, GateXray, exposed, no_chest
-from lungwatch.training.data.pixels import FloatArray, KerasModel, read_pairs
+from lungwatch.training.data.pixels import (
+    FloatArray,
+    KerasModel,
+    decode_all,
+    read_image,
+    read_pairs,
+)
 from lungwatch.training.data.splits import DataRecord
 from lungwatch.training.evaluation.gate_rates import (
     Familiarity,
@@ -37,11 +41,12 @@ from lungwatch.training.networks.lite0_networks import gate_output_network, gate
 
 # Longest side of what is warped: a network of 160 px sees no more.
 _LONGEST_PX = 256
+_NO_CHESTS = 400
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GatePart:
-    """X-rays twice: to draw from, and as the network sees them.
+    """X-rays in two forms: small copies to draw from, and preprocessed for the network.
 
     Attributes
     ----------
@@ -56,7 +61,7 @@ class GatePart:
     pixels: FloatArray
 
     def take(self, indices: Sequence[int]) -> "GatePart":
-        """Return the part with these only."""
+        """Return the part with the images at these positions."""
         chosen = list(indices)
         return GatePart(
             samples=[self.samples[i] for i in chosen],
@@ -67,7 +72,7 @@ class GatePart:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GateData:
-    """What is learnt from and measured on.
+    """X-rays that train and measure a content gate.
 
     Attributes
     ----------
@@ -184,20 +189,11 @@ def _read(
     pixels = np.empty((len(samples), spec.size_px, spec.size_px, 1), np.float32)
 
     def read(index: int) -> GateXray:
-        path = samples[index].path
-        try:
-            whole = read_radiograph(path).pixels
-        except (FileRejected, OSError) as error:
-            raise DatasetError(f"{path}: {error}") from error
+        whole = read_image(samples[index].path).pixels
         pixels[index] = preprocess(whole, spec)
         return GateXray(pixels=_small(whole))
 
-    xrays = []
-    with ThreadPoolExecutor(2, thread_name_prefix="decode") as pool:
-        for xray in pool.map(read, range(len(samples))):
-            xrays.append(xray)
-            if progress:
-                progress(1)
+    xrays = list(decode_all(read, range(len(samples)), progress=progress))
     return GatePart(samples=samples, xrays=xrays, pixels=pixels)
 
 
@@ -232,9 +228,6 @@ def _bytes(values: FloatArray | np.ndarray) -> ByteArray:
     return np.asarray(np.round(np.clip(values, 0.0, 1.0) * 255.0), np.uint8)
 
 
-_NO_CHESTS = 400
-
-
 def measure_gate(
     model: KerasModel, data: GateData, spec: PreprocessSpec, *, seed: int
 ) -> dict[str, Any]:
@@ -260,12 +253,12 @@ def measure_gate(
     """
     answering = gate_output_network(model)
 
-    def look(pixels: FloatArray) -> GateOutput:
+    def ask(pixels: FloatArray) -> GateOutput:
         return gate_outputs(answering, pixels)
 
-    train, val = look(data.train.pixels), look(data.val.pixels)
+    train, val = ask(data.train.pixels), ask(data.val.pixels)
     familiarity = Familiarity.of(train.embedding)
-    exposed_val = [look(pixels) for pixels in exposures(data.val.pixels)]
+    exposed_val = [ask(pixels) for pixels in exposures(data.val.pixels)]
     thresholds = choose_thresholds(train, val, exposed_val, familiarity)
     checks = thresholds.checks()
 
@@ -280,22 +273,22 @@ def measure_gate(
 
     rates = {"validation": rate(val)}
     for name, pixels in turned_copies(data.val.pixels).items():
-        rates[f"validation, {name}"] = rate(look(pixels))
-    rates["drawn and cut"] = rate(look(_no_chests(data.val.xrays, spec, seed)))
+        rates[f"validation, {name}"] = rate(ask(pixels))
+    rates["drawn and cut"] = rate(ask(_no_chests(data.val.xrays, spec, seed)))
     if len(data.left_out.samples):
-        rates["left out"] = rate(look(data.left_out.pixels))
+        rates["left out"] = rate(ask(data.left_out.pixels))
         for name, pixels in turned_copies(data.left_out.pixels).items():
-            rates[f"left out, {name}"] = rate(look(pixels))
+            rates[f"left out, {name}"] = rate(ask(pixels))
     return {
         "parameters": int(model.count_params()),
         "thresholds": thresholds.to_dict(),
         "rates": rates,
-        "dice": round(lung_dice(look, data.held_out.pixels, data.held_out.xrays), 4),
+        "dice": round(lung_dice(ask, data.held_out.pixels, data.held_out.xrays), 4),
     }
 
 
 def lung_dice(
-    look: Callable[[FloatArray], GateOutput], pixels: FloatArray, xrays: Sequence[GateXray]
+    ask: Callable[[FloatArray], GateOutput], pixels: FloatArray, xrays: Sequence[GateXray]
 ) -> float:
     """Return the mean Dice coefficient of the lungs found and the lungs drawn, 0..1.
 
@@ -306,7 +299,7 @@ def lung_dice(
     pixels, xrays
         The X-rays, preprocessed, and with their drawings.
     """
-    found = look(pixels).lungs
+    found = ask(pixels).lungs
     scores = []
     for field, xray in zip(found, xrays, strict=True):
         assert xray.lungs is not None

@@ -1,4 +1,12 @@
-"""Training images of the content gate: altered X-rays, and pictures that are no chest X-ray."""
+"""Training images of the content gate: altered X-rays, and pictures that are no chest X-ray.
+
+Only frontal chest X-rays are read. Everything that the gate has to refuse is made from X-rays
+(turned, inverted, cut to pieces, one half, collages) or drawn. Pictures of other body parts are
+never learnt from, so that a collection of them measures the gate on unknown pictures.
+
+The drawings take a random generator and return float32, shape (h, w), 0..1. None is made after
+a particular picture; together they are what a gate has to refuse without having seen it.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +20,11 @@ from lungwatch.preprocess import PreprocessSpec, preprocess
 from lungwatch.training.data.pixels import FloatArray
 
 _SIDE = 192
+ByteArray = NDArray[np.uint8]
+TURNS = 4
+# Shares of the kinds in what is learnt from: upright, turned, inverted; the rest shows no chest.
+_UPRIGHT, _TURNED, _INVERTED = 0.38, 0.22, 0.10
+_BOTH = 0.15  # of the turned ones, also inverted
 
 
 def noise(rng: np.random.Generator) -> FloatArray:
@@ -50,7 +63,7 @@ def pattern(rng: np.random.Generator) -> FloatArray:
 
 
 def text_page(rng: np.random.Generator) -> FloatArray:
-    """Lines of letters, with a table's rules now and then."""
+    """Lines of letters, sometimes with the rules of a table."""
     page = np.full((256, int(rng.integers(160, 320))), 255, np.uint8)
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLM0123456789 .,:%"
     scale = float(rng.uniform(0.25, 1.1))
@@ -68,7 +81,7 @@ def text_page(rng: np.random.Generator) -> FloatArray:
 
 
 def shapes(rng: np.random.Generator) -> FloatArray:
-    """Discs and polygons over each other, from large to small: how photographs are made up."""
+    """Discs and polygons over each other, from large to small, as in photographs."""
     canvas = np.full((_SIDE, _SIDE), rng.random(), np.float32)
     for number in range(int(rng.integers(5, 120))):
         radius = int(rng.uniform(0.03, 0.5) * _SIDE / (1 + number / 15)) + 2
@@ -189,19 +202,9 @@ DRAWINGS: tuple[Callable[[np.random.Generator], FloatArray], ...] = (
 )
 
 
-ByteArray = NDArray[np.uint8]
-
-TURNS = 4
-
-# Shares of the kinds in what is learnt from: upright, turned, inverted; the rest shows no chest.
-_UPRIGHT, _TURNED, _INVERTED = 0.38, 0.22, 0.10
-
-_BOTH = 0.15  # of the turned ones, also inverted
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GateXray:
-    """A frontal chest X-ray, upright, at a size that is quick to warp.
+    """An upright frontal chest X-ray at a size that is fast to warp.
 
     In bytes, so that thousands of them fit into memory.
 
@@ -219,7 +222,7 @@ class GateXray:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GateBatch:
-    """Pictures and what the gate should say of them.
+    """Pictures and the answers that the gate should give.
 
     Attributes
     ----------
@@ -316,7 +319,7 @@ def moved(xray: GateXray, rng: np.random.Generator) -> tuple[FloatArray, FloatAr
 
 
 def exposed(pixels: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Change exposure, window, sharpness, noise and compression; burn marks in now and then."""
+    """Change exposure, window, sharpness, noise and compression; sometimes burn marks in."""
     grey: NDArray[Any] = np.clip(pixels, 0.0, 1.0) ** np.float32(np.exp(rng.normal(0.0, 0.35)))
     if rng.random() < 0.5:
         low, high = np.percentile(grey, (rng.uniform(0, 8), rng.uniform(92, 100)))
@@ -352,7 +355,7 @@ def exposed(pixels: FloatArray, rng: np.random.Generator) -> FloatArray:
 
 
 def _clouded(pixels: FloatArray, lungs: FloatArray | None, rng: np.random.Generator) -> FloatArray:
-    """Whiten parts of the lungs: a very sick chest is a chest all the same."""
+    """Whiten parts of the lungs: a severely ill chest is still a chest."""
     if rng.random() > 0.25:
         return pixels
     height, width = pixels.shape

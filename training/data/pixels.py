@@ -1,13 +1,13 @@
-"""Pixels of a data set as arrays, read as the daemon reads them.
+"""Pixels of a data set as arrays, and drawn masks of lungs and opacities.
 
-And drawn masks of lungs and opacities.
+Files are read as the daemon reads them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -17,89 +17,27 @@ from lungwatch.errors import DatasetError, FileRejected
 from lungwatch.imaging.radiograph import Radiograph
 from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import PreprocessSpec, preprocess
-from lungwatch.training.data.dataset import Sample
-
-KerasModel: TypeAlias = Any
-
-Tensor: TypeAlias = Any
-
-OnnxProto: TypeAlias = Any
-
-OnnxSession: TypeAlias = Any
-
+from lungwatch.training.data.dataset import LabelledImage, Sample
 
 FloatArray = NDArray[np.float32]
-
-
-class HasPath(Protocol):
-    """Whatever says where its image is."""
-
-    @property
-    def path(self) -> Path:
-        """The image file."""
-
-
-def read_pixels(
-    samples: Sequence[HasPath],
-    spec: PreprocessSpec,
-    *,
-    workers: int = 2,
-    progress: Callable[[int], None] | None = None,
-) -> FloatArray:
-    """Read and preprocess every sample.
-
-    Nothing is cached on disk: reading thousands of images takes less than one epoch, and a
-    cache would be a second definition of what the network sees.
-
-    Parameters
-    ----------
-    samples
-        Files to read.
-    spec
-        The network's preprocessing.
-    workers
-        Decoding threads.
-    progress
-        Called with 1 after each image.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape (N, size_px, size_px, 1), 0..1, in the order of `samples`.
-
-    Raises
-    ------
-    DatasetError
-        If a file cannot be read; it is named.
-    """
-    pixels = np.empty((len(samples), spec.size_px, spec.size_px, 1), dtype=np.float32)
-
-    def read(index: int) -> None:
-        path = samples[index].path
-        try:
-            pixels[index] = preprocess(read_radiograph(path).pixels, spec)
-        except (FileRejected, OSError) as error:
-            raise DatasetError(f"{path}: {error}") from error
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        for _ in pool.map(read, range(len(samples))):
-            if progress:
-                progress(1)
-    return pixels
-
-
-def targets(samples: Sequence[Sample]) -> FloatArray:
-    """Return 1 for COVID and 0 for the rest, float32, shape (N,)."""
-    return np.array([s.positive for s in samples], dtype=np.float32)
-
-
+# Objects of libraries that carry no usable types.
+KerasModel: TypeAlias = Any
+Tensor: TypeAlias = Any
+OnnxProto: TypeAlias = Any
+OnnxSession: TypeAlias = Any
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+_BATCH = 64
+_AT_ONCE = 32
 # The fraction of an image that lungs may cover. Outside it, the drawing is of something else.
 _FEWEST, _MOST = 0.02, 0.9
+# Longest side at which maps and drawings are compared: twenty times finer than a map's cells.
+_COMPARED_PX = 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LungMasks:
-    """Images and what of them is lung.
+    """Images with masks of their lungs.
 
     Attributes
     ----------
@@ -133,10 +71,131 @@ class LungPair:
     drawn: FloatArray
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LesionImage:
+    """An X-ray with drawn opacities.
+
+    Attributes
+    ----------
+    name
+        File name without its suffix.
+    pixels
+        float32, shape (S, S, 1), 0..1, preprocessed.
+    shape
+        (rows, columns) of the radiograph, in pixels.
+    opacity
+        bool, shape (h, w), over the radiograph without the frame that the reader cut off.
+    lung
+        Likewise, the lungs; None where they are not drawn.
+    """
+
+    name: str
+    pixels: FloatArray
+    shape: tuple[int, int]
+    opacity: NDArray[np.bool_]
+    lung: NDArray[np.bool_] | None
+
+
+def read_image(path: Path) -> Radiograph:
+    """Read one image of a data set through the daemon's reader.
+
+    Raises
+    ------
+    DatasetError
+        If it cannot be read; it is named.
+    """
+    try:
+        return read_radiograph(path)
+    except (FileRejected, OSError) as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def decode_all(
+    read: Callable[[_In], _Out],
+    items: Sequence[_In],
+    *,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[_Out]:
+    """Read items in threads, in order; a few at a time, which bounds the memory.
+
+    Parameters
+    ----------
+    read
+        Reads one.
+    items
+        What to read.
+    workers
+        Decoding threads.
+    progress
+        Called with 1 after each.
+    """
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        for start in range(0, len(items), _AT_ONCE):
+            for found in pool.map(read, items[start : start + _AT_ONCE]):
+                yield found
+                if progress:
+                    progress(1)
+
+
+def in_batches(
+    function: Callable[[FloatArray], NDArray[Any]], pixels: FloatArray, size: int = _BATCH
+) -> NDArray[Any]:
+    """Apply a function to images, (N, …), in batches, and join what it gives."""
+    parts = [function(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+    return np.concatenate(parts)
+
+
+def read_pixels(
+    samples: Sequence[Sample | LabelledImage],
+    spec: PreprocessSpec,
+    *,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> FloatArray:
+    """Read and preprocess every sample.
+
+    Nothing is cached on disk: reading thousands of images takes less than one epoch, and a
+    cache would be a second definition of what the network sees.
+
+    Parameters
+    ----------
+    samples
+        Files to read.
+    spec
+        The network's preprocessing.
+    workers, progress
+        See `decode_all`.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape (N, size_px, size_px, 1), 0..1, in the order of `samples`.
+
+    Raises
+    ------
+    DatasetError
+        If a file cannot be read; it is named.
+    """
+    pixels = np.empty((len(samples), spec.size_px, spec.size_px, 1), dtype=np.float32)
+
+    def read(index: int) -> None:
+        pixels[index] = preprocess(read_image(samples[index].path).pixels, spec)
+
+    for _ in decode_all(read, range(len(samples)), workers=workers, progress=progress):
+        pass
+    return pixels
+
+
+def targets(samples: Sequence[Sample]) -> FloatArray:
+    """Return 1 for COVID and 0 for the rest, float32, shape (N,)."""
+    return np.array([s.positive for s in samples], dtype=np.float32)
+
+
 def read_lung_masks(
     folder: Path, spec: PreprocessSpec, *, progress: Callable[[int], None] | None = None
 ) -> LungMasks:
-    """Read all pairs below a folder.
+    """Read all pairs of `images/NAME.*` and `masks/NAME.png` below a folder.
 
     Parameters
     ----------
@@ -166,34 +225,23 @@ def read_lung_masks(
 
 
 def read_pairs(folder: Path) -> Iterator[LungPair]:
-    """Read the pairs below a folder one by one, as they lie, in the order of their names.
+    """Read the pairs below a folder one by one, at their own sizes, in the order of their names.
 
     Raises
     ------
     DatasetError
         As `read_lung_masks`.
     """
-    images = sorted(p for p in (folder / "images").glob("*") if not p.name.startswith("."))
+    images = _images(folder)
     if not images:
         raise DatasetError(f"{folder}: no lung masks; expected images/NAME.* and masks/NAME.png")
     for image in images:
-        radiograph = _radiograph(image)
-        drawn = _mask(folder / "masks" / f"{image.stem}.png", radiograph)
+        radiograph = read_image(image)
+        path = folder / "masks" / f"{image.stem}.png"
+        drawn = drawn_on(path, radiograph)
+        if not _FEWEST <= float(drawn.mean()) <= _MOST:
+            raise DatasetError(f"{path}: marks {drawn.mean():.0%} of the image as lung")
         yield LungPair(name=image.stem, pixels=radiograph.pixels, drawn=drawn)
-
-
-def _radiograph(path: Path) -> Radiograph:
-    try:
-        return read_radiograph(path)
-    except (FileRejected, OSError) as error:
-        raise DatasetError(f"{path}: {error}") from error
-
-
-def _mask(path: Path, radiograph: Radiograph) -> FloatArray:
-    drawn = drawn_on(path, radiograph)
-    if not _FEWEST <= float(drawn.mean()) <= _MOST:
-        raise DatasetError(f"{path}: marks {drawn.mean():.0%} of the image as lung")
-    return drawn
 
 
 def drawn_on(path: Path, radiograph: Radiograph) -> FloatArray:
@@ -228,35 +276,6 @@ def drawn_on(path: Path, radiograph: Radiograph) -> FloatArray:
     return drawn
 
 
-# Longest side at which maps and drawings are compared: twenty times finer than a map's cells.
-_COMPARED_PX = 256
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LesionImage:
-    """An X-ray on which somebody drew opacities.
-
-    Attributes
-    ----------
-    name
-        File name without its suffix.
-    pixels
-        float32, shape (S, S, 1), 0..1, preprocessed.
-    shape
-        (rows, columns) of the radiograph, in pixels.
-    opacity
-        bool, shape (h, w), over the radiograph without the frame that the reader cut off.
-    lung
-        Likewise, the lungs; None where nobody drew them.
-    """
-
-    name: str
-    pixels: FloatArray
-    shape: tuple[int, int]
-    opacity: NDArray[np.bool_]
-    lung: NDArray[np.bool_] | None
-
-
 def read_lesions(
     folder: Path, spec: PreprocessSpec, *, progress: Callable[[int], None] | None = None
 ) -> tuple[list[LesionImage], int]:
@@ -265,7 +284,8 @@ def read_lesions(
     Parameters
     ----------
     folder
-        Holds `images`, `opacity` and perhaps `lung`; in a mask, white is what it is named for.
+        Holds `images/NAME.*`, `opacity/NAME.png` and perhaps `lung/NAME.png`; in a mask, white
+        is what it is named for.
     spec
         How the images are preprocessed.
     progress
@@ -281,19 +301,15 @@ def read_lesions(
     DatasetError
         If there are none, or a file cannot be read.
     """
-    paths = sorted(p for p in (folder / "images").glob("*") if not p.name.startswith("."))
     found, without = [], 0
-    for path in paths:
-        try:
-            radiograph = read_radiograph(path)
-        except (FileRejected, OSError) as error:
-            raise DatasetError(f"{path}: {error}") from error
-        masks = {}
-        for kind in ("opacity", "lung"):
-            file = folder / kind / f"{path.stem}.png"
-            if file.is_file():
-                drawn = drawn_on(file, radiograph)
-                masks[kind] = _compared(drawn, radiograph.pixels.shape[:2])
+    for path in _images(folder):
+        radiograph = read_image(path)
+        rows, columns = radiograph.pixels.shape
+        masks = {
+            kind: _compared(drawn_on(file, radiograph), (rows, columns))
+            for kind in ("opacity", "lung")
+            if (file := folder / kind / f"{path.stem}.png").is_file()
+        }
         if progress:
             progress(1)
         if "opacity" not in masks or not masks["opacity"].any():
@@ -303,7 +319,7 @@ def read_lesions(
             LesionImage(
                 name=path.stem,
                 pixels=preprocess(radiograph.pixels, spec),
-                shape=(radiograph.pixels.shape[0], radiograph.pixels.shape[1]),
+                shape=(rows, columns),
                 opacity=masks["opacity"],
                 lung=masks.get("lung"),
             )
@@ -315,7 +331,11 @@ def read_lesions(
     return found, without
 
 
-def _compared(drawn: FloatArray, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    scale = min(1.0, _COMPARED_PX / max(shape[:2]))
+def _images(folder: Path) -> list[Path]:
+    return sorted(p for p in (folder / "images").glob("*") if not p.name.startswith("."))
+
+
+def _compared(drawn: FloatArray, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    scale = min(1.0, _COMPARED_PX / max(shape))
     size = (max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale)))
     return np.asarray(cv2.resize(drawn, size, interpolation=cv2.INTER_AREA) >= 0.5)

@@ -26,13 +26,20 @@ from lungwatch.training.data.dataset import LabelCount, Sample
 from lungwatch.training.data.pixels import FloatArray
 
 THUMBNAIL_PX = 64
-
 HISTOGRAM_BINS = 32
+# Pixels of the copy that is looked at; letters of a radiograph stay legible at this size.
+_SIDE_PX = 512
+_FLAT = 0.02  # standard deviation of a row or column that shows nothing
+_ARRAYS = ("histogram", "thumbnail")
+_PER_BLOCK = 100
+# Iglewicz & Hoaglin 1993: modified z-scores beyond 3.5 are potential outliers.
+_MAX_ROBUST_Z = 3.5
+_MEASURES = ("mean", "std", "p01", "p50", "p99")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScannedImage:
-    """What one readable file looks like.
+    """Statistics and thumbnail of one readable file.
 
     Attributes
     ----------
@@ -75,12 +82,6 @@ class ScannedImage:
     patient_id: str | None
 
 
-# Pixels of the copy that is looked at; letters of a radiograph stay legible at this size.
-_SIDE_PX = 512
-
-_FLAT = 0.02  # standard deviation of a row or column that shows nothing
-
-
 def reduced(pixels: FloatImage) -> FloatImage:
     """Return the image with its longest side at most 512 px, aspect kept, float32 0..1."""
     rows, columns = pixels.shape
@@ -105,15 +106,11 @@ def border_fraction(pixels: FloatImage) -> float:
     return 1.0 - float(shown) / pixels.size
 
 
-_ARRAYS = ("histogram", "thumbnail")
-
 _VALUES = tuple(f.name for f in fields(ScannedImage) if f.name not in ("sample", *_ARRAYS))
-
-_PER_BLOCK = 100
 
 
 class ScanCache:
-    """Looks by file, size and time of change, written in blocks.
+    """Cache of scans by file, size and time of change, written in blocks.
 
     It holds thumbnails of X-rays: it is to be kept as safe as the data set. A header's patient
     ID is replaced by a keyed digest, which still tells patients apart.
@@ -141,7 +138,7 @@ class ScanCache:
             self._load(block)
 
     def key(self, sample: Sample) -> str:
-        """Name a file's present state; to be asked for before the file is read.
+        """Return a key of the file's present state; call it before the file is read.
 
         Raises
         ------
@@ -152,37 +149,37 @@ class ScanCache:
         return f"{state.st_size} {state.st_mtime_ns} {sample.path.absolute()}"
 
     def find(self, key: str, sample: Sample) -> ScannedImage | None:
-        """Return what is known of a file that has not changed since; None if nothing is."""
+        """Return the cached scan of a file that has not changed since; None without one."""
         values = self._known.get(key)
         return ScannedImage(sample=sample, **values) if values else None
 
-    def keep(self, key: str, look: ScannedImage) -> ScannedImage:
-        """Remember a look; return it as `find` will."""
-        if look.patient_id:
-            digest = hashlib.blake2b(look.patient_id.encode(), key=self._salt, digest_size=12)
-            look = replace(look, patient_id=digest.hexdigest())
+    def keep(self, key: str, item: ScannedImage) -> ScannedImage:
+        """Cache a scan; return it as `find` will."""
+        if item.patient_id:
+            digest = hashlib.blake2b(item.patient_id.encode(), key=self._salt, digest_size=12)
+            item = replace(item, patient_id=digest.hexdigest())
         with self._lock:
-            self._fresh[key] = look
+            self._fresh[key] = item
             if len(self._fresh) >= _PER_BLOCK:
                 self._flush()
-        return look
+        return item
 
     def flush(self) -> None:
-        """Write what is remembered and not yet written."""
+        """Write the cached scans that are not yet written."""
         with self._lock:
             self._flush()
 
     def _flush(self) -> None:
         if not self._fresh:
             return
-        looks = list(self._fresh.values())
+        scans = list(self._fresh.values())
         about = {
             "version": __version__,
             "keys": list(self._fresh),
-            "values": [{name: getattr(look, name) for name in _VALUES} for look in looks],
+            "values": [{name: getattr(item, name) for name in _VALUES} for item in scans],
         }
         data = io.BytesIO()
-        arrays = {name: np.stack([getattr(look, name) for look in looks]) for name in _ARRAYS}
+        arrays = {name: np.stack([getattr(item, name) for item in scans]) for name in _ARRAYS}
         arrays["about"] = np.array(json.dumps(about))
         np.savez(data, **arrays)  # type: ignore[arg-type]  # none is named allow_pickle
         self._blocks += 1
@@ -228,25 +225,25 @@ def scan(
     progress
         Called with 1 after each file.
     cache
-        What an earlier scan found; files that have not changed since are not read again.
+        Cache of an earlier scan; files that have not changed since are not read again.
     """
-    looks: list[ScannedImage] = []
+    scans: list[ScannedImage] = []
     unreadable: list[Unreadable] = []
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
-        for found in pool.map(lambda sample: _cached_look(sample, cache), samples):
+        for found in pool.map(lambda sample: _scan_cached(sample, cache), samples):
             if isinstance(found, ScannedImage):
-                looks.append(found)
+                scans.append(found)
             else:
                 unreadable.append(found)
             if progress:
                 progress(1)
     finally:
-        # What was seen before an interruption is kept, and nothing new begun.
+        # After an interruption the finished scans are kept and no new file is read.
         pool.shutdown(cancel_futures=True)
         if cache:
             cache.flush()
-    return looks, unreadable
+    return scans, unreadable
 
 
 def require_readable(unreadable: Sequence[Unreadable]) -> None:
@@ -263,21 +260,21 @@ def require_readable(unreadable: Sequence[Unreadable]) -> None:
         raise DatasetError(f"{first.sample.path}: {first.reason}{others}")
 
 
-def _cached_look(sample: Sample, cache: ScanCache | None) -> ScannedImage | Unreadable:
+def _scan_cached(sample: Sample, cache: ScanCache | None) -> ScannedImage | Unreadable:
     if cache is None:
-        return _look(sample)
+        return _scan_file(sample)
     try:
         key = cache.key(sample)
     except OSError:  # gone: reading it says so
-        return _look(sample)
+        return _scan_file(sample)
     known = cache.find(key, sample)
     if known is not None:
         return known
-    found = _look(sample)
+    found = _scan_file(sample)
     return cache.keep(key, found) if isinstance(found, ScannedImage) else found
 
 
-def _look(sample: Sample) -> ScannedImage | Unreadable:
+def _scan_file(sample: Sample) -> ScannedImage | Unreadable:
     try:
         digest = hashlib.sha256(sample.path.read_bytes()).hexdigest()
         radiograph = read_radiograph(sample.path)
@@ -306,12 +303,6 @@ def _look(sample: Sample) -> ScannedImage | Unreadable:
         thumbnail=np.asarray(thumbnail, dtype=np.float32),
         patient_id=meta.patient_id,
     )
-
-
-# Iglewicz & Hoaglin 1993: modified z-scores beyond 3.5 are potential outliers.
-_MAX_ROBUST_Z = 3.5
-
-_MEASURES = ("mean", "std", "p01", "p50", "p99")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,70 +400,70 @@ class Exploration:
 def explore(
     location: Path,
     samples: Sequence[Sample],
-    looks: Sequence[ScannedImage],
+    scans: Sequence[ScannedImage],
     unreadable: Sequence[Unreadable],
     labels: LabelCount | None = None,
 ) -> Exploration:
-    """Sum up a data set that has been scanned."""
+    """Summarise a data set that has been scanned."""
     distribution: dict[str, Counter[str]] = defaultdict(Counter)
     for sample in samples:
         distribution[sample.split or "unsplit"][sample.finding] += 1
-    widths, heights = [look.columns for look in looks], [look.rows for look in looks]
+    widths, heights = [item.columns for item in scans], [item.rows for item in scans]
     return Exploration(
         location=location,
         files=len(samples),
         distribution={split: dict(counts) for split, counts in distribution.items()},
         sources=dict(Counter(f"{s.source or 'unknown'}/{s.finding}" for s in samples)),
-        formats=dict(Counter(look.format for look in looks)),
-        sizes=dict(Counter(f"{look.columns}x{look.rows}" for look in looks).most_common(20)),
+        formats=dict(Counter(item.format for item in scans)),
+        sizes=dict(Counter(f"{item.columns}x{item.rows}" for item in scans).most_common(20)),
         size_range={
             "width_min_px": min(widths, default=0),
             "width_max_px": max(widths, default=0),
             "height_min_px": min(heights, default=0),
             "height_max_px": max(heights, default=0),
         },
-        statistics=_by_group(looks),
-        outliers=find_outliers(looks),
+        statistics=_by_group(scans),
+        outliers=find_outliers(scans),
         unreadable={str(bad.sample.path): bad.reason for bad in unreadable},
         unused_labels=labels.lines() if labels else [],
     )
 
 
-def per_image(looks: Sequence[ScannedImage]) -> list[dict[str, object]]:
+def per_image(scans: Sequence[ScannedImage]) -> list[dict[str, object]]:
     """List what was measured of each image, for a table."""
     return [
         {
-            "file": str(look.sample.path),
-            "split": look.sample.split or "",
-            "label": look.sample.finding,
-            "source": look.sample.source,
-            "format": look.format,
-            "width_px": look.columns,
-            "height_px": look.rows,
-            **{name: round(getattr(look, name), 6) for name in _MEASURES},
-            "border": round(look.border, 4),
-            "text_marks": look.text_marks,
+            "file": str(item.sample.path),
+            "split": item.sample.split or "",
+            "label": item.sample.finding,
+            "source": item.sample.source,
+            "format": item.format,
+            "width_px": item.columns,
+            "height_px": item.rows,
+            **{name: round(getattr(item, name), 6) for name in _MEASURES},
+            "border": round(item.border, 4),
+            "text_marks": item.text_marks,
         }
-        for look in looks
+        for item in scans
     ]
 
 
-def find_outliers(looks: Sequence[ScannedImage]) -> list[Outlier]:
+def find_outliers(scans: Sequence[ScannedImage]) -> list[Outlier]:
     """List images with a modified z-score beyond 3.5 in any measure, the furthest off first."""
-    if not looks:
+    if not scans:
         return []
-    values = np.array([[getattr(look, name) for name in _MEASURES] for look in looks])
+    values = np.array([[getattr(item, name) for name in _MEASURES] for item in scans])
     away = values - np.median(values, axis=0)
     spread = np.median(np.abs(away), axis=0)
     # Where most images agree exactly (say, on black), any difference would be infinitely far.
     scores = np.where(spread > 1e-6, 0.6745 * away / np.maximum(spread, 1e-6), 0.0)
     found = []
-    for look, row, seen in zip(looks, scores, values, strict=True):
+    for item, row, seen in zip(scans, scores, values, strict=True):
         worst = int(np.argmax(np.abs(row)))
         if abs(row[worst]) > _MAX_ROBUST_Z:
             found.append(
                 Outlier(
-                    file=look.sample.path,
+                    file=item.sample.path,
                     measure=_MEASURES[worst],
                     value=float(seen[worst]),
                     robust_z=float(row[worst]),
@@ -481,25 +472,25 @@ def find_outliers(looks: Sequence[ScannedImage]) -> list[Outlier]:
     return sorted(found, key=lambda outlier: -abs(outlier.robust_z))
 
 
-def _by_group(looks: Sequence[ScannedImage]) -> list[PixelStatistics]:
+def _by_group(scans: Sequence[ScannedImage]) -> list[PixelStatistics]:
     groups: dict[tuple[str, str], list[ScannedImage]] = defaultdict(list)
-    for look in looks:
-        split, finding = look.sample.split or "unsplit", look.sample.finding
+    for item in scans:
+        split, finding = item.sample.split or "unsplit", item.sample.finding
         for key in {("all", "all"), ("all", finding), (split, "all"), (split, finding)}:
-            groups[key].append(look)
+            groups[key].append(item)
     order = {"all": 0, "train": 1, "val": 2, "test": 3, "unsplit": 4}
     keys = sorted(groups, key=lambda key: (order[key[0]], key[1] != "all", key[1]))
     return [_statistics(*key, groups[key]) for key in keys]
 
 
-def _statistics(split: str, finding: str, looks: Sequence[ScannedImage]) -> PixelStatistics:
-    means = np.array([look.mean for look in looks])
-    stds = np.array([look.std for look in looks])
+def _statistics(split: str, finding: str, scans: Sequence[ScannedImage]) -> PixelStatistics:
+    means = np.array([item.mean for item in scans])
+    stds = np.array([item.std for item in scans])
     variance = float(np.mean(stds**2 + means**2) - means.mean() ** 2)
     return PixelStatistics(
         split=split,
         finding=finding,
-        images=len(looks),
+        images=len(scans),
         mean=float(means.mean()),
         std=max(0.0, variance) ** 0.5,
         mean_of_means=float(means.mean()),

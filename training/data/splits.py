@@ -1,4 +1,9 @@
-"""Splits of a data set, its manifest, and the record of the images that a network learnt from."""
+"""Splits of a data set, its manifest, and the record of the images that a network learnt from.
+
+`data.csv` in a run folder has a row for each file, so that a resumed run detects changed data.
+`learnt.json` is copied into the bundle, so that an evaluation finds out which of its images the
+network was trained on; it holds the first 8 bytes of their SHA-256 and nothing else.
+"""
 
 import base64
 import csv
@@ -11,26 +16,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 
 from lungwatch.bundle import ABOUT_FILE, LEARNT_FILE, read_bundle
 from lungwatch.errors import ConfigError, DatasetError, ModelError
 from lungwatch.files import write_atomic
-from lungwatch.training.data.dataset import SPLITS, Split, manifest_rows
+from lungwatch.training.data.dataset import (
+    SPLITS,
+    LabelledImage,
+    Sample,
+    Split,
+    manifest_rows,
+    relative_name,
+)
 from lungwatch.training.data.scan import ScannedImage
 
 COLUMNS = (
     *("file", "label", "split", "source", "patient", "patient_known", "view", "pediatric"),
     *("finding", "licence", "url", "w", "h"),
 )
-
 Stratum = tuple[str, ...]
+DATA_FILE = "data.csv"
+# 8 bytes: among a million images two have equal ones with a chance of 3e-8.
+_BYTES = 8
+_NAMED = 3
 
 
 def split_groups(
-    looks: Sequence[ScannedImage], groups: Sequence[int], *, val: float, test: float, seed: int
+    scans: Sequence[ScannedImage], groups: Sequence[int], *, val: float, test: float, seed: int
 ) -> list[Split]:
     """Give every image a split, whole groups at a time, strata alike as far as groups allow.
 
@@ -40,7 +55,7 @@ def split_groups(
 
     Parameters
     ----------
-    looks
+    scans
         The images.
     groups
         For each image its group.
@@ -57,9 +72,9 @@ def split_groups(
     """
     if not (val > 0 and test > 0 and val + test < 1):
         raise DatasetError("the shares for val and test must be above 0 and together below 1")
-    positives = [look.sample.positive for look in looks]
+    positives = [item.sample.positive for item in scans]
     if len(set(positives)) < 2:
-        only = ", ".join(sorted({look.sample.finding for look in looks}))
+        only = ", ".join(sorted({item.sample.finding for item in scans}))
         raise DatasetError(f"the data set holds one class only ({only}); nothing to stratify")
     members: dict[int, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
@@ -68,12 +83,12 @@ def split_groups(
     np.random.default_rng(seed).shuffle(order)
     order.sort(key=lambda group: -len(members[group]))
 
-    totals = Counter(stratum for look in looks for stratum in _strata(look))
+    totals = Counter(stratum for item in scans for stratum in _strata(item))
     shares: dict[Split, float] = {"train": 1 - val - test, "val": val, "test": test}
     placed: dict[Split, Counter[Stratum]] = {split: Counter() for split in SPLITS}
-    chosen: list[Split] = ["train"] * len(looks)
+    chosen: list[Split] = ["train"] * len(scans)
     for group in order:
-        adds = Counter(stratum for index in members[group] for stratum in _strata(looks[index]))
+        adds = Counter(stratum for index in members[group] for stratum in _strata(scans[index]))
         costs = {
             split: _cost(placed[split], adds, totals, share) for split, share in shares.items()
         }
@@ -92,9 +107,9 @@ def split_groups(
 
 
 def write_manifest(
-    target: Path, location: Path, looks: Sequence[ScannedImage], splits: Sequence[Split]
+    target: Path, location: Path, scans: Sequence[ScannedImage], splits: Sequence[Split]
 ) -> None:
-    """Write a manifest with paths relative to it; what an older manifest said is kept.
+    """Write a manifest with paths relative to it; columns of an older manifest are kept.
 
     Parameters
     ----------
@@ -102,7 +117,7 @@ def write_manifest(
         The file to write, over an older one; its folder must be there.
     location
         The data set as it was given.
-    looks, splits
+    scans, splits
         The images and their splits.
 
     Raises
@@ -116,14 +131,14 @@ def write_manifest(
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     base = target.absolute().parent
-    for look, split in zip(looks, splits, strict=True):
-        sample = look.sample
+    for item, split in zip(scans, splits, strict=True):
+        sample = item.sample
         old = known.get(sample.path, {})
         patient = sample.patient
-        if not patient and look.patient_id:
+        if not patient and item.patient_id:
             # A manifest is passed around; the header's patient ID must not be in it.
             number = len(pseudonyms) + 1
-            patient = pseudonyms.setdefault(look.patient_id, f"dicom-{number:04d}")
+            patient = pseudonyms.setdefault(item.patient_id, f"dicom-{number:04d}")
         mine = {
             "file": Path(os.path.relpath(sample.path.absolute(), base)).as_posix(),
             "label": sample.finding,
@@ -132,8 +147,8 @@ def write_manifest(
             "patient": patient,
             "patient_known": old.get("patient_known") or str(int(bool(patient))),
             "licence": sample.licence,
-            "w": look.columns,
-            "h": look.rows,
+            "w": item.columns,
+            "h": item.rows,
         }
         writer.writerow({**dict.fromkeys(COLUMNS, ""), **old, **mine})
     try:
@@ -142,15 +157,15 @@ def write_manifest(
         raise DatasetError(f"{target} cannot be written: {error.strerror}") from error
 
 
-def _strata(look: ScannedImage) -> tuple[Stratum, ...]:
-    finding = look.sample.finding
-    return (finding,), (finding, look.sample.source)
+def _strata(item: ScannedImage) -> tuple[Stratum, ...]:
+    finding = item.sample.finding
+    return (finding,), (finding, item.sample.source)
 
 
 def _cost(
     placed: Counter[Stratum], adds: Counter[Stratum], totals: Counter[Stratum], share: float
 ) -> float:
-    """How much adding a group moves the strata away from their aims; below 0 brings nearer."""
+    """Return the change of the squared distance of the strata from their targets."""
     return sum(
         ((placed[key] + more - share * totals[key]) ** 2 - (placed[key] - share * totals[key]) ** 2)
         / totals[key]
@@ -160,7 +175,7 @@ def _cost(
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRow:
-    """Images of one class and source in each split."""
+    """Numbers of images of one class and source in each split."""
 
     label: str
     source: str
@@ -171,7 +186,7 @@ class SplitRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitTable:
-    """A split in numbers.
+    """Numbers of images in each split.
 
     Attributes
     ----------
@@ -192,13 +207,13 @@ class SplitTable:
 
 
 def split_table(
-    looks: Sequence[ScannedImage], groups: Sequence[int], splits: Sequence[Split]
+    scans: Sequence[ScannedImage], groups: Sequence[int], splits: Sequence[Split]
 ) -> SplitTable:
     """Count; `groups` and `splits` are one an image."""
-    kinds = [(look.sample.finding, look.sample.source) for look in looks]
+    kinds = [(item.sample.finding, item.sample.source) for item in scans]
     counts = Counter(zip(kinds, splits, strict=True))
     return SplitTable(
-        images=len(looks),
+        images=len(scans),
         groups=len(set(groups)),
         strata=[
             SplitRow(label=kind[0], source=kind[1], **{part: counts[kind, part] for part in SPLITS})
@@ -208,44 +223,16 @@ def split_table(
     )
 
 
-DATA_FILE = "data.csv"
-
-# 8 bytes: among a million images two have equal ones with a chance of 3e-8.
-_BYTES = 8
-
-_NAMED = 3
-
-
-class Recorded(Protocol):
-    """What a record knows of an image."""
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-
-    @property
-    def split(self) -> str | None:
-        """The part of the data set it belongs to."""
-
-    @property
-    def source(self) -> str:
-        """The collection it comes from."""
-
-    @property
-    def patient(self) -> str:
-        """The patient's pseudonym within the source."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class LearntImages:
-    """Images that made a network what it is, by the first bytes of their SHA-256.
+    """Images that a network was trained on, by the first bytes of their SHA-256.
 
     Attributes
     ----------
     train
         Its weights were fitted to them.
     val
-        They chose among weights, stopped the training, or calibrated.
+        They selected weights, stopped the training, or calibrated.
     """
 
     train: frozenset[bytes] = frozenset()
@@ -327,7 +314,9 @@ class DataRecord:
     learnt: LearntImages = field(default_factory=LearntImages)
 
     @classmethod
-    def of(cls, samples: Sequence[Recorded], labels: Sequence[str], folder: Path) -> Self:
+    def of(
+        cls, samples: Sequence[Sample | LabelledImage], labels: Sequence[str], folder: Path
+    ) -> Self:
         """Record files with their labels, named relative to a folder.
 
         Raises
@@ -338,7 +327,7 @@ class DataRecord:
         rows = {}
         digests = sha256_of([sample.path for sample in samples])
         for sample, label, sha256 in zip(samples, labels, digests, strict=True):
-            name = _name(sample.path, folder)
+            name = relative_name(sample.path, folder)
             known = f"{sample.source}\0{sample.patient}".encode() if sample.patient else b""
             rows[name] = DataRow(
                 file=name,
@@ -360,8 +349,8 @@ class DataRecord:
         """
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         rows = {
-            _name(path, folder): DataRow(
-                file=_name(path, folder), sha256=sha256, label="", split="", patient=""
+            relative_name(path, folder): DataRow(
+                file=relative_name(path, folder), sha256=sha256, label="", split="", patient=""
             )
             for path, sha256 in zip(paths, sha256_of(paths), strict=True)
         }
@@ -387,10 +376,10 @@ class DataRecord:
 
     def row(self, path: Path, folder: Path) -> DataRow:
         """Return a file's row."""
-        return self.rows[_name(path, folder)]
+        return self.rows[relative_name(path, folder)]
 
     def check(self, root: Path) -> None:
-        """Refuse to go on with a run whose data have changed.
+        """Refuse to resume a run whose data have changed.
 
         Raises
         ------
@@ -438,7 +427,7 @@ class DataRecord:
 
 
 def learnt_of(place: Path) -> LearntImages | None:
-    """Return the images behind a run folder's, a bundle's, or a file's therein, network.
+    """Return the images that a run's or a bundle's network learnt from.
 
     None if there is no record of them, or nothing there.
 
@@ -459,8 +448,8 @@ def learnt_of(place: Path) -> LearntImages | None:
     return None if data is None else LearntImages.from_json(data, str(folder / LEARNT_FILE))
 
 
-def learnt_from(samples: Sequence[Recorded], learnt: LearntImages) -> list[bool]:
-    """Say of each image whether a network's weights were fitted to its very bytes."""
+def learnt_from(samples: Sequence[Sample | LabelledImage], learnt: LearntImages) -> list[bool]:
+    """Return for each image whether a network was trained on a file of the same bytes."""
     digests = sha256_of([sample.path for sample in samples])
     return [prefix(digest) in learnt.train for digest in digests]
 
@@ -492,10 +481,6 @@ def prefixes(digests: Iterable[str]) -> frozenset[bytes]:
 def prefix(digest: str) -> bytes:
     """Return what `LearntImages` keeps of a SHA-256 digest, hexadecimal."""
     return bytes.fromhex(digest[: 2 * _BYTES])
-
-
-def _name(path: Path, folder: Path) -> str:
-    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
 def _read(file: Path) -> dict[str, DataRow] | None:

@@ -1,6 +1,6 @@
-"""Calibration: Platt scaling, decision threshold, conformal band.
+"""Calibration: Platt scaling, threshold, conformal band, and the truth file of a site's cases.
 
-And the truth file of a site's own cases.
+NumPy only: `lungwatch calibrate` runs in the base install.
 """
 
 import csv
@@ -17,27 +17,136 @@ from typing import Literal, Self, cast, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lungwatch.bundle import SiteCalibration
 from lungwatch.contract import Calibration, Decision
 from lungwatch.errors import ConfigError, LungwatchError
-from lungwatch.sitecalibration import SiteCalibration
 from lungwatch.training.evaluation.metrics import figures, roc_curve, sigmoid
 
 # "youden": sensitivity + specificity - 1 is largest; "balanced": the smaller of both is.
 Rule = Literal["youden", "balanced"]
-
 RULES: tuple[Rule, ...] = get_args(Rule)
-
-
+Kind = Literal["youden", "balanced", "sensitivity", "specificity"]
+LEAST_CASES = 30
+"""Of each class: Platt's two numbers cannot be told from fewer."""
+METHOD = (
+    "probability: Platt scaling of the logit (Platt 1999); band: split conformal prediction, "
+    "class-conditional (Vovk 2012), on the logit; threshold: Youden's, within the band"
+)
+IDS: Mapping[str, tuple[str, ...]] = {
+    "sha256": ("sha256", "sha-256", "sha"),
+    "sop_uid": ("sop_uid", "sop_instance_uid", "sopinstanceuid"),
+    "id": ("id", "result", "result_id"),
+    "accession": ("accession", "accession_number", "accessionnumber"),
+}
+"""Names that a column of identifiers may have; the first kind that a file has is used."""
+TRUTHS = ("truth", "ground_truth", "true_label", "diagnosis", "finding", "pcr", "covid")
+COVID_WORDS = frozenset(
+    {"covid", "covid-19", "covid19", "sars-cov-2", "positive", "pos", "1", "yes", "true"}
+)
+OTHER_WORDS = frozenset(
+    {"other", "negative", "neg", "normal", "no finding", "non-covid", "noncovid", "no covid"}
+    | {"not covid", "non covid", "0", "no", "false"}
+)
+_MAX_BYTES = 64 << 20
+_NAMED = 5
 # Keeps the decision inside the open interval that a contract allows.
 _PROBABILITY_EDGE = 1e-6
+_EDGE = 1e-9
+
+
+class TruthFileError(LungwatchError):
+    """A truth file cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truths:
+    """Truths read from a truth file.
+
+    Attributes
+    ----------
+    kind
+        What its identifiers are: a key of `IDS`.
+    covid
+        Identifier to whether it was COVID, in the file's order.
+    unknown_labels
+        Words that are neither, each with the number of its lines.
+    contradictory
+        Identifiers with both truths; they are left out.
+    """
+
+    kind: str
+    covid: dict[str, bool]
+    unknown_labels: dict[str, int]
+    contradictory: tuple[str, ...]
+
+
+class CannotCalibrateError(LungwatchError):
+    """The cases are too few, or do not support a calibration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """Target of a threshold.
+
+    Attributes
+    ----------
+    kind
+        "youden" for the largest sensitivity + specificity - 1; "balanced" for the largest
+        smaller one of the two; or the figure that shall be at least `least`, the other one
+        then being as large as it can.
+    least
+        0..1; without meaning for "youden" and "balanced".
+    """
+
+    kind: Kind
+    least: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "youden", "balanced", "sensitivity=0.95" or "specificity=0.95".
+
+        Raises
+        ------
+        ConfigError
+            If it is none of these.
+        """
+        if text in RULES:
+            return cls(kind=cast(Kind, text))
+        found = re.fullmatch(r"(sensitivity|specificity)=(\d*\.?\d+)", text)
+        if found is None or not 0 < float(found[2]) <= 1:
+            raise ConfigError(
+                f"threshold aim {text!r}: write youden, sensitivity=0.95 or specificity=0.95, "
+                "or balanced"
+            )
+        return cls(kind=cast(Kind, found[1]), least=float(found[2]))
+
+    def __str__(self) -> str:
+        return self.kind if self.kind in RULES else f"{self.kind}={self.least:g}"
+
+
+def apply_calibration(calibration: Calibration, logits: ArrayLike) -> NDArray[np.float64]:
+    """Apply Platt scaling to binary logits, shape (N,): probabilities, 0..1, shape (N,)."""
+    return sigmoid(calibration.slope * np.asarray(logits) + calibration.intercept)
+
+
+def calibrate(
+    targets: ArrayLike, logits: ArrayLike, *, abstain: float = 0.05, rule: Rule = "youden"
+) -> tuple[Calibration, Decision]:
+    """Fit Platt scaling, and choose the decision on the probabilities that it gives.
+
+    The parameters are those of `fit_calibration` and `choose_decision`.
+    """
+    calibration = fit_calibration(targets, logits)
+    found = apply_calibration(calibration, logits)
+    return calibration, choose_decision(targets, found, abstain, rule)
 
 
 def fit_calibration(targets: ArrayLike, logits: ArrayLike) -> Calibration:
     """Fit Platt scaling, p = sigmoid(slope * z + intercept), by maximum likelihood.
 
     Targets are smoothed as Platt does, so that a perfectly separated validation set gives
-    finite numbers. Should the fitted slope not be positive, the score knows nothing, and the
-    identity is returned: turning a score round is not calibration.
+    finite numbers. If the fitted slope is not positive, the score carries no information, and the
+    identity is returned: reversing a score is not calibration.
 
     Source: Platt 1999; Lin, Lin, Weng 2007 (Newton's method with step halving).
     """
@@ -119,49 +228,6 @@ def choose_decision(
     )
 
 
-Kind = Literal["youden", "balanced", "sensitivity", "specificity"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Aim:
-    """What a threshold shall reach.
-
-    Attributes
-    ----------
-    kind
-        "youden" for the largest sensitivity + specificity - 1; "balanced" for the largest
-        smaller one of the two; or the figure that shall be at least `least`, the other one
-        then being as large as it can.
-    least
-        0..1; without meaning for "youden" and "balanced".
-    """
-
-    kind: Kind
-    least: float = 0.0
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read "youden", "balanced", "sensitivity=0.95" or "specificity=0.95".
-
-        Raises
-        ------
-        ConfigError
-            If it is none of these.
-        """
-        if text in RULES:
-            return cls(kind=cast(Kind, text))
-        found = re.fullmatch(r"(sensitivity|specificity)=(\d*\.?\d+)", text)
-        if found is None or not 0 < float(found[2]) <= 1:
-            raise ConfigError(
-                f"threshold aim {text!r}: write youden, sensitivity=0.95 or specificity=0.95, "
-                "or balanced"
-            )
-        return cls(kind=cast(Kind, found[1]), least=float(found[2]))
-
-    def __str__(self) -> str:
-        return self.kind if self.kind in RULES else f"{self.kind}={self.least:g}"
-
-
 def choose_threshold(targets: ArrayLike, logits: ArrayLike, aim: Aim) -> Decision:
     """Fix a threshold on cases that are used for nothing else; abstention is switched off.
 
@@ -198,55 +264,148 @@ def choose_threshold(targets: ArrayLike, logits: ArrayLike, aim: Aim) -> Decisio
     return Decision(threshold=threshold, uncertain_low=threshold, uncertain_high=threshold)
 
 
-IDS: Mapping[str, tuple[str, ...]] = {
-    "sha256": ("sha256", "sha-256", "sha"),
-    "sop_uid": ("sop_uid", "sop_instance_uid", "sopinstanceuid"),
-    "id": ("id", "result", "result_id"),
-    "accession": ("accession", "accession_number", "accessionnumber"),
-}
+def least_cases(error: float) -> int:
+    """Return how many cases of each class an error asks for.
 
-"""Names that a column of identifiers may have; the first kind that a file has is used."""
-
-TRUTHS = ("truth", "ground_truth", "true_label", "diagnosis", "finding", "pcr", "covid")
-
-COVID_WORDS = frozenset(
-    {"covid", "covid-19", "covid19", "sars-cov-2", "positive", "pos", "1", "yes", "true"}
-)
-
-OTHER_WORDS = frozenset(
-    {"other", "negative", "neg", "normal", "no finding", "non-covid", "noncovid", "no covid"}
-    | {"not covid", "non covid", "0", "no", "false"}
-)
-
-_MAX_BYTES = 64 << 20
-
-_NAMED = 5
-
-
-class TruthFileError(LungwatchError):
-    """A truth file cannot be used."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Truths:
-    """What a file says.
-
-    Attributes
-    ----------
-    kind
-        What its identifiers are: a key of `IDS`.
-    covid
-        Identifier to whether it was COVID, in the file's order.
-    unknown_labels
-        Words that are neither, each with how many lines have it.
-    contradictory
-        Identifiers with both truths; they are left out.
+    The quantile of rank ceil((n + 1)(1 - error)) has to be one of n scores.
     """
+    return max(LEAST_CASES, math.ceil(1 / error - 1 - _EDGE))
 
-    kind: str
-    covid: dict[str, bool]
-    unknown_labels: dict[str, int]
-    contradictory: tuple[str, ...]
+
+def conformal_band(targets: ArrayLike, logits: ArrayLike, error: float) -> tuple[float, float]:
+    """Return the logits below which COVID, and above which anything else, is excluded.
+
+    Parameters
+    ----------
+    targets
+        0 and 1 (COVID), shape (N,); at least `least_cases` of each.
+    logits
+        Of COVID, shape (N,).
+    error
+        0..1: the chance, for a further case exchangeable with those of its class, that its
+        true label is excluded. It holds within each class, whatever the scores' distribution.
+
+    Source: Vovk 2012, Conditional validity of inductive conformal predictors; Lei et al. 2018.
+    """
+    y = np.asarray(targets).ravel() > 0.5
+    z = np.asarray(logits, dtype=np.float64).ravel()
+    covid, other = np.sort(z[y]), np.sort(z[~y])
+    # Rank from the wrong end: floor(error (n + 1)) = n + 1 - ceil((n + 1)(1 - error)).
+    low = covid[_rank(len(covid), error) - 1]
+    high = other[len(other) - _rank(len(other), error)]
+    return float(low), float(high)
+
+
+def _rank(count: int, error: float) -> int:
+    rank = math.floor(error * (count + 1) + _EDGE)
+    if rank < 1:
+        raise CannotCalibrateError(
+            f"{count} cases of a class cannot carry an error of {error:g}: "
+            f"{least_cases(error)} are needed"
+        )
+    return rank
+
+
+def decide(targets: ArrayLike, logits: ArrayLike, error: float) -> tuple[Calibration, Decision]:
+    """Fit probability, threshold and band.
+
+    Returns
+    -------
+    Calibration, Decision
+        Of each class at most `error` is given the other's label, whatever is UNCERTAIN.
+
+    Raises
+    ------
+    CannotCalibrateError
+        If the scores do not rise with the truth.
+    """
+    y = np.asarray(targets, dtype=np.float64).ravel()
+    z = np.asarray(logits, dtype=np.float64).ravel()
+    calibration = fit_calibration(y, z)
+    if calibration == Calibration():
+        raise CannotCalibrateError(
+            "the model's scores do not rise with the truth in these cases: no threshold separates "
+            "them here; check the labels, or use another model"
+        )
+    probabilities = probabilities_of(calibration, z)
+    covid_from, other_to = conformal_band(y, z, error)
+    low = calibration.probability(covid_from)
+    # The bounds of a label are half open: the excluded case itself is not above it.
+    high = math.nextafter(calibration.probability(other_to), 2.0)
+    # Where the classes are apart no case needs abstention; the threshold lies between the bounds.
+    at = choose_decision(y, probabilities, abstain=0).threshold
+    threshold = min(max(at, min(low, high)), max(low, high))
+    threshold = min(max(threshold, _EDGE), 1 - _EDGE)
+    if low >= high:
+        return calibration, Decision(
+            threshold=threshold, uncertain_low=threshold, uncertain_high=threshold
+        )
+    return calibration, Decision(
+        threshold=threshold,
+        uncertain_low=min(low, threshold),
+        uncertain_high=min(max(high, threshold), 1.0),
+    )
+
+
+def probabilities_of(calibration: Calibration, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what `Calibration.probability` gives for each logit."""
+    return np.array([calibration.probability(float(logit)) for logit in logits])
+
+
+def calibrate_site(
+    *,
+    targets: ArrayLike,
+    logits: ArrayLike,
+    error: float,
+    model: str,
+    model_sha256: str,
+    made_at: datetime,
+    made_with: str,
+) -> SiteCalibration:
+    """Make a site's record of its cases.
+
+    Parameters
+    ----------
+    targets, logits
+        0 and 1 (COVID), and the recorded logit, shape (N,).
+    error
+        Share of each class that may be given the other one's label, above 0 and below 0.5.
+
+    Raises
+    ------
+    CannotCalibrateError
+        If there are too few cases of a class, or the scores do not rise with the truth.
+    """
+    y = np.asarray(targets, dtype=np.float64).ravel()
+    z = np.asarray(logits, dtype=np.float64).ravel()
+    covid, other = int(y.sum()), int(len(y) - y.sum())
+    needed = least_cases(error)
+    if min(covid, other) < needed:
+        raise CannotCalibrateError(
+            f"too few cases: {covid} with COVID and {other} others are known and scored, and an "
+            f"error of {error:g} needs {needed} of each"
+        )
+    calibration, decision = decide(y, z, error)
+    p = probabilities_of(calibration, z)
+    abstains = (decision.uncertain_low <= p) & (p < decision.uncertain_high)
+    measured = figures(y, p, threshold=decision.threshold)
+    return SiteCalibration(
+        model=model,
+        model_sha256=model_sha256,
+        made_at=made_at.replace(microsecond=0),
+        made_with=made_with,
+        covid_cases=covid,
+        other_cases=other,
+        error=error,
+        abstention=float(abstains.mean()),
+        covid_abstention=float(abstains[y > 0.5].mean()),
+        other_abstention=float(abstains[y < 0.5].mean()),
+        roc_auc=measured.roc_auc,
+        ece=measured.ece,
+        method=METHOD,
+        calibration=calibration,
+        decision=decision,
+    )
 
 
 def read_truths(path: Path) -> Truths:
@@ -346,179 +505,3 @@ def _truth_column(path: Path, names: list[str]) -> int:
             return names.index(spelling)
     told = " ('label' beside 'probability' is the model's own answer)" if "label" in names else ""
     raise TruthFileError(f"{path} has no column 'truth'; its columns are {named(names)}{told}")
-
-
-LEAST_CASES = 30
-
-"""Of each class: Platt's two numbers are not told from fewer."""
-
-METHOD = (
-    "probability: Platt scaling of the logit (Platt 1999); band: split conformal prediction, "
-    "class-conditional (Vovk 2012), on the logit; threshold: Youden's, within the band"
-)
-
-_EDGE = 1e-9
-
-
-class CannotCalibrateError(LungwatchError):
-    """The cases do not carry a calibration."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Band:
-    """Conformal bounds of the logit.
-
-    Attributes
-    ----------
-    covid_from
-        COVID is excluded below it.
-    other_to
-        Anything else is excluded above it.
-    """
-
-    covid_from: float
-    other_to: float
-
-
-def least_cases(error: float) -> int:
-    """Return how many cases of each class an error asks for.
-
-    The quantile of rank ceil((n + 1)(1 - error)) has to be one of n scores.
-    """
-    return max(LEAST_CASES, math.ceil(1 / error - 1 - _EDGE))
-
-
-def conformal_band(targets: ArrayLike, logits: ArrayLike, error: float) -> Band:
-    """Bound the logits so that each class is excluded wrongly with at most `error`.
-
-    Parameters
-    ----------
-    targets
-        0 and 1 (COVID), shape (N,); at least `least_cases` of each.
-    logits
-        Of COVID, shape (N,).
-    error
-        0..1: the chance, for a further case exchangeable with those of its class, that its
-        true label is excluded. It holds within each class, whatever the scores' distribution.
-
-    Source: Vovk 2012, Conditional validity of inductive conformal predictors; Lei et al. 2018.
-    """
-    y = np.asarray(targets).ravel() > 0.5
-    z = np.asarray(logits, dtype=np.float64).ravel()
-    covid, other = np.sort(z[y]), np.sort(z[~y])
-    # Rank from the wrong end: floor(error (n + 1)) = n + 1 - ceil((n + 1)(1 - error)).
-    low = covid[_rank(len(covid), error) - 1]
-    high = other[len(other) - _rank(len(other), error)]
-    return Band(covid_from=float(low), other_to=float(high))
-
-
-def _rank(count: int, error: float) -> int:
-    rank = math.floor(error * (count + 1) + _EDGE)
-    if rank < 1:
-        raise CannotCalibrateError(
-            f"{count} cases of a class cannot carry an error of {error:g}: "
-            f"{least_cases(error)} are needed"
-        )
-    return rank
-
-
-def decide(targets: ArrayLike, logits: ArrayLike, error: float) -> tuple[Calibration, Decision]:
-    """Fit probability, threshold and band.
-
-    Returns
-    -------
-    Calibration, Decision
-        Of each class at most `error` is given the other's label, whatever is UNCERTAIN.
-
-    Raises
-    ------
-    CannotCalibrateError
-        If the scores do not rise with the truth.
-    """
-    y = np.asarray(targets, dtype=np.float64).ravel()
-    z = np.asarray(logits, dtype=np.float64).ravel()
-    calibration = fit_calibration(y, z)
-    if calibration == Calibration():
-        raise CannotCalibrateError(
-            "the model's scores do not rise with the truth in these cases: no threshold separates "
-            "them here; check the labels, or use another model"
-        )
-    probabilities = probabilities_of(calibration, z)
-    band = conformal_band(y, z, error)
-    low = calibration.probability(band.covid_from)
-    # The bounds of a label are half open: the excluded case itself is not above it.
-    high = math.nextafter(calibration.probability(band.other_to), 2.0)
-    # Where the classes are apart no case needs abstention; the threshold lies between the bounds.
-    at = choose_decision(y, probabilities, abstain=0).threshold
-    threshold = min(max(at, min(low, high)), max(low, high))
-    threshold = min(max(threshold, _EDGE), 1 - _EDGE)
-    if low >= high:
-        return calibration, Decision(
-            threshold=threshold, uncertain_low=threshold, uncertain_high=threshold
-        )
-    return calibration, Decision(
-        threshold=threshold,
-        uncertain_low=min(low, threshold),
-        uncertain_high=min(max(high, threshold), 1.0),
-    )
-
-
-def probabilities_of(calibration: Calibration, logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what `Calibration.probability` gives for each logit."""
-    return np.array([calibration.probability(float(logit)) for logit in logits])
-
-
-def calibrate_site(
-    *,
-    targets: ArrayLike,
-    logits: ArrayLike,
-    error: float,
-    model: str,
-    model_sha256: str,
-    made_at: datetime,
-    made_with: str,
-) -> SiteCalibration:
-    """Make a site's record of its cases.
-
-    Parameters
-    ----------
-    targets, logits
-        0 and 1 (COVID), and the recorded logit, shape (N,).
-    error
-        Share of each class that may be given the other one's label, above 0 and below 0.5.
-
-    Raises
-    ------
-    CannotCalibrateError
-        If there are too few cases of a class, or the scores do not rise with the truth.
-    """
-    y = np.asarray(targets, dtype=np.float64).ravel()
-    z = np.asarray(logits, dtype=np.float64).ravel()
-    covid, other = int(y.sum()), int(len(y) - y.sum())
-    needed = least_cases(error)
-    if min(covid, other) < needed:
-        raise CannotCalibrateError(
-            f"too few cases: {covid} with COVID and {other} others are known and scored, and an "
-            f"error of {error:g} needs {needed} of each"
-        )
-    calibration, decision = decide(y, z, error)
-    p = probabilities_of(calibration, z)
-    abstains = (decision.uncertain_low <= p) & (p < decision.uncertain_high)
-    measured = figures(y, p, threshold=decision.threshold)
-    return SiteCalibration(
-        model=model,
-        model_sha256=model_sha256,
-        made_at=made_at.replace(microsecond=0),
-        made_with=made_with,
-        covid_cases=covid,
-        other_cases=other,
-        error=error,
-        abstention=float(abstains.mean()),
-        covid_abstention=float(abstains[y > 0.5].mean()),
-        other_abstention=float(abstains[y < 0.5].mean()),
-        roc_auc=measured.roc_auc,
-        ece=measured.ece,
-        method=METHOD,
-        calibration=calibration,
-        decision=decision,
-    )

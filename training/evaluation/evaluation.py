@@ -1,10 +1,7 @@
-"""Evaluation of a model on data sets: metrics, intervals, sources.
-
-Comparison with another model, cases to look at.
-"""
+"""Evaluation of a model on data sets: metrics, intervals, sources, comparison of models."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +19,13 @@ from lungwatch.training.data.dataset import (
     list_dataset,
     load_dataset,
     of_split,
+    relative_name,
     select,
 )
 from lungwatch.training.data.duplicates import patient_numbers
 from lungwatch.training.data.pixels import FloatArray, read_pixels, targets
 from lungwatch.training.data.splits import LearntImages, learnt_from
-from lungwatch.training.evaluation.calibration import Aim, choose_threshold
+from lungwatch.training.evaluation.calibration import Aim, apply_calibration, choose_threshold
 from lungwatch.training.evaluation.maps import measure_lungs
 from lungwatch.training.evaluation.metrics import (
     FIGURES,
@@ -39,7 +37,6 @@ from lungwatch.training.evaluation.metrics import (
     intervals,
     paired_differences,
     roc_auc,
-    sigmoid,
     too_few,
     uncomputable,
     weighted_figures,
@@ -52,42 +49,25 @@ _PROBES: tuple[tuple[ImageClass, ImageClass], ...] = (
     ("COVID", "NORMAL"),
     ("OTHER_PNEUMONIA", "NORMAL"),
 )
-
 # An area under the curve of fewer images than this on one side says nothing.
 _FEWEST = 5
-
-
-def evaluate(
-    scorer: Scorer,
-    location: Path,
-    split: Split | None = "test",
-    *,
-    progress: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Measure a network on one split of a data set (all of it for None).
-
-    Returns
-    -------
-    dict
-        The fields of `Figures`, the share that is `uncertain`, and `probes`: ROC-AUC of one
-        finding against another, over all sources and within each.
-
-    Raises
-    ------
-    DatasetError
-        If the split is empty, holds one class only, or a file is unreadable.
-    """
-    samples = select(load_dataset(location), split, dataset_name(location))
-    pixels = read_pixels(samples, scorer.judgement.preprocess, progress=progress)
-    return evaluate_pixels(scorer, samples, pixels)
+Progress = Callable[[int], None]
+_UNKNOWN = "unknown"
+# Images that the model learnt from which are named.
+_NAMED = 5
 
 
 def evaluate_pixels(
     scorer: Scorer, samples: Sequence[Sample], pixels: FloatArray
 ) -> dict[str, Any]:
-    """Measure a network on samples already read; see `evaluate`.
+    """Measure a network on preprocessed samples, without intervals.
 
-    Each finding beside COVID that the labels tell is measured too, under `findings`.
+    Returns
+    -------
+    dict
+        The fields of `Figures`, the share that is `uncertain`, and `probes`: ROC-AUC of one
+        class against another, over all sources and within each. Each finding beside COVID that
+        the labels tell is measured too, under `findings`.
     """
     found = evaluate_logits(scorer.judgement, samples, scorer.logits(pixels))
     if scorer.judgement.findings:
@@ -98,14 +78,13 @@ def evaluate_pixels(
 def evaluate_findings(
     scorer: Scorer, samples: Sequence[Sample], pixels: FloatArray
 ) -> dict[str, Any]:
-    """Measure each finding beside COVID that the labels tell, by name; see `evaluate`."""
+    """Measure each finding beside COVID that the labels tell, by name."""
     logits, found = scorer.finding_logits(pixels), {}
     for index, one in enumerate(scorer.judgement.findings):
         truth = finding_truth(one.name, samples)
         if truth is None:
             continue
-        calibration = one.calibration
-        probabilities = sigmoid(calibration.slope * logits[:, index] + calibration.intercept)
+        probabilities = apply_calibration(one.calibration, logits[:, index])
         found[one.name] = figures(truth, probabilities, one.threshold).to_dict()
     return found
 
@@ -125,9 +104,9 @@ def finding_truth(name: str, samples: Sequence[Sample]) -> FloatArray | None:
 def evaluate_logits(
     judgement: Judgement, samples: Sequence[Sample], logits: FloatArray
 ) -> dict[str, Any]:
-    """Measure binary logits, shape (N,), of samples in their order; see `evaluate`."""
-    calibration, decision = judgement.calibration, judgement.decision
-    probabilities = sigmoid(calibration.slope * logits + calibration.intercept)
+    """Measure binary logits, shape (N,), of samples in their order; see `evaluate_pixels`."""
+    decision = judgement.decision
+    probabilities = apply_calibration(judgement.calibration, logits)
     uncertain = (probabilities >= decision.uncertain_low) & (
         probabilities < decision.uncertain_high
     )
@@ -170,11 +149,6 @@ def probes(samples: Sequence[Sample]) -> dict[str, tuple[list[int], NDArray[np.b
     return found
 
 
-Progress = Callable[[int], None]
-
-_UNKNOWN = "unknown"
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
     """A model's answers on one set.
@@ -207,12 +181,29 @@ class Scored:
     @property
     def probabilities(self) -> NDArray[np.float64]:
         """Calibrated, 0..1, shape (N,)."""
-        return sigmoid(self.calibrated)
+        return apply_calibration(self.judgement.calibration, self.logits)
 
     @property
     def called(self) -> NDArray[np.bool_]:
-        """Whether the probability reaches the threshold, (N,); abstention ignored."""
+        """True where the probability reaches the threshold, (N,); abstention ignored."""
         return self.probabilities >= self.judgement.decision.threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdSource:
+    """Target of a new threshold, and the data that choose it.
+
+    Attributes
+    ----------
+    aim
+        What it shall reach.
+    data, split
+        The cases that choose it; they are not tested. None takes the whole data set.
+    """
+
+    aim: Aim
+    data: Path
+    split: Split | None = "val"
 
 
 def choose_samples(
@@ -270,14 +261,11 @@ def score(
 
 def aim_threshold(
     scorer: Scorer,
-    aim: Aim,
-    location: Path,
-    split: Split | None,
+    source: ThresholdSource,
     *,
     tested: Sequence[Sample],
     labels: LabelMap | None = None,
     learnt: LearntImages | None = None,
-    progress: Progress | None = None,
     cache: ScoreCache | None = None,
 ) -> tuple[Judgement, dict[str, Any]]:
     """Choose a model's threshold on cases that it is not tested on.
@@ -293,21 +281,22 @@ def aim_threshold(
     DatasetError
         If these cases are among those that are tested, or cannot be used.
     """
-    samples = select(load_dataset(location, labels), split, dataset_name(location))
+    location, name = source.data, dataset_name(source.data)
+    samples = select(load_dataset(location, labels), source.split, name)
     shared = {s.path.resolve() for s in samples} & {s.path.resolve() for s in tested}
     if shared:
         raise DatasetError(
             f"{location}: {len(shared)} of the images that choose the threshold are among those "
             f"to be evaluated ({min(shared)}); choose it on another split"
         )
-    scored = score(scorer, samples, progress=progress, cache=cache)
-    decision = choose_threshold(scored.targets, scored.calibrated, aim)
+    scored = score(scorer, samples, cache=cache)
+    decision = choose_threshold(scored.targets, scored.calibrated, source.aim)
     judgement = replace(scorer.judgement, decision=decision)
     reached = evaluate_logits(judgement, samples, scored.logits)
     return judgement, {
-        "aim": str(aim),
-        "data": dataset_name(location),
-        "split": split or "all",
+        "aim": str(source.aim),
+        "data": name,
+        "split": source.split or "all",
         "threshold": decision.threshold,
         "sensitivity": reached["sensitivity"],
         "specificity": reached["specificity"],
@@ -317,12 +306,12 @@ def aim_threshold(
 
 
 def evaluate_scored(scored: Scored, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Measure answers: what `summarise` gives, with intervals and by source.
+    """Measure answers with intervals and by source.
 
     Returns
     -------
     dict
-        The fields of `summarise`, and `intervals` (95 %, by figure), `probe_intervals` (by
+        The fields of `evaluate_pixels`, and `intervals` (95 %, by figure), `probe_intervals` (by
         probe), `sources` (by source; a figure that has no meaning there is None), `patients`
         (how many of either class; None if they are unknown), `bootstrap` (over patients where
         they are known) and what has `too_few` of them (`metrics.FEWEST`).
@@ -382,7 +371,7 @@ def compare(scored: Scored, other: Scored, bootstrap: Bootstrap) -> dict[str, An
         "threshold": other.judgement.decision.threshold,
         "figures": {name: its[name] for name in (*FIGURES, "tp", "fp", "tn", "fn")},
         "delong": (
-            delong_test(scored.targets, scored.logits, other.logits).to_dict() if enough else None
+            asdict(delong_test(scored.targets, scored.logits, other.logits)) if enough else None
         ),
         "differences": {name: round(mine[name] - its[name], 6) for name in FIGURES},
         "intervals": (
@@ -395,16 +384,13 @@ def compare(scored: Scored, other: Scored, bootstrap: Bootstrap) -> dict[str, An
 
 def rows(scored: Scored, location: Path, other: Scored | None = None) -> list[dict[str, Any]]:
     """List what was answered for each image, with paths relative to the data set."""
-    root = location if location.is_dir() else location.parent
     answers = scored.probabilities
     others = other.probabilities if other else None
     decision = scored.judgement.decision
     listed = []
     for index, sample in enumerate(scored.samples):
-        path = sample.path
-        inside = path.relative_to(root) if path.is_relative_to(root) else path
         row = {
-            "path": inside.as_posix(),
+            "path": relative_name(sample.path, location),
             "label": sample.finding,
             "source": sample.source,
             "probability": float(answers[index]),
@@ -457,30 +443,9 @@ def _of(patients: Patients | None, chosen: Sequence[int]) -> Patients | None:
     return None if patients is None else patients[list(chosen)]
 
 
-# Images that the model learnt from which are named.
-_NAMED = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThresholdSource:
-    """What a new threshold shall reach, and where it is chosen.
-
-    Attributes
-    ----------
-    aim
-        What it shall reach.
-    data, split
-        The cases that choose it; they are not tested. None takes the whole data set.
-    """
-
-    aim: Aim
-    data: Path
-    split: Split | None = "val"
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
-    """What is measured, and how.
+    """Request of an evaluation: data sets, threshold, intervals.
 
     Attributes
     ----------
@@ -508,7 +473,7 @@ class EvaluationRequest:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SetEvaluation:
-    """What came out on one data set.
+    """Result of an evaluation on one data set.
 
     Attributes
     ----------
@@ -564,8 +529,17 @@ def run_evaluation(
     progress = on_total(len(models) * sum(map(len, sets))) if on_total else None
     tested = [sample for samples in sets for sample in samples]
     kept: list[ScoreCache | None] = list(caches) if caches else [None] * len(models)
-    judged = [
-        _judge(model, request, tested, cache, learnt if model is scorer else None)
+    judged: list[tuple[Judgement, dict[str, Any] | None]] = [
+        aim_threshold(
+            model,
+            request.threshold,
+            tested=tested,
+            labels=request.labels,
+            learnt=learnt if model is scorer else None,
+            cache=cache,
+        )
+        if request.threshold
+        else (model.judgement, None)
         for model, cache in zip(models, kept, strict=True)
     ]
     lungs = [
@@ -605,28 +579,6 @@ def run_evaluation(
     return found
 
 
-def _judge(
-    model: Scorer,
-    request: EvaluationRequest,
-    tested: Sequence[Sample],
-    cache: ScoreCache | None,
-    learnt: LearntImages | None,
-) -> tuple[Judgement, dict[str, Any] | None]:
-    source = request.threshold
-    if source is None:
-        return model.judgement, None
-    return aim_threshold(
-        model,
-        source.aim,
-        source.data,
-        source.split,
-        tested=tested,
-        labels=request.labels,
-        learnt=learnt,
-        cache=cache,
-    )
-
-
 def _learnt(
     scored: Scored, location: Path, learnt: LearntImages | None, bootstrap: Bootstrap
 ) -> dict[str, Any] | None:
@@ -634,9 +586,8 @@ def _learnt(
     if learnt is None:
         return None
     known = learnt_from(scored.samples, learnt)
-    root = location if location.is_dir() else location.parent
     names = [
-        (s.path.relative_to(root) if s.path.is_relative_to(root) else s.path).as_posix()
+        relative_name(s.path, location)
         for s, is_known in zip(scored.samples, known, strict=True)
         if is_known
     ]

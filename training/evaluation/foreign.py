@@ -1,6 +1,7 @@
-"""Foreign Keras networks.
+"""Foreign Keras networks: declared input and output of a network that lungwatch did not make.
 
-Declaration of the input and output of a network that lungwatch did not make.
+A .keras file states the shapes of both, but not the meaning of the numbers. Guessing has given
+wrong figures without a sign, so it is declared, and checked against what the file does state.
 """
 
 import math
@@ -12,36 +13,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, ModelError
-from lungwatch.training.data.pixels import FloatArray, KerasModel
+from lungwatch.training.data.pixels import FloatArray, KerasModel, in_batches
 from lungwatch.training.networks.heads import FEATURES, HIDDEN, LOGIT, further_findings
 
 OutputKind = Literal["sigmoid", "logit", "softmax"]
-
-
 DECLARE = (
     "declare it: --output sigmoid|logit|softmax:INDEX (of COVID), "
     "--input-range 0..1|0..255|-1..1|MEAN/STD, --channels 1|3"
 )
-
 _RANGES = {"0..1": (1.0, 0.0), "0..255": (255.0, 0.0), "-1..1": (2.0, -1.0)}
-
 _ACTIVATIONS: dict[str, OutputKind] = {
     "sigmoid": "sigmoid",
     "softmax": "softmax",
     "linear": "logit",
 }
-
 _BATCH = 64
-
 # Far enough out for every float32: the next one below 1 is 6e-8 away, the least above 0 is 1.4e-45.
 _ALMOST_0, _ALMOST_1 = 1e-46, 1 - 1e-8
-
 _SUM_ERROR = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """What the numbers of a foreign network mean.
+    """Meaning of the input and output values of a foreign network.
 
     Attributes
     ----------
@@ -196,15 +190,13 @@ def foreign_outputs(
     model: KerasModel, declared: Declaration, pixels: FloatArray
 ) -> NDArray[np.floating]:
     """Return a foreign network's own predictions, (N, K), for pixels (N, S, S, 1), 0..1."""
-    parts = [
-        np.asarray(model(declared.prepare(pixels[start : start + _BATCH]), training=False))
-        for start in range(0, len(pixels), _BATCH)
-    ]
-    return np.concatenate(parts)
+    return in_batches(
+        lambda part: np.asarray(model(declared.prepare(part), training=False)), pixels
+    )
 
 
 def has_own_head(model: KerasModel) -> bool:
-    """Whether a network ends as lungwatch's do: pixels (N, S, S, 1) to a logit (N, 1) a finding."""
+    """Return whether a network maps pixels (N, S, S, 1) to a logit (N, 1) for each finding."""
     if len(model.inputs) != 1 or len(model.outputs) != 1 + len(further_findings(model)):
         return False
     names = {layer.name for layer in model.layers}

@@ -1,8 +1,15 @@
-"""Content gate: scores, thresholds, and its rates over folders of pictures."""
+"""Content gate: scores, thresholds, and its rates over folders of pictures.
+
+A threshold is chosen on upright frontal chest X-rays of the validation split alone, each at three
+exposures; no picture that has to be refused takes part. For `frontal`, `upright` and `polarity` it
+is the 0.2 % quantile of the scores, but not below 0.5 and not above 0.8. The largest distance
+from the training images is 1.25 times the 99.5 % quantile of the validation images' distances,
+and at least 5: a hospital that no image came from lies further away than the validation images,
+which came from the same places as the training images.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,14 +19,13 @@ from numpy.typing import NDArray
 
 from lungwatch.contract import GateCheck, GateContract, Verdict
 from lungwatch.errors import DatasetError, FileRejected, ModelError, Reason
-from lungwatch.imaging.dicomfile import is_dicom
+from lungwatch.files import file_kind
 from lungwatch.imaging.radiograph import FloatImage
-from lungwatch.imaging.reader import is_raster, read_radiograph
+from lungwatch.imaging.reader import read_radiograph
 from lungwatch.preprocess import lung_area_of, lung_mask, preprocess
-from lungwatch.training.data.pixels import FloatArray
+from lungwatch.training.data.pixels import FloatArray, decode_all
 
 FRONTAL, UPRIGHT, POLARITY, LUNGS, FAMILIAR = "frontal", "upright", "polarity", "lungs", "familiar"
-
 REASONS: dict[str, Reason] = {
     FRONTAL: Reason.NOT_FRONTAL_CHEST,
     UPRIGHT: Reason.ROTATED,
@@ -27,40 +33,35 @@ REASONS: dict[str, Reason] = {
     LUNGS: Reason.NO_LUNGS,
     FAMILIAR: Reason.NOT_FRONTAL_CHEST,
 }
-
 """The checks in their order. A turned chest is far from the training images too, so the distance,
 which cannot say what is wrong, comes last."""
-
-
 LEAST_LUNGS = 0.05
-
 """Share of the picture that has to be lung."""
-
 EVEN = 0.5
-
 """Threshold of the two scores that are made of a limit: `lungs` and `familiar`."""
-
 QUANTILE = 0.002
-
 CHANCE_BOUNDS = (0.5, 0.8)
-
 DISTANCE_QUANTILE, DISTANCE_FACTOR, LEAST_DISTANCE = 0.995, 1.25, 5.0
-
 EXPOSURES = (1.0, 0.8, 1.25)
-
 """Exponents of the grey values under which validation images are looked at."""
-
 MOST_LOST = 0.02
-
 """Share of the validation images, as they are, that a gate may refuse before it is no use."""
-
-
 _COMPONENTS = 64
+AS_IS = "as it is"
+VARIANTS: dict[str, Callable[[FloatImage], FloatImage]] = {
+    AS_IS: lambda pixels: pixels,
+    "turned by 90°": lambda pixels: np.rot90(pixels, 1).copy(),
+    "turned by 180°": lambda pixels: np.rot90(pixels, 2).copy(),
+    "turned by 270°": lambda pixels: np.rot90(pixels, 3).copy(),
+    "inverted": lambda pixels: 1.0 - pixels,
+}
+"""The copies that are looked at; turned counter-clockwise."""
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GateOutput:
-    """What the network says of some pictures.
+    """Outputs of the gate's network for some pictures.
 
     Attributes
     ----------
@@ -118,7 +119,7 @@ class Familiarity:
 
 @dataclass(frozen=True, kw_only=True)
 class GateThresholds:
-    """Where the checks' limits lie.
+    """Limits of the checks.
 
     Attributes
     ----------
@@ -144,13 +145,13 @@ class GateThresholds:
             for name, reason in REASONS.items()
         )
 
-    def scores(self, look: GateOutput, familiarity: Familiarity) -> FloatArray:
+    def scores(self, output: GateOutput, familiarity: Familiarity) -> FloatArray:
         """Return the scores, float32 (N, checks), 0..1, as the exported graph gives them."""
-        ratio = familiarity.distances(look.embedding) / np.float32(self.distance)
+        ratio = familiarity.distances(output.embedding) / np.float32(self.distance)
         with np.errstate(over="ignore"):
             familiar = 1.0 / (1.0 + ratio**4)
-        lungs = np.clip(look.lung_areas / (2 * LEAST_LUNGS), 0.0, 1.0)
-        return np.column_stack([look.chances, lungs, familiar]).astype(np.float32)
+        lungs = np.clip(output.lung_areas / (2 * LEAST_LUNGS), 0.0, 1.0)
+        return np.column_stack([output.chances, lungs, familiar]).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -171,10 +172,10 @@ def choose_thresholds(
     familiarity
         Fitted to the training images.
     """
-    looks = [val, *exposed]
-    chances = np.concatenate([look.chances for look in looks])
+    outputs = [val, *exposed]
+    chances = np.concatenate([output.chances for output in outputs])
     lowest = np.clip(np.quantile(chances, QUANTILE, axis=0), *CHANCE_BOUNDS)
-    distances = np.concatenate([familiarity.distances(look.embedding) for look in looks])
+    distances = np.concatenate([familiarity.distances(output.embedding) for output in outputs])
     furthest = DISTANCE_FACTOR * float(np.quantile(distances, DISTANCE_QUANTILE))
     least, most = (float(np.quantile(train.lung_areas, q)) for q in (0.005, 0.995))
     return GateThresholds(
@@ -232,29 +233,12 @@ def exposures(pixels: FloatArray) -> list[FloatArray]:
     return [pixels ** np.float32(power) for power in EXPOSURES if power != 1.0]
 
 
-AS_IS = "as it is"
-
-VARIANTS: dict[str, Callable[[FloatImage], FloatImage]] = {
-    AS_IS: lambda pixels: pixels,
-    "turned by 90°": lambda pixels: np.rot90(pixels, 1).copy(),
-    "turned by 180°": lambda pixels: np.rot90(pixels, 2).copy(),
-    "turned by 270°": lambda pixels: np.rot90(pixels, 3).copy(),
-    "inverted": lambda pixels: 1.0 - pixels,
-}
-
-"""The copies that are looked at; turned counter-clockwise."""
-
-_HEAD_BYTES = 132
-
-_AT_ONCE = 32
-
-
 class GateAnswer(Protocol):
-    """What a gate says of one picture."""
+    """Answer of a gate for one picture."""
 
     @property
     def verdict(self) -> Verdict:
-        """Whether it passes."""
+        """Verdict: pass, or the reason of the refusal."""
 
     @property
     def lungs(self) -> NDArray[np.float32]:
@@ -266,7 +250,7 @@ class Gate(Protocol):
 
     @property
     def contract(self) -> GateContract:
-        """How its input is made and its answer read."""
+        """Contract of its input and answer."""
 
     def run(self, batch: NDArray[np.float32]) -> Sequence[GateAnswer]:
         """Look at pictures, float32 (n, side, side, 1), 0..1."""
@@ -274,7 +258,7 @@ class Gate(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GateOutcome:
-    """What became of one picture.
+    """Outcome of one picture: kept or refused.
 
     Attributes
     ----------
@@ -345,7 +329,11 @@ def image_files(folder: Path) -> list[Path]:
         If there are none, or a file cannot be read.
     """
     try:
-        found = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_image(path)]
+        found = [
+            path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and file_kind(path).is_image
+        ]
     except OSError as error:
         raise DatasetError(f"{error.filename or folder}: {error.strerror}") from error
     if not found:
@@ -377,51 +365,40 @@ def gate_outcomes(
     progress
         Called with 1 after each file.
     """
-    looked: list[GateOutcome] = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        # A few at a time: full-size pixels of a whole folder would fill the memory.
-        for start in range(0, len(files), _AT_ONCE):
-            chunk = files[start : start + _AT_ONCE]
-            for path, pixels in zip(chunk, pool.map(_read, chunk), strict=True):
-                looked.extend(_asked(gate, folder, path, pixels, variants))
-                if progress:
-                    progress(1)
-    return looked
+    outcomes: list[GateOutcome] = []
+    decoded = decode_all(_read, files, workers=workers, progress=progress)
+    for path, pixels in zip(files, decoded, strict=True):
+        outcomes.extend(_asked(gate, folder, path, pixels, variants))
+    return outcomes
 
 
-def rates(looked: Sequence[GateOutcome]) -> list[Rate]:
+def rates(outcomes: Sequence[GateOutcome]) -> list[Rate]:
     """Count by folder and variant, in order, and for more than one folder of all together."""
     by_place: dict[tuple[str, str], list[GateOutcome]] = defaultdict(list)
-    for one in looked:
+    for one in outcomes:
         by_place[one.folder, one.variant].append(one)
     found = [_rate(*place, ones) for place, ones in by_place.items()]
-    if len({one.folder for one in looked}) > 1:
+    if len({one.folder for one in outcomes}) > 1:
         found.extend(
-            _rate("all", variant, [one for one in looked if one.variant == variant])
-            for variant in dict.fromkeys(one.variant for one in looked)
+            _rate("all", variant, [one for one in outcomes if one.variant == variant])
+            for variant in dict.fromkeys(one.variant for one in outcomes)
         )
     return found
 
 
-def _rate(folder: str, variant: str, looked: Sequence[GateOutcome]) -> Rate:
+def _rate(folder: str, variant: str, outcomes: Sequence[GateOutcome]) -> Rate:
     reasons: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
-    for one in looked:
+    for one in outcomes:
         if one.reason is not None:
             reasons[one.check is not None][one.reason] += 1
     return Rate(
         folder=folder,
         variant=variant,
-        pictures=len(looked),
-        kept=sum(one.reason is None for one in looked),
+        pictures=len(outcomes),
+        kept=sum(one.reason is None for one in outcomes),
         refused_by_reader=dict(reasons[False].most_common()),
         refused_by_gate=dict(reasons[True].most_common()),
     )
-
-
-def _is_image(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    return is_raster(head) or is_dicom(head)
 
 
 def _read(path: Path) -> FloatImage | str:

@@ -1,6 +1,12 @@
-"""Tests of explanation maps: agreement with drawn lungs and opacities, likeness of maps.
+"""Tests of explanation maps: agreement with drawings, likeness, and shuffled weights.
 
-And maps of networks with shuffled weights.
+A number alone says little: opacities cover a third of the lungs, so a map that points anywhere
+in the lungs hits one in a third of the images. Each figure therefore stands beside the same
+figure for a random point of the lungs and for the map of another patient.
+
+A map that does not change when the weights are shuffled explains nothing (Adebayo et al. 2018,
+Sanity Checks for Saliency Maps). Weights are shuffled within each array instead of drawn from a
+distribution, so that quantised arrays keep their type and their distribution.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,21 +24,27 @@ from lungwatch.preprocess import PreprocessSpec, content_of, enlarged, share_ins
 from lungwatch.training.data.pixels import (
     FloatArray,
     LesionImage,
-    LungMasks,
     OnnxProto,
+    in_batches,
     read_lesions,
     read_lung_masks,
 )
-from lungwatch.training.evaluation.metrics import Bootstrap, interval
+from lungwatch.training.evaluation.metrics import Bootstrap, interval, mean_interval
 from lungwatch.training.evaluation.scorers import KerasScorer, OnnxScorer, Scorer
 from lungwatch.training.networks.heads import HIDDEN, LOGIT
 
 _SIDE_PX = 64
-
 # Window and constants of Wang et al. 2004, for values of 0..1.
 _SIGMA = 1.5
-
 _C1, _C2 = 0.01**2, 0.03**2
+# Each image is compared with so many other patients' maps, for a mean that chance moves little.
+_PARTNERS = 5
+_Vector = NDArray[np.float64]
+DEPTHS = ("head", "half", "all")
+"""What is shuffled: the layers after the embedding; half of the layers, from the answer on; all."""
+_SEEDS = 3
+_FEWEST_WEIGHTS = 8
+_LAYERS = ("Conv", "Gemm", "MatMul", "Mul")
 
 
 def correlations(maps: FloatArray) -> NDArray[np.float64]:
@@ -111,12 +123,9 @@ def _blurred(image: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(cv2.GaussianBlur(image, (11, 11), _SIGMA), np.float64)
 
 
-_BATCH = 64
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LungShare:
-    """How much of each map lies inside the lungs.
+    """Share of each map that lies inside the lungs.
 
     Attributes
     ----------
@@ -181,49 +190,29 @@ def measure_lungs(scorer: Scorer, folder: Path, bootstrap: Bootstrap) -> dict[st
             f"{scorer.judgement.name} pads its input; lung masks are for models that stretch it"
         )
     pairs = read_lung_masks(folder, spec)
-    found = lung_share(_covid_maps(scorer, pairs), pairs.masks)
+    found = lung_share(covid_maps(scorer.maps, pairs.pixels), pairs.masks)
     seen = ~np.isnan(found.share)
     values = {
         "map_in_lungs": found.share[seen],
         "strongest_point_in_lungs": found.hit[seen],
         "lung_area": found.area[seen],
     }
-    draws = np.random.default_rng(bootstrap.seed).integers(
-        0, max(1, int(seen.sum())), (bootstrap.resamples, int(seen.sum()))
-    )
-    intervals = bootstrap.resamples > 0 and bool(seen.any())
     return {
         "data": folder.resolve().name,
         "images": len(seen),
         "without_map": int((~seen).sum()),
         **{name: round(float(v.mean()), 6) if len(v) else None for name, v in values.items()},
-        "intervals": (
-            {name: interval(v[draws].mean(axis=1)) for name, v in values.items()}
-            if intervals
-            else {}
-        ),
+        "intervals": {
+            name: mean_interval(v, np.random.default_rng(bootstrap.seed), bootstrap.resamples)
+            for name, v in values.items()
+            if bootstrap.resamples and len(v)
+        },
     }
-
-
-def _covid_maps(scorer: Scorer, pairs: LungMasks) -> FloatArray:
-    parts = [
-        scorer.maps(pairs.pixels[start : start + _BATCH])[:, 1]
-        for start in range(0, len(pairs.pixels), _BATCH)
-    ]
-    return np.concatenate(parts)
-
-
-_LESION_BATCH = 64
-
-# Each image is compared with so many other patients' maps, for a mean that chance moves little.
-_PARTNERS = 5
-
-_Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LesionShare:
-    """Where each map lies; NaN where nothing speaks for COVID, or no lungs are drawn.
+    """Position of each map; NaN where a map is empty, or no lungs are drawn.
 
     Attributes
     ----------
@@ -325,7 +314,7 @@ def measure_lesions(
     """
     spec = scorer.judgement.preprocess
     images, without = read_lesions(folder, spec, progress=progress)
-    maps = covid_maps(scorer, images)
+    maps = covid_maps(scorer.maps, np.stack([image.pixels for image in images]))
     found = summarise_lesions(lesion_share(maps, images, spec, seed=bootstrap.seed), bootstrap)
     return {"data": folder.resolve().name, "without_opacity": without, **found}, maps, images
 
@@ -365,8 +354,7 @@ def summarise_lesions(found: LesionShare, bootstrap: Bootstrap) -> dict[str, Any
         known = every[seen & ~np.isnan(every)]
         result[name] = round(float(known.mean()), 6) if len(known) else None
         if len(known) and bootstrap.resamples:
-            draws = rng.integers(0, len(known), (bootstrap.resamples, len(known)))
-            result["intervals"][name] = interval(known[draws].mean(axis=1))
+            result["intervals"][name] = mean_interval(known, rng, bootstrap.resamples)
     maps = len(found.likeness)
     result["likeness_of_maps"] = None
     if maps > 1:
@@ -378,14 +366,17 @@ def summarise_lesions(found: LesionShare, bootstrap: Bootstrap) -> dict[str, Any
     return result
 
 
-def covid_maps(scorer: Scorer, images: Sequence[LesionImage]) -> FloatArray:
-    """Return the map for COVID of each image, float32 (N, h, w)."""
-    pixels = np.stack([image.pixels for image in images])
-    parts = [
-        scorer.maps(pixels[start : start + _LESION_BATCH])[:, 1]
-        for start in range(0, len(pixels), _LESION_BATCH)
-    ]
-    return np.concatenate(parts)
+def covid_maps(maps_of: Callable[[FloatArray], FloatArray], pixels: FloatArray) -> FloatArray:
+    """Return the map for COVID of each preprocessed image, float32 (N, h, w).
+
+    Parameters
+    ----------
+    maps_of
+        Gives the maps of both classes, (N, 2, h, w); see `Scorer.maps`.
+    pixels
+        float32, (N, S, S, 1), 0..1.
+    """
+    return in_batches(lambda batch: maps_of(batch)[:, 1], pixels)
 
 
 def _on(small: FloatArray, opacity: NDArray[np.bool_]) -> tuple[float, float]:
@@ -402,19 +393,6 @@ def _partners(there: Sequence[int], seed: int) -> dict[int, list[int]]:
         int(one): [int(circle[(place + step) % len(circle)]) for step in rounds]
         for place, one in enumerate(circle)
     }
-
-
-DEPTHS = ("head", "half", "all")
-
-"""What is shuffled: the layers after the embedding; half of the layers, from the answer on; all."""
-
-_SEEDS = 3
-
-_SHUFFLED_BATCH = 64
-
-_FEWEST_WEIGHTS = 8
-
-_LAYERS = ("Conv", "Gemm", "MatMul", "Mul")
 
 
 def compare_randomised(
@@ -448,7 +426,7 @@ def compare_randomised(
     found = {}
     for depth in DEPTHS:
         others = [
-            _maps(shuffled(scorer, depth, bootstrap.seed + number), pixels)
+            covid_maps(shuffled(scorer, depth, bootstrap.seed + number), pixels)
             for number in range(_SEEDS)
         ]
         found[depth] = compare_maps(maps, others, bootstrap)
@@ -458,7 +436,7 @@ def compare_randomised(
 def compare_maps(
     maps: FloatArray, others: Sequence[FloatArray], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Say how alike a model's maps are to another network's, or several others', image by image.
+    """Compare a model's maps with those of one or several other networks, image by image.
 
     Returns
     -------
@@ -610,11 +588,3 @@ def _flat(model: Any) -> list[Any]:  # noqa: ANN401 - Keras carries no types
     for layer in model.layers:
         found.extend(_flat(layer) if hasattr(layer, "layers") else [layer])
     return found
-
-
-def _maps(maps_of: Callable[[FloatArray], FloatArray], pixels: FloatArray) -> FloatArray:
-    parts = [
-        maps_of(pixels[start : start + _SHUFFLED_BATCH])[:, 1]
-        for start in range(0, len(pixels), _SHUFFLED_BATCH)
-    ]
-    return np.concatenate(parts)

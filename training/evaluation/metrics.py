@@ -1,6 +1,14 @@
-"""Metrics of a binary score with confidence intervals: ROC and precision-recall.
+"""Metrics of a binary score with confidence intervals.
 
-Calibration error, bootstrap, DeLong's test.
+ROC and precision-recall, calibration error, bootstrap, DeLong's test.
+
+NumPy only: `lungwatch calibrate` and `lungwatch evaluate` of a bundle run in the base install,
+and no library measures many weighted resamples at once.
+
+A resample is a vector of how often each case was drawn, so that a thousand of them are one
+matrix, and every metric is a product or a cumulative sum of it. Images of one patient resemble
+each other, so where patients are known it is patients that are drawn, with all their images
+(Field & Welsh 2007, the cluster bootstrap).
 """
 
 import math
@@ -12,24 +20,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_Vector = NDArray[np.float64]
+FIGURES = ("accuracy", "sensitivity", "specificity", "f1", "roc_auc", "pr_auc", "ece", "brier")
+# Without cases of one class these are undefined: NaN here, null in files.
+_NEEDS_POSITIVES = frozenset({"sensitivity", "f1", "roc_auc", "pr_auc"})
+_NEEDS_NEGATIVES = frozenset({"specificity", "f1", "roc_auc", "pr_auc"})
+FEWEST = 10
+"""Patients (images, where patients are unknown) of a class below which an interval is marked."""
+Patients = NDArray[np.intp]
+_Array = NDArray[np.float64]
+# Bounds the memory of a block of resamples to some tens of megabytes.
+_BLOCK_CELLS = 2_000_000
+_ECE_BINS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """A classifier on one set, COVID being positive.
+    """Metrics of a classifier on one set, COVID being positive.
 
     Attributes
     ----------
     positives, negatives
-        Images of either kind.
+        Images of either class.
     roc_auc, pr_auc
         Areas under the ROC curve and the precision-recall curve (average precision).
     accuracy, sensitivity, specificity, f1
         At the decision threshold, abstention ignored.
     ece, brier
-        Expected calibration error (ten bins of equal width) and mean squared error of the
-        probability.
+        Expected calibration error (ten bins of equal width; Naeini et al. 2015, for the
+        probability of the positive class) and mean squared error of the probability.
     tp, fp, tn, fn
         The confusion matrix at the threshold.
     """
@@ -50,43 +68,73 @@ class Figures:
     fn: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, rounded to the sixth decimal."""
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+        """Return plain values, rounded to the sixth decimal; None for what is undefined."""
+        return {
+            name: value
+            if isinstance(value, int)
+            else None
+            if math.isnan(value)
+            else round(value, 6)
+            for name, value in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bootstrap:
+    """Number of resamples, 0 for no intervals, and the seed that draws them."""
+
+    resamples: int = 1000
+    seed: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeLong:
+    """Paired comparison of two areas under the ROC curve.
+
+    Attributes
+    ----------
+    roc_auc, other
+        The two areas.
+    difference, low, high
+        First minus second, and its 95 % interval.
+    standard_error
+        Of the difference.
+    z, p_value
+        Of the difference against 0, two-sided; z is None where the standard error is 0.
+    """
+
+    roc_auc: float
+    other: float
+    difference: float
+    low: float
+    high: float
+    standard_error: float
+    z: float | None
+    p_value: float
 
 
 def figures(targets: ArrayLike, probabilities: ArrayLike, threshold: float) -> Figures:
-    """Measure probabilities in 0..1, shape (N,), against targets of 0 and 1, shape (N,).
-
-    Both classes must occur.
-    """
-    y, p = _as_vector(targets), _as_vector(probabilities)
+    """Measure probabilities in 0..1, shape (N,), against targets of 0 and 1, shape (N,)."""
+    y, p = _vector(targets), _vector(probabilities)
     said, true = p >= threshold, y > 0.5
-    tp, fp = int(np.sum(said & true)), int(np.sum(said & ~true))
-    fn, tn = int(np.sum(~said & true)), int(np.sum(~said & ~true))
+    found = weighted_figures(y, p, threshold, np.ones((1, len(y))))
     return Figures(
-        positives=tp + fn,
-        negatives=tn + fp,
-        roc_auc=roc_auc(y, p),
-        pr_auc=average_precision(y, p),
-        accuracy=(tp + tn) / len(y),
-        sensitivity=tp / (tp + fn),
-        specificity=tn / (tn + fp),
-        f1=2 * tp / (2 * tp + fp + fn),
-        ece=expected_calibration_error(y, p),
-        brier=float(np.mean((p - y) ** 2)),
-        tp=tp,
-        fp=fp,
-        tn=tn,
-        fn=fn,
+        positives=int(true.sum()),
+        negatives=int((~true).sum()),
+        tp=int((said & true).sum()),
+        fp=int((said & ~true).sum()),
+        tn=int((~said & ~true).sum()),
+        fn=int((~said & true).sum()),
+        **{name: float(values[0]) for name, values in found.items()},
     )
 
 
-def roc_curve(targets: ArrayLike, scores: ArrayLike) -> tuple[_Vector, _Vector, _Vector]:
+def roc_curve(targets: ArrayLike, scores: ArrayLike) -> tuple[_Array, _Array, _Array]:
     """Return false-positive rates, true-positive rates and thresholds, scores descending.
 
     One point for each distinct score, beginning with (0, 0) at an infinite threshold.
     """
-    y, s = _as_vector(targets), _as_vector(scores)
+    y, s = _vector(targets), _vector(scores)
     order = np.argsort(-s, kind="stable")
     y, s = y[order], s[order]
     last_of_score = np.append(np.flatnonzero(np.diff(s)), len(s) - 1)
@@ -99,104 +147,31 @@ def roc_curve(targets: ArrayLike, scores: ArrayLike) -> tuple[_Vector, _Vector, 
 
 def roc_auc(targets: ArrayLike, scores: ArrayLike) -> float:
     """Probability that a positive scores above a negative, ties counting one half."""
-    fpr, tpr, _ = roc_curve(targets, scores)
-    return float(np.trapezoid(tpr, fpr))
-
-
-def average_precision(targets: ArrayLike, scores: ArrayLike) -> float:
-    """Mean precision over the recall gained, without interpolation."""
-    y = _as_vector(targets)
-    fpr, tpr, _ = roc_curve(y, scores)
-    tp, fp = tpr[1:] * y.sum(), fpr[1:] * (len(y) - y.sum())
-    return float(np.sum(np.diff(tpr) * tp / (tp + fp)))
-
-
-def expected_calibration_error(
-    targets: ArrayLike, probabilities: ArrayLike, bins: int = 10
-) -> float:
-    """Mean gap between stated and observed frequency over bins of equal width.
-
-    Source: Naeini et al. 2015; for the probability of the positive class.
-    """
-    y, p = _as_vector(targets), _as_vector(probabilities)
-    index = np.minimum((p * bins).astype(np.intp), bins - 1)
-    gaps = np.bincount(index, weights=p - y, minlength=bins)
-    return float(np.abs(gaps).sum() / len(y))
+    y = _vector(targets)
+    return float(weighted_areas(y, scores, np.ones((1, len(y))))[0][0])
 
 
 def log_loss(targets: ArrayLike, logits: ArrayLike) -> float:
     """Mean binary cross-entropy of logits, in nats; exact for large ones."""
-    y, z = _as_vector(targets), _as_vector(logits)
+    y, z = _vector(targets), _vector(logits)
     return float(np.mean(np.logaddexp(0.0, z) - y * z))
 
 
-def sigmoid(logits: ArrayLike) -> _Vector:
+def sigmoid(logits: ArrayLike) -> _Array:
     """Logistic function, float64, without overflow."""
-    z = _as_vector(logits)
-    return np.asarray(np.exp(-np.logaddexp(0.0, -z)))
-
-
-def _as_vector(values: ArrayLike) -> _Vector:
-    return np.asarray(values, dtype=np.float64).ravel()
-
-
-FIGURES = (
-    "accuracy",
-    "sensitivity",
-    "specificity",
-    "f1",
-    "roc_auc",
-    "pr_auc",
-    "ece",
-    "brier",
-)
-
-# Without cases of one class these have no meaning; NaN here, null in files.
-NEEDS_POSITIVES = frozenset({"sensitivity", "f1", "roc_auc", "pr_auc"})
-
-NEEDS_NEGATIVES = frozenset({"specificity", "f1", "roc_auc", "pr_auc"})
-
-
-# Percentiles of fewer patients (images, where patients are unknown) of a class say little: an
-# interval is given all the same, and marked.
-FEWEST = 10
-
-
-_Array = NDArray[np.float64]
-
-Patients = NDArray[np.intp]
-
-# Bounds the memory of a block of resamples to some tens of megabytes.
-_BLOCK_CELLS = 2_000_000
-
-_ECE_BINS = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bootstrap:
-    """How resampling is done.
-
-    Attributes
-    ----------
-    resamples
-        How many; 0 switches the intervals off.
-    seed
-        The same seed draws the same resamples.
-    """
-
-    resamples: int = 1000
-    seed: int = 1
+    return np.asarray(np.exp(-np.logaddexp(0.0, -_vector(logits))))
 
 
 def uncomputable(positives: int, negatives: int) -> list[str]:
-    """Name the figures that have no meaning with so many cases of either class."""
-    missing = set() if positives else set(NEEDS_POSITIVES)
-    missing |= set() if negatives else set(NEEDS_NEGATIVES)
+    """Name the metrics that are undefined with so many cases of either class."""
+    missing = (_NEEDS_POSITIVES if not positives else frozenset()) | (
+        _NEEDS_NEGATIVES if not negatives else frozenset()
+    )
     return [name for name in FIGURES if name in missing]
 
 
 def too_few(targets: ArrayLike, patients: Patients | None = None) -> list[str]:
-    """Name the figures behind which fewer than `FEWEST` patients of a class stand.
+    """Name the metrics that rest on fewer than `FEWEST` patients of a class.
 
     Parameters
     ----------
@@ -207,11 +182,10 @@ def too_few(targets: ArrayLike, patients: Patients | None = None) -> list[str]:
     """
     y = _vector(targets) > 0.5
     units = np.arange(len(y)) if patients is None else patients
-    positives, negatives, both = (len(np.unique(units[kind])) for kind in (y, ~y, y | ~y))
-    few = set() if positives >= FEWEST else set(NEEDS_POSITIVES)
-    few |= set() if negatives >= FEWEST else set(NEEDS_NEGATIVES)
-    few |= set() if both >= FEWEST else set(FIGURES)
-    return [name for name in FIGURES if name in few]
+    enough = [len(np.unique(units[kind])) >= FEWEST for kind in (y, ~y)]
+    if len(np.unique(units)) < FEWEST:
+        return list(FIGURES)
+    return uncomputable(*enough)
 
 
 def weighted_figures(
@@ -240,14 +214,13 @@ def weighted_figures(
     positives, total = weights @ y, weights.sum(axis=1)
     negatives = total - positives
     tp, fp = weights @ (said * y), weights @ (said * (1 - y))
-    tn = negatives - fp
     bins = np.minimum((p * _ECE_BINS).astype(np.intp), _ECE_BINS - 1)
     gaps = weights @ (np.eye(_ECE_BINS)[bins] * (p - y)[:, np.newaxis])
     roc_auc, pr_auc = weighted_areas(y, p, weights)
     found = {
-        "accuracy": (tp + tn) / total,
+        "accuracy": (tp + negatives - fp) / total,
         "sensitivity": _ratio(tp, positives),
-        "specificity": _ratio(tn, negatives),
+        "specificity": _ratio(negatives - fp, negatives),
         "f1": _ratio(2 * tp, tp + fp + positives),
         "roc_auc": roc_auc,
         "pr_auc": pr_auc,
@@ -271,7 +244,7 @@ def weighted_areas(targets: ArrayLike, scores: ArrayLike, weights: _Array) -> tu
     fp = called - tp
     tpr, fpr = _ratio(tp, tp[:, -1:]), _ratio(fp, fp[:, -1:])
     new_tpr, new_fpr = np.diff(tpr, prepend=0.0), np.diff(fpr, prepend=0.0)
-    # A trapezium's mean height is its right side less half of what is new in it.
+    # A trapezium's mean height is its right side minus half of what is new in it.
     roc_auc = np.sum(new_fpr * (tpr - new_tpr / 2), axis=1)
     precision = np.divide(tp, called, out=np.zeros_like(tp), where=called > 0)
     return roc_auc, np.sum(new_tpr * precision, axis=1)
@@ -283,16 +256,17 @@ def resample(
     bootstrap: Bootstrap,
     patients: Patients | None = None,
 ) -> dict[str, _Array]:
-    """Draw resamples with as many cases of either class as there are, and measure them.
+    """Draw stratified resamples and measure them.
 
-    Of patients, as many with and without a positive image as there are.
+    Each has as many cases of either class as there are; of patients, as many with and without
+    a positive image as there are.
 
     Parameters
     ----------
     targets
         0 and 1, shape (N,).
     measure
-        From weights, shape (B, N), to named figures, each (B,).
+        From weights, shape (B, N), to named metrics, each (B,).
     bootstrap
         How many, and the seed.
     patients
@@ -301,7 +275,7 @@ def resample(
     Returns
     -------
     dict
-        The named figures, each (resamples,).
+        The named metrics, each (resamples,).
     """
     y = _vector(targets)
     rng = np.random.default_rng(bootstrap.seed)
@@ -326,7 +300,7 @@ def intervals(
     bootstrap: Bootstrap,
     patients: Patients | None = None,
 ) -> dict[str, list[float] | None]:
-    """Return the 95 % percentile interval of each figure; None where it has no meaning."""
+    """Return the 95 % percentile interval of each metric; None where it is undefined."""
     found = resample(
         targets,
         lambda w: weighted_figures(targets, probabilities, threshold, w),
@@ -355,7 +329,7 @@ def paired_differences(
     bootstrap: Bootstrap,
     patients: Patients | None = None,
 ) -> dict[str, list[float] | None]:
-    """Return the 95 % intervals of the first system's figures less the second's.
+    """Return the 95 % intervals of the first system's metrics minus the second's.
 
     Both are measured on the same resamples, which is what makes the comparison paired.
 
@@ -365,16 +339,12 @@ def paired_differences(
         0 and 1, shape (N,).
     systems
         Two pairs of probabilities, shape (N,), and threshold.
-    bootstrap
-        How many resamples, and the seed.
-    patients
-        A number for each image's patient, shape (N,); None draws images.
+    bootstrap, patients
+        See `resample`.
     """
-    (p, t), (other_p, other_t) = systems
 
     def measure(weights: _Array) -> dict[str, _Array]:
-        first = weighted_figures(targets, p, t, weights)
-        second = weighted_figures(targets, other_p, other_t, weights)
+        first, second = (weighted_figures(targets, p, t, weights) for p, t in systems)
         return {name: first[name] - second[name] for name in FIGURES}
 
     return {
@@ -383,12 +353,82 @@ def paired_differences(
     }
 
 
+def mean_interval(values: ArrayLike, rng: np.random.Generator, resamples: int) -> list[float]:
+    """Return the 95 % percentile interval of the mean of values, (N,), N at least 1."""
+    known = _vector(values)
+    draws = rng.integers(0, len(known), (resamples, len(known)))
+    low, high = np.percentile(known[draws].mean(axis=1), (2.5, 97.5))
+    return [round(float(low), 6), round(float(high), 6)]
+
+
 def interval(values: _Array) -> list[float] | None:
     """Return the 2.5th and 97.5th percentile, rounded to six decimals; None if any is NaN."""
     if np.isnan(values).any():
         return None
     low, high = np.percentile(values, (2.5, 97.5))
     return [round(float(low), 6), round(float(high), 6)]
+
+
+def delong_test(targets: ArrayLike, scores: ArrayLike, other: ArrayLike) -> DeLong:
+    """Compare the areas under the ROC curve of two scores of the same cases.
+
+    Parameters
+    ----------
+    targets
+        0 and 1, shape (N,); at least two of either.
+    scores, other
+        Shape (N,); higher speaks for 1.
+
+    Source: DeLong, DeLong & Clarke-Pearson 1988, in the O(N log N) form of Sun & Xu 2014.
+    """
+    areas, covariance = delong_covariance(targets, np.stack([_vector(scores), _vector(other)]))
+    difference = float(areas[0] - areas[1])
+    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    error = math.sqrt(max(variance, 0.0))
+    reach = NormalDist().inv_cdf(0.975) * error
+    # Rounding leaves a trace of variance where two scores order all cases alike.
+    z = difference / error if error > 1e-9 else None
+    certain = 1.0 if abs(difference) < 1e-12 else 0.0
+    return DeLong(
+        roc_auc=float(areas[0]),
+        other=float(areas[1]),
+        difference=difference,
+        low=difference - reach,
+        high=difference + reach,
+        standard_error=error,
+        z=z,
+        p_value=certain if z is None else math.erfc(abs(z) / math.sqrt(2)),
+    )
+
+
+def delong_covariance(targets: ArrayLike, scores: _Array) -> tuple[_Array, _Array]:
+    """Areas of several scores, (K,), and their covariance, (K, K); scores are (K, N).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two cases of a class.
+    """
+    positive = _vector(targets) > 0.5
+    m, n = int(positive.sum()), int((~positive).sum())
+    if min(m, n) < 2:
+        raise ValueError(f"{m} positive and {n} negative cases: two of either are needed")
+    above, below = [], []
+    for row in scores:
+        joint = midranks(np.concatenate([row[positive], row[~positive]]))
+        # How many of the other class each case outranks, ties counting one half.
+        above.append((joint[:m] - midranks(row[positive])) / n)
+        below.append(1 - (joint[m:] - midranks(row[~positive])) / m)
+    v10, v01 = np.stack(above), np.stack(below)
+    covariance = np.atleast_2d(np.cov(v10)) / m + np.atleast_2d(np.cov(v01)) / n
+    return v10.mean(axis=1), covariance
+
+
+def midranks(values: _Array) -> _Array:
+    """Ranks from 1, equal values sharing the mean of theirs."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[group], dtype=np.float64)
 
 
 def _draw(rng: np.random.Generator, resamples: int, cases: int) -> _Array:
@@ -407,105 +447,4 @@ def _ratio(part: _Array, whole: _Array) -> _Array:
 
 
 def _vector(values: ArrayLike) -> _Array:
-    return np.asarray(values, dtype=np.float64).ravel()
-
-
-_Matrix = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeLong:
-    """A paired comparison of two areas.
-
-    Attributes
-    ----------
-    roc_auc, other
-        The two areas.
-    difference, low, high
-        First less second, and its 95 % interval.
-    standard_error
-        Of the difference.
-    z, p_value
-        Of the difference against 0, two-sided; z is None where the standard error is 0.
-    """
-
-    roc_auc: float
-    other: float
-    difference: float
-    low: float
-    high: float
-    standard_error: float
-    z: float | None
-    p_value: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-
-def delong_test(targets: ArrayLike, scores: ArrayLike, other: ArrayLike) -> DeLong:
-    """Compare two scores of the same cases.
-
-    Parameters
-    ----------
-    targets
-        0 and 1, shape (N,); at least two of either.
-    scores, other
-        Shape (N,); higher speaks for 1.
-
-    Source: DeLong, DeLong & Clarke-Pearson 1988, in the O(N log N) form of Sun & Xu 2014.
-    """
-    areas, covariance = delong_covariance(
-        targets, np.stack([_float_vector(scores), _float_vector(other)])
-    )
-    difference = float(areas[0] - areas[1])
-    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    error = math.sqrt(max(variance, 0.0))
-    reach = NormalDist().inv_cdf(0.975) * error
-    # Rounding leaves a hair of variance where two scores order all cases alike.
-    z = difference / error if error > 1e-9 else None
-    certain = 1.0 if abs(difference) < 1e-12 else 0.0
-    return DeLong(
-        roc_auc=float(areas[0]),
-        other=float(areas[1]),
-        difference=difference,
-        low=difference - reach,
-        high=difference + reach,
-        standard_error=error,
-        z=z,
-        p_value=certain if z is None else math.erfc(abs(z) / math.sqrt(2)),
-    )
-
-
-def delong_covariance(targets: ArrayLike, scores: _Matrix) -> tuple[_Matrix, _Matrix]:
-    """Areas of several scores, (K,), and their covariance, (K, K); scores are (K, N).
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two cases of a class.
-    """
-    positive = _float_vector(targets) > 0.5
-    m, n = int(positive.sum()), int((~positive).sum())
-    if min(m, n) < 2:
-        raise ValueError(f"{m} positive and {n} negative cases: two of either are needed")
-    above, below = [], []
-    for row in scores:
-        joint = midranks(np.concatenate([row[positive], row[~positive]]))
-        # How many of the other class each case outranks, ties counting one half.
-        above.append((joint[:m] - midranks(row[positive])) / n)
-        below.append(1 - (joint[m:] - midranks(row[~positive])) / m)
-    v10, v01 = np.stack(above), np.stack(below)
-    covariance = np.atleast_2d(np.cov(v10)) / m + np.atleast_2d(np.cov(v01)) / n
-    return v10.mean(axis=1), covariance
-
-
-def midranks(values: _Matrix) -> _Matrix:
-    """Ranks from 1, equal values sharing the mean of theirs."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[group], dtype=np.float64)
-
-
-def _float_vector(values: ArrayLike) -> _Matrix:
     return np.asarray(values, dtype=np.float64).ravel()

@@ -1,20 +1,22 @@
-"""Release criteria: what a model must reach before it ships.
+"""Release criteria: what a model must reach before it ships, each with its bound and the reason.
 
-Each with its bound and the reason.
+The bounds stand in `release_criteria.toml` beside this file and nowhere else. A file of other
+bounds may be given to `lungwatch evaluate --gate`; what was in force is written beside every value.
 """
 
 import difflib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from lungwatch.errors import ConfigError
 
 Verdict = Literal["pass", "fail", "not_measured"]
-
 Judged = Literal["value", "low"]
 
 
@@ -48,200 +50,20 @@ class Criterion:
     judged: Judged = "value"
     why: str
 
+    @classmethod
+    def of(cls, name: str, values: Mapping[str, Any]) -> "Criterion":
+        """Read a criterion's table of the TOML file."""
+        given = dict(values)
+        at_least = "at_least" in given
+        bound = float(given.pop("at_least" if at_least else "at_most"))
+        return cls(name=name, bound=bound, at_least=at_least, **given)
 
-_FOREIGN = "the best honest external figure in the literature is 0.90 (DeepCOVID-XR)"
 
-_CHANCE = "what is told without lungs was not read off the lungs; 0.5 is chance"
-
-_MAP = "a third of the lungs is opacity, so 0.34 is what a random point of them has"
-
-_SHIFT = "such changes happen between two machines and do not change the finding"
-
-
-CRITERIA: tuple[Criterion, ...] = (
-    Criterion(name="auc", title="ROC-AUC, COVID against others", bound=0.90, why=_FOREIGN),
-    Criterion(
-        name="left_out_auc",
-        title="ROC-AUC of a source left out of training",
-        bound=0.93,
-        why="against normal images; what a hospital that is new to the model may expect",
-    ),
-    Criterion(
-        name="left_out_within",
-        title="ROC-AUC within a source left out of training",
-        bound=0.72,
-        why="the source is new and gives nothing away",
-    ),
-    Criterion(
-        name="within_source",
-        title="ROC-AUC within one source",
-        bound=0.72,
-        why="within a source, the source gives nothing away",
-    ),
-    Criterion(
-        name="within_view",
-        title="ROC-AUC within one view",
-        bound=0.75,
-        why="within AP or PA, the view gives nothing away",
-    ),
-    Criterion(
-        name="above_confounds",
-        title="ROC-AUC above what size, border, histogram or view alone give",
-        bound=0.01,
-        judged="low",
-        why="a figure that does not beat the best of them proves nothing",
-    ),
-    Criterion(
-        name="sensitivity",
-        title="COVID called COVID, adults",
-        bound=0.90,
-        fewest=20,
-        why="at the threshold fixed on validation data, abstention ignored",
-    ),
-    Criterion(
-        name="normal_called",
-        title="normal images called COVID, adults",
-        bound=0.05,
-        at_least=False,
-        fewest=20,
-        why="at the threshold fixed on validation data, abstention ignored",
-    ),
-    Criterion(
-        name="other_called",
-        title="other pneumonias called COVID, adults",
-        bound=0.20,
-        at_least=False,
-        fewest=20,
-        why="they look alike; more than one in five is the source's doing",
-    ),
-    Criterion(
-        name="lungs_blacked_out",
-        title="ROC-AUC with the lungs blacked out (distance from chance)",
-        bound=0.60,
-        at_least=False,
-        why=_CHANCE,
-    ),
-    Criterion(
-        name="lungs_alone",
-        title="ROC-AUC with everything but the lungs black",
-        bound=0.75,
-        why="the finding is in the lungs",
-    ),
-    Criterion(
-        name="source_in_embedding",
-        title="ROC-AUC of the source, read off the embedding within one finding",
-        bound=0.75,
-        at_least=False,
-        fewest=20,
-        why="what the embedding does not know, the answer cannot use; 0.5 is chance",
-    ),
-    Criterion(
-        name="view_in_embedding",
-        title="ROC-AUC of AP against PA, read off the embedding within one finding",
-        bound=0.60,
-        at_least=False,
-        fewest=20,
-        why="as for the source; the view goes with the finding at most hospitals",
-    ),
-    Criterion(
-        name="calibration",
-        title="calibration error (ECE) within one source",
-        bound=0.05,
-        at_least=False,
-        fewest=50,
-        why="with fewer images the error's own bias is as large as the bound",
-    ),
-    Criterion(
-        name="peak_on_lesion",
-        title="peak of the map on a drawn opacity",
-        bound=0.65,
-        fewest=30,
-        why=_MAP,
-    ),
-    Criterion(
-        name="peak_above_random",
-        title="peak on an opacity, above a random point of the lungs",
-        bound=0.0,
-        fewest=30,
-        judged="low",
-        why=_MAP,
-    ),
-    Criterion(
-        name="peak_above_other_map",
-        title="peak on an opacity, above another patient's map",
-        bound=0.0,
-        fewest=30,
-        judged="low",
-        why="a map that would do as well for another patient explains nothing of this one",
-    ),
-    Criterion(
-        name="map_on_lesion",
-        title="share of the map on drawn opacities",
-        bound=0.50,
-        fewest=30,
-        why=_MAP,
-    ),
-    Criterion(
-        name="likeness_of_maps",
-        title="correlation of different patients' maps",
-        bound=0.30,
-        at_least=False,
-        fewest=30,
-        why="maps that are alike show where lungs are, not where the disease is",
-    ),
-    Criterion(
-        name="map_shuffled_head",
-        title="correlation of the map with that of a head with shuffled weights",
-        bound=0.50,
-        at_least=False,
-        fewest=30,
-        why="Adebayo et al. 2018: a map that survives it does not come from what was learnt",
-    ),
-    Criterion(
-        name="map_shuffled_all",
-        title="correlation of the map with that of a network with shuffled weights",
-        bound=0.20,
-        at_least=False,
-        fewest=30,
-        why="as for the head",
-    ),
-    Criterion(
-        name="decisions_flipped",
-        title="decisions changed",
-        bound=0.05,
-        at_least=False,
-        fewest=50,
-        why=_SHIFT,
-    ),
-    Criterion(
-        name="score_shift",
-        title="mean change of the probability",
-        bound=0.05,
-        at_least=False,
-        fewest=50,
-        why=_SHIFT,
-    ),
-    Criterion(
-        name="gate_keeps",
-        title="frontal chest X-rays kept by the content gate",
-        bound=0.98,
-        fewest=50,
-        why="what the gate refuses gets no answer",
-    ),
-    Criterion(
-        name="gate_refuses_altered",
-        title="turned or inverted copies refused by the content gate",
-        bound=0.98,
-        fewest=50,
-        why="the network was never shown such images, and answers them all the same",
-    ),
-    Criterion(
-        name="gate_refuses_other",
-        title="pictures of something else refused by the content gate",
-        bound=0.95,
-        fewest=50,
-        why="the network answers 95 % of such pictures with a label",
-    ),
+CRITERIA: tuple[Criterion, ...] = tuple(
+    Criterion.of(name, values)
+    for name, values in tomllib.loads(
+        (resources.files(__package__) / "release_criteria.toml").read_text(encoding="utf-8")
+    ).items()
 )
 
 
@@ -262,16 +84,16 @@ class Check:
     reason
         Why it was not measured; empty otherwise.
     beside
-        Figures to hold the value against, by name.
+        Figures to compare the value with, by name.
     """
 
     criterion: Criterion
     on: str
-    value: float | None
-    interval: tuple[float, float] | None
+    value: float | None = None
+    interval: tuple[float, float] | None = None
     verdict: Verdict
     reason: str = ""
-    beside: dict[str, float]
+    beside: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, with the criterion's own."""
@@ -290,13 +112,7 @@ class Check:
 
 
 class Criteria:
-    """A set of criteria that values are held to.
-
-    Parameters
-    ----------
-    criteria
-        Each name once.
-    """
+    """A set of criteria that values are held to; each name occurs once."""
 
     def __init__(self, criteria: Sequence[Criterion] = CRITERIA) -> None:
         self._by_name = {criterion.name: criterion for criterion in criteria}
@@ -333,19 +149,19 @@ class Criteria:
             How many it rests on, the smaller class where there are two; None if unknown, which
             is not held against it.
         beside
-            Figures to hold it against.
+            Figures to compare it with.
         """
-        criterion = self[name]
+        criterion, beside = self[name], beside or {}
+        reason = ""
         if cases is not None and cases < criterion.fewest:
             reason = f"too few: {cases}, at least {criterion.fewest} are needed"
-            return self._not_measured(criterion, on, reason, beside)
-        if value is None or not math.isfinite(value):
-            return self._not_measured(criterion, on, "cannot be computed", beside)
-        held = value
-        if criterion.judged == "low":
-            if interval is None:
-                return self._not_measured(criterion, on, "no interval: --bootstrap is 0", beside)
-            held = interval[0]
+        elif value is None or not math.isfinite(value):
+            reason = "cannot be computed"
+        elif criterion.judged == "low" and interval is None:
+            reason = "no interval: --bootstrap is 0"
+        if reason or value is None:
+            return self.skip(name, on, reason, beside)
+        held = interval[0] if criterion.judged == "low" and interval else value
         reached = held >= criterion.bound if criterion.at_least else held <= criterion.bound
         return Check(
             criterion=criterion,
@@ -355,21 +171,16 @@ class Criteria:
             if interval
             else None,
             verdict="pass" if reached else "fail",
-            beside=beside or {},
+            beside=beside,
         )
 
-    def skip(self, name: str, on: str, reason: str) -> Check:
-        """Say that nothing was measured, and why."""
-        return self._not_measured(self[name], on, reason, None)
-
-    def _not_measured(
-        self, criterion: Criterion, on: str, reason: str, beside: dict[str, float] | None
+    def skip(
+        self, name: str, on: str, reason: str, beside: dict[str, float] | None = None
     ) -> Check:
+        """Record that nothing was measured, and why."""
         return Check(
-            criterion=criterion,
+            criterion=self[name],
             on=on,
-            value=None,
-            interval=None,
             verdict="not_measured",
             reason=reason,
             beside=beside or {},
@@ -396,12 +207,7 @@ def read_criteria(file: Path | None) -> Criteria:
     """
     if file is None:
         return Criteria()
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{file} is not JSON in UTF-8") from error
+    values = read_json(file)
     if not isinstance(values, dict):
         raise ConfigError(f'{file} is not of the form {{"auc": 0.9}}')
     names = [criterion.name for criterion in CRITERIA]
@@ -417,3 +223,19 @@ def read_criteria(file: Path | None) -> Criteria:
     return Criteria(
         [replace(one, bound=float(values.get(one.name, one.bound))) for one in CRITERIA]
     )
+
+
+def read_json(file: Path) -> Any:  # noqa: ANN401 - any JSON value
+    """Read a file that the user names.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{file} is not JSON in UTF-8") from error

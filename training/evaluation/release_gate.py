@@ -1,4 +1,9 @@
-"""Release gate: every check of a model before it ships, in one table."""
+"""Release gate: every check of a model before it ships, in one table.
+
+Each figure stands with its interval and its bound, and beside the same figure without the lungs.
+A check that could not be made is named with the reason; the gate is passed when no check fails
+and every criterion was measured at least once.
+"""
 
 import os
 from collections import Counter
@@ -26,7 +31,7 @@ from lungwatch.training.evaluation.maps import compare_randomised, measure_lesio
 from lungwatch.training.evaluation.metrics import (
     Bootstrap,
     area_interval,
-    expected_calibration_error,
+    figures,
     interval,
     intervals,
     roc_auc,
@@ -40,6 +45,22 @@ _ROWS = {
     "COVID vs NORMAL": "against NORMAL",
     "COVID vs OTHER_PNEUMONIA": "against other pneumonias",
 }
+_NORMAL, _COVID, _OTHER = "NORMAL", "COVID", "OTHER_PNEUMONIA"
+_Z = 1.959964
+_Mask = NDArray[np.bool_]
+RELEASE_GATE_VERSION = 1
+_ROC_AUC = "ROC-AUC"
+# What of `measure_lesions` answers which criterion.
+_LESIONS = {
+    "peak_on_lesion": "peak_on_lesion",
+    "peak_above_random": "peak_above_random_point",
+    "peak_above_other_map": "peak_above_other_map",
+    "map_on_lesion": "map_on_lesion",
+    "likeness_of_maps": "likeness_of_maps",
+}
+_SHUFFLED = {"map_shuffled_head": "head", "map_shuffled_all": "all"}
+_GATE = ("gate_keeps", "gate_refuses_altered", "gate_refuses_other")
+Tables = dict[str, dict[str, dict[str, float]]]
 
 
 def read_left_out_run(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -73,13 +94,6 @@ def read_left_out_run(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     if not rows:
         raise ConfigError(f"{folder}: nothing of COVID was measured on {source}")
     return {f"{source} left out of training": rows}
-
-
-_NORMAL, _COVID, _OTHER = "NORMAL", "COVID", "OTHER_PNEUMONIA"
-
-_Z = 1.959964
-
-_Mask = NDArray[np.bool_]
 
 
 def check_set(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> list[Check]:
@@ -139,7 +153,7 @@ def check_discrimination(
 
 
 def told_without_lungs(answers: Answers, inside: _Mask, seed: int) -> dict[str, float]:
-    """Return how well size, border, histogram and view alone tell COVID, ROC-AUC, 0.5..1.
+    """Return the ROC-AUC, 0.5..1, of size, border, histogram and view alone for COVID.
 
     By a cross-validated logistic regression that keeps patients together; the view as it is,
     among the images whose view is known.
@@ -147,7 +161,7 @@ def told_without_lungs(answers: Answers, inside: _Mask, seed: int) -> dict[str, 
     chosen = np.flatnonzero(inside)
     positive, groups = answers.positive[chosen], answers.groups[chosen]
     found = {}
-    for name, columns in features_of([answers.looks[int(index)] for index in chosen]).items():
+    for name, columns in features_of([answers.scans[int(index)] for index in chosen]).items():
         areas = cross_validate(columns, positive, groups, seed)
         if areas:
             found[name] = round(max(0.5, float(np.mean(areas))), 6)
@@ -193,7 +207,7 @@ def check_lungs(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> I
         area = roc_auc(target, logits[found])
         around = area_interval(target, logits[found], bootstrap) if bootstrap.resamples else None
         if name == "lungs_blacked_out" and area < 0.5:
-            # A score that is reliably wrong knows as much as one that is reliably right.
+            # A score that is reliably wrong carries as much information as one that is right.
             area, around = 1.0 - area, [1.0 - around[1], 1.0 - around[0]] if around else None
         beside = {
             "images with lungs found": float(found.mean()),
@@ -203,7 +217,7 @@ def check_lungs(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> I
 
 
 def check_embedding(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> Iterator[Check]:
-    """How well source and view are told from the embedding, among images of one finding."""
+    """ROC-AUC of source and view predicted from the embedding, among images of one class."""
     if answers.embeddings is None:
         for name in ("source_in_embedding", "view_in_embedding"):
             yield criteria.skip(name, answers.name, "the model gives no embedding")
@@ -271,8 +285,8 @@ def check_calibration(
         if not _fewer(target):
             yield criteria.skip("calibration", on, "one class only")
             continue
-        error = expected_calibration_error(target, p)
         threshold = answers.judgement.decision.threshold
+        error = figures(target, p, threshold).ece
         around = intervals(target, p, threshold, bootstrap)["ece"] if bootstrap.resamples else None
         beside = {"mean probability": float(p.mean()), "share of COVID": float(target.mean())}
         yield criteria.judge(
@@ -328,30 +342,9 @@ def _fewer(positive: _Mask) -> int:
     return int(min(positive.sum(), (~positive).sum()))
 
 
-RELEASE_GATE_VERSION = 1
-
-_ROC_AUC = "ROC-AUC"
-
-# What of `measure_lesions` answers which criterion.
-_LESIONS = {
-    "peak_on_lesion": "peak_on_lesion",
-    "peak_above_random": "peak_above_random_point",
-    "peak_above_other_map": "peak_above_other_map",
-    "map_on_lesion": "map_on_lesion",
-    "likeness_of_maps": "likeness_of_maps",
-}
-
-_SHUFFLED = {"map_shuffled_head": "head", "map_shuffled_all": "all"}
-
-_GATE = ("gate_keeps", "gate_refuses_altered", "gate_refuses_other")
-
-
-Tables = dict[str, dict[str, dict[str, float]]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReleaseRequest:
-    """What the gate measures on.
+    """Request of the release gate: data, criteria, intervals.
 
     Attributes
     ----------
@@ -380,7 +373,7 @@ class ReleaseRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseResult:
-    """What a model shows.
+    """Result of the release gate.
 
     Attributes
     ----------
@@ -403,7 +396,7 @@ class ReleaseResult:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the gate is passed; "not_measured" if nothing fails but something is missing."""
+        """Overall verdict; "not_measured" if nothing fails but a criterion was not measured."""
         return overall(self.checks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -431,7 +424,7 @@ def run_release_gate(
     gate: Gate | None = None,
     on_total: Callable[[int], Callable[[int], None]] | None = None,
 ) -> ReleaseResult:
-    """Measure everything that the gate asks for.
+    """Measure every criterion of the gate.
 
     Parameters
     ----------

@@ -1,10 +1,9 @@
-"""Images and answers of the release gate: as they are, without lungs, lungs alone.
+"""Test images of the release gate and a model's answers to them.
 
-And altered.
+Radiographs as they are, without lungs, lungs alone, and altered.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,32 +11,28 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.errors import DatasetError, FileRejected, ModelError
-from lungwatch.imaging.reader import read_radiograph
+from lungwatch.errors import ModelError
 from lungwatch.preprocess import PreprocessSpec, lung_mask, preprocess
 from lungwatch.training.data.dataset import Sample, Split, dataset_name, manifest_rows
-from lungwatch.training.data.pixels import FloatArray
+from lungwatch.training.data.pixels import FloatArray, decode_all, read_image
 from lungwatch.training.data.scan import ScannedImage, require_readable, scan
+from lungwatch.training.evaluation.calibration import apply_calibration
 from lungwatch.training.evaluation.evaluation import choose_samples
 from lungwatch.training.evaluation.gate_rates import Gate
-from lungwatch.training.evaluation.metrics import sigmoid
 from lungwatch.training.evaluation.scorers import Judgement, Scorer, embed
 
 FEWEST_LUNG = 0.08
-
 """Share of an image below which its lungs count as not found."""
-
 _MARGIN = 0.02
-
 _SPECK = 0.01
-
 _JPEG_QUALITY = 50
-
 _NOISE = 0.02
-
 _SMALLER = 0.75
-
 _TURN_DEG = 10.0
+_AT_ONCE = 32
+_MOST_CHANGED = 200
+_VIEWS = ("AP", "PA")
+_PLAIN, _BLACK, _ALONE = "as it is", "lungs black", "lungs alone"
 
 
 def lung_hull(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -136,22 +131,15 @@ CHANGES: dict[str, Callable[[FloatArray], FloatArray]] = {
 """Name -> how a radiograph, float32 (H, W), 0..1, is changed."""
 
 
-_AT_ONCE = 32
-
-_MOST_CHANGED = 200
-
-_VIEWS = ("AP", "PA")
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
-    """What a model says of one data set.
+    """A model's answers for one data set and its altered copies.
 
     Attributes
     ----------
     name
         Of the data set.
-    samples, looks
+    samples, scans
         The images.
     judgement
         How the logits are read.
@@ -172,7 +160,7 @@ class Answers:
 
     name: str
     samples: Sequence[Sample]
-    looks: Sequence[ScannedImage]
+    scans: Sequence[ScannedImage]
     judgement: Judgement
     views: Sequence[str]
     adults: Sequence[bool] | None
@@ -184,7 +172,7 @@ class Answers:
 
     @property
     def positive(self) -> NDArray[np.bool_]:
-        """Whether each image is labelled COVID, bool (N,)."""
+        """True for each image labelled COVID, bool (N,)."""
         return np.array([sample.positive for sample in self.samples], dtype=np.bool_)
 
     @property
@@ -208,8 +196,7 @@ class Answers:
 
     def probabilities(self, logits: FloatArray) -> NDArray[np.float64]:
         """Return calibrated probabilities, 0..1, of binary logits."""
-        calibration = self.judgement.calibration
-        return sigmoid(calibration.slope * logits + calibration.intercept)
+        return apply_calibration(self.judgement.calibration, logits)
 
 
 def count_images(location: Path, split: Split | None) -> int:
@@ -226,7 +213,7 @@ def ask(
     seed: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Answers:
-    """Ask a model about every image of a data set, and about changed copies.
+    """Run a model on every image of a data set, and on altered copies.
 
     Parameters
     ----------
@@ -249,7 +236,7 @@ def ask(
         If the model answers with what is no number.
     """
     samples = choose_samples(location, split)
-    looks, unreadable = scan(samples)
+    scans, unreadable = scan(samples)
     require_readable(unreadable)
     rows = manifest_rows(location)
     told = [rows.get(sample.path, {}) for sample in samples]
@@ -264,20 +251,16 @@ def ask(
 
     logits: dict[str, dict[int, float]] = {}
     embeddings: list[FloatArray] = []
-    with ThreadPoolExecutor(2, thread_name_prefix="decode") as pool:
-        for start in range(0, len(samples), _AT_ONCE):
-            indices = range(start, min(start + _AT_ONCE, len(samples)))
-            made = list(pool.map(copies, indices))
-            _answer(scorer, dict(zip(indices, made, strict=True)), logits)
-            plain = np.stack([one[_PLAIN] for one in made])
-            embeddings += _embeddings(scorer, plain)
-            if progress:
-                progress(len(indices))
+    for start in range(0, len(samples), _AT_ONCE):
+        indices = range(start, min(start + _AT_ONCE, len(samples)))
+        made = list(decode_all(copies, indices, progress=progress))
+        _answer(scorer, dict(zip(indices, made, strict=True)), logits)
+        embeddings += _embeddings(scorer, np.stack([one[_PLAIN] for one in made]))
     found = {name: _filled(values, len(samples)) for name, values in logits.items()}
     return Answers(
         name=dataset_name(location),
         samples=samples,
-        looks=looks,
+        scans=scans,
         judgement=scorer.judgement,
         views=[_view(row.get("view")) for row in told],
         adults=_adults([row.get("pediatric") for row in told]),
@@ -293,16 +276,10 @@ def ask(
     )
 
 
-_PLAIN, _BLACK, _ALONE = "as it is", "lungs black", "lungs alone"
-
-
 def _copies(
     path: Path, spec: PreprocessSpec, gate: Gate | None, *, change: bool
 ) -> dict[str, FloatArray]:
-    try:
-        pixels = read_radiograph(path).pixels
-    except (FileRejected, OSError) as error:
-        raise DatasetError(f"{path}: {error}") from error
+    pixels = read_image(path).pixels
     made = {_PLAIN: preprocess(pixels, spec)}
     if gate is not None:
         shape = (pixels.shape[0], pixels.shape[1])

@@ -1,7 +1,4 @@
-"""Scorers: Keras networks and exported graphs under one interface.
-
-With a cache of their scores.
-"""
+"""Scorers: Keras networks and exported graphs under one interface, and a cache of their scores."""
 
 import hashlib
 import io
@@ -34,7 +31,7 @@ from lungwatch.errors import ConfigError, ModelError, NotFoundError
 from lungwatch.files import make_dirs, write_atomic
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.data.dataset import Sample
-from lungwatch.training.data.pixels import FloatArray, KerasModel, OnnxSession
+from lungwatch.training.data.pixels import FloatArray, KerasModel, OnnxSession, in_batches
 from lungwatch.training.evaluation.foreign import (
     DECLARE,
     Declaration,
@@ -45,22 +42,20 @@ from lungwatch.training.fitting.run import RunFolder
 from lungwatch.training.networks.heads import FEATURES, POOLED, further_findings, gradcam, output_of
 from lungwatch.training.networks.weights import load_keras
 
+ONNX_FILE = "model.onnx"
+_EMBED_BATCH = 64
+_MODEL_FILES = ("model.onnx", "model.keras", "config.json", "metrics.json")
+
 
 def predict_logits(model: KerasModel, pixels: FloatArray, batch_size: int = 64) -> FloatArray:
     """Return a Keras network's binary logits, float32 (N,), for (N, S, S, 1) in 0..1."""
-    parts = [
-        np.asarray(model(pixels[start : start + batch_size], training=False))
-        for start in range(0, len(pixels), batch_size)
-    ]
-    return np.concatenate(parts)[:, 0].astype(np.float32)
-
-
-ONNX_FILE = "model.onnx"
+    answers = in_batches(lambda part: np.asarray(model(part, training=False)), pixels, batch_size)
+    return answers[:, 0].astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """How a network's input is made and its answer read; see `lungwatch.contract`."""
+    """Preprocessing, calibration and decision of a network; see `lungwatch.contract`."""
 
     name: str
     preprocess: PreprocessSpec
@@ -70,11 +65,11 @@ class Judgement:
 
 
 class Scorer(Protocol):
-    """Anything that gives binary logits."""
+    """A model that gives binary logits."""
 
     @property
     def judgement(self) -> Judgement:
-        """How to read the answers."""
+        """Preprocessing, calibration and decision."""
 
     def logits(self, pixels: FloatArray) -> FloatArray:
         """Return binary logits, (N,), for preprocessed images, (N, S, S, 1), 0..1."""
@@ -317,9 +312,6 @@ def onnx_session(data: bytes, name: str) -> OnnxSession:
         raise ModelError(f"{name} is not an ONNX model that can be run") from error
 
 
-_EMBED_BATCH = 64
-
-
 @runtime_checkable
 class Embedder(Protocol):
     """A scorer that gives embeddings by itself."""
@@ -367,9 +359,6 @@ def _of_keras(scorer: KerasScorer, pixels: FloatArray) -> FloatArray:
         raise ModelError(f"{scorer.judgement.name} has no layer named {POOLED!r}: no embedding")
     pooled = keras.Model(model.input, model.get_layer(POOLED).output)
     return np.asarray(pooled.predict(pixels, batch_size=_EMBED_BATCH, verbose=0), np.float32)
-
-
-_MODEL_FILES = ("model.onnx", "model.keras", "config.json", "metrics.json")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError
+from lungwatch.files import replacing
 from lungwatch.training.data.pixels import FloatArray, KerasModel
 from lungwatch.training.fitting.augmentation import NO_AUGMENTATION, Augmentation, augment
 from lungwatch.training.fitting.preparation import Prepared
@@ -133,9 +134,8 @@ def _features(
 
 
 def _save(array: FloatArray, target: Path) -> None:
-    temporary = target.with_name(f".tmp-{target.name}")
-    np.save(temporary, array)
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        np.save(temporary, array)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,12 +28,11 @@ from lungwatch.training.data.dataset import (
 )
 from lungwatch.training.data.duplicates import LeakPolicy, apply_leaks, find_leaks
 from lungwatch.training.data.pixels import FloatArray, KerasModel, read_pixels, targets
-from lungwatch.training.data.plots import plot_history
 from lungwatch.training.data.splits import DataRecord, LearntImages, learnt_of, prefixes
-from lungwatch.training.evaluation.calibration import choose_decision, fit_calibration
+from lungwatch.training.evaluation.calibration import apply_calibration, calibrate
 from lungwatch.training.evaluation.evaluation import Scored, evaluate_logits, evaluate_pixels
-from lungwatch.training.evaluation.evaluation_plots import draw_plots
-from lungwatch.training.evaluation.metrics import figures, sigmoid
+from lungwatch.training.evaluation.metrics import figures
+from lungwatch.training.evaluation.plots import draw_plots, plot_history
 from lungwatch.training.evaluation.scorers import KerasScorer, Scorer, predict_logits
 from lungwatch.training.fitting.run import Progress, RunFolder
 from lungwatch.training.fitting.tasks import FitData, fit, sampling_weights
@@ -344,9 +343,8 @@ def calibrate_outputs(targets: FloatArray, logits: FloatArray) -> dict[str, Any]
     dict
         Part of `metrics.json`: `calibration`, `decision`, and the `validation` figures.
     """
-    calibration = fit_calibration(targets, logits)
-    probabilities = sigmoid(calibration.slope * logits + calibration.intercept)
-    decision = choose_decision(targets, probabilities)
+    calibration, decision = calibrate(targets, logits)
+    probabilities = apply_calibration(calibration, logits)
     return {
         "calibration": asdict(calibration),
         "decision": asdict(decision),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lungwatch.errors import ConfigError, MissingExtraError, NotFoundError
-from lungwatch.files import make_dirs, write_atomic
+from lungwatch.files import make_dirs, replacing, write_atomic
 from lungwatch.training.data.splits import DataRecord
 
 
@@ -210,9 +210,28 @@ class RunFolder:
 
     def adopt(self, file: Path) -> None:
         """Copy a file into the folder under its own name, whole or not at all."""
-        temporary = self.root / f".tmp-{file.name}"
-        shutil.copyfile(file, temporary)
-        temporary.replace(self.root / file.name)
+        with replacing(self.root / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+
+
+def begin_run(folder: Path, config: dict[str, Any], *, resume: bool) -> RunFolder:
+    """Create the run folder of an evaluation or data set report, or open one to resume.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is not empty and holds no run, was begun with another configuration, or
+        cannot be created.
+    """
+    run = RunFolder(root=folder)
+    try:
+        has_run = (folder / "config.json").is_file()
+        if not has_run and folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty; choose another folder")
+        run.begin(config, resume=resume)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be created: {error.strerror}") from error
+    return run
 
 
 def _take_over(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 
 from lungwatch.errors import ConfigError, LungwatchError, MissingExtraError
-from lungwatch.training.data.plots import plot_search
+from lungwatch.training.evaluation.plots import plot_search
 from lungwatch.training.fitting.run import RunFolder
 from lungwatch.training.fitting.trainer import DivergedError
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, LungwatchError
+from lungwatch.files import replacing
 from lungwatch.training.data.pixels import KerasModel, Tensor
 from lungwatch.training.fitting.augmentation import Augmentation
 from lungwatch.training.fitting.run import Progress, RunFolder
@@ -265,9 +266,8 @@ def load_variables(variables: Sequence[Tensor], source: Path) -> None:
 
 
 def _save_arrays(target: Path, arrays: Sequence[NDArray[Any]]) -> None:
-    temporary = target.with_name(f".tmp-{target.name}")
-    np.savez(temporary, *arrays)
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        np.savez(temporary, *arrays)
 
 
 def _load_arrays(source: Path, count: int) -> list[NDArray[Any]]:

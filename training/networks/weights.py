@@ -22,16 +22,15 @@ from lungwatch.errors import (
     ModelError,
     NotFoundError,
 )
+from lungwatch.files import replacing
 from lungwatch.training.data.pixels import KerasModel, Tensor
 from lungwatch.training.fitting.run import prepare_tensorflow
 
 
 def save_keras(model: KerasModel, target: Path) -> None:
     """Write a network to a .keras file beside its place, and rename it into it."""
-    # Keras chooses the format by the suffix, so the temporary file keeps it.
-    temporary = target.with_name(f".tmp-{target.name}")
-    model.save(temporary)
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        model.save(temporary)
 
 
 _MAGIC = 0x1950A86A20F9469CFC6C

@@ -14,8 +14,8 @@ from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.data.dataset import ImageClass, LabelMap, Sample
 from lungwatch.training.data.duplicates import LeakPolicy
 from lungwatch.training.data.pixels import FloatArray, KerasModel
-from lungwatch.training.data.plots import plot_group_weights
 from lungwatch.training.evaluation.evaluation import evaluate_pixels
+from lungwatch.training.evaluation.plots import plot_group_weights
 from lungwatch.training.evaluation.scorers import KerasScorer
 from lungwatch.training.fitting.augmentation import (
     DomainRandomisation,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.errors import ConfigError, DatasetError
+from lungwatch.files import replacing
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.data.dataset import LabelMap
 from lungwatch.training.data.gate_data import GateData, measure_gate, read_gate_data
@@ -378,9 +379,8 @@ def _fit_gate(data: GateData, run: RunFolder, fitting: GateFitConfig, progress: 
         )
 
     def keep_lungs(model: KerasModel) -> None:
-        temporary = lungs.with_name(f".tmp-{_LUNGS}")
-        np.save(temporary, find_lungs(model, data.train.pixels))
-        temporary.replace(lungs)
+        with replacing(lungs) as temporary:
+            np.save(temporary, find_lungs(model, data.train.pixels))
 
     def keep_gate(model: KerasModel) -> None:
         fresh = partial(build_gate_network, fitting.size_px, imagenet=False)

@@ -19,9 +19,9 @@ from lungwatch.training.data.dataset import (
     load_labelled,
 )
 from lungwatch.training.data.pixels import FloatArray, KerasModel, read_pixels
-from lungwatch.training.data.plots import plot_history
 from lungwatch.training.data.splits import DataRecord, LearntImages, learnt_of
 from lungwatch.training.evaluation.metrics import roc_auc
+from lungwatch.training.evaluation.plots import plot_history
 from lungwatch.training.fitting.augmentation import augment
 from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
 from lungwatch.training.fitting.tasks import epoch_batches, group_weights, seed_dropout

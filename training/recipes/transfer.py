@@ -10,7 +10,7 @@ from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.data.dataset import LabelMap
 from lungwatch.training.data.duplicates import LeakPolicy
 from lungwatch.training.data.pixels import KerasModel
-from lungwatch.training.data.plots import plot_history
+from lungwatch.training.evaluation.plots import plot_history
 from lungwatch.training.fitting.frozen import (
     FINE_TUNED,
     FROZEN,

@@ -1,1 +1,0 @@
-"""Alembic's scripts: how a database of any earlier version becomes the present one."""

@@ -1,1 +1,0 @@
-"""One script a revision, in order of their numbers."""
