@@ -226,7 +226,8 @@ def search(
         If Optuna is not installed.
     """
     with _storage(run) as storage:
-        current, rows = dict(space), []
+        current = dict(space)
+        rows: list[dict[str, Any]] = []
         for round_ in range(config.extensions + 1):
             study = _open_study(storage, round_, rows, current, describe_search(space, config))
             half = math.ceil(config.trials / 2)
@@ -447,6 +448,6 @@ def _distributions(space: Space) -> dict[str, Any]:
         if isinstance(part, Choices):
             found[name] = CategoricalDistribution(part.values)
         else:
-            kind = IntDistribution if part.integer else FloatDistribution
+            kind: Any = IntDistribution if part.integer else FloatDistribution
             found[name] = kind(part.low, part.high, log=part.log)
     return found
