@@ -43,7 +43,6 @@ SCORES = {
     "uncertain_from": Code("UNCERTAINFROM", SCHEME, "Lower bound of the uncertain band"),
     "uncertain_to": Code("UNCERTAINTO", SCHEME, "Upper bound of the uncertain band"),
 }
-
 """Concepts of what is 0..1, by the field of `ResultFacts`."""
 GATE_SCORE = Code("GATESCORE", SCHEME, "Content gate score")
 LUNG_AREA = Code("LUNGAREA", SCHEME, "Share of the image that is lung")
