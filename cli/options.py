@@ -117,7 +117,7 @@ def one_format(*, as_json: bool, as_csv: bool) -> None:
 
 def filter_options(*, without: Collection[str] = ()) -> Callable[[Command], Command]:
     """Add the options that select results, passed together as `selected`, a `ResultFilter`."""
-    from lungwatch.db.states import State
+    from lungwatch.db.models import State
     from lungwatch.errors import Flag
 
     labels = _LabelChoice(["COVID", "NEGATIVE", "UNCERTAIN"], case_sensitive=False)

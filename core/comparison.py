@@ -303,7 +303,7 @@ class DriftReference:
         if self.centre.shape != (embedding_size,):
             raise ModelError("drift.json has a centre of another embedding")
         if not (np.isfinite(self.axes).all() and np.isfinite(self.centre).all()):
-            raise ModelError("drift.json holds an axis that is no number")
+            raise ModelError("drift.json holds an axis that is not finite")
 
 
 def embedding_distance(components: list[float]) -> float:

@@ -32,8 +32,8 @@ from lungwatch.db.deliveries import (
     is_unsent,
     unsent_uids,
 )
+from lungwatch.db.models import DeliveryState
 from lungwatch.db.queries import ResultRow, get_result, is_unfinished
-from lungwatch.db.states import DeliveryState
 from lungwatch.errors import (
     ConfigError,
     DatabaseError,
