@@ -151,8 +151,8 @@ def pretrain(
     may have any names. Of a data set without splits, 15 % are held out for validation; test
     splits are not read. The whole network is trained, batch normalisation included.
     """
-    from lungwatch.training.fitting.trainer import TasksConfig, parse_tasks
-    from lungwatch.training.recipes.pretrain import PretrainConfig, train_pretrain
+    from lungwatch.training.fitting.trainer import FitConfig
+    from lungwatch.training.recipes.pretrain import PretrainConfig, parse_tasks, train_pretrain
 
     with training_progress() as progress:
         metrics = train_pretrain(
@@ -165,7 +165,7 @@ def pretrain(
                 dropout=options["dropout"],
             ),
             task_weights=parse_tasks(options["tasks"]),
-            fitting=TasksConfig(
+            fitting=FitConfig(
                 epochs=options["epochs"],
                 batch_size=options["batch_size"],
                 learning_rate=options["learning_rate"],
@@ -221,7 +221,7 @@ def lungs(
                 epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed
             ),
             resume=resume,
-            on_epoch=progress.on_epoch,
+            progress=progress,
         )
     if as_json:
         click.echo(json.dumps(metrics, indent=2))

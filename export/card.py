@@ -14,7 +14,7 @@ from lungwatch.contract import OPACITY, ModelContract
 from lungwatch.errors import ConfigError
 from lungwatch.training.evaluation.gate_rates import FAMILIAR, FRONTAL, LUNGS, POLARITY, UPRIGHT
 from lungwatch.training.evaluation.metrics import FEWEST
-from lungwatch.training.evaluation.release_criteria import read_json
+from lungwatch.training.evaluation.release_data import read_json
 from lungwatch.training.evaluation.release_gate import RELEASE_GATE_VERSION
 from lungwatch.training.evaluation.report import template_environment
 

@@ -196,20 +196,6 @@ def check_validation(area: float, calibration: Calibration, name: str) -> None:
         )
 
 
-def check_answers(
-    truth: FloatArray, logits: FloatArray, calibration: Calibration, name: str
-) -> None:
-    """Refuse validation answers, (N,), that are constant or no better than chance.
-
-    Raises
-    ------
-    ModelError
-        If they are.
-    """
-    check_varied(logits, name)
-    check_validation(roc_auc(truth, logits), calibration, name)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
     """Request of an export.
@@ -520,8 +506,10 @@ def _calibrate(
         )
     samples = val_samples(load_dataset(data, request.labels), dataset_name(data), learnt)
     logits = scorer.logits(read_pixels(samples, scorer.judgement.preprocess))
-    judgement = recalibrate(scorer.judgement, targets(samples), logits, rule)
-    check_answers(targets(samples), logits, judgement.calibration, scorer.judgement.name)
+    truth, name = targets(samples), scorer.judgement.name
+    judgement = recalibrate(scorer.judgement, truth, logits, rule)
+    check_varied(logits, name)
+    check_validation(roc_auc(truth, logits), judgement.calibration, name)
     return judgement
 
 

@@ -253,8 +253,6 @@ def export_gate(
     ----------
     request
         What to export.
-    progress
-        Called with 1 for every image read.
 
     Raises
     ------

@@ -3,9 +3,8 @@
 import pytest
 
 from lungwatch.training.evaluation.metrics import Bootstrap
-from lungwatch.training.evaluation.release_criteria import Criteria
+from lungwatch.training.evaluation.release_data import Criteria, ask
 from lungwatch.training.evaluation.release_gate import check_set
-from lungwatch.training.evaluation.release_images import ask
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'train')")
 shortcuts = pytest.importorskip("tests.support.shortcuts")

@@ -70,8 +70,6 @@ def find_confounds(
         For each image the group that must not be on both sides of a fold.
     adults
         For each image whether it is known to be of an adult; None if nothing is known of any.
-    seed
-        Of the folds.
 
     Returns
     -------
@@ -173,8 +171,6 @@ def cross_validate(
         bool, shape (N,): the class that is predicted from them.
     groups
         Shape (N,): none of them is on both sides of a fold.
-    seed
-        Of the folds.
 
     Returns
     -------
@@ -293,8 +289,6 @@ def check_dataset(
         What `scan` found of them.
     labels
         The labels behind the samples, and those that are not used; by default all are.
-    seed
-        Of the cross-validation's folds.
 
     Raises
     ------

@@ -132,8 +132,6 @@ def read_gate_data(
         Fraction of the masks that measures.
     seed
         Of the choice of those.
-    progress
-        Called with 1 after each image of the data set.
 
     Raises
     ------
@@ -241,8 +239,6 @@ def measure_gate(
         What it was trained on, and what measures it.
     spec
         Its preprocessing.
-    seed
-        Of the pictures that are drawn.
 
     Returns
     -------

@@ -376,8 +376,6 @@ def compare(scored: Scored, other: Scored, bootstrap: Bootstrap) -> dict[str, An
         "differences": {name: round(mine[name] - its[name], 6) for name in FIGURES},
         "intervals": (
             paired_differences(scored.targets, systems, bootstrap, patient_numbers(scored.samples))
-            if bootstrap.resamples
-            else {}
         ),
     }
 
@@ -427,9 +425,7 @@ def _of_source(scored: Scored, indices: list[int], bootstrap: Bootstrap) -> dict
         "fn": int(np.sum(~said & true)),
         "not_computable": uncomputable(positives, len(indices) - positives),
         "too_few": too_few(y, patients),
-        "intervals": (
-            intervals(y, p, threshold, bootstrap, patients) if bootstrap.resamples else {}
-        ),
+        "intervals": (intervals(y, p, threshold, bootstrap, patients)),
     }
 
 
