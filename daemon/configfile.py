@@ -147,7 +147,7 @@ class _Environment(EnvSettingsSource):
             name = variable.removeprefix(PREFIX)
             if name == variable or name.startswith(_NOT_KEYS):
                 continue
-            key = _BY_VARIABLE.get(variable)
+            key = _BY_VARIABLE.get(variable.upper())
             if key is None:
                 raise _unknown(variable, "in the environment", _BY_VARIABLE)
             if key.attribute in self.variables:
@@ -357,22 +357,6 @@ def reference() -> str:
         ]
         lines.append("")
     return "\n".join(lines)
-
-
-def effective(config: Config) -> str:
-    """Return a configuration as TOML, without the database's password."""
-    from lungwatch.db.engine import parse_url  # noqa: PLC0415 - loads the database's library
-
-    url = parse_url(config.database_url).render_as_string(hide_password=True)
-    shown = config.replace(database_url=url)
-    lines: list[str] = []
-    for section in SECTIONS:
-        lines += ["", f"[{section.SECTION}]"] if section.SECTION else []
-        lines += [
-            f"{KEYS[attribute].name} = {_toml(getattr(shown, attribute))}"
-            for attribute in section.model_fields
-        ]
-    return "\n".join(lines) + "\n"
 
 
 def _toml(value: object) -> str:

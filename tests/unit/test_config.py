@@ -1,14 +1,13 @@
 """Configuration: every key from every source, and nothing that is not a key."""
 
 import logging
-import tomllib
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.configfile import KEYS, effective, load_config, sample
+from lungwatch.daemon.configfile import KEYS, load_config, sample
 from lungwatch.errors import ConfigError
 from lungwatch.imaging.radiograph import ReadPolicy
 
@@ -157,14 +156,3 @@ def test_a_configuration_made_in_code_reads_no_environment(monkeypatch):
 def test_a_home_that_no_url_can_hold_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="home"):
         load_config(home=tmp_path / "what?", environ={})
-
-
-def test_the_effective_configuration_is_a_file_that_says_the_same_and_no_password(tmp_path):
-    config = load_config(
-        home=tmp_path, environ={"LUNGWATCH_DATABASE_URL": "postgresql://u:secret@h/d"}
-    )
-    shown = effective(config)
-    assert "secret" not in shown
-    assert tomllib.loads(shown)["pipeline"]["batch_size"] == 8
-    again = load_config(write(tmp_path, shown), environ={})
-    assert again.replace(database_url="") == config.replace(database_url="")
