@@ -1,6 +1,8 @@
 """Configuration: every key from every source, and nothing that is not a key."""
 
 import logging
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -156,3 +158,13 @@ def test_a_configuration_made_in_code_reads_no_environment(monkeypatch):
 def test_a_home_that_no_url_can_hold_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="home"):
         load_config(home=tmp_path / "what?", environ={})
+
+
+def test_a_file_that_is_a_pipe_is_read(tmp_path):
+    """As of `--config <(…)` in a shell."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("[pipeline]\nbatch_size = 3\n",))
+    writer.start()
+    assert load_config(pipe, home=tmp_path, environ={}).batch_size == 3
+    writer.join()
