@@ -38,8 +38,9 @@ from lungwatch.training.evaluation.foreign import (
     foreign_outputs,
     has_own_head,
 )
-from lungwatch.training.fitting.run import RunFolder, prepare_tensorflow
+from lungwatch.training.fitting.run import RunFolder
 from lungwatch.training.networks.heads import FEATURES, POOLED, further_findings, gradcam, output_of
+from lungwatch.training.networks.weights import load_keras
 
 ONNX_FILE = "model.onnx"
 _EMBED_BATCH = 64
@@ -302,30 +303,6 @@ def onnx_session(data: bytes, name: str) -> OnnxSession:
         )
     except Exception as error:  # onnxruntime's own errors share no base class
         raise ModelError(f"{name} is not an ONNX model that can be run") from error
-
-
-def load_keras(file: Path) -> KerasModel:
-    """Load a Keras network.
-
-    Raises
-    ------
-    NotFoundError
-        If the file is missing.
-    ModelError
-        If it is damaged.
-    MissingExtraError
-        If TensorFlow is not installed.
-    """
-    if not file.is_file():
-        raise NotFoundError(f"{file}: no such model")
-    prepare_tensorflow()
-    import keras
-
-    try:
-        # Safe mode, Keras's default, refuses files that carry code.
-        return keras.models.load_model(file, compile=False)
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise ModelError(f"{file} is not a Keras model that can be read") from error
 
 
 @runtime_checkable
