@@ -73,12 +73,12 @@ def echo(site: Site, *, destinations: tuple[str, ...], as_json: bool) -> None:
     Exit code 1 if one of them does not answer.
     """
     from lungwatch.daemon.config import parse_destination
-    from lungwatch.daemon.pacs.scu import StorageScu, TlsFiles, UnreachableError
+    from lungwatch.daemon.pacs.scu import StorageScu, UnreachableError
 
     names = destinations or site.config.pacs_destinations
     if not names:
         raise ConfigError("no destination: set 'pacs.destinations', or name one")
-    user = StorageScu(site.config.pacs_ae_title, TlsFiles.of(site.config))
+    user = StorageScu(site.config)
     answers = []
     for destination in map(parse_destination, names):
         try:
@@ -204,8 +204,8 @@ def _choose(
     engine: "Engine", ids: tuple[str, ...], plan: "OutboxPlan", *, failed: bool
 ) -> "list[DeliveryRow]":
     from lungwatch.db.deliveries import deliveries_of, list_deliveries
+    from lungwatch.db.models import UNSENT, DeliveryState
     from lungwatch.db.queries import get_result
-    from lungwatch.db.states import UNSENT, DeliveryState
 
     if ids:
         results = {get_result(engine, one).id for one in ids}
@@ -272,7 +272,7 @@ def queue(
 ) -> None:
     """List deliveries to a PACS that are waiting or have failed, the oldest first."""
     from lungwatch.db.deliveries import list_deliveries
-    from lungwatch.db.states import DeliveryState
+    from lungwatch.db.models import DeliveryState
 
     wanted = [DeliveryState(state) for state in states or _STATES if states or state != "sent"]
     with site.database() as engine:

@@ -170,7 +170,7 @@ def _read(folder: Path, place: int, name: str, most: int) -> bytes:
     with _opened(folder / name, os.O_NONBLOCK, name, place) as descriptor:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ModelError(f"{folder / name} is no regular file")
+                raise ModelError(f"{folder / name} is not a regular file")
             with os.fdopen(os.dup(descriptor), "rb") as file:
                 data = file.read(most + 1)
         except OSError as error:

@@ -18,6 +18,7 @@ LEAST_VALUES = 20
 MOST_CATEGORIES = 20
 """Most categories of one tag; the rarest are counted together."""
 OTHER_CATEGORIES = "(other)"
+NO_CATEGORY = "(none)"
 KEPT_VALUES = 500
 """Quantiles that a stored distribution is reduced to."""
 
@@ -95,7 +96,7 @@ def compare_values(window: Distribution, reference: Distribution) -> Difference 
         p=_kolmogorov_tail(root * distance),
         reference_count=reference.count,
         window_count=window.count,
-        told=f"median {_median(reference):.3g} -> {_median(window):.3g}",
+        told=f"median {np.median(reference.values):.3g} -> {np.median(window.values):.3g}",
     )
 
 
@@ -117,20 +118,21 @@ def compare_tags(window: Mapping[str, int], reference: Mapping[str, int]) -> Dif
             p=1.0,
             reference_count=m,
             window_count=n,
-            told=f"{_category_name(names[0])} only",
+            told=f"{names[0] or NO_CATEGORY} only",
         )
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + m + 1)))])
-    found = [
-        (_fisher(window.get(name, 0), n, reference.get(name, 0), m, logs), name) for name in names
-    ]
-    p, worst = min(found, key=lambda pair: (pair[0], -_gap(pair[1], window, n, reference, m)))
+    found = []
+    for name in names:
+        a, b = window.get(name, 0), reference.get(name, 0)
+        found.append((_fisher(a, n, b, m, logs), -abs(a / n - b / m), name))
+    p, _, worst = min(found, key=lambda one: one[:2])
     before, after = reference.get(worst, 0) / m, window.get(worst, 0) / n
     return Difference(
         statistic=abs(after - before),
         p=min(1.0, p * len(names)),
         reference_count=m,
         window_count=n,
-        told=f"{_category_name(worst)} {before:.0%} -> {after:.0%}",
+        told=f"{worst or NO_CATEGORY} {before:.0%} -> {after:.0%}",
     )
 
 
@@ -175,9 +177,8 @@ def _log_choose(n: int, k: NDArray[np.int_], logs: NDArray[np.float64]) -> NDArr
 def _common_categories(
     window: Mapping[str, int], reference: Mapping[str, int]
 ) -> tuple[Mapping[str, int], Mapping[str, int]]:
-    together = {
-        name: window.get(name, 0) + reference.get(name, 0) for name in {*window, *reference}
-    }
+    together = Counter(window)
+    together.update(reference)
     if len(together) <= MOST_CATEGORIES:
         return window, reference
     kept = sorted(together, key=lambda name: (-together[name], name))[: MOST_CATEGORIES - 1]
@@ -187,20 +188,6 @@ def _common_categories(
 def _pooled(counts: Mapping[str, int], kept: Sequence[str]) -> Mapping[str, int]:
     rest = sum(count for name, count in counts.items() if name not in kept)
     return {**{name: counts[name] for name in kept if name in counts}, OTHER_CATEGORIES: rest}
-
-
-def _gap(
-    name: str, window: Mapping[str, int], n: int, reference: Mapping[str, int], m: int
-) -> float:
-    return abs(window.get(name, 0) / n - reference.get(name, 0) / m)
-
-
-def _category_name(category: str) -> str:
-    return category or "(none)"
-
-
-def _median(distribution: Distribution) -> float:
-    return float(np.median(distribution.values))
 
 
 DRIFT_FORMAT = 1
@@ -316,7 +303,7 @@ class DriftReference:
         if self.centre.shape != (embedding_size,):
             raise ModelError("drift.json has a centre of another embedding")
         if not (np.isfinite(self.axes).all() and np.isfinite(self.centre).all()):
-            raise ModelError("drift.json holds an axis that is no number")
+            raise ModelError("drift.json holds an axis that is not finite")
 
 
 def embedding_distance(components: list[float]) -> float:

@@ -77,7 +77,7 @@ class GateContract:
         (least, most) share of the picture that is lung in nearly all training images: outside of
         it the flag `partial_lungs` is set.
     golden_scores, golden_lung_area
-        What the gate answers on `lungwatch.preprocess.golden_input`.
+        The gate's answers on `lungwatch.preprocess.golden_input`.
     tolerance
         Largest absolute difference from those that another processor's arithmetic may make.
     provenance, metrics
@@ -110,15 +110,15 @@ class GateContract:
             raise ModelError("gate.lung_area must satisfy 0 <= least < most <= 1")
 
     def verdict(self, scores: Sequence[float]) -> Verdict:
-        """Judge one picture by the graph's scores, one a check.
+        """Decide on one picture by the graph's scores, one a check.
 
         Raises
         ------
         ModelError
-            If there are not as many as checks, or one is no number.
+            If there are not as many as checks, or one is not finite.
         """
         if len(scores) != len(self.checks) or not all(math.isfinite(s) for s in scores):
-            raise ModelError("the gate's scores are not what its contract says")
+            raise ModelError("the gate's scores do not match its contract")
         pairs = list(zip(self.checks, scores, strict=True))
         for check, score in pairs:
             if score < check.threshold:
@@ -331,14 +331,14 @@ class ModelContract:
     decision, calibration, golden
         See their classes.
     labels
-        Of the two classes: NEGATIVE (no COVID pattern; nothing is said of other disease), COVID.
+        Of the two classes: NEGATIVE (no COVID pattern; other disease is not assessed), COVID.
     gate
-        The content gate beside the model; None where nothing looks at what a picture shows.
+        The content gate beside the model; None without one.
     map_reference
         Evidence, in the units of the graph's `cam_peak`, that is drawn with the full colour, the
         same for all images of the model; None where the graph has no `cam_peak`.
     findings
-        What the model scores beside COVID, in the order of the graph's output `findings`.
+        Findings beside COVID, in the order of the graph's output `findings`.
     provenance
         Training data, seed, versions, git revision: plain JSON values.
     metrics
@@ -367,7 +367,7 @@ class ModelContract:
         return f"{self.name}-{self.version}"
 
     def finding(self, name: str) -> Finding | None:
-        """Return a finding beside COVID by its name, or None where the model has no such."""
+        """Return a finding beside COVID by its name, None if there is none."""
         return next((one for one in self.findings if one.name == name), None)
 
     def probabilities(self, logits: Sequence[float]) -> dict[str, float]:
@@ -381,10 +381,10 @@ class ModelContract:
         Raises
         ------
         ModelError
-            If there are not as many as findings, or one is no number.
+            If there are not as many as findings, or one is not finite.
         """
         if len(logits) != len(self.findings) or not all(math.isfinite(z) for z in logits):
-            raise ModelError("the model's findings are not what its contract says")
+            raise ModelError("the model's findings do not match its contract")
         pairs = zip(self.findings, logits, strict=True)
         return {one.name: one.calibration.probability(z) for one, z in pairs}
 
@@ -410,7 +410,7 @@ class ModelContract:
         found = values.pop("contract", None)
         if found not in _READ_VERSIONS:
             raise ModelError(
-                f"the model speaks contract version {found}, this program {CONTRACT_VERSION}: "
+                f"the model has contract version {found}, this program reads {CONTRACT_VERSION}: "
                 "install the lungwatch release that the model was made for"
             )
         try:

@@ -23,7 +23,8 @@ from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, ModelInUse, find_bundle
 from lungwatch.daemon.pipeline.pipeline import Pipeline
 from lungwatch.daemon.retention import disk_usage
-from lungwatch.daemon.stage import Context, TimeLimited
+from lungwatch.daemon.retry import TimeLimited
+from lungwatch.daemon.stage import Context
 from lungwatch.db.engine import open_engine
 from lungwatch.db.queries import is_known, queued
 from lungwatch.db.statistics import health_counts, metric_counts

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -52,7 +52,12 @@ class Keys(BaseSettings):
     SECTION: ClassVar[str] = ""
     PREFIX: ClassVar[str] = ""
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", strict=True, defer_build=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        defer_build=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
     @classmethod
@@ -69,138 +74,104 @@ class Keys(BaseSettings):
         return (init_settings, *getattr(init_settings, "init_kwargs", {}).pop("sources", ()))
 
 
-def key(default: object, text: str, **options: Any) -> Any:  # noqa: ANN401 - as pydantic.Field
-    """Declare a key with its default, its help text, and `ge` and `le` as its range."""
-    return Field(default, description=text, **options)
-
-
 class MainKeys(Keys):
     """Home, database and model."""
 
-    home: FilePath = key(
-        Path("lungwatch-home"), "Folder that holds `incoming/`, `done/` and the rest."
-    )
-    database_url: str = key("", "SQLAlchemy URL; empty for `lungwatch.db` in the home.", repr=False)
-    database_password_file: str = key(
-        "",
-        "File with the password that `database_url` leaves out, for example one of systemd's "
-        "credentials; empty for none.",
-    )
-    model: str = key(
-        SHIPPED_DEFAULT, 'Model bundle: its name ("baseline-1.1.0") or the path of its folder.'
-    )
-    trusted_keys: str = key(
-        "",
-        "PEM file of Ed25519 public keys, or a folder of such files (.pem, .pub). If set, only "
-        "shipped bundles and bundles signed with one of these keys are run.",
-    )
-    gate: GateChoice = key(
-        "refuse",
-        "What happens to an image that the model's content gate does not accept as an upright "
-        'frontal chest X-ray: "refuse" moves it to quarantine with the reason and the score, '
-        '"flag" scores it and adds the reason as a flag.',
-    )
-    log_format: LogFormat = key(
-        "auto",
-        '"text", "json" (one object a line) or "journald" (fields of systemd\'s journal); "auto" '
-        'is "journald" where standard error is connected to the journal, else "text".',
-    )
+    home: FilePath = Path("lungwatch-home")
+    """Folder that holds `incoming/`, `done/` and the rest."""
+    database_url: str = Field("", repr=False)
+    """SQLAlchemy URL; empty for `lungwatch.db` in the home."""
+    database_password_file: str = ""
+    """File with the password that `database_url` leaves out, for example one of systemd's
+    credentials; empty for none."""
+    model: str = SHIPPED_DEFAULT
+    """Model bundle: its name ("baseline-1.1.0") or the path of its folder."""
+    trusted_keys: str = ""
+    """PEM file of Ed25519 public keys, or a folder of such files (.pem, .pub). If set, only shipped
+    bundles and bundles signed with one of these keys are run."""
+    gate: GateChoice = "refuse"
+    """What happens to an image that the model's content gate does not accept as an upright frontal
+    chest X-ray: "refuse" moves it to quarantine with the reason and the score, "flag" scores it and
+    adds the reason as a flag."""
+    log_format: LogFormat = "auto"
+    """"text", "json" (one object a line) or "journald" (fields of systemd's journal); "auto" is
+    "journald" where standard error is connected to the journal, else "text"."""
 
 
 class IntakeKeys(Keys):
     """Drop folder: which files are taken, and when."""
 
     SECTION = "intake"
-    observer: ObserverChoice = key(
-        "auto",
-        'How changes are noticed: "inotify", "polling", or "auto" for inotify on local and polling '
-        "on network file systems.",
-    )
-    stability_s: float = key(
-        0.0,
-        "Seconds without a change before a file is taken, unless its writer was seen to close it "
-        "or move it in; 0 for 1 s on local and 5 s on network file systems.",
-        ge=0,
-        le=3600,
-    )
-    open_timeout_s: float = key(
-        30.0,
-        "Seconds without a change after which a file that was seen being written and never closed "
-        "is taken. Applies only where the kernel cannot tell whether it is open.",
-        ge=1,
-        le=86_400,
-    )
-    rescan_s: float = key(0.5, "Seconds between scans of the drop folder.", ge=0.05, le=3600)
-    ignored_names: Texts = key(
-        IGNORED_NAMES,
-        "Names of files and folders that other programs leave in the drop folder. They are never "
-        "taken, folders with all their contents; each is logged once and counted. Patterns with "
-        "`*`, `?` and `[...]`, case-insensitive.",
-    )
-    unfinished_names: Texts = key(
-        UNFINISHED_NAMES,
-        "Names of files that another program is still writing. They are not taken until renamed, "
-        "and logged once if unchanged for `open_timeout_s`. Patterns as in `ignored_names`; names "
-        "that begin with a dot are always included.",
-    )
-    min_free_mb: int = key(
-        200,
-        "Free disk space in MiB below which no file is claimed. Files wait in the drop folder "
-        "until a tenth more than this is free.",
-        ge=0,
-        le=10_000_000,
-    )
-    max_in_flight: int = key(
-        16, "Maximum of files between claim and end; bounds memory.", ge=1, le=10_000
-    )
+    observer: ObserverChoice = "auto"
+    """How changes are noticed: "inotify", "polling", or "auto" for inotify on local and polling on
+    network file systems."""
+    stability_s: float = Field(0.0, ge=0, le=3600)
+    """Seconds without a change before a file is taken, unless its writer was seen to close it or
+    move it in; 0 for 1 s on local and 5 s on network file systems."""
+    open_timeout_s: float = Field(30.0, ge=1, le=86_400)
+    """Seconds without a change after which a file that was seen being written and never closed is
+    taken. Applies only where the kernel cannot tell whether it is open."""
+    rescan_s: float = Field(0.5, ge=0.05, le=3600)
+    """Seconds between scans of the drop folder."""
+    ignored_names: Texts = IGNORED_NAMES
+    """Names of files and folders that other programs leave in the drop folder. They are never
+    taken, folders with all their contents; each is logged once and counted. Patterns with `*`, `?`
+    and `[...]`, case-insensitive."""
+    unfinished_names: Texts = UNFINISHED_NAMES
+    """Names of files that another program is still writing. They are not taken until renamed, and
+    logged once if unchanged for `open_timeout_s`. Patterns as in `ignored_names`; names that begin
+    with a dot are always included."""
+    min_free_mb: int = Field(200, ge=0, le=10_000_000)
+    """Free disk space in MiB below which no file is claimed. Files wait in the drop folder until a
+    tenth more than this is free."""
+    max_in_flight: int = Field(16, ge=1, le=10_000)
+    """Maximum of files between claim and end; bounds memory."""
 
 
 class RadiographKeys(Keys):
     """Images that are accepted as chest radiographs."""
 
     SECTION = "radiographs"
-    modalities: Texts = key(("CR", "DX", "RG"), "Accepted values of Modality (0008,0060).")
-    body_parts: Texts = key(
-        (),
-        "Further values of BodyPartExamined that mean the chest, beside the known ones "
-        "(docs/dicom-reading.md).",
-    )
-    view_positions: Texts = key(
-        (), "Further values of ViewPosition that mean a frontal view, beside the known ones."
-    )
-    reject_lateral: bool = key(default=True, text="Reject images that are tagged as lateral views.")
-    min_side_px: int = key(64, "Minimum of rows and of columns, in pixels.", ge=1, le=4096)
-    max_pixels: int = key(120_000_000, "Maximum of rows times columns.", ge=4096, le=1_000_000_000)
+    modalities: Texts = ("CR", "DX", "RG")
+    """Accepted values of Modality (0008,0060)."""
+    body_parts: Texts = ()
+    """Further values of BodyPartExamined that mean the chest, beside the known ones (docs/dicom-
+    reading.md)."""
+    view_positions: Texts = ()
+    """Further values of ViewPosition that mean a frontal view, beside the known ones."""
+    reject_lateral: bool = True
+    """Reject images that are tagged as lateral views."""
+    min_side_px: int = Field(64, ge=1, le=4096)
+    """Minimum of rows and of columns, in pixels."""
+    max_pixels: int = Field(120_000_000, ge=4096, le=1_000_000_000)
+    """Maximum of rows times columns."""
 
 
 class PipelineKeys(Keys):
     """Decoding, inference and overlays: threads, limits, retries."""
 
     SECTION = "pipeline"
-    decode_workers: int = key(2, "Decoding threads, each with a process.", ge=1, le=64)
-    decode_timeout_s: float = key(
-        60.0, "Seconds to decode one file before its process is killed.", ge=1, le=3600
-    )
-    decode_memory_mb: int = key(
-        4096, "Address space of one decoding process, in MiB.", ge=512, le=1_000_000
-    )
-    inference_threads: int = key(
-        0, "Threads of one onnxruntime call; 0 for one per processor.", ge=0, le=256
-    )
-    batch_size: int = key(8, "Maximum of images in one onnxruntime call.", ge=1, le=256)
-    overlay_workers: int = key(2, "Overlay threads.", ge=1, le=64)
-    max_attempts: int = key(3, "Attempts at a file during which the process crashed.", ge=1, le=100)
-    retries: int = key(
-        4, "Retries after a transient error, each after twice the previous delay.", ge=0, le=20
-    )
-    stuck_s: float = key(
-        300.0,
-        "Seconds without progress, beyond a stage's own timeouts, after which it counts as stuck "
-        "and the service manager's watchdog is no longer notified.",
-        ge=1,
-        le=86_400,
-    )
-    drain_s: float = key(20.0, "Seconds that a shutdown waits for files in flight.", ge=0, le=3600)
+    decode_workers: int = Field(2, ge=1, le=64)
+    """Decoding threads, each with a process."""
+    decode_timeout_s: float = Field(60.0, ge=1, le=3600)
+    """Seconds to decode one file before its process is killed."""
+    decode_memory_mb: int = Field(4096, ge=512, le=1_000_000)
+    """Address space of one decoding process, in MiB."""
+    inference_threads: int = Field(0, ge=0, le=256)
+    """Threads of one onnxruntime call; 0 for one per processor."""
+    batch_size: int = Field(8, ge=1, le=256)
+    """Maximum of images in one onnxruntime call."""
+    overlay_workers: int = Field(2, ge=1, le=64)
+    """Overlay threads."""
+    max_attempts: int = Field(3, ge=1, le=100)
+    """Attempts at a file during which the process crashed."""
+    retries: int = Field(4, ge=0, le=20)
+    """Retries after a transient error, each after twice the previous delay."""
+    stuck_s: float = Field(300.0, ge=1, le=86_400)
+    """Seconds without progress, beyond a stage's own timeouts, after which it counts as stuck and
+    the service manager's watchdog is no longer notified."""
+    drain_s: float = Field(20.0, ge=0, le=3600)
+    """Seconds that a shutdown waits for files in flight."""
 
 
 class OverlayKeys(Keys):
@@ -208,40 +179,28 @@ class OverlayKeys(Keys):
 
     SECTION = "overlay"
     PREFIX = "overlay_"
-    overlay_side_px: int = key(
-        1024,
-        "Longest side of the X-ray in an overlay, in pixels; three quarters of it, at least 512, "
-        "where it is shown twice.",
-        ge=128,
-        le=8192,
-    )
-    overlay_side_by_side: bool = key(
-        default=True,
-        text="Show the X-ray without the map beside the one with it. A negative result has no map, "
-        "and one X-ray either way.",
-    )
+    overlay_side_px: int = Field(1024, ge=128, le=8192)
+    """Longest side of the X-ray in an overlay, in pixels; three quarters of it, at least 512, where
+    it is shown twice."""
+    overlay_side_by_side: bool = True
+    """Show the X-ray without the map beside the one with it. A negative result has no map, and one
+    X-ray either way."""
 
 
 class MonitorKeys(Keys):
     """Metrics, health and drift."""
 
     SECTION = "monitor"
-    metrics_port: Port = key(
-        0, "Port of 127.0.0.1 that serves /metrics, /health and /ready; 0 for none."
-    )
-    metrics_textfile: str = key(
-        "", "File that the metrics are written to, for node_exporter's textfile collector."
-    )
-    drift_reference: DriftChoice = key(
-        "site",
-        'What the newest results are compared with (docs/monitoring.md): "site", the first results '
-        'of the model here, or "bundle", its training population.',
-    )
-    drift_from: str = key(
-        "",
-        "Start of the site's reference: an ISO date or time, in the machine's zone if it has "
-        "none; empty for the first use of the model. Change it to accept a shift.",
-    )
+    metrics_port: Port = 0
+    """Port of 127.0.0.1 that serves /metrics, /health and /ready; 0 for none."""
+    metrics_textfile: str = ""
+    """File that the metrics are written to, for node_exporter's textfile collector."""
+    drift_reference: DriftChoice = "site"
+    """What the newest results are compared with (docs/monitoring.md): "site", the first results of
+    the model here, or "bundle", its training population."""
+    drift_from: str = ""
+    """Start of the site's reference: an ISO date or time, in the machine's zone if it has none;
+    empty for the first use of the model. Change it to accept a shift."""
 
 
 class RetentionKeys(Keys):
@@ -253,19 +212,24 @@ class RetentionKeys(Keys):
 
     SECTION = "retention"
     PREFIX = "retain_"
-    retain_done_days: Count = key(0, "Days to keep files in `done/`; 0 for ever.")
-    retain_quarantine_days: Count = key(0, "Days to keep files in `quarantine/`; 0 for ever.")
-    retain_overlays_days: Count = key(0, "Days to keep files in `overlays/`; 0 for ever.")
-    retain_backups_days: Count = key(0, "Days to keep files in `backups/`; 0 for ever.")
-    retain_done_gb: Gigabytes = key(
-        0.0, "Maximum size of `done/` in GiB; the oldest files go first, 0 for no limit."
-    )
-    retain_quarantine_gb: Gigabytes = key(0.0, "Maximum size of `quarantine/` in GiB.")
-    retain_overlays_gb: Gigabytes = key(0.0, "Maximum size of `overlays/` in GiB.")
-    retain_backups_gb: Gigabytes = key(0.0, "Maximum size of `backups/` in GiB.")
-    keep_backups: int = key(
-        14, "Backups that `lungwatch backup create` keeps; 0 for all.", ge=0, le=10_000
-    )
+    retain_done_days: Count = 0
+    """Days to keep files in `done/`; 0 for ever."""
+    retain_quarantine_days: Count = 0
+    """Days to keep files in `quarantine/`; 0 for ever."""
+    retain_overlays_days: Count = 0
+    """Days to keep files in `overlays/`; 0 for ever."""
+    retain_backups_days: Count = 0
+    """Days to keep files in `backups/`; 0 for ever."""
+    retain_done_gb: Gigabytes = 0.0
+    """Maximum size of `done/` in GiB; the oldest files go first, 0 for no limit."""
+    retain_quarantine_gb: Gigabytes = 0.0
+    """Maximum size of `quarantine/` in GiB."""
+    retain_overlays_gb: Gigabytes = 0.0
+    """Maximum size of `overlays/` in GiB."""
+    retain_backups_gb: Gigabytes = 0.0
+    """Maximum size of `backups/` in GiB."""
+    keep_backups: int = Field(14, ge=0, le=10_000)
+    """Backups that `lungwatch backup create` keeps; 0 for all."""
 
 
 class PacsKeys(Keys):
@@ -273,55 +237,45 @@ class PacsKeys(Keys):
 
     SECTION = "pacs"
     PREFIX = "pacs_"
-    pacs_ae_title: str = key(
-        "LUNGWATCH", "This program's application entity title, at most 16 characters."
-    )
-    pacs_port: Port = key(0, "Port that receives images by C-STORE; 0 for none.")
-    pacs_address: str = key(
-        "127.0.0.1",
-        'Address to listen on. "0.0.0.0" or "::" listens on every interface and requires '
-        "`calling_addresses`.",
-    )
-    pacs_calling_ae_titles: Texts = key((), "AE titles that may send; empty for any.")
-    pacs_calling_addresses: Texts = key(
-        (), 'Addresses and networks ("10.1.0.0/16") that may send; empty for this machine only.'
-    )
-    pacs_max_associations: int = key(10, "Maximum of simultaneous associations.", ge=1, le=1000)
-    pacs_max_object_mb: int = key(
-        512, "Maximum size of one received object in MiB; it is held in memory.", ge=1, le=4096
-    )
-    pacs_tls_certificate: str = key("", "PEM file of this side's certificate.")
-    pacs_tls_key: str = key("", "PEM file of this side's private key.")
-    pacs_tls_ca: str = key(
-        "",
-        "PEM file that the other side's certificate is verified against; empty for the system's "
-        "authorities.",
-    )
-    pacs_destinations: Texts = key(
-        (),
-        'Where results are sent by C-STORE: "AETITLE@host:port", with "+tls" appended for an '
-        "encrypted connection. Empty: nothing is sent.",
-    )
-    pacs_send: Texts = key(
-        OBJECT_KINDS,
-        'Objects sent for each result: "sc" (the overlay as a Secondary Capture), "sr" (a '
-        "Structured Report).",
-    )
-    pacs_sr: SrChoice = key(
-        "comprehensive-3d", 'SOP class of the report: "comprehensive-3d" or "comprehensive".'
-    )
-    pacs_deidentify: bool = key(
-        default=False, text="Send objects without what identifies the patient."
-    )
-    pacs_deidentify_key: str = key("", "File with the secret that pseudonyms are derived from.")
-    pacs_retry_s: float = key(
-        5.0,
-        "Seconds before a destination that was not reached is tried again, doubled each time up "
-        "to `retry_max_s`.",
-        ge=0.1,
-        le=3600,
-    )
-    pacs_retry_max_s: float = key(900.0, "Maximum of seconds between attempts.", ge=0.1, le=86_400)
+    pacs_ae_title: str = "LUNGWATCH"
+    """This program's application entity title, at most 16 characters."""
+    pacs_port: Port = 0
+    """Port that receives images by C-STORE; 0 for none."""
+    pacs_address: str = "127.0.0.1"
+    """Address to listen on. "0.0.0.0" or "::" listens on every interface and requires
+    `calling_addresses`."""
+    pacs_calling_ae_titles: Texts = ()
+    """AE titles that may send; empty for any."""
+    pacs_calling_addresses: Texts = ()
+    """Addresses and networks ("10.1.0.0/16") that may send; empty for this machine only."""
+    pacs_max_associations: int = Field(10, ge=1, le=1000)
+    """Maximum of simultaneous associations."""
+    pacs_max_object_mb: int = Field(512, ge=1, le=4096)
+    """Maximum size of one received object in MiB; it is held in memory."""
+    pacs_tls_certificate: str = ""
+    """PEM file of this side's certificate."""
+    pacs_tls_key: str = ""
+    """PEM file of this side's private key."""
+    pacs_tls_ca: str = ""
+    """PEM file that the other side's certificate is verified against; empty for the system's
+    authorities."""
+    pacs_destinations: Texts = ()
+    """Where results are sent by C-STORE: "AETITLE@host:port", with "+tls" appended for an encrypted
+    connection. Empty: nothing is sent."""
+    pacs_send: Texts = OBJECT_KINDS
+    """Objects sent for each result: "sc" (the overlay as a Secondary Capture), "sr" (a Structured
+    Report)."""
+    pacs_sr: SrChoice = "comprehensive-3d"
+    """SOP class of the report: "comprehensive-3d" or "comprehensive"."""
+    pacs_deidentify: bool = False
+    """Send objects without what identifies the patient."""
+    pacs_deidentify_key: str = ""
+    """File with the secret that pseudonyms are derived from."""
+    pacs_retry_s: float = Field(5.0, ge=0.1, le=3600)
+    """Seconds before a destination that was not reached is tried again, doubled each time up to
+    `retry_max_s`."""
+    pacs_retry_max_s: float = Field(900.0, ge=0.1, le=86_400)
+    """Maximum of seconds between attempts."""
 
 
 SECTIONS: tuple[type[Keys], ...] = (

@@ -13,8 +13,8 @@ from sqlalchemy import Engine
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import is_own_object
 from lungwatch.daemon.pacs.outbox import stray_files
+from lungwatch.db.models import State
 from lungwatch.db.queries import TrackedFile, iter_all
-from lungwatch.db.states import State
 from lungwatch.errors import Reason
 from lungwatch.files import move_atomic
 

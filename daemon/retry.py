@@ -1,4 +1,4 @@
-"""Retry, back-off, outages and shutdown, and the clock that they are measured by.
+"""Steps that fail or hang: retry, back-off, outages, time limits, shutdown; and the clock.
 
 A full disk or a database out of reach would cost every file in turn if each gave up after its own
 few tries. A step that meets such an outage is repeated until it is over; nothing new is claimed
@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
@@ -284,3 +285,53 @@ class Outages:
             is_last = self._waiting[kind] == 0
         if is_last and not self.is_shut_down:
             event(ACTIONS[kind][1], level=logging.WARNING)
+
+
+class TimeLimited(Generic[T]):
+    """A call that may hang, such as one to a locked database, made on a thread of its own.
+
+    While one hangs no second is made: later callers wait for the same answer, so that hanging
+    threads cannot accumulate. Thread-safe.
+
+    Parameters
+    ----------
+    ask
+        May hang and may raise.
+    limit_s
+        Seconds to wait.
+    """
+
+    def __init__(self, ask: Callable[[], T], *, limit_s: float) -> None:
+        self._ask = ask
+        self._limit_s = limit_s
+        self._lock = threading.Lock()
+        self._answer: Future[T] | None = None
+
+    def __call__(self) -> T:
+        """Return the answer.
+
+        Raises
+        ------
+        TimeoutError
+            If there is none in time.
+        Exception
+            Whatever the call raises.
+        """
+        with self._lock:
+            answer = self._answer
+            if answer is None or answer.done():
+                answer = self._answer = Future()
+                # A daemon thread: one that hangs must not keep the process.
+                threading.Thread(
+                    target=answer_future, args=(self._ask, answer), name="time-limited", daemon=True
+                ).start()
+        return answer.result(self._limit_s)
+
+
+def answer_future(ask: Callable[[], T], future: "Future[T]") -> None:
+    """Set a future to what a call returns or raises."""
+    try:
+        future.set_result(ask())
+    # The caller decides what the error means; the thread continues.
+    except Exception as error:
+        future.set_exception(error)

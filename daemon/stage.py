@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.retry import Clock, Outages, ShutdownRequested
+from lungwatch.daemon.retry import Clock, Outages, ShutdownRequested, answer_future
 from lungwatch.db.results import Store
 
 CrashPoint = Literal[
@@ -57,47 +57,6 @@ def crashpoint(name: CrashPoint | RestorePoint) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("LUNGWATCH_HANG_AT") == name:
         threading.Event().wait()
-
-
-class TimeLimited(Generic[T]):
-    """A call that may hang, such as one to a locked database, made on a thread of its own.
-
-    While one hangs no second is made: later callers wait for the same answer, so that hanging
-    threads cannot accumulate. Thread-safe.
-
-    Parameters
-    ----------
-    ask
-        May hang and may raise.
-    limit_s
-        Seconds to wait.
-    """
-
-    def __init__(self, ask: Callable[[], T], *, limit_s: float) -> None:
-        self._ask = ask
-        self._limit_s = limit_s
-        self._lock = threading.Lock()
-        self._answer: Future[T] | None = None
-
-    def __call__(self) -> T:
-        """Return the answer.
-
-        Raises
-        ------
-        TimeoutError
-            If there is none in time.
-        Exception
-            Whatever the call raises.
-        """
-        with self._lock:
-            answer = self._answer
-            if answer is None or answer.done():
-                answer = self._answer = Future()
-                # A daemon thread: one that hangs must not keep the process.
-                threading.Thread(
-                    target=_answer, args=(self._ask, answer), name="time-limited", daemon=True
-                ).start()
-        return answer.result(self._limit_s)
 
 
 class Worker(threading.Thread):
@@ -439,15 +398,7 @@ class DatabaseWriter:
 
     def _execute(self, jobs: list[tuple[Callable[[], Any], Future[Any]]]) -> None:
         for transaction, future in jobs:
-            _answer(partial(self._outages.wait_out, transaction), future)
-
-
-def _answer(ask: Callable[[], T], future: "Future[T]") -> None:
-    try:
-        future.set_result(ask())
-    # The caller decides what the error means; the thread continues.
-    except Exception as error:
-        future.set_exception(error)
+            answer_future(partial(self._outages.wait_out, transaction), future)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 from lungwatch.db.claims import Claim, ClaimKind, Drop
 from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import check_current, open_database, open_existing, upgrade
+from lungwatch.db.models import State
 from lungwatch.db.results import Store
-from lungwatch.db.states import State
 
 __all__ = [
     "Claim",

@@ -9,8 +9,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from lungwatch.db.engine import change_state, clean, insert_if_new
-from lungwatch.db.models import Arrival, Image, Result
-from lungwatch.db.states import State
+from lungwatch.db.models import Arrival, Image, Result, State
 from lungwatch.errors import Reason
 
 
@@ -24,7 +23,7 @@ class _CurrentResult(NamedTuple):
 
 
 class ClaimKind(StrEnum):
-    """What the caller has to do with the file."""
+    """Instruction to the caller of a claim."""
 
     RUN = "run"
     """Process it."""

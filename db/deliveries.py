@@ -18,8 +18,15 @@ from lungwatch.db.engine import (
     state_of,
     writing,
 )
-from lungwatch.db.models import Delivery, Image, Model, Result
-from lungwatch.db.states import UNSENT, DeliveryState, check_transition
+from lungwatch.db.models import (
+    UNSENT,
+    Delivery,
+    DeliveryState,
+    Image,
+    Model,
+    Result,
+    check_transition,
+)
 
 if TYPE_CHECKING:
     AnySelect = Select[*tuple[Any, ...]]
@@ -30,7 +37,7 @@ _ANSWERS = (DeliveryState.QUEUED, DeliveryState.SENDING, DeliveryState.SENT)
 
 @dataclass(frozen=True, kw_only=True)
 class OutboxPlan:
-    """What is sent of each result.
+    """Destinations and kinds of objects that each result is sent as.
 
     Attributes
     ----------

@@ -22,8 +22,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from lungwatch.db.models import Base, Delivery, OwningHome, Result
-from lungwatch.db.states import DeliveryState, IllegalTransition, State, check_transition
+from lungwatch.db.models import (
+    Base,
+    Delivery,
+    DeliveryState,
+    IllegalTransition,
+    OwningHome,
+    Result,
+    State,
+    check_transition,
+)
 from lungwatch.errors import DatabaseError, MissingExtraError, NotFoundError, TransientError
 
 if TYPE_CHECKING:

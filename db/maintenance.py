@@ -29,8 +29,7 @@ from lungwatch.db.engine import (
     reading,
     writing,
 )
-from lungwatch.db.models import Delivery, Image, Result
-from lungwatch.db.states import UNFINISHED, DeliveryState
+from lungwatch.db.models import UNFINISHED, Delivery, DeliveryState, Image, Result
 from lungwatch.errors import DatabaseError, NotFoundError
 from lungwatch.files import replacing
 

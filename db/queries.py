@@ -11,8 +11,17 @@ from sqlalchemy.orm import aliased
 
 from lungwatch.attributes import ATTRIBUTES
 from lungwatch.db.engine import columns_for, read_rows, reading
-from lungwatch.db.models import Arrival, Delivery, Image, Model, Result
-from lungwatch.db.states import DELIVERY_ORDER, UNFINISHED, DeliveryState, State
+from lungwatch.db.models import (
+    DELIVERY_ORDER,
+    UNFINISHED,
+    Arrival,
+    Delivery,
+    DeliveryState,
+    Image,
+    Model,
+    Result,
+    State,
+)
 from lungwatch.errors import NotFoundError
 
 if TYPE_CHECKING:

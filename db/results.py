@@ -24,8 +24,7 @@ from lungwatch.db.engine import (
     state_of,
     writing,
 )
-from lungwatch.db.models import Image, Model, Plausibility, Result
-from lungwatch.db.states import State
+from lungwatch.db.models import Image, Model, Plausibility, Result, State
 from lungwatch.errors import NotFoundError, Reason
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from sqlalchemy import Engine, Select, and_, case, func, select
 
 from lungwatch.attributes import ATTRIBUTES
 from lungwatch.db.engine import columns_for, read_rows, reading, writing
-from lungwatch.db.models import Delivery, Image, Model, Result
+from lungwatch.db.models import UNSENT, Delivery, DeliveryState, Image, Model, Result, State
 from lungwatch.db.queries import ResultFilter, arrivals_of_result, select_chosen
-from lungwatch.db.states import UNSENT, DeliveryState, State
 from lungwatch.errors import GATE_REASONS
 
 if TYPE_CHECKING:

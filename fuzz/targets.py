@@ -21,7 +21,7 @@ from lungwatch.contract import ModelContract
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.configfile import load_config
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.intake.archives import Unpacked, Unpacker
+from lungwatch.daemon.intake.archives import Unpacker
 from lungwatch.daemon.intake.eligibility import NameRules
 from lungwatch.daemon.pipeline.model import BundlePolicy
 from lungwatch.errors import ConfigError, FileRejected, ModelError, TransientError
@@ -76,13 +76,11 @@ def unpack(data: bytes) -> None:
         archive = Path(place) / "archive"
         archive.write_bytes(b"PK\x03\x04" + data)
         try:
-            Unpacker(home, POLICY, NameRules()).unpack(archive, "0" * 64)
+            is_unpacked = Unpacker(home, POLICY, NameRules()).unpack(archive, "0" * 64) > 0
+            if not is_unpacked:
+                raise Wrong("an archive passed for an image")
         except (FileRejected, TransientError):
             is_unpacked = False
-        except Unpacked:
-            is_unpacked = True
-        else:
-            raise Wrong("an archive passed for an image")
         found = {path for path in Path(place).rglob("*") if not path.is_dir()} - {archive}
         wanted = home.unpacking / ("0" * 64)
         if stray := [path for path in found if path.parent != wanted or not is_unpacked]:

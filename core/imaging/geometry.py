@@ -238,18 +238,12 @@ def _plain(differs: Mask, stands_out: Mask) -> Box | None:
     if rows is None or columns is None:
         return None
     height, width = differs.shape
-    by_row, by_column = _by_row(stands_out[:, columns]), _by_column(stands_out[rows])
-    profiles = (
-        (by_row, rows.start, _blur(height)),
-        (by_row[::-1], height - rows.stop, _blur(height)),
-        (by_column, columns.start, _blur(width)),
-        (by_column[::-1], width - columns.stop, _blur(width)),
-    )
-    found = [_edge(*profile, _EDGE_SHARE) for profile in profiles]
+    sides = _sides(differs, stands_out, rows, columns)
+    found = [_edge(out, start, blur, _EDGE_SHARE) for _, out, start, blur in sides]
     if sum(edge is not None for edge in found) >= _SURE_SIDES:
         found = [
-            edge if edge is not None else _edge(*profile, _LAST_EDGE_SHARE)
-            for edge, profile in zip(found, profiles, strict=True)
+            edge if edge is not None else _edge(out, start, blur, _LAST_EDGE_SHARE)
+            for edge, (_, out, start, blur) in zip(found, sides, strict=True)
         ]
     top, bottom, left, right = (edge or 0 for edge in found)
     return Box(top=top, bottom=height - bottom, left=left, right=width - right)
@@ -283,21 +277,29 @@ def _panelled(
         rows = found_rows
     if rows == slice(0, height) and columns == slice(0, width):
         return None
-    by_row, by_column = _by_row(differs[:, columns]), _by_column(differs[rows])
-    out_by_row, out_by_column = _by_row(stands_out[:, columns]), _by_column(stands_out[rows])
-    sides = (
-        (by_row, out_by_row, rows.start, _blur(height)),
-        (by_row[::-1], out_by_row[::-1], height - rows.stop, _blur(height)),
-        (by_column, out_by_column, columns.start, _blur(width)),
-        (by_column[::-1], out_by_column[::-1], width - columns.stop, _blur(width)),
-    )
-    if not all(_is_panel(*side) for side in sides):
+    if not all(_is_panel(*side) for side in _sides(differs, stands_out, rows, columns)):
         return None
     picture = differs[rows, columns]
     strays = cv2.countNonZero(differs) - cv2.countNonZero(picture)
     if strays > _MOST_OUTSIDE * (differs.size - picture.size):
         return None
     return Box(top=rows.start, bottom=rows.stop, left=columns.start, right=columns.stop)
+
+
+_Side = tuple[Shares, Shares, int, int]
+
+
+def _sides(differs: Mask, stands_out: Mask, rows: slice, columns: slice) -> tuple[_Side, ...]:
+    """Return, for top, bottom, left and right: profiles from outside, first line, blur."""
+    height, width = differs.shape
+    a, b = _by_row(differs[:, columns]), _by_row(stands_out[:, columns])
+    c, d = _by_column(differs[rows]), _by_column(stands_out[rows])
+    return (
+        (a, b, rows.start, _blur(height)),
+        (a[::-1], b[::-1], height - rows.stop, _blur(height)),
+        (c, d, columns.start, _blur(width)),
+        (c[::-1], d[::-1], width - columns.stop, _blur(width)),
+    )
 
 
 def _is_panel(differs: Shares, stands_out: Shares, start: int, blur: int) -> bool:

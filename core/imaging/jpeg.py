@@ -5,7 +5,7 @@ for 12 bits and the lossless process no library says whether the data are sound.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -255,6 +255,18 @@ def fits_lossless(data: bytes, decoded: NDArray[Any], precision: int) -> bool:
     return bool([len(segment) for segment in scan.segments] == needed.tolist())
 
 
+# By their selection value (table H.1), of the samples to the left, above, and above to the left.
+_PREDICTORS: dict[int, Callable[..., NDArray[np.int32]]] = {
+    1: lambda left, _above, _corner: left.copy(),
+    2: lambda _left, above, _corner: above.copy(),
+    3: lambda _left, _above, corner: corner.copy(),
+    4: lambda left, above, corner: left + above - corner,
+    5: lambda left, above, corner: left + ((above - corner) >> 1),
+    6: lambda left, above, corner: above + ((left - corner) >> 1),
+    7: lambda left, above, _corner: (left + above) >> 1,
+}
+
+
 def _lossless_bits(
     plane: NDArray[np.int32],
     table: NDArray[np.int32],
@@ -269,24 +281,7 @@ def _lossless_bits(
     left[:, 1:] = plane[:, :-1]
     corner = np.empty_like(plane)
     corner[1:, 1:] = plane[:-1, :-1]
-    match selection:
-        case 1:
-            predicted = left
-        case 2:
-            predicted = above
-        case 3:
-            predicted = corner
-        case 4:
-            predicted = left + above - corner
-        case 5:
-            predicted = left + ((above - corner) >> 1)
-        case 6:
-            predicted = above + ((left - corner) >> 1)
-        case 7:
-            predicted = (left + above) >> 1
-        case _:
-            raise DamageError
-    predicted = predicted.copy()
+    predicted = _PREDICTORS[selection](left, above, corner)
     predicted[1:, 0] = above[1:, 0]
     firsts = slice(0, None, rows_a_segment)
     predicted[firsts, 1:] = left[firsts, 1:]

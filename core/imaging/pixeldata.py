@@ -394,7 +394,7 @@ def _frame_header(frame: bytes, dataset: FileDataset, syntax: UID) -> FrameHeade
     if header is None:
         raise FileRejected(
             Reason.UNREADABLE,
-            f"the pixel data is no stream of the transfer syntax '{syntax.name}'",
+            f"the pixel data is not a stream of the transfer syntax '{syntax.name}'",
         )
     if syntax not in _FAMILIES[header.family]:
         raise FileRejected(

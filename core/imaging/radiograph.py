@@ -116,7 +116,7 @@ def number_of(dataset: Dataset, keyword: str, default: int = 0) -> int:
 
 
 def numbers_of(dataset: Dataset, keyword: str) -> tuple[float, ...]:
-    """Return all values of a numeric attribute, none where any of them is no number."""
+    """Return all values of a numeric attribute, none if any of them is invalid."""
     try:
         value = dataset.get(keyword)
         if value is None or value == "":

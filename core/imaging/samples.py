@@ -303,8 +303,9 @@ def check_written(stored: NDArray[Any], grey: FloatImage) -> None:
         As TRUNCATED where that part lasts to the end, else as DAMAGED.
     """
     for start, end, value in _even_bands(stored):
-        before, behind = _run_before(stored, start, value), _run_behind(stored, end, value)
-        share = ((end - start) * stored.shape[1] + abs(before) + abs(behind)) / stored.size
+        before = _run(stored[start - 1][::-1], stored[start - 2][::-1], value) if start > 1 else 0
+        behind = _run(stored[end], stored[end + 1], value) if end + 2 <= len(stored) else 0
+        share = ((end - start) * stored.shape[1] + before + behind) / stored.size
         if share <= _MAX_SHARE_WITHIN_ROW:
             continue
         is_cut = before > 0 or behind > 0
@@ -336,24 +337,11 @@ def _even_bands(stored: NDArray[Any]) -> list[tuple[int, int, int]]:
     return [(start, end, int(first[start])) for start, end in pairwise(bounds) if is_even[start]]
 
 
-def _run_before(stored: NDArray[Any], start: int, value: int) -> int:
-    """Return how many pixels of the row above a band belong to it as well.
-
-    0 where the row above that one does too: that is a border beside the image, or a slanted one.
-    """
-    if start < 2:
-        return 0
-    return _run(stored[start - 1][::-1], stored[start - 2][::-1], value)
-
-
-def _run_behind(stored: NDArray[Any], end: int, value: int) -> int:
-    """Return how many pixels of the row below a band belong to it as well, or 0 as above."""
-    if end + 2 > len(stored):
-        return 0
-    return _run(stored[end], stored[end + 1], value)
-
-
 def _run(row: NDArray[Any], next_row: NDArray[Any], value: int) -> int:
+    """Return how many pixels of the row beside a band belong to it as well.
+
+    0 where the next row has the value there too: a border beside the image, or a slanted one.
+    """
     length = int(np.argmax(row != value))
     if length < _MIN_WITHIN_ROW * len(row):
         return 0

@@ -41,14 +41,6 @@ _ENDING_CHARACTERS = 12
 _OTHER_KINDS = {"[Content_Types].xml", "META-INF/MANIFEST.MF", "mimetype"}
 
 
-class Unpacked(Exception):  # noqa: N818 - an event, which the caller interprets
-    """A file was an archive and is unpacked, into `count` files."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(count)
-        self.count = count
-
-
 class Unpacker:
     """Unpacker of archives into the drop folder of a home.
 
@@ -66,13 +58,16 @@ class Unpacker:
         self._names = names
         self._max_file_bytes = max_file_bytes(policy)
 
-    def unpack(self, path: Path, sha256: str) -> None:
+    def unpack(self, path: Path, sha256: str) -> int:
         """Unpack a file if it is an archive, into a folder that the intake does not see yet.
+
+        Returns
+        -------
+        int
+            Number of its files; 0 if it is no archive.
 
         Raises
         ------
-        Unpacked
-            If it is an archive and was unpacked.
         FileRejected
             If it is an archive that cannot be unpacked.
         TransientError
@@ -81,7 +76,7 @@ class Unpacker:
             If files cannot be read or written.
         """
         if file_kind(path) is not FileKind.ZIP:
-            return
+            return 0
         finished = self._home.unpacking / sha256
         target = finished.with_suffix(_UNFINISHED)
         for left in (target, finished):
@@ -108,7 +103,7 @@ class Unpacker:
         fsync_dir(target)
         move_atomic(target, finished)
         crashpoint("unpacked")
-        raise Unpacked(len(members))
+        return len(members)
 
     def publish(self, sha256: str) -> None:
         """Move the files of an archive whose row is written to where the intake finds them."""

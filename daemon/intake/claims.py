@@ -28,7 +28,7 @@ from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.records import Claimed
 from lungwatch.daemon.stage import Context, crashpoint
 from lungwatch.db.claims import Claim, ClaimKind, Drop
-from lungwatch.db.states import State
+from lungwatch.db.models import State
 from lungwatch.errors import LungwatchError
 from lungwatch.files import FileKind, copy_apart, fsync_dir, kind_of
 from lungwatch.imaging.radiograph import text_of

@@ -9,8 +9,7 @@ from lungwatch.daemon import doctor
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.doctor import Installation, Outcome, space_problem
 from lungwatch.daemon.home import Home
-from lungwatch.daemon.retry import Clock, OutageKind
-from lungwatch.daemon.stage import TimeLimited
+from lungwatch.daemon.retry import Clock, OutageKind, TimeLimited
 from lungwatch.db.statistics import HealthCounts
 from lungwatch.errors import LungwatchError, describe_unexpected
 

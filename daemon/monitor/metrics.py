@@ -19,8 +19,8 @@ from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import Drift
 from lungwatch.daemon.monitor.health import Health, HealthCheck, HealthStatus, observe_phase
 from lungwatch.daemon.retention import DiskUsage
-from lungwatch.daemon.retry import Clock, OutageKind
-from lungwatch.daemon.stage import Progress, StageProgress, TimeLimited, Worker
+from lungwatch.daemon.retry import Clock, OutageKind, TimeLimited
+from lungwatch.daemon.stage import Progress, StageProgress, Worker
 from lungwatch.db.statistics import HealthCounts, MetricCounts
 from lungwatch.errors import ConfigError, LungwatchError
 from lungwatch.files import replacing

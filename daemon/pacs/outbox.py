@@ -18,7 +18,6 @@ from lungwatch.daemon.pacs.scu import (
     Answer,
     OutgoingObject,
     StorageScu,
-    TlsFiles,
     UnreachableError,
     Verdict,
 )
@@ -33,8 +32,8 @@ from lungwatch.db.deliveries import (
     is_unsent,
     unsent_uids,
 )
+from lungwatch.db.models import DeliveryState
 from lungwatch.db.queries import ResultRow, get_result, is_unfinished
-from lungwatch.db.states import DeliveryState
 from lungwatch.errors import (
     ConfigError,
     DatabaseError,
@@ -105,14 +104,15 @@ class ObjectStore:
             If the file cannot be written.
         """
         if row.sop_instance_uid is not None:
-            sop_class_uid = self._class_of_existing(self.path(row.sop_instance_uid))
+            path = self.path(row.sop_instance_uid)
+            sop_class_uid = self._class_of_existing(path)
             if sop_class_uid is not None:
-                return _outgoing(row, self.path(row.sop_instance_uid), sop_class_uid)
+                return OutgoingObject(row=row, path=path, sop_class_uid=sop_class_uid)
         built = self._build(row)
         note(row, built.sop_instance_uid)
         path = self.path(built.sop_instance_uid)
         write_atomic(path, built.data)
-        return _outgoing(row, path, built.sop_class_uid)
+        return OutgoingObject(row=row, path=path, sop_class_uid=built.sop_class_uid)
 
     def _build(self, row: DeliveryRow) -> "BuiltObject":
         from lungwatch.daemon.pacs.objects import InvalidObjectError, build_objects  # noqa: PLC0415 - of the extra
@@ -189,18 +189,6 @@ def _facts(result: ResultRow, home: Home, earlier: SentReport | None) -> "Result
     )
 
 
-def _outgoing(row: DeliveryRow, path: Path, sop_class_uid: str) -> OutgoingObject:
-    return OutgoingObject(
-        delivery_id=row.id,
-        sha256=row.sha256,
-        kind=row.kind,
-        refusals=row.refusals,
-        path=path,
-        sop_class_uid=sop_class_uid,
-        sop_instance_uid=path.stem,
-    )
-
-
 def _read_secret(config: Config) -> bytes:
     try:
         secret = Path(config.pacs_deidentify_key).expanduser().read_bytes().strip()
@@ -272,7 +260,7 @@ class Sender:
         self._backoff = Backoff[str](first_s=config.pacs_retry_s, most_s=config.pacs_retry_max_s)
         self._deliveries = Deliveries(engine)
         self._packer = ObjectStore(config=config, home=home, engine=engine)
-        self._user = StorageScu(config.pacs_ae_title, TlsFiles.of(config))
+        self._user = StorageScu(config)
         self._stopped = threading.Event()
         self._thread = Worker("sender", self._run, on_crash)
 
@@ -332,16 +320,16 @@ class Sender:
             return False
         ids = [row.id for row in rows]
         self._writer.call(lambda: self._deliveries.start(ids))
-        parcels = [parcel for row in rows if (parcel := self._pack(row)) is not None]
+        objects = [item for row in rows if (item := self._pack(row)) is not None]
         crashpoint("packed")
-        if parcels:
-            self._transmit(destination, parcels)
+        if objects:
+            self._transmit(destination, objects)
         return True
 
     def _pack(self, row: DeliveryRow) -> OutgoingObject | None:
         """Build the object of a delivery; None if it is invalid or was put back."""
         try:
-            parcel = self._outages.wait_out(lambda: self._packer.pack(row, self._note_uid))
+            item = self._outages.wait_out(lambda: self._packer.pack(row, self._note_uid))
         except CannotBuildError as error:
             text = str(error)
             self._writer.call(lambda: self._deliveries.invalid(row.id, text))
@@ -358,23 +346,23 @@ class Sender:
             self._put_back([row.id], text, when)
             event("not_packed", row.sha256, level=logging.ERROR, error=text)
             return None
-        return parcel
+        return item
 
     def _note_uid(self, row: DeliveryRow, uid: str) -> None:
         self._writer.call(lambda: self._deliveries.built(row.result_id, row.kind, uid))
 
-    def _transmit(self, destination: Destination, parcels: Sequence[OutgoingObject]) -> None:
-        left = {parcel.delivery_id: parcel for parcel in parcels}
+    def _transmit(self, destination: Destination, objects: Sequence[OutgoingObject]) -> None:
+        left = {item.row.id: item for item in objects}
         try:
-            with closing(self._user.send(destination, parcels)) as answers:
-                for parcel, answer in answers:
+            with closing(self._user.send(destination, objects)) as answers:
+                for item, answer in answers:
                     self._progress.beat("outbox")
-                    if answer.verdict is Verdict.NO_ROOM:
+                    if answer.verdict is Verdict.OUT_OF_RESOURCES:
                         self._postpone(destination, left, answer.text)
                         return
                     self._backoff.succeeded(destination.name)
-                    del left[parcel.delivery_id]
-                    self._conclude(destination, parcel, answer)
+                    del left[item.row.id]
+                    self._conclude(destination, item, answer)
                     if self._stopped.is_set():
                         break
         except UnreachableError as error:
@@ -383,31 +371,31 @@ class Sender:
         if left:
             self._put_back(left, "the service was stopped", self._clock.now())
 
-    def _conclude(self, destination: Destination, parcel: OutgoingObject, answer: Answer) -> None:
+    def _conclude(self, destination: Destination, item: OutgoingObject, answer: Answer) -> None:
         now = self._clock.now()
         if answer.verdict is Verdict.STORED:
             crashpoint("stored")
-            self._writer.call(lambda: self._deliveries.sent(parcel.delivery_id, now))
-            event("sent", parcel.sha256, kind=parcel.kind, destination=destination.name)
-            self._drop_file(parcel.sop_instance_uid)
+            self._writer.call(lambda: self._deliveries.sent(item.row.id, now))
+            event("sent", item.row.sha256, kind=item.row.kind, destination=destination.name)
+            self._drop_file(item.path.stem)
             return
-        when = now + timedelta(seconds=self._backoff.delay_s(parcel.refusals + 1))
+        when = now + timedelta(seconds=self._backoff.delay_s(item.row.refusals + 1))
         state = self._writer.call(
             lambda: self._deliveries.refused(
-                parcel.delivery_id, error=answer.text, next_attempt_at=when, most=MAX_REFUSALS
+                item.row.id, error=answer.text, next_attempt_at=when, most=MAX_REFUSALS
             )
         )
         event(
             "refused",
-            parcel.sha256,
+            item.row.sha256,
             level=logging.ERROR if state is DeliveryState.FAILED else logging.WARNING,
-            kind=parcel.kind,
+            kind=item.row.kind,
             destination=destination.name,
             error=answer.text,
             state=state,
         )
         if state is DeliveryState.FAILED:
-            self._drop_file(parcel.sop_instance_uid)
+            self._drop_file(item.path.stem)
 
     def _postpone(
         self, destination: Destination, left: dict[int, OutgoingObject], why: str

@@ -8,10 +8,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from lungwatch.daemon.config import Config, Destination
-from lungwatch.db.deliveries import OutboxPlan
+from lungwatch.db.deliveries import DeliveryRow, OutboxPlan
 from lungwatch.errors import LungwatchError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -44,29 +44,17 @@ class Verdict(Enum):
     STORED = auto()
     REFUSED = auto()
     """The destination rejects this object."""
-    NO_ROOM = auto()
+    OUT_OF_RESOURCES = auto()
     """The destination is out of resources (PS3.4, table B.2-1: A7xx)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutgoingObject:
-    """One object as a file, on its way.
+    """A delivery whose object is there as a file, named by its SOP Instance UID."""
 
-    Attributes
-    ----------
-    delivery_id
-        Row in the database.
-    refusals
-        Times it was refused before.
-    """
-
-    delivery_id: int
-    sha256: str
-    kind: str
-    refusals: int
+    row: DeliveryRow
     path: Path
     sop_class_uid: str
-    sop_instance_uid: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,32 +65,6 @@ class Answer:
     text: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class TlsFiles:
-    """Paths of PEM files; empty ones are not used.
-
-    Attributes
-    ----------
-    certificate, key
-        This side's own, which the destination may ask for.
-    ca
-        What the destination's certificate is checked against; the system's if empty.
-    """
-
-    certificate: str
-    key: str
-    ca: str
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        """Return those of a configuration."""
-        return cls(
-            certificate=config.pacs_tls_certificate,
-            key=config.pacs_tls_key,
-            ca=config.pacs_tls_ca,
-        )
-
-
 class UnreachableError(LungwatchError):
     """No association, or it broke."""
 
@@ -110,30 +72,24 @@ class UnreachableError(LungwatchError):
 class StorageScu:
     """Storage SCU: sends objects to one destination after the other.
 
-    Parameters
-    ----------
-    ae_title
-        The calling application entity's.
-
     Raises
     ------
     MissingExtraError
         If pynetdicom is not installed.
     """
 
-    def __init__(self, ae_title: str, tls: TlsFiles) -> None:
+    def __init__(self, config: Config) -> None:
         try:
             import pynetdicom  # noqa: PLC0415 - only where something is sent
         except ModuleNotFoundError as error:
             raise MissingExtraError("sending to a PACS", "pacs") from error
         # Its log lines may quote a data set; errors are raised or recorded here instead.
         logging.getLogger(pynetdicom.__name__).setLevel(logging.CRITICAL + 1)
-        self._ae_title = ae_title
-        self._tls = tls
+        self._config = config
         self._association: Association | None = None
 
     def send(
-        self, destination: Destination, parcels: Sequence[OutgoingObject]
+        self, destination: Destination, objects: Sequence[OutgoingObject]
     ) -> Generator[tuple[OutgoingObject, Answer], None, None]:
         """Send objects over one association, yielding what was answered to each.
 
@@ -143,15 +99,15 @@ class StorageScu:
             If there is no association, or none any more; what was not answered until then
             may or may not have been stored.
         """
-        ae = self._entity({parcel.sop_class_uid for parcel in parcels})
+        ae = self._entity({item.sop_class_uid for item in objects})
         association = self._associate(ae, destination)
         try:
             accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
-            for parcel in parcels:
-                if parcel.sop_class_uid not in accepted:
-                    yield parcel, Answer(verdict=Verdict.REFUSED, text="SOP class not accepted")
+            for item in objects:
+                if item.sop_class_uid not in accepted:
+                    yield item, Answer(verdict=Verdict.REFUSED, text="SOP class not accepted")
                 else:
-                    yield parcel, _store(association, parcel)
+                    yield item, _store(association, item)
         finally:
             self._association = None
             if association.is_established:
@@ -187,7 +143,7 @@ class StorageScu:
         from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian  # noqa: PLC0415
         from pynetdicom.ae import ApplicationEntity  # noqa: PLC0415
 
-        ae = ApplicationEntity(ae_title=self._ae_title)
+        ae = ApplicationEntity(ae_title=self._config.pacs_ae_title)
         ae.connection_timeout = _CONNECT_S
         ae.acse_timeout = _ACSE_S
         ae.dimse_timeout = _DIMSE_S
@@ -226,10 +182,11 @@ class StorageScu:
         self._association = opened.assoc
 
     def _context(self) -> ssl.SSLContext:
+        config = self._config
         try:
-            context = ssl.create_default_context(cafile=self._tls.ca or None)
-            if self._tls.certificate:
-                context.load_cert_chain(self._tls.certificate, self._tls.key or None)
+            context = ssl.create_default_context(cafile=config.pacs_tls_ca or None)
+            if config.pacs_tls_certificate:
+                context.load_cert_chain(config.pacs_tls_certificate, config.pacs_tls_key or None)
         except OSError as error:  # which SSLError is, too
             raise UnreachableError(
                 f"cannot use the files of 'pacs.tls_…': {error.strerror or 'unreadable'}"
@@ -237,9 +194,9 @@ class StorageScu:
         return context
 
 
-def _store(association: "Association", parcel: OutgoingObject) -> Answer:
+def _store(association: "Association", item: OutgoingObject) -> Answer:
     try:
-        status = association.send_c_store(parcel.path)
+        status = association.send_c_store(item.path)
     except RuntimeError as error:  # the association ended between two objects
         raise UnreachableError("the association broke") from error
     except (OSError, ValueError, AttributeError):
@@ -251,7 +208,7 @@ def _store(association: "Association", parcel: OutgoingObject) -> Answer:
     if code in (_SUCCESS, _DUPLICATE) or code in _WARNINGS:
         return Answer(verdict=Verdict.STORED, text=text)
     if code in _OUT_OF_RESOURCES:
-        return Answer(verdict=Verdict.NO_ROOM, text=f"{text}: out of resources")
+        return Answer(verdict=Verdict.OUT_OF_RESOURCES, text=f"{text}: out of resources")
     return Answer(verdict=Verdict.REFUSED, text=text)
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from lungwatch.daemon.intake.archives import Unpacked, Unpacker
+from lungwatch.daemon.intake.archives import Unpacker
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.pipeline.decode import Decoder, DecoderSetup
 from lungwatch.daemon.pipeline.filing import Filing
@@ -19,8 +19,7 @@ from lungwatch.daemon.pipeline.record import record_result
 from lungwatch.daemon.pipeline.records import Claimed, Classified, GateAnswer, Prepared
 from lungwatch.daemon.retry import retries_wait_s
 from lungwatch.daemon.stage import Context, Stage, crashpoint
-from lungwatch.db.models import Plausibility
-from lungwatch.db.states import State
+from lungwatch.db.models import Plausibility, State
 from lungwatch.errors import FileRejected, ProcessingFailed, Reason, describe
 
 # Starting a decoder and killing it, which one file may need twice.
@@ -110,17 +109,18 @@ class Pipeline:
             yield partial(self._prepare, decoder)
 
     def _prepare(self, decoder: Decoder, claims: list[Claimed]) -> None:
-        """Decode claimed files, and unpack those that are archives."""
-
-        def prepare(claim: Claimed) -> Prepared:
-            self._unpacker.unpack(claim.path, claim.sha256)
-            return Prepared(claim=claim, **vars(decoder.decode(claim.path)))
-
+        """Decode claimed files; unpack those that are archives."""
         for claim in claims:
-            prepared = self._attempt("decode", claim, partial(prepare, claim))
-            if prepared is not None:
+            unpack = partial(self._unpacker.unpack, claim.path, claim.sha256)
+            count = self._attempt("decode", claim, unpack)
+            if count:
+                self._end_unpacked("decode", claim, count)
+            if count != 0:
+                continue
+            decoded = self._attempt("decode", claim, partial(decoder.decode, claim.path))
+            if decoded is not None:
                 crashpoint("decoded")
-                self._inference.put(prepared)
+                self._inference.put(Prepared(claim=claim, **vars(decoded)))
 
     def _infer(self, batch: list[Prepared]) -> None:
         """Run the content gate and the model on a batch."""
@@ -159,8 +159,6 @@ class Pipeline:
             return self._retry(stage, claim, step)
         except (FileRejected, ProcessingFailed) as error:
             self._end_badly(stage, claim, error)
-        except Unpacked as unpacked:
-            self._end_unpacked(stage, claim, unpacked.count)
         except FileNotFoundError as error:
             self._lose(claim, error)
         return None
@@ -282,10 +280,22 @@ def classify(
     refuses
         Whether what the gate does not accept is refused; else it is scored all the same.
     """
+    gate = classifier.gate
     try:
-        answers = _run_gate(batch, classifier)
-        refusals = [_refusal(*pair, classifier) if refuses else None for pair in answers]
-        passed = [pair for pair, refusal in zip(answers, refusals, strict=True) if refusal is None]
+        answers: list[GateAnswer | None] = [None] * len(batch)
+        refusals: list[GateRefused | None] = [None] * len(batch)
+        if gate is not None:
+            # The decoder makes no second input where the gate's is the model's.
+            seen = [item.tensor if item.gate_tensor is None else item.gate_tensor for item in batch]
+            found = gate.run(np.stack(seen))
+            answers = [*found]
+            if refuses:
+                refusals = [gate.refusal(*pair) for pair in zip(batch, found, strict=True)]
+        passed = [
+            (item, answer)
+            for item, answer, refusal in zip(batch, answers, refusals, strict=True)
+            if refusal is None
+        ]
         scores = classifier.run(np.stack([item.tensor for item, _ in passed])) if passed else []
     # onnxruntime's errors share no base class with anything.
     except Exception as error:
@@ -305,21 +315,3 @@ def classify(
         Classified(prepared=item, scores=score, gate=answer)
         for (item, answer), score in zip(passed, scores, strict=True)
     ]
-
-
-def _run_gate(
-    batch: list[Prepared], classifier: Classifier
-) -> list[tuple[Prepared, GateAnswer | None]]:
-    if classifier.gate is None:
-        return [(item, None) for item in batch]
-    # The decoder makes no second input where the gate sees what the model sees.
-    seen = [item.tensor if item.gate_tensor is None else item.gate_tensor for item in batch]
-    return list(zip(batch, classifier.gate.run(np.stack(seen)), strict=True))
-
-
-def _refusal(
-    item: Prepared, answer: GateAnswer | None, classifier: Classifier
-) -> GateRefused | None:
-    if classifier.gate is None or answer is None:
-        return None
-    return classifier.gate.refusal(item, answer)

@@ -78,7 +78,7 @@ def test_a_file_that_is_no_backup_changes_nothing(make_home, picture):
     wrong.write_bytes(b"no database at all")
     refused = home.command("backup", "restore", str(wrong))
     assert refused.returncode == 1
-    assert "is not an intact lungwatch database" in refused.stderr
+    assert "not an intact lungwatch database" in refused.stderr
     home.assert_settled([picture(1)])
 
 

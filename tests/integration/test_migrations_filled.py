@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from lungwatch.db.engine import open_engine, reading, writing
 from lungwatch.db.maintenance import MIGRATIONS, REVISIONS, open_database, open_existing
 from lungwatch.db.maintenance import upgrade as upgrade_schema
+from lungwatch.db.models import DeliveryState, State
 from lungwatch.db.queries import ResultFilter, list_results
-from lungwatch.db.states import DeliveryState, State
 from lungwatch.errors import DatabaseError
 
 pytestmark = pytest.mark.slow

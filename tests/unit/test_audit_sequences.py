@@ -30,9 +30,9 @@ from lungwatch.daemon.home import Home
 from lungwatch.db.audit import AuditEvent, audit_rows, record_events
 from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import State
 from lungwatch.db.queries import get_result
 from lungwatch.db.results import Store
-from lungwatch.db.states import State
 from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)

@@ -20,9 +20,8 @@ from lungwatch.cli.options import parse_since, parse_until
 from lungwatch.cli.output import cell_text, to_csv, to_json
 from lungwatch.db.engine import open_engine, writing
 from lungwatch.db.maintenance import open_database
-from lungwatch.db.models import Plausibility
+from lungwatch.db.models import Plausibility, State
 from lungwatch.db.results import Store
-from lungwatch.db.states import State
 from lungwatch.errors import Flag, visible
 from lungwatch.models import SHIPPED_DEFAULT
 from tests.support.rows import drop, record

@@ -21,9 +21,9 @@ from lungwatch.db.deliveries import (
     unsent_uids,
 )
 from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import DeliveryState, IllegalTransition
 from lungwatch.db.queries import ResultFilter, get_result, list_results
 from lungwatch.db.results import Store
-from lungwatch.db.states import DeliveryState, IllegalTransition
 from lungwatch.errors import NotFoundError
 from tests.support.rows import drop, record
 

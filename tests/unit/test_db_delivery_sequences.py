@@ -14,9 +14,9 @@ from lungwatch.attributes import RadiographMeta
 from lungwatch.db.deliveries import Deliveries, OutboxPlan, due_deliveries, list_deliveries
 from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import mark_original_removed, open_database, removable_originals
+from lungwatch.db.models import UNSENT, DeliveryState, IllegalTransition
 from lungwatch.db.queries import iter_all
 from lungwatch.db.results import Store
-from lungwatch.db.states import UNSENT, DeliveryState, IllegalTransition
 from tests.support.rows import drop, record
 
 RESULTS, MOST_REFUSALS = 2, 2

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from lungwatch.attributes import RadiographMeta
 from lungwatch.db import queries
 from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import State
 from lungwatch.db.queries import (
     ResultFilter,
     get_result,
@@ -21,7 +22,6 @@ from lungwatch.db.queries import (
     unfinished,
 )
 from lungwatch.db.results import Store
-from lungwatch.db.states import State
 from lungwatch.db.statistics import stats
 from lungwatch.errors import NotFoundError
 from tests.support.rows import drop, record

@@ -12,6 +12,7 @@ from lungwatch.attributes import RadiographMeta
 from lungwatch.db.audit import AuditEvent
 from lungwatch.db.claims import Claim, ClaimKind
 from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import State
 from lungwatch.db.queries import ResultFilter, list_results, queued
 from lungwatch.db.rescoring import (
     count_unfinished,
@@ -21,7 +22,6 @@ from lungwatch.db.rescoring import (
     scored_pairs,
 )
 from lungwatch.db.results import Store
-from lungwatch.db.states import State
 from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

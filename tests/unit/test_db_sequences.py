@@ -20,10 +20,9 @@ from lungwatch.attributes import RadiographMeta
 from lungwatch.db.claims import Claim, ClaimKind
 from lungwatch.db.engine import reading
 from lungwatch.db.maintenance import open_database
-from lungwatch.db.models import Arrival, Result
+from lungwatch.db.models import RESULT_TRANSITIONS, Arrival, Result, State
 from lungwatch.db.queries import iter_all, queued
 from lungwatch.db.results import Store
-from lungwatch.db.states import RESULT_TRANSITIONS, State
 from tests.support.rows import drop, record
 
 CONTENTS = ("a" * 64, "b" * 64)

@@ -15,10 +15,17 @@ from lungwatch.attributes import RadiographMeta
 from lungwatch.db.claims import Claim, ClaimKind, Drop
 from lungwatch.db.engine import reading
 from lungwatch.db.maintenance import open_database
-from lungwatch.db.models import Arrival, Image, Model, Plausibility, Result
+from lungwatch.db.models import (
+    Arrival,
+    IllegalTransition,
+    Image,
+    Model,
+    Plausibility,
+    Result,
+    State,
+)
 from lungwatch.db.queries import ResultRow, get_result
 from lungwatch.db.results import Store
-from lungwatch.db.states import IllegalTransition, State
 from lungwatch.errors import NotFoundError
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -26,8 +26,7 @@ from lungwatch.daemon.pipeline.model import Classifier, find_bundle
 from lungwatch.daemon.retry import SystemClock
 from lungwatch.db.engine import reading, writing
 from lungwatch.db.maintenance import open_database
-from lungwatch.db.models import Image, Model, Result
-from lungwatch.db.states import State
+from lungwatch.db.models import Image, Model, Result, State
 from lungwatch.db.statistics import DriftRow, drift_rows
 from lungwatch.errors import ModelError, Reason
 from lungwatch.models import SHIPPED_DEFAULT
@@ -390,7 +389,7 @@ def test_the_bundles_reference_needs_no_first_results(clinic, rng):
     [
         ({"drift": 2}, "format 2"),
         ({"axes": [[1.0, 2.0]]}, "another model"),
-        ({"centre": [float("nan")] * 16}, "no number"),
+        ({"centre": [float("nan")] * 16}, "not finite"),
         ({"values": {"logit": {"count": 3, "values": "x"}}}, "not understood"),
         ({"tags": 3}, "not understood"),
     ],

@@ -27,8 +27,8 @@ from lungwatch.db.audit import AuditEvent, record_events
 from lungwatch.db.deliveries import Deliveries, OutboxPlan, deliveries_of
 from lungwatch.db.engine import clean
 from lungwatch.db.maintenance import open_database
+from lungwatch.db.models import State
 from lungwatch.db.results import Store
-from lungwatch.db.states import State
 from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -18,8 +18,8 @@ from lungwatch.daemon.monitor.drift import Drift, DriftTest, DriftWindow
 from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, free_mb_of
 from lungwatch.daemon.monitor.metrics import Metrics, stability_index
 from lungwatch.daemon.retention import disk_usage
-from lungwatch.daemon.retry import SystemClock
-from lungwatch.daemon.stage import Progress, TimeLimited
+from lungwatch.daemon.retry import SystemClock, TimeLimited
+from lungwatch.daemon.stage import Progress
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
 from lungwatch.db.statistics import health_counts, metric_counts

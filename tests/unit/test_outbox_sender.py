@@ -21,7 +21,6 @@ from lungwatch.daemon.pacs.scu import (
     Answer,
     OutgoingObject,
     StorageScu,
-    TlsFiles,
     UnreachableError,
     Verdict,
 )
@@ -51,14 +50,14 @@ class Network:
         self.down = {DOWN}
         self.answer = STORED
 
-    def send(self, destination, parcels):
+    def send(self, destination, objects):
         self.calls[destination.name] += 1
         if destination.name in self.down:
             raise UnreachableError("connection refused")
-        for parcel in parcels:
+        for item in objects:
             if self.answer.verdict is Verdict.STORED:
-                self.received.append((destination.name, parcel.sop_instance_uid))
-            yield parcel, self.answer
+                self.received.append((destination.name, item.path.stem))
+            yield item, self.answer
 
     def abort(self):
         return False
@@ -84,15 +83,7 @@ class Packer:
         uid = f"2.25.{row.result_id}"
         note(row, uid)
         self.path(uid).touch()
-        return OutgoingObject(
-            delivery_id=row.id,
-            sha256=row.sha256,
-            kind=row.kind,
-            refusals=row.refusals,
-            path=self.path(uid),
-            sop_class_uid="1.2",
-            sop_instance_uid=uid,
-        )
+        return OutgoingObject(row=row, path=self.path(uid), sop_class_uid="1.2")
 
 
 class Bench:
@@ -210,7 +201,7 @@ def test_what_is_refused_has_failed_after_a_bounded_number_of_times(bench: Bench
 
 
 def test_a_destination_without_room_is_left_alone_and_refuses_nothing(bench: Bench):
-    bench.network.answer = Answer(verdict=Verdict.NO_ROOM, text="0xA700: out of resources")
+    bench.network.answer = Answer(verdict=Verdict.OUT_OF_RESOURCES, text="0xA700: out of resources")
     for _ in range(MAX_REFUSALS + 3):
         bench.later(minutes=15)
     assert bench.network.calls[UP] <= MAX_REFUSALS + 3
@@ -274,7 +265,7 @@ def test_a_missing_extra_is_named_at_the_start(
 
 def _real_parts(config, engine):
     outbox.ObjectStore(config=config, home=Home(config.home), engine=engine)
-    StorageScu(config.pacs_ae_title, TlsFiles.of(config))
+    StorageScu(config)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,8 @@ from lungwatch.daemon.reconcile import Reconciler
 from lungwatch.daemon.retention import Retention
 from lungwatch.db.engine import reading, writing
 from lungwatch.db.maintenance import open_database
-from lungwatch.db.models import Delivery, Image, Model, Result
+from lungwatch.db.models import UNFINISHED, Delivery, DeliveryState, Image, Model, Result, State
 from lungwatch.db.queries import get_result
-from lungwatch.db.states import UNFINISHED, DeliveryState, State
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 

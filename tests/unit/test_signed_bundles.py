@@ -227,7 +227,7 @@ ATTACKS = {
         ),
         "altered since",
     ),
-    "model a fifo": (lambda b, k, t: put_fifo(b / "model.onnx"), "no regular file"),
+    "model a fifo": (lambda b, k, t: put_fifo(b / "model.onnx"), "not a regular file"),
     "bundle.json altered": (
         lambda b, k, t: (b / "bundle.json").write_text((b / "bundle.json").read_text() + " "),
         "altered since",

@@ -21,8 +21,8 @@ from lungwatch.training.fitting.preparation import (
     VALIDATION,
     Part,
     Prepared,
+    calibrate_on,
     calibrate_outputs,
-    calibrated_on,
     evaluate_left_out,
     prepare,
 )
@@ -199,14 +199,12 @@ def train_join(
     model = join_networks(members, finder=found and found.finder)
     save_keras(model, run.model)
     scorer = KerasScorer(root)
-    verdict = calibrate_outputs(unseen.targets, scorer.logits(unseen.pixels))
     metrics = {
         "best_epoch": max(s.metrics["best_epoch"] for s in scorers),
         "epochs": max(s.metrics["epochs"] for s in scorers),
         "parameters": int(model.count_params()),
-        "calibrated_on": calibrated_on(len(unseen.samples), len(prepared.val.samples)),
         **({"lung_box": found.to_dict()} if found else {}),
-        **verdict.to_dict(),
+        **calibrate_on(unseen, prepared, scorer.logits),
     }
     run.write("metrics.json", metrics)
     judged = KerasScorer(root)
@@ -588,7 +586,6 @@ def train_findings(
     head = fit_head(train, prepared.train.samples, penalty or choice.penalty)
     model = assemble(trunks, finder, head, size_px=size_px)
     save_keras(model, run.model)
-    verdict = calibrate_outputs(prepared.val.targets, head.logits(val))
     metrics: dict[str, Any] = {
         "best_epoch": 1,
         "epochs": 1,
@@ -596,7 +593,7 @@ def train_findings(
         "penalty": penalty or choice.penalty,
         "by_sources_left_out": choice.left_out,
         "calibrated_on": VALIDATION,
-        **verdict.to_dict(),
+        **calibrate_outputs(prepared.val.targets, head.logits(val)),
     }
     run.write("metrics.json", metrics)
     judged = KerasScorer(root)

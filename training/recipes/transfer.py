@@ -11,7 +11,6 @@ from lungwatch.training.data.dataset import LabelMap
 from lungwatch.training.data.duplicates import LeakPolicy
 from lungwatch.training.data.pixels import KerasModel
 from lungwatch.training.evaluation.plots import plot_history
-from lungwatch.training.evaluation.scorers import predict_logits
 from lungwatch.training.fitting.frozen import (
     FINE_TUNED,
     FROZEN,
@@ -22,17 +21,16 @@ from lungwatch.training.fitting.frozen import (
     best_phase,
 )
 from lungwatch.training.fitting.preparation import (
-    RETRAINED_ON,
     Prepared,
-    calibrate_outputs,
-    calibrated_on,
+    calibrate_final,
     prepare,
     retrain,
     test_final,
 )
 from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
 from lungwatch.training.fitting.search import Space
-from lungwatch.training.fitting.trainer import FitConfig, FitState, fit
+from lungwatch.training.fitting.tasks import fit
+from lungwatch.training.fitting.trainer import FitConfig, FitState
 from lungwatch.training.networks.backbones import (
     BACKBONE,
     Normalisation,
@@ -255,7 +253,7 @@ def train_transfer(
             prepared.fit_data(),
             tuning,
             folder,
-            **_listeners(progress, done[FROZEN].epoch if frozen else 0),
+            progress=_shifted(progress, done[FROZEN].epoch if frozen else 0),
         )
     kept, state = best_phase(done)
     chosen = load_keras(root / kept / "model.keras")
@@ -272,10 +270,6 @@ def train_transfer(
     else:
         final = root / kept / "model.keras"
     run.adopt(final)
-    held_back = prepared.val.take(prepared.held_back) if retrain else prepared.val
-    verdict = calibrate_outputs(
-        held_back.targets, predict_logits(load_keras(final), held_back.pixels)
-    )
     _write_history(run, done)
     boundary = done[FROZEN].epoch if len(done) > 1 else None
     plot_history(state.history, run.root / "history.png", boundary=boundary)
@@ -287,9 +281,7 @@ def train_transfer(
         "head": choice.to_dict() if frozen else None,
         "trained": _trained(chosen, kept, network.unfreeze),
         "parameters": int(chosen.count_params()),
-        "trained_on": RETRAINED_ON if retrain else "train",
-        "calibrated_on": calibrated_on(len(held_back.samples), len(prepared.val.samples)),
-        **verdict.to_dict(),
+        **calibrate_final(load_keras(final), prepared, retrained=retrain),
     }
     if _is_testable(prepared):
         metrics = test_final(run, metrics, prepared.test, prepared.folder)
@@ -316,12 +308,13 @@ def _is_testable(prepared: Prepared) -> bool:
     return len(set(prepared.test.targets.tolist())) > 1
 
 
-def _listeners(progress: Progress, before: int) -> dict[str, Any]:
+def _shifted(progress: Progress, before: int) -> Progress:
+    """Return listeners that count on from the epochs of the phase before."""
     on_batch, on_epoch = progress.on_batch, progress.on_epoch
-    return {
-        "on_batch": on_batch and (lambda epoch, *rest: on_batch(before + epoch, *rest)),
-        "on_epoch": on_epoch and (lambda row: on_epoch({**row, "epoch": before + row["epoch"]})),
-    }
+    return Progress(
+        on_batch=on_batch and (lambda epoch, *rest: on_batch(before + epoch, *rest)),
+        on_epoch=on_epoch and (lambda row: on_epoch({**row, "epoch": before + row["epoch"]})),
+    )
 
 
 def _write_history(run: RunFolder, done: dict[Phase, FitState]) -> None:

@@ -1,4 +1,4 @@
-"""Where an image comes from in more detail: its SOP class, two more dates, the device's model.
+"""Origin of an image in more detail: its SOP class, two more dates, the device's model.
 
 Rows from before keep NULL there: the files can be read again, the columns can't be guessed.
 """

@@ -1,4 +1,4 @@
-"""What is sent to a PACS: one row a result, destination and kind of object.
+"""Deliveries to a PACS: one row a result, destination and kind of object.
 
 Results from before were not to be sent, and get no rows; `lungwatch pacs send` adds them.
 """

@@ -1,6 +1,6 @@
-"""Who did what, and which originals retention has removed.
+"""Audit events, and removal of originals by retention.
 
-The audit table is written to and never altered, which SQLite is told to see to.
+Rows of the audit table are added and never altered, which triggers of SQLite enforce.
 """
 
 import sqlalchemy as sa

@@ -1,6 +1,6 @@
-"""Whose database it is, what was done to which thing and how it ended, and overlays removed.
+"""Owning home of a database, target and outcome of audit events, and removal of overlays.
 
-Rows of the audit from before name no target, and what they tell of had succeeded.
+Earlier rows of the audit name no target, and their outcome was success.
 """
 
 import sqlalchemy as sa
