@@ -52,7 +52,7 @@ def _run(config: "Config", *, once: bool, rescores: bool = False) -> int:
         configure(quiet=bar is not None, log_format=config.log_format)
         service = Service(config, rescores=rescores)
         _stop_on_signal(service.stop)
-        return service.run(once=once, on_progress=bar and bar.update)
+        return service.run(once=once, on_progress=bar.update if bar else None)
 
 
 def _stop_on_signal(stop: Callable[[], None]) -> None:
