@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.output import (
-    ProgressBar,
-    cell_text,
-    print_json,
-    print_table,
-    to_csv,
-    to_json,
-)
+from lungwatch.cli.output import ProgressBar, cell_text, print_json, print_table, to_csv, to_json
 from lungwatch.errors import ModelError, NotFoundError
 from lungwatch.files import make_dirs, write_atomic
 

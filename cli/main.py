@@ -74,10 +74,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "lungwatch.cli.run:reconcile",
         "Compare folders and database file by file; repair differences.",
     ),
-    "pacs": (
-        "lungwatch.cli.pacs:pacs",
-        "Exchange images and results with a PACS (extra 'pacs').",
-    ),
+    "pacs": ("lungwatch.cli.pacs:pacs", "Exchange images and results with a PACS (extra 'pacs')."),
     "retention": ("lungwatch.cli.keeping:retention", "Remove files past their retention limits."),
     "backup": ("lungwatch.cli.keeping:backup", "Back up, verify and restore the database."),
     "audit": (
@@ -85,10 +82,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "List changes, deletions and exports, and who made them.",
     ),
     "model": ("lungwatch.cli.model:model", "List, show, verify, activate and sign model bundles."),
-    "calibrate": (
-        "lungwatch.cli.model:calibrate",
-        "Calibrate a model on this site's own cases.",
-    ),
+    "calibrate": ("lungwatch.cli.model:calibrate", "Calibrate a model on this site's own cases."),
     "dataset": (
         "lungwatch.cli.dataset:dataset",
         "Explore, check and split a data set (extra 'train').",

@@ -15,7 +15,7 @@ import click
 from lungwatch import RESEARCH_USE_ONLY, __version__
 from lungwatch.cli.export import keygen, renew, sign
 from lungwatch.cli.main import Site, audited, home_options
-from lungwatch.cli.options import existing_file, json_option
+from lungwatch.cli.options import existing_file, json_option, setting
 from lungwatch.cli.output import cell_text, print_fields, print_json, print_table
 from lungwatch.cli.results import print_shift, shift_of
 from lungwatch.errors import ConfigError, LungwatchError, ModelError
@@ -329,12 +329,11 @@ def _confirm(model_id: str, doubts: list[str]) -> None:
     help="Truth file: a column sha256, sop_uid, id (of the result) or accession, and a column "
     "truth with COVID or other.",
 )
-@click.option(
+@setting(
     "--error",
-    type=click.FloatRange(0.001, 0.5, max_open=True),
-    default=0.05,
-    show_default=True,
-    help="Maximum share of each class that gets the other class's label.",
+    0.05,
+    click.FloatRange(0.001, 0.5, max_open=True),
+    "Maximum share of each class that gets the other class's label.",
 )
 @click.option("--model", help="Bundle, by name or path; the configured one if not given.")
 @click.option("--remove", is_flag=True, help="Remove the site calibration: the bundle's applies.")

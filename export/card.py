@@ -153,7 +153,7 @@ def require_same_model(result: Mapping[str, Any], model_sha256: str, where: str)
     if result["model_sha256"] != model_sha256:
         raise ConfigError(
             f"the release gate was measured on {result['model']}, whose files are not those of "
-            f"{where}: run `lungwatch evaluate {where} … --gate` anew"
+            f"{where}: run `lungwatch evaluate {where} … --gate` again"
         )
 
 

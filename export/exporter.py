@@ -157,7 +157,7 @@ def check_weights(model: KerasModel, name: str) -> None:
         if not np.isfinite(np.asarray(weight)).all():
             raise ModelError(
                 f"{name}: weights of {weight.path} are not finite: the training diverged; train "
-                "anew with a smaller learning rate"
+                "it again with a smaller learning rate"
             )
 
 
@@ -172,7 +172,7 @@ def check_varied(logits: FloatArray, name: str) -> None:
     if not np.isfinite(logits).all():
         raise ModelError(f"{name} answers with what is no finite number: the training diverged")
     if len(logits) > 1 and float(np.ptp(logits)) < _CONSTANT:
-        raise ModelError(f"{name} gives all {len(logits)} images the same answer: train anew")
+        raise ModelError(f"{name} gives all {len(logits)} images the same answer: train it again")
 
 
 def check_validation(area: float, calibration: Calibration, name: str) -> None:
@@ -225,7 +225,7 @@ class ExportRequest:
         Tables measured elsewhere, for the card and the contract's metrics; those that the
         run's metrics.json has under "figures" come first.
     threshold_rule
-        Fix the threshold anew on the validation split of `data`, by this rule; None keeps a
+        Choose a new threshold on the validation split of `data`, by this rule; None keeps a
         run's own, which is Youden's.
     gate
         The content gate that goes with the model; None for none.

@@ -234,7 +234,7 @@ class ExportedGate:
     onnx
         The bytes of `gate.onnx`.
     contract
-        What the bundle's contract says of it.
+        Its section of the bundle's contract.
     """
 
     onnx: bytes

@@ -322,7 +322,7 @@ def _reader(pixels: FloatArray) -> CalibrationReader:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-        """One image at a time, by stretches that the calibrator asks for."""
+        """One image at a time, within the range that the calibrator sets."""
 
         def __init__(self) -> None:
             self.set_range(0, len(pixels))

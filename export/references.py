@@ -370,7 +370,7 @@ def make_reference(
     gate
         Its content gate, if it has one.
     data
-        Data set of the training: its validation split, which the network has not learnt by heart;
+        Data set of the training: its validation split, which the network was not trained on;
         the test split of one without.
     labels
         What to do with labels that are none of lungwatch's.
@@ -476,7 +476,7 @@ def _read(sample: Sample, scorer: OnnxScorer, gate: OnnxGate | None) -> _Picture
 
 
 def _tags(measured: Sequence[_Measured], *, is_gated: bool) -> dict[str, dict[str, int]]:
-    """Count what is known of most pictures; size and depth of training files tell nothing."""
+    """Count attributes that most pictures have; training files have no typical size or depth."""
     tags = {}
     if is_gated:
         tags["gate"] = dict(Counter(str(one.reason or GATE_ACCEPTED) for one in measured))

@@ -437,11 +437,11 @@ def apply_leaks(
         raise DatasetError(
             f"leak: {_named(train[first.train])} and {_named(others[first.other])} {what}; "
             f"{len(leaking)} of {len(train)} training images are such. Leave them out with "
-            "`--leaks drop`, or split anew with `lungwatch dataset split`"
+            "`--leaks drop`, or split again with `lungwatch dataset split`"
         )
     if len(leaking) == len(train):
         raise DatasetError(
-            "every training image shows an X-ray or a patient of another split; split anew with "
+            "every training image shows an X-ray or a patient of another split; split again with "
             "`lungwatch dataset split`"
         )
     return [index for index in range(len(train)) if index not in leaking]

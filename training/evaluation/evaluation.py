@@ -236,7 +236,7 @@ def score(
     progress: Progress | None = None,
     cache: ScoreCache | None = None,
 ) -> Scored:
-    """Read images and ask a model, or take what it said of these very files before.
+    """Read images and run a model, or take its cached scores of these files.
 
     Raises
     ------
@@ -509,7 +509,7 @@ def run_evaluation(
     caches
         For each model where its answers are kept.
     on_total
-        Told the number of images before the first is read; returns what is told of each.
+        Called with the number of images before the first is read; returns the progress callback.
 
     Raises
     ------

@@ -350,7 +350,7 @@ def gate_outcomes(
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> list[GateOutcome]:
-    """Read pictures as the daemon does and ask the gate.
+    """Read pictures as the daemon does and run the gate.
 
     Parameters
     ----------

@@ -392,7 +392,7 @@ def delong_test(targets: ArrayLike, scores: ArrayLike, other: ArrayLike) -> DeLo
     targets
         0 and 1, shape (N,); at least two of either.
     scores, other
-        Shape (N,); higher speaks for 1.
+        Shape (N,); a higher score means 1.
 
     Source: DeLong, DeLong & Clarke-Pearson 1988, in the O(N log N) form of Sun & Xu 2014.
     """

@@ -431,11 +431,11 @@ class Answers:
 
 
 def count_images(location: Path, split: Split | None) -> int:
-    """Return how many images `ask` will read."""
+    """Return how many images `collect_answers` will read."""
     return len(choose_samples(location, split))
 
 
-def ask(
+def collect_answers(
     scorer: Scorer,
     location: Path,
     split: Split | None,

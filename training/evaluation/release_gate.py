@@ -41,7 +41,7 @@ from lungwatch.training.evaluation.release_data import (
     Criteria,
     CriterionCheck,
     Verdict,
-    ask,
+    collect_answers,
     count_images,
     overall,
 )
@@ -452,7 +452,7 @@ def run_release_gate(
     gate
         The bundle's content gate, which also finds the lungs; None if there is none.
     on_total
-        Told the number of images before the first is read; returns what is told of each.
+        Called with the number of images before the first is read; returns the progress callback.
 
     Raises
     ------
@@ -469,7 +469,7 @@ def run_release_gate(
     checks: list[CriterionCheck] = []
     samples: list[Sample] = []
     for location in request.data:
-        answers = ask(
+        answers = collect_answers(
             scorer, location, request.split, gate=gate, seed=bootstrap.seed, progress=progress
         )
         checks += check_set(answers, criteria, bootstrap)
