@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.options import apply_all, json_option, label_map_option
-from lungwatch.cli.output import (
-    ProgressBar,
-    cell_text,
-    print_json,
-    print_table,
-    to_csv,
-    to_json,
+from lungwatch.cli.options import (
+    any_path,
+    apply_all,
+    folder_path,
+    json_option,
+    label_map_option,
+    setting,
 )
+from lungwatch.cli.output import ProgressBar, cell_text, print_json, print_table, to_csv, to_json
 from lungwatch.errors import DatasetError
 from lungwatch.files import make_dirs, write_atomic
 
@@ -34,21 +34,14 @@ _LISTED = 20
 def _dataset_options(*, out_help: str, out_required: bool = False) -> Callable[[Any], Any]:
     """Add DATA and the options of all `dataset` commands."""
     options = [
-        click.argument("data", type=click.Path(path_type=Path)),
+        click.argument("data", type=any_path),
         click.option(
-            "-o",
-            "--out",
-            type=click.Path(file_okay=False, path_type=Path),
-            metavar="RUN_DIR",
-            required=out_required,
-            help=out_help,
+            "-o", "--out", type=folder_path, metavar="RUN_DIR", required=out_required, help=out_help
         ),
         click.option(
             "--resume", is_flag=True, help="Continue an interrupted run; read images are kept."
         ),
-        click.option(
-            "--seed", type=click.IntRange(0), default=1, show_default=True, help="Random seed."
-        ),
+        setting("--seed", 1, click.IntRange(0), "Random seed."),
         label_map_option,
         json_option,
     ]
@@ -170,12 +163,8 @@ def check(
     out_help="New run folder: manifest.csv (with paths relative to it), configuration, "
     "environment, results.json, plot and report.html. It is a data set for the other commands.",
 )
-@click.option(
-    "--val", type=float, default=0.15, show_default=True, help="Share of the validation split."
-)
-@click.option(
-    "--test", type=float, default=0.15, show_default=True, help="Share of the test split."
-)
+@setting("--val", 0.15, float, "Share of the validation split.")
+@setting("--test", 0.15, float, "Share of the test split.")
 def split(
     *,
     data: Path,

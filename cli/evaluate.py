@@ -8,11 +8,14 @@ import click
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.cli.evaluate_forms import evaluate_other_form, write_evaluation
 from lungwatch.cli.options import (
+    any_path,
     existing_file,
     existing_folder,
+    folder_path,
     foreign_options,
     json_option,
     label_map_option,
+    setting,
 )
 from lungwatch.cli.output import ProgressBar, cell_text, print_json
 
@@ -24,18 +27,17 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("data", type=click.Path(path_type=Path), nargs=-1)
-@click.option(
+@click.argument("model", type=any_path)
+@click.argument("data", type=any_path, nargs=-1)
+@setting(
     "--split",
-    type=click.Choice(["train", "val", "test", "all"]),
-    default="test",
-    show_default=True,
-    help="Split to evaluate; a data set without splits is used whole.",
+    "test",
+    click.Choice(["train", "val", "test", "all"]),
+    "Split to evaluate; a data set without splits is used whole.",
 )
 @click.option(
     "--compare",
-    type=click.Path(path_type=Path),
+    type=any_path,
     metavar="OTHER_MODEL",
     help="Compare with this model on the same images: DeLong's test, paired bootstrap.",
 )
@@ -48,34 +50,26 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
 )
 @click.option(
     "--threshold-data",
-    type=click.Path(path_type=Path),
+    type=any_path,
     metavar="DIR",
     help="Validation data that choose the threshold; they must not be among DATA.",
 )
-@click.option(
+@setting(
     "--threshold-split",
-    type=click.Choice(["train", "val", "all"]),
-    default="val",
-    show_default=True,
-    help="Split of the threshold data.",
+    "val",
+    click.Choice(["train", "val", "all"]),
+    "Split of the threshold data.",
 )
-@click.option(
+@setting(
     "--bootstrap",
-    type=click.IntRange(0, 100_000),
-    default=1000,
-    show_default=True,
-    help="Bootstrap resamples for the 95 % intervals; 0 for none.",
+    1000,
+    click.IntRange(0, 100_000),
+    "Bootstrap resamples for the 95 % intervals; 0 for none.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=1,
-    show_default=True,
-    help="Random seed of the bootstrap and the gallery.",
-)
+@setting("--seed", 1, click.IntRange(0), "Random seed of the bootstrap and the gallery.")
 @click.option(
     "--lung-masks",
-    type=click.Path(path_type=Path),
+    type=any_path,
     metavar="DIR",
     help="Folder with images/ and masks/NAME.png: measures the share of the COVID map on lungs.",
 )
@@ -129,7 +123,7 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
 @click.option(
     "-o",
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=folder_path,
     metavar="OUT_DIR",
     help="New run folder: configuration, environment, metrics.json, scores.csv, plots, gallery, "
     "report.html. It shows X-rays and names files.",
@@ -137,12 +131,11 @@ _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "
 @click.option(
     "--resume", is_flag=True, help="Continue an interrupted evaluation; scored images are kept."
 )
-@click.option(
+@setting(
     "--gallery",
-    type=click.IntRange(0, 100),
-    default=4,
-    show_default=True,
-    help="Gallery: cases of each of true and false positives and negatives.",
+    4,
+    click.IntRange(0, 100),
+    "Gallery: cases of each of true and false positives and negatives.",
 )
 @label_map_option
 @foreign_options

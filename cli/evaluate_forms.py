@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.output import (
-    ProgressBar,
-    cell_text,
-    print_json,
-    print_table,
-    to_csv,
-    to_json,
-)
+from lungwatch.cli.output import ProgressBar, cell_text, print_json, print_table, to_csv, to_json
 from lungwatch.errors import ModelError, NotFoundError
 from lungwatch.files import make_dirs, write_atomic
 
@@ -29,7 +22,7 @@ if TYPE_CHECKING:
     from lungwatch.training.evaluation.evaluation import SetEvaluation
     from lungwatch.training.evaluation.gate_rates import GateOutcome, Rate
     from lungwatch.training.evaluation.metrics import Bootstrap
-    from lungwatch.training.evaluation.release_criteria import Check
+    from lungwatch.training.evaluation.release_data import CriterionCheck
     from lungwatch.training.evaluation.release_gate import Tables
     from lungwatch.training.evaluation.report import ReportSection
     from lungwatch.training.evaluation.scorers import Scorer
@@ -320,7 +313,7 @@ _VERDICTS = {"pass": "pass", "fail": "FAIL", "not_measured": "not measured"}
 def _evaluate_release_gate(options: Mapping[str, Any]) -> None:
     """Put a model through the release gate; exit code 1 unless it passes."""
     from lungwatch.training.evaluation.metrics import Bootstrap
-    from lungwatch.training.evaluation.release_criteria import read_criteria
+    from lungwatch.training.evaluation.release_data import read_criteria
     from lungwatch.training.evaluation.release_gate import ReleaseRequest, run_release_gate
     from lungwatch.training.evaluation.scorers import load_scorer, model_digest
 
@@ -405,7 +398,7 @@ def _left_out_tables(scorer: "Scorer", places: Sequence[Path]) -> "Tables":
     return tables
 
 
-def _print_checks(checks: "Sequence[Check]") -> None:
+def _print_checks(checks: "Sequence[CriterionCheck]") -> None:
     print_table(
         ("check", "on", "value", "95 % interval", "bound", "verdict", "beside"),
         [

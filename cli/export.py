@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lungwatch.cli.options import (
+    any_path,
     apply_all,
     existing_file,
+    file_path,
+    folder_path,
     foreign_options,
     gate_source_options,
     json_option,
     label_map_option,
+    setting,
 )
 from lungwatch.cli.output import ProgressBar, cell_text, print_json
 from lungwatch.errors import ConfigError, ModelError
@@ -31,13 +35,13 @@ def _bundle_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "-o",
             "--out",
-            type=click.Path(file_okay=False, path_type=Path),
+            type=folder_path,
             required=True,
             help="Folder for the bundle, which is a folder NAME-VERSION in it.",
         ),
         click.option(
             "--evaluate",
-            type=click.Path(path_type=Path),
+            type=any_path,
             multiple=True,
             help="Further data set; its test split is evaluated for the card. Repeatable.",
         ),
@@ -61,12 +65,12 @@ def _bundle_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=any_path)
 @click.option("--name", required=True, help="Name of the bundle, e.g. baseline.")
 @_bundle_options
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=any_path,
     help="Training data set: 50 of its images prove parity, its validation and test splits are "
     "evaluated; it sets the scale of the maps and the threshold of a bare .keras file.",
 )
@@ -76,12 +80,8 @@ def _bundle_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Quantise the convolutions to int8; refused if that costs 0.005 ROC-AUC on the validation "
     "split of --data.",
 )
-@click.option(
-    "--max-mb",
-    type=click.FloatRange(min=0, min_open=True),
-    default=20.0,
-    show_default=True,
-    help="Maximum size of an int8 model, MB.",
+@setting(
+    "--max-mb", 20.0, click.FloatRange(min=0, min_open=True), "Maximum size of an int8 model, MB."
 )
 @click.option(
     "--threshold-rule",
@@ -189,7 +189,7 @@ def _print_areas(metrics: dict[str, Any]) -> None:
 @_bundle_options
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=any_path,
     help="Training data set: sets the scale of the maps and the gate's thresholds; its validation "
     "and test splits are evaluated.",
 )
@@ -264,13 +264,13 @@ def renew(
 
 _passphrase_option = click.option(
     "--passphrase-file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=file_path,
     help="File with the private key's passphrase, readable only by its owner.",
 )
 
 
 @click.command()
-@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("out", type=file_path)
 @_passphrase_option
 @json_option
 def keygen(*, out: Path, passphrase_file: Path | None, as_json: bool) -> None:
@@ -290,12 +290,12 @@ def keygen(*, out: Path, passphrase_file: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("bundle", type=folder_path)
 @click.option(
     "--key",
     "key_file",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=file_path,
     help="Private key, as written by `lungwatch model keygen`.",
 )
 @_passphrase_option

@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING
 import click
 
 from lungwatch.cli.main import Site, auditing_failure, home_options, record_event
-from lungwatch.cli.options import csv_option, json_option, one_format, parse_since
+from lungwatch.cli.options import (
+    any_path,
+    csv_option,
+    file_path,
+    json_option,
+    one_format,
+    parse_since,
+)
 from lungwatch.cli.output import cell_text, print_json, print_table, to_csv
 from lungwatch.errors import DatabaseError, NotFoundError
 
 if TYPE_CHECKING:
     from lungwatch.db.audit import AuditRow
-
-_backup_file = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group()
@@ -31,7 +36,7 @@ def retention() -> None:
 @click.option("--dry-run", is_flag=True, help="List what would be removed and why.")
 @json_option
 def run(site: Site, *, dry_run: bool, as_json: bool) -> None:
-    """Remove originals, overlays and backups by age and size, as the keys of [retention] say.
+    """Remove originals, overlays and backups by age and size, as configured in [retention].
 
     Each folder has its own limits, and its oldest files go first. Files that are unfinished,
     still to be sent or waiting for another attempt stay, and so does the newest backup. The
@@ -71,7 +76,7 @@ def backup() -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=any_path,
     metavar="FILE|DIR",
     help="New file, or folder; HOME/backups if not given.",
 )
@@ -136,7 +141,7 @@ def list_backups(site: Site, *, as_json: bool) -> None:
 
 
 @backup.command()
-@click.argument("file", type=_backup_file)
+@click.argument("file", type=file_path)
 def verify(file: Path) -> None:
     """Verify that a backup is complete and undamaged."""
     from lungwatch.db.maintenance import check_copy
@@ -147,7 +152,7 @@ def verify(file: Path) -> None:
 
 @backup.command()
 @home_options
-@click.argument("file", type=_backup_file, required=False)
+@click.argument("file", type=file_path, required=False)
 @json_option
 def restore(site: Site, *, file: Path | None, as_json: bool) -> None:
     """Replace the database by a backup, the newest in HOME/backups if none is named.

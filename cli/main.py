@@ -63,7 +63,7 @@ class LazyGroup(click.Group):
 # neither onnxruntime nor TensorFlow.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("lungwatch.cli.run:run", "Screen every X-ray that is dropped into the home."),
-    "results": ("lungwatch.cli.results:results", "Query, export and count the results."),
+    "results": ("lungwatch.cli.results:results", "Query, export, count and compare results."),
     "retry": ("lungwatch.cli.run:retry", "Process rejected or failed files again."),
     "rescore": (
         "lungwatch.cli.run:rescore",
@@ -74,10 +74,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "lungwatch.cli.run:reconcile",
         "Compare folders and database file by file; repair differences.",
     ),
-    "pacs": (
-        "lungwatch.cli.pacs:pacs",
-        "Exchange images and results with a PACS (extra 'pacs').",
-    ),
+    "pacs": ("lungwatch.cli.pacs:pacs", "Exchange images and results with a PACS (extra 'pacs')."),
     "retention": ("lungwatch.cli.keeping:retention", "Remove files past their retention limits."),
     "backup": ("lungwatch.cli.keeping:backup", "Back up, verify and restore the database."),
     "audit": (
@@ -85,16 +82,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "List changes, deletions and exports, and who made them.",
     ),
     "model": ("lungwatch.cli.model:model", "List, show, verify, activate and sign model bundles."),
-    "calibrate": (
-        "lungwatch.cli.model:calibrate",
-        "Calibrate a model on this site's own cases.",
-    ),
+    "calibrate": ("lungwatch.cli.model:calibrate", "Calibrate a model on this site's own cases."),
     "dataset": (
         "lungwatch.cli.dataset:dataset",
         "Explore, check and split a data set (extra 'train').",
     ),
     "train": ("lungwatch.cli.train:train", "Train a model (extra 'train')."),
-    "evaluate": ("lungwatch.cli.evaluate:evaluate", "Measure a model on a data set."),
+    "evaluate": ("lungwatch.cli.evaluate:evaluate", "Evaluate a model on data sets."),
     "export": ("lungwatch.cli.export:export", "Export a model to ONNX (extra 'train')."),
 }
 

@@ -15,7 +15,7 @@ import click
 from lungwatch import RESEARCH_USE_ONLY, __version__
 from lungwatch.cli.export import keygen, renew, sign
 from lungwatch.cli.main import Site, audited, home_options
-from lungwatch.cli.options import existing_file, json_option
+from lungwatch.cli.options import existing_file, json_option, setting
 from lungwatch.cli.output import cell_text, print_fields, print_json, print_table
 from lungwatch.cli.results import print_shift, shift_of
 from lungwatch.errors import ConfigError, LungwatchError, ModelError
@@ -329,12 +329,11 @@ def _confirm(model_id: str, doubts: list[str]) -> None:
     help="Truth file: a column sha256, sop_uid, id (of the result) or accession, and a column "
     "truth with COVID or other.",
 )
-@click.option(
+@setting(
     "--error",
-    type=click.FloatRange(0.001, 0.5, max_open=True),
-    default=0.05,
-    show_default=True,
-    help="Maximum share of each class that gets the other class's label.",
+    0.05,
+    click.FloatRange(0.001, 0.5, max_open=True),
+    "Maximum share of each class that gets the other class's label.",
 )
 @click.option("--model", help="Bundle, by name or path; the configured one if not given.")
 @click.option("--remove", is_flag=True, help="Remove the site calibration: the bundle's applies.")
@@ -406,91 +405,20 @@ def _fit(
     engine: "Engine", labels: Path, *, error: float, model: str, model_sha256: str
 ) -> tuple["SiteCalibration", dict[str, int]]:
     """Match truths with results, print what does not match, and fit."""
-    from lungwatch.db.rescoring import scored_cases
-    from lungwatch.training.evaluation.calibration import calibrate_site, read_truths
+    from lungwatch.db.rescoring import known_cases, scored_cases
+    from lungwatch.training.evaluation.calibration import calibrate_site, named, read_truths
 
     truths = read_truths(labels)
-    matched, counts = _match(truths, scored_cases(engine, model_sha256), model)
-    record = calibrate_site(
-        targets=[covid for covid, _ in matched],
-        logits=[logit for _, logit in matched],
-        error=error,
-        model=model,
-        model_sha256=model_sha256,
-        made_at=datetime.now(UTC),
-        made_with=__version__,
-    )
-    return record, counts
-
-
-def truth_by_image(engine: "Engine", labels: Path) -> dict[str, bool]:
-    """Return which recorded images are COVID by a truth file, by SHA-256."""
-    from lungwatch.db.rescoring import scored_cases
-    from lungwatch.training.evaluation.calibration import read_truths
-
-    cases = scored_cases(engine, "")
-    known, _ = _identify(read_truths(labels), cases)
-    return {case.sha256: known[case.image_id] for case in cases if case.image_id in known}
-
-
-def _identify(
-    truths: "Truths", cases: "Sequence[ScoredCase]"
-) -> tuple[dict[int, bool], dict[str, bool]]:
-    """Return the truth of each known image, and the identifiers that match none."""
-    from lungwatch.training.evaluation.calibration import nearest
-
-    by_name: dict[str, list[ScoredCase]] = {}
-    for case in cases:
-        for name in _names(case, truths.kind):
-            by_name.setdefault(name, []).append(case)
-    unknown = {name: covid for name, covid in truths.covid.items() if name not in by_name}
-    if len(unknown) == len(truths.covid):
-        raise LungwatchError(
-            f"none of the {len(unknown)} identifiers ({truths.kind}) is in the database"
-            f"{nearest(unknown, by_name)}"
-        )
-    known = {
-        case.image_id: covid
-        for name, covid in truths.covid.items()
-        for case in by_name.get(name, ())
-    }
-    return known, unknown
-
-
-def _names(case: "ScoredCase", kind: str) -> "Sequence[str]":
-    if kind == "id":
-        return [str(number) for number in case.result_ids]
-    value: str | None = getattr(case, kind)
-    return [] if value is None else [value]
-
-
-def _match(
-    truths: "Truths", cases: "Sequence[ScoredCase]", model: str
-) -> tuple[list[tuple[bool, float]], dict[str, int]]:
-    """Return truth and logit of each case that has both, one a patient, and counts."""
-    from lungwatch.training.evaluation.calibration import named
-
-    known, unknown = _identify(truths, cases)
-    matched: list[tuple[bool, float]] = []
-    unscored, repeated, patients = 0, 0, set()
-    for case in cases:
-        if case.image_id not in known:
-            continue
-        if case.logit is None:
-            unscored += 1
-        elif case.patient_id is not None and case.patient_id in patients:
-            # Conformal prediction assumes independent cases; images of one patient are not.
-            repeated += 1
-        else:
-            patients.add(case.patient_id)
-            matched.append((known[case.image_id], case.logit))
+    cases = scored_cases(engine, model_sha256)
+    covid, unknown = _identify_truths(truths, cases)
+    known = known_cases(cases, covid)
     counts = {
-        "matched": len(matched),
+        "matched": len(known.covid),
         "unknown": len(unknown),
         "unknown_labels": sum(truths.unknown_labels.values()),
         "contradictory": len(truths.contradictory),
-        "unscored": unscored,
-        "repeated_patients": repeated,
+        "unscored": known.unscored,
+        "repeated_patients": known.repeated,
     }
     remarks = {
         "unknown": ("identifiers that are not in the database", named(unknown)),
@@ -505,7 +433,46 @@ def _match(
     for name, (what, remark) in remarks.items():
         if counts[name]:
             click.echo(cell_text(f"{what}: {counts[name]} ({remark})"), err=True)
-    return matched, counts
+    record = calibrate_site(
+        targets=known.covid,
+        logits=known.logits,
+        error=error,
+        model=model,
+        model_sha256=model_sha256,
+        made_at=datetime.now(UTC),
+        made_with=__version__,
+    )
+    return record, counts
+
+
+def _identify_truths(
+    truths: "Truths", cases: "Sequence[ScoredCase]"
+) -> tuple[dict[int, bool], list[str]]:
+    """Return the truth of each known image by its number, and the identifiers of none."""
+    from lungwatch.db.rescoring import identify
+    from lungwatch.training.evaluation.calibration import nearest
+
+    named = identify(cases, truths.kind)
+    unknown = {name: covid for name, covid in truths.covid.items() if name not in named}
+    if len(unknown) == len(truths.covid):
+        raise LungwatchError(
+            f"none of the {len(unknown)} identifiers ({truths.kind}) is in the database"
+            f"{nearest(unknown, named)}"
+        )
+    covid = {
+        case.image_id: covid for name, covid in truths.covid.items() for case in named.get(name, ())
+    }
+    return covid, list(unknown)
+
+
+def truth_by_image(engine: "Engine", labels: Path) -> dict[str, bool]:
+    """Return which recorded images are COVID by a truth file, by SHA-256."""
+    from lungwatch.db.rescoring import scored_cases
+    from lungwatch.training.evaluation.calibration import read_truths
+
+    cases = scored_cases(engine, "")
+    covid, _ = _identify_truths(read_truths(labels), cases)
+    return {case.sha256: covid[case.image_id] for case in cases if case.image_id in covid}
 
 
 def _print_calibration(record: "SiteCalibration", path: Path, *, dry_run: bool) -> None:

@@ -24,6 +24,9 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
+any_path = click.Path(path_type=Path)
+file_path = click.Path(dir_okay=False, path_type=Path)
+folder_path = click.Path(file_okay=False, path_type=Path)
 existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 existing_folder = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -33,6 +36,11 @@ def apply_all(options: Sequence[Callable[[Any], Any]], command: Command) -> Comm
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def setting(name: str, default: object, kind: Any, text: str) -> Callable[[Command], Command]:  # noqa: ANN401 - click takes types and callables
+    """Return an option of a type with a default, which `--help` shows."""
+    return click.option(name, type=kind, default=default, show_default=True, help=text)
 
 
 def parse_since(text: str) -> datetime:
@@ -251,7 +259,7 @@ def gate_source_options(command: Command) -> Command:
 
 def data_argument(command: Command) -> Command:
     """Add the argument DATA, passed as `data`."""
-    return click.argument("data", type=click.Path(path_type=Path))(command)
+    return click.argument("data", type=any_path)(command)
 
 
 def run_options(*, seed: bool = True) -> Callable[[Command], Command]:
@@ -259,84 +267,56 @@ def run_options(*, seed: bool = True) -> Callable[[Command], Command]:
     options = [
         click.option(
             "--out",
-            type=click.Path(file_okay=False, path_type=Path),
+            type=folder_path,
             required=True,
             help="Run folder: configuration, history, plots, metrics, model.keras.",
         ),
         click.option("--resume", is_flag=True, help="Continue the run of an existing run folder."),
     ]
     if seed:
-        options.append(
-            click.option(
-                "--seed", type=click.IntRange(0), default=1, show_default=True, help="Random seed."
-            )
-        )
+        options.append(setting("--seed", 1, click.IntRange(0), "Random seed."))
     return lambda command: apply_all(options, command)
 
 
 def size_option(*, default: int) -> Callable[[Command], Command]:
     """Return the option `--size`."""
-    return click.option(
-        "--size",
-        type=click.IntRange(32, 1024),
-        default=default,
-        show_default=True,
-        help="Side of the square input, px.",
-    )
+    return setting("--size", default, click.IntRange(32, 1024), "Side of the square input, px.")
 
 
 def epochs_option(*, default: int, stops_early: bool = True) -> Callable[[Command], Command]:
     """Return the option `--epochs`."""
-    return click.option(
+    return setting(
         "--epochs",
-        type=click.IntRange(1),
-        default=default,
-        show_default=True,
-        help="Maximum number of epochs." if stops_early else "Number of epochs.",
+        default,
+        click.IntRange(1),
+        "Maximum number of epochs." if stops_early else "Number of epochs.",
     )
 
 
 def patience_option(*, default: int) -> Callable[[Command], Command]:
     """Return the option `--patience`."""
-    return click.option(
+    return setting(
         "--patience",
-        type=click.IntRange(1),
-        default=default,
-        show_default=True,
-        help="Early stopping: epochs without a lower validation loss.",
+        default,
+        click.IntRange(1),
+        "Early stopping: epochs without a lower validation loss.",
     )
 
 
 def batch_size_option(*, default: int) -> Callable[[Command], Command]:
     """Return the option `--batch-size`."""
-    return click.option(
-        "--batch-size",
-        type=click.IntRange(1),
-        default=default,
-        show_default=True,
-        help="Mini-batch size.",
-    )
+    return setting("--batch-size", default, click.IntRange(1), "Mini-batch size.")
 
 
 def learning_rate_option(*, default: float, of: str) -> Callable[[Command], Command]:
     """Return the option `--learning-rate`; `of` says which one."""
-    return click.option(
-        "--learning-rate",
-        type=float,
-        default=default,
-        show_default=True,
-        help=f"Learning rate ({of}).",
-    )
+    return setting("--learning-rate", default, float, f"Learning rate ({of}).")
 
 
 def dropout_option(*, default: float) -> Callable[[Command], Command]:
     """Return the option `--dropout`."""
-    return click.option(
-        "--dropout",
-        type=click.FloatRange(0, 0.95),
-        default=default,
-        show_default=True,
-        help="Dropout rate before the last layer.",
+    return setting(
+        "--dropout", default, click.FloatRange(0, 0.95), "Dropout rate before the last layer."
     )
 
 
@@ -345,21 +325,11 @@ def step_options(
 ) -> Callable[[Command], Command]:
     """Return the options of a training by steps from ImageNet weights, with these defaults."""
     options = [
-        click.option(
-            "--steps",
-            type=click.IntRange(1),
-            default=steps,
-            show_default=True,
-            help="Training steps.",
-        ),
+        setting("--steps", steps, click.IntRange(1), "Training steps."),
         batch_size_option(default=batch_size),
         learning_rate_option(default=learning_rate, of="maximum, of AdamW"),
-        click.option(
-            "--checkpoint-steps",
-            type=click.IntRange(1),
-            default=checkpoint_steps,
-            show_default=True,
-            help="Steps between checkpoints.",
+        setting(
+            "--checkpoint-steps", checkpoint_steps, click.IntRange(1), "Steps between checkpoints."
         ),
         click.option(
             "--random-start", is_flag=True, help="Start from random weights, not ImageNet's."
@@ -369,18 +339,15 @@ def step_options(
 
 
 leave_out_option = click.option(
-    "--leave-out",
-    metavar="SOURCE",
-    help="Exclude this source from training, to test on it.",
+    "--leave-out", metavar="SOURCE", help="Exclude this source from training, to test on it."
 )
 
 
-leaks_option = click.option(
+leaks_option = setting(
     "--leaks",
-    type=click.Choice(["refuse", "drop", "allow"]),
-    default="refuse",
-    show_default=True,
-    help="X-rays or patients in two splits: stop, drop them from the training split, or allow.",
+    "refuse",
+    click.Choice(["refuse", "drop", "allow"]),
+    "X-rays or patients in two splits: stop, drop them from the training split, or allow.",
 )
 
 
@@ -393,12 +360,11 @@ def data_options(command: Command) -> Command:
 def normalisation_options(*further: str, explained: str = "") -> Callable[[Command], Command]:
     """Add `--normalisation`, with further kinds; `--mean` and `--std`."""
     options = [
-        click.option(
+        setting(
             "--normalisation",
-            type=click.Choice(["train", "all", "fixed", "image", *further]),
-            default="train",
-            show_default=True,
-            help="Normalise by mean and standard deviation of the training split, all splits, "
+            "train",
+            click.Choice(["train", "all", "fixed", "image", *further]),
+            "Normalise by mean and standard deviation of the training split, all splits, "
             f"fixed values, or each image{explained}.",
         ),
         click.option("--mean", type=float, help="Mean for 'fixed', 0..1; 0.5 if not given."),

@@ -10,7 +10,14 @@ import click
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.cli.main import Site, audited, home_options
-from lungwatch.cli.options import csv_option, existing_file, filter_options, json_option, one_format
+from lungwatch.cli.options import (
+    csv_option,
+    existing_file,
+    file_path,
+    filter_options,
+    json_option,
+    one_format,
+)
 from lungwatch.cli.output import cell_text, print_fields, print_json, print_table, to_csv, to_json
 from lungwatch.errors import LungwatchError, NotFoundError
 from lungwatch.files import write_atomic
@@ -113,7 +120,7 @@ def show(site: Site, *, id_or_hash: str, as_json: bool) -> None:
     "-o",
     "--output",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=file_path,
     help="FILE.csv or FILE.json, written atomically.",
 )
 @home_options

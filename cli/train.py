@@ -10,6 +10,7 @@ import click
 
 from lungwatch.cli.main import LazyGroup
 from lungwatch.cli.options import (
+    any_path,
     backbone_options,
     batch_size_option,
     data_argument,
@@ -22,6 +23,7 @@ from lungwatch.cli.options import (
     normalisation_of,
     patience_option,
     run_options,
+    setting,
     size_option,
     step_options,
 )
@@ -115,7 +117,7 @@ def _figures(found: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("data", nargs=-1, required=True, type=any_path)
 @run_options()
 @backbone_options(weights="none")
 @size_option(default=128)
@@ -149,8 +151,8 @@ def pretrain(
     may have any names. Of a data set without splits, 15 % are held out for validation; test
     splits are not read. The whole network is trained, batch normalisation included.
     """
-    from lungwatch.training.fitting.trainer import TasksConfig, parse_tasks
-    from lungwatch.training.recipes.pretrain import PretrainConfig, train_pretrain
+    from lungwatch.training.fitting.trainer import FitConfig
+    from lungwatch.training.recipes.pretrain import PretrainConfig, parse_tasks, train_pretrain
 
     with training_progress() as progress:
         metrics = train_pretrain(
@@ -163,7 +165,7 @@ def pretrain(
                 dropout=options["dropout"],
             ),
             task_weights=parse_tasks(options["tasks"]),
-            fitting=TasksConfig(
+            fitting=FitConfig(
                 epochs=options["epochs"],
                 batch_size=options["batch_size"],
                 learning_rate=options["learning_rate"],
@@ -187,7 +189,7 @@ def pretrain(
 
 
 @click.command()
-@click.argument("masks", type=click.Path(path_type=Path))
+@click.argument("masks", type=any_path)
 @run_options()
 @epochs_option(default=25, stops_early=False)
 @batch_size_option(default=16)
@@ -219,7 +221,7 @@ def lungs(
                 epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed
             ),
             resume=resume,
-            on_epoch=progress.on_epoch,
+            progress=progress,
         )
     if as_json:
         click.echo(json.dumps(metrics, indent=2))
@@ -236,18 +238,12 @@ def lungs(
 @run_options()
 @click.option(
     "--masks",
-    type=click.Path(path_type=Path),
+    type=any_path,
     required=True,
     help="Folder with images/NAME.* and masks/NAME.png, white where there is lung.",
 )
 @size_option(default=160)
-@click.option(
-    "--mask-steps",
-    type=click.IntRange(1),
-    default=450,
-    show_default=True,
-    help="Training steps on the lung masks alone.",
-)
+@setting("--mask-steps", 450, click.IntRange(1), "Training steps on the lung masks alone.")
 @step_options(steps=1600, batch_size=128, learning_rate=1.5e-3, checkpoint_steps=100)
 @click.option(
     "--leave-out",
@@ -317,34 +313,32 @@ def gate(
 
 
 @click.command()
-@click.argument("fields", type=click.Path(path_type=Path))
+@click.argument("fields", type=any_path)
 @run_options()
 @click.option(
     "--pairs",
-    type=click.Path(path_type=Path),
+    type=any_path,
     metavar="DATA",
     help="Data set of whole X-rays; its sources with both NORMAL and OTHER_PNEUMONIA are added.",
 )
 @click.option(
     "--gate",
-    type=click.Path(path_type=Path),
+    type=any_path,
     metavar="RUN",
     help="Run folder of `train gate`, or a bundle with a gate; segments the lungs of --pairs.",
 )
 @size_option(default=192)
-@click.option(
+@setting(
     "--pair-share",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.25,
-    show_default=True,
-    help="Share of --pairs in each mini-batch.",
+    0.25,
+    click.FloatRange(0, 1, max_open=True),
+    "Share of --pairs in each mini-batch.",
 )
-@click.option(
+@setting(
     "--fewest",
-    type=click.IntRange(1),
-    default=50,
-    show_default=True,
-    help="Minimum of training images of each class that a source of --pairs must have.",
+    50,
+    click.IntRange(1),
+    "Minimum of training images of each class that a source of --pairs must have.",
 )
 @step_options(steps=500, batch_size=128, learning_rate=1e-3, checkpoint_steps=50)
 @json_option

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lungwatch.cli.options import (
+    any_path,
     backbone_options,
     batch_size_option,
     data_argument,
@@ -23,6 +24,7 @@ from lungwatch.cli.options import (
     normalisation_options,
     patience_option,
     run_options,
+    setting,
     size_option,
 )
 from lungwatch.cli.train import print_classifier, training_progress
@@ -56,12 +58,8 @@ def _filters(_context: click.Context, _parameter: click.Parameter, text: str) ->
     show_default=True,
     help="Channels of the convolution blocks.",
 )
-@click.option(
-    "--dense-units",
-    type=click.IntRange(1),
-    default=128,
-    show_default=True,
-    help="Units of the hidden layer after the convolutions.",
+@setting(
+    "--dense-units", 128, click.IntRange(1), "Units of the hidden layer after the convolutions."
 )
 @dropout_option(default=0.4)
 @click.option(
@@ -69,29 +67,19 @@ def _filters(_context: click.Context, _parameter: click.Parameter, text: str) ->
     is_flag=True,
     help="Search learning rate, width, dense units and dropout; needs a test split.",
 )
-@click.option(
-    "--trials", type=click.IntRange(1), default=20, show_default=True, help="Number of trials."
-)
-@click.option(
+@setting("--trials", 20, click.IntRange(1), "Number of trials.")
+@setting(
     "--sampler",
-    type=click.Choice(["tpe", "random", "grid"]),
-    default="tpe",
-    show_default=True,
-    help="Choice of the next trial: by the earlier trials (tpe), at random, or in order (grid).",
+    "tpe",
+    click.Choice(["tpe", "random", "grid"]),
+    "Choice of the next trial: by the earlier trials (tpe), at random, or in order (grid).",
 )
-@click.option(
-    "--tune-epochs",
-    type=click.IntRange(1),
-    default=20,
-    show_default=True,
-    help="Maximum number of epochs of a trial.",
-)
-@click.option(
+@setting("--tune-epochs", 20, click.IntRange(1), "Maximum number of epochs of a trial.")
+@setting(
     "--extensions",
-    type=click.IntRange(0),
-    default=2,
-    show_default=True,
-    help="Further rounds if the best value lies at the edge of its range.",
+    2,
+    click.IntRange(0),
+    "Further rounds if the best value lies at the edge of its range.",
 )
 @click.option("--no-retrain", is_flag=True, help="Keep the network of the best trial.")
 @json_option
@@ -158,37 +146,23 @@ def baseline(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
     is_flag=True,
     help="Search batch size, learning rate and dropout with the backbone frozen.",
 )
-@click.option(
+@setting(
     "--freeze-epochs",
-    type=click.IntRange(0),
-    default=40,
-    show_default=True,
-    help="Maximum number of epochs with the backbone frozen; 0 skips this phase.",
+    40,
+    click.IntRange(0),
+    "Maximum number of epochs with the backbone frozen; 0 skips this phase.",
 )
-@click.option(
-    "--epochs",
-    type=click.IntRange(0),
-    default=20,
-    show_default=True,
-    help="Maximum number of epochs of fine-tuning; 0 skips it.",
-)
+@setting("--epochs", 20, click.IntRange(0), "Maximum number of epochs of fine-tuning; 0 skips it.")
 @patience_option(default=5)
-@click.option(
+@setting(
     "--copies",
-    type=click.IntRange(0),
-    default=6,
-    show_default=True,
-    help="Augmented copies of each training image for the frozen phase; 0: no augmentation.",
+    6,
+    click.IntRange(0),
+    "Augmented copies of each training image for the frozen phase; 0: no augmentation.",
 )
 @batch_size_option(default=32)
 @learning_rate_option(default=1e-3, of="with the backbone frozen")
-@click.option(
-    "--fine-tune-learning-rate",
-    type=float,
-    default=1e-4,
-    show_default=True,
-    help="Learning rate of fine-tuning.",
-)
+@setting("--fine-tune-learning-rate", 1e-4, float, "Learning rate of fine-tuning.")
 @dropout_option(default=0.3)
 @click.option(
     "--unfreeze",
@@ -232,9 +206,7 @@ def transfer(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
         **shared,
     )
     tuning = FitConfig(
-        epochs=max(1, options["epochs"]),
-        learning_rate=options["fine_tune_learning_rate"],
-        **shared,
+        epochs=max(1, options["epochs"]), learning_rate=options["fine_tune_learning_rate"], **shared
     )
     with training_progress() as progress:
         metrics = train_transfer(
@@ -268,9 +240,7 @@ def transfer(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
 @run_options()
 @data_options
 @backbone_options(weights="imagenet")
-@click.option(
-    "--lungs", type=click.Path(path_type=Path), required=True, help="Run folder of `train lungs`."
-)
+@click.option("--lungs", type=any_path, required=True, help="Run folder of `train lungs`.")
 @click.option(
     "--stride",
     type=click.Choice(["8", "16", "32"]),
@@ -280,40 +250,22 @@ def transfer(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
 @batch_size_option(default=32)
 @learning_rate_option(default=3e-4, of="maximum")
 @dropout_option(default=0.3)
-@click.option(
+@setting(
     "--other-target",
-    type=float,
-    default=0.1,
-    show_default=True,
-    help="Target of other pneumonias, 0..1; above 0, any opacity raises the score.",
+    0.1,
+    float,
+    "Target of other pneumonias, 0..1; above 0, any opacity raises the score.",
 )
-@click.option(
-    "--ranking",
-    type=float,
-    default=0.25,
-    show_default=True,
-    help="Weight of the ranking loss over the classes of each source.",
+@setting("--ranking", 0.25, float, "Weight of the ranking loss over the classes of each source.")
+@setting("--lung-weight", 0.5, float, "Weight of the loss of evidence outside the lungs.")
+@setting(
+    "--lung-crop", 0.4, click.FloatRange(0, 1), "Probability of cropping an image to its lungs."
 )
-@click.option(
-    "--lung-weight",
-    type=float,
-    default=0.5,
-    show_default=True,
-    help="Weight of the loss of evidence outside the lungs.",
-)
-@click.option(
-    "--lung-crop",
-    type=click.FloatRange(0, 1),
-    default=0.4,
-    show_default=True,
-    help="Probability of cropping an image to its lungs.",
-)
-@click.option(
+@setting(
     "--surroundings",
-    type=click.FloatRange(0, 1),
-    default=0.4,
-    show_default=True,
-    help="Probability of replacing everything around the lungs by another image's.",
+    0.4,
+    click.FloatRange(0, 1),
+    "Probability of replacing everything around the lungs by another image's.",
 )
 @click.option(
     "--disguise",
@@ -323,12 +275,11 @@ def transfer(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
     show_default=True,
     help="Domain randomisation: strength of changes of exposure, sharpness and compression.",
 )
-@click.option(
+@setting(
     "--exchange-histograms",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
-    help="Probability of matching an image's grey levels to another source's.",
+    0.0,
+    click.FloatRange(0, 1),
+    "Probability of matching an image's grey levels to another source's.",
 )
 @click.option(
     "--group-robust",
@@ -413,7 +364,7 @@ def guided(*, data: Path, out: Path, resume: bool, as_json: bool, **options: Any
 @run_options(seed=False)
 @click.option(
     "--fields",
-    type=click.Path(path_type=Path),
+    type=any_path,
     metavar="RUN",
     required=True,
     multiple=True,
@@ -422,7 +373,7 @@ def guided(*, data: Path, out: Path, resume: bool, as_json: bool, **options: Any
 )
 @click.option(
     "--gate",
-    type=click.Path(path_type=Path),
+    type=any_path,
     metavar="RUN",
     required=True,
     help="Run folder of `train gate`: the lung segmentation.",
@@ -473,17 +424,17 @@ def findings(
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=any_path)
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=any_path,
     required=True,
     help="Data set: the validation split calibrates, the test split is evaluated.",
 )
 @run_options(seed=False)
 @click.option(
     "--lungs",
-    type=click.Path(path_type=Path),
+    type=any_path,
     metavar="RUN",
     help="Run folder of `train lungs`: crops the input to the bounding box of the lungs.",
 )

@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
+from pydantic_settings import EnvSettingsSource, InitSettingsSource
 
 from lungwatch.daemon.config import SECTIONS, Config, Keys
 from lungwatch.daemon.logs import event
@@ -96,39 +96,36 @@ _BY_VARIABLE = {PREFIX + key.attribute.upper(): key for key in KEYS.values()} | 
 }
 
 
-class _File(TomlConfigSettingsSource):
-    """The TOML file: tables for sections; keys of before the tables are taken with a warning."""
+class _File(InitSettingsSource):
+    """The TOML file: tables are sections; names of before the sections are noted as moved."""
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise ConfigError(f"the configuration file {path} does not exist")
         try:
-            super().__init__(Config, path)
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"the configuration file {path} does not exist") from error
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{path} is not valid TOML: {error}") from error
-        self._path = path
         self.moved: dict[str, str] = {}
         """Old names in the file, and where each key is now."""
+        super().__init__(Config, self._values(raw, path))
 
-    def __call__(self) -> dict[str, Any]:
-        """Return the values by attribute."""
+    def _values(self, raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
         sections = {section.SECTION for section in SECTIONS} - {""}
         values: dict[str, Any] = {}
-        for name, value in self.toml_data.items():
+        for name, value in raw.items():
             is_table = name in sections and isinstance(value, dict)
-            found = (
-                {f"{name}.{key}": one for key, one in value.items()} if is_table else {name: value}
-            )
+            found = {f"{name}.{key}": v for key, v in value.items()} if is_table else {name: value}
             for dotted, one in found.items():
                 key = _BY_DOTTED.get(dotted)
                 if key is None and (key := KEYS.get(dotted)) is not None:
                     self.moved[dotted] = f"[{key.section.SECTION}] {key.name}"
                 if key is None:
-                    raise _unknown(dotted, f"in {self._path}", _BY_DOTTED)
+                    raise _unknown(dotted, f"in {path}", _BY_DOTTED)
                 if key.attribute in values:
-                    raise ConfigError(f"'{key.dotted}' is set twice in {self._path}")
+                    raise ConfigError(f"'{key.dotted}' is set twice in {path}")
                 values[key.attribute] = one
         return values
 
@@ -147,7 +144,7 @@ class _Environment(EnvSettingsSource):
             name = variable.removeprefix(PREFIX)
             if name == variable or name.startswith(_NOT_KEYS):
                 continue
-            key = _BY_VARIABLE.get(variable)
+            key = _BY_VARIABLE.get(variable.upper())
             if key is None:
                 raise _unknown(variable, "in the environment", _BY_VARIABLE)
             if key.attribute in self.variables:
@@ -357,22 +354,6 @@ def reference() -> str:
         ]
         lines.append("")
     return "\n".join(lines)
-
-
-def effective(config: Config) -> str:
-    """Return a configuration as TOML, without the database's password."""
-    from lungwatch.db.engine import parse_url  # noqa: PLC0415 - loads the database's library
-
-    url = parse_url(config.database_url).render_as_string(hide_password=True)
-    shown = config.replace(database_url=url)
-    lines: list[str] = []
-    for section in SECTIONS:
-        lines += ["", f"[{section.SECTION}]"] if section.SECTION else []
-        lines += [
-            f"{KEYS[attribute].name} = {_toml(getattr(shown, attribute))}"
-            for attribute in section.model_fields
-        ]
-    return "\n".join(lines) + "\n"
 
 
 def _toml(value: object) -> str:

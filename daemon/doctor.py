@@ -14,12 +14,11 @@ from sqlalchemy import text
 
 from lungwatch.bundle import other_builds, read_bundle, read_calibration
 from lungwatch.daemon.config import Config, parse_destination
-from lungwatch.daemon.home import Home
+from lungwatch.daemon.home import Home, age_s, ask_health, backlog_of, holder_of, read_signs
 from lungwatch.daemon.intake.watch import Watcher
 from lungwatch.daemon.monitor.drift import examine_drift
 from lungwatch.daemon.pacs.scu import StorageScu, UnreachableError
 from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, find_bundle
-from lungwatch.daemon.running import age_s, ask_health, backlog_of, holder_of, read_signs
 from lungwatch.db.deliveries import DestinationStatus, destination_statuses
 from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import check_current, open_database, open_existing

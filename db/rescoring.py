@@ -1,7 +1,7 @@
 """Rescoring: runs of another model on filed images, and the scores of models side by side."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import Connection, Engine, func, or_, select
@@ -58,6 +58,33 @@ class ScoredCase:
     patient_id: str | None
     result_ids: tuple[int, ...]
     logit: float | None
+
+    def identifiers(self, kind: str) -> tuple[str, ...]:
+        """Return its identifiers of one kind: sha256, sop_uid, accession, or id (of results)."""
+        if kind == "id":
+            return tuple(map(str, self.result_ids))
+        value: str | None = getattr(self, kind)
+        return () if value is None else (value,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownCases:
+    """Cases with a known truth and a logit, one of each patient.
+
+    Attributes
+    ----------
+    covid, logits
+        Truth and logit of each case, in the order of receipt.
+    unscored
+        Number of images with a known truth but no logit.
+    repeated
+        Number of further images of the same patients, left out.
+    """
+
+    covid: list[bool]
+    logits: list[float]
+    unscored: int
+    repeated: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +264,42 @@ def scored_cases(engine: Engine, model_sha256: str) -> list[ScoredCase]:
             )
             for image_id, sha256, sop_uid, accession, patient_id in connection.execute(images)
         ]
+
+
+def identify(cases: Sequence[ScoredCase], kind: str) -> dict[str, list[ScoredCase]]:
+    """Return the cases of each identifier of a kind; see `ScoredCase.identifiers`."""
+    named: dict[str, list[ScoredCase]] = {}
+    for case in cases:
+        for name in case.identifiers(kind):
+            named.setdefault(name, []).append(case)
+    return named
+
+
+def known_cases(cases: Sequence[ScoredCase], covid: Mapping[int, bool]) -> KnownCases:
+    """Select the cases for a calibration.
+
+    Parameters
+    ----------
+    cases
+        In the order of receipt.
+    covid
+        Truth by image number.
+    """
+    found = KnownCases(covid=[], logits=[], unscored=0, repeated=0)
+    unscored, repeated, patients = 0, 0, set()
+    for case in cases:
+        if case.image_id not in covid:
+            continue
+        if case.logit is None:
+            unscored += 1
+        elif case.patient_id is not None and case.patient_id in patients:
+            # Conformal prediction assumes independent cases; images of one patient are not.
+            repeated += 1
+        else:
+            patients.add(case.patient_id)
+            found.covid.append(covid[case.image_id])
+            found.logits.append(case.logit)
+    return replace(found, unscored=unscored, repeated=repeated)
 
 
 def scored_pairs(engine: Engine, model_a: int, model_b: int) -> list[ScoredPair]:

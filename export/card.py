@@ -14,7 +14,7 @@ from lungwatch.contract import OPACITY, ModelContract
 from lungwatch.errors import ConfigError
 from lungwatch.training.evaluation.gate_rates import FAMILIAR, FRONTAL, LUNGS, POLARITY, UPRIGHT
 from lungwatch.training.evaluation.metrics import FEWEST
-from lungwatch.training.evaluation.release_criteria import read_json
+from lungwatch.training.evaluation.release_data import read_json
 from lungwatch.training.evaluation.release_gate import RELEASE_GATE_VERSION
 from lungwatch.training.evaluation.report import template_environment
 
@@ -153,7 +153,7 @@ def require_same_model(result: Mapping[str, Any], model_sha256: str, where: str)
     if result["model_sha256"] != model_sha256:
         raise ConfigError(
             f"the release gate was measured on {result['model']}, whose files are not those of "
-            f"{where}: run `lungwatch evaluate {where} … --gate` anew"
+            f"{where}: run `lungwatch evaluate {where} … --gate` again"
         )
 
 

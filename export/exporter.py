@@ -157,7 +157,7 @@ def check_weights(model: KerasModel, name: str) -> None:
         if not np.isfinite(np.asarray(weight)).all():
             raise ModelError(
                 f"{name}: weights of {weight.path} are not finite: the training diverged; train "
-                "anew with a smaller learning rate"
+                "it again with a smaller learning rate"
             )
 
 
@@ -172,7 +172,7 @@ def check_varied(logits: FloatArray, name: str) -> None:
     if not np.isfinite(logits).all():
         raise ModelError(f"{name} answers with what is no finite number: the training diverged")
     if len(logits) > 1 and float(np.ptp(logits)) < _CONSTANT:
-        raise ModelError(f"{name} gives all {len(logits)} images the same answer: train anew")
+        raise ModelError(f"{name} gives all {len(logits)} images the same answer: train it again")
 
 
 def check_validation(area: float, calibration: Calibration, name: str) -> None:
@@ -194,20 +194,6 @@ def check_validation(area: float, calibration: Calibration, name: str) -> None:
             f"{name} scores COVID lower on validation images: no calibration with a slope above 0 "
             "fits; it is not exported"
         )
-
-
-def check_answers(
-    truth: FloatArray, logits: FloatArray, calibration: Calibration, name: str
-) -> None:
-    """Refuse validation answers, (N,), that are constant or no better than chance.
-
-    Raises
-    ------
-    ModelError
-        If they are.
-    """
-    check_varied(logits, name)
-    check_validation(roc_auc(truth, logits), calibration, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +225,7 @@ class ExportRequest:
         Tables measured elsewhere, for the card and the contract's metrics; those that the
         run's metrics.json has under "figures" come first.
     threshold_rule
-        Fix the threshold anew on the validation split of `data`, by this rule; None keeps a
+        Choose a new threshold on the validation split of `data`, by this rule; None keeps a
         run's own, which is Youden's.
     gate
         The content gate that goes with the model; None for none.
@@ -520,8 +506,10 @@ def _calibrate(
         )
     samples = val_samples(load_dataset(data, request.labels), dataset_name(data), learnt)
     logits = scorer.logits(read_pixels(samples, scorer.judgement.preprocess))
-    judgement = recalibrate(scorer.judgement, targets(samples), logits, rule)
-    check_answers(targets(samples), logits, judgement.calibration, scorer.judgement.name)
+    truth, name = targets(samples), scorer.judgement.name
+    judgement = recalibrate(scorer.judgement, truth, logits, rule)
+    check_varied(logits, name)
+    check_validation(roc_auc(truth, logits), judgement.calibration, name)
     return judgement
 
 

@@ -234,7 +234,7 @@ class ExportedGate:
     onnx
         The bytes of `gate.onnx`.
     contract
-        What the bundle's contract says of it.
+        Its section of the bundle's contract.
     """
 
     onnx: bytes
@@ -253,8 +253,6 @@ def export_gate(
     ----------
     request
         What to export.
-    progress
-        Called with 1 for every image read.
 
     Raises
     ------

@@ -322,7 +322,7 @@ def _reader(pixels: FloatArray) -> CalibrationReader:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-        """One image at a time, by stretches that the calibrator asks for."""
+        """One image at a time, within the range that the calibrator sets."""
 
         def __init__(self) -> None:
             self.set_range(0, len(pixels))
@@ -390,8 +390,6 @@ def make_int8(
         What labels mean that are no finding.
     learnt
         Images behind the network: those of the validation split that it learnt from fit nothing.
-    progress
-        Called with 1 for every image read.
 
     Raises
     ------
@@ -422,9 +420,12 @@ def make_int8(
         logits, maps = _run(quantised, pixels)
         if split == "val":
             own = recalibrate(judgement, truth, logits, rule)
-        before = GraphAnswers(**_named(_run(plain, pixels)), judgement=judgement)
-        after = GraphAnswers(logits=logits, maps=maps, judgement=own)
-        fidelity[f"{name}/{split}"] = compare_graphs(truth, before, after)
+        float_logits, float_maps = _run(plain, pixels)
+        fidelity[f"{name}/{split}"] = compare_graphs(
+            truth,
+            GraphAnswers(logits=float_logits, maps=float_maps, judgement=judgement),
+            GraphAnswers(logits=logits, maps=maps, judgement=own),
+        )
     check_loss(fidelity, f"{name}/val")
     about = {
         **describe_quantisation(shown),
@@ -466,10 +467,6 @@ def _run(data: bytes, pixels: FloatArray) -> tuple[FloatArray, FloatArray]:
     found = [session.run([LOGITS, CAM], {INPUT: batch}) for batch in batches]
     pairs, maps = (np.concatenate(part) for part in zip(*found, strict=True))
     return np.asarray(pairs[:, 1] - pairs[:, 0]), maps
-
-
-def _named(found: tuple[FloatArray, FloatArray]) -> dict[str, FloatArray]:
-    return {"logits": found[0], "maps": found[1]}
 
 
 def count_quantised(nodes: Iterable[Any]) -> int:

@@ -238,22 +238,20 @@ def findings_of_graph(
         An ONNX file's bytes, with the output `findings`; a contract is not needed.
     names
         Of the findings, in the order of that output.
-    data
-        Data set of the training.
+    data, labels
+        Data set of the training; see `load_dataset`.
     spec
         The network's preprocessing.
     rule
         Of the thresholds.
-    labels
-        What to do with labels that are none of lungwatch's.
 
     Raises
     ------
     DatasetError
         If images cannot be read, or as `fit_findings`.
     """
-    samples = of_split(load_dataset(data, labels), "val", dataset_name(data))
-    return fit_findings(names, _logits(graph, read_pixels(samples, spec)), samples, rule)
+    samples, pixels = _validation(data, labels, spec)
+    return fit_findings(names, _logits(graph, pixels), samples, rule)
 
 
 def int8_loss(
@@ -265,7 +263,7 @@ def int8_loss(
     *,
     labels: LabelMap | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Return what quantising costs each finding on the validation split: ROC-AUC of both graphs.
+    """Return ROC-AUC of each finding on the validation split, by the float and the int8 graph.
 
     Parameters
     ----------
@@ -281,8 +279,7 @@ def int8_loss(
     DatasetError
         If images cannot be read.
     """
-    samples = of_split(load_dataset(data, labels), "val", dataset_name(data))
-    pixels = read_pixels(samples, spec)
+    samples, pixels = _validation(data, labels, spec)
     pair = _logits(plain, pixels), _logits(quantised, pixels)
     found = {}
     for index, name in enumerate(names):
@@ -297,6 +294,13 @@ def int8_loss(
                 f"{LOSS_LIMIT} ({before:.4f} to {after:.4f}); export without --int8"
             )
     return found
+
+
+def _validation(
+    data: Path, labels: LabelMap | None, spec: PreprocessSpec
+) -> tuple[list[Sample], FloatArray]:
+    samples = of_split(load_dataset(data, labels), "val", dataset_name(data))
+    return samples, read_pixels(samples, spec)
 
 
 def _logits(graph: bytes, pixels: FloatArray) -> FloatArray:
@@ -366,12 +370,10 @@ def make_reference(
     gate
         Its content gate, if it has one.
     data
-        Data set of the training: its validation split, which the network has not learnt by heart;
+        Data set of the training: its validation split, which the network was not trained on;
         the test split of one without.
     labels
         What to do with labels that are none of lungwatch's.
-    progress
-        Called with 1 for every image read.
 
     Returns
     -------
@@ -474,7 +476,7 @@ def _read(sample: Sample, scorer: OnnxScorer, gate: OnnxGate | None) -> _Picture
 
 
 def _tags(measured: Sequence[_Measured], *, is_gated: bool) -> dict[str, dict[str, int]]:
-    """Count what is known of most pictures; size and depth of training files tell nothing."""
+    """Count attributes that most pictures have; training files have no typical size or depth."""
     tags = {}
     if is_gated:
         tags["gate"] = dict(Counter(str(one.reason or GATE_ACCEPTED) for one in measured))
@@ -503,8 +505,6 @@ def evaluate_sets(
         Data set of the training: its validation and test splits, as far as there are any.
     evaluate
         Further data sets: their test splits.
-    progress
-        Called with 1 for every image read.
     labels
         What labels mean that are no finding.
     learnt

@@ -49,12 +49,12 @@ class RenewRequest:
         The content gate that it gets; None keeps the bundle's own, if it has one.
     data
         Data set of the training: its validation split gives the scale of the maps, and its
-        validation and test splits are measured anew.
+        validation and test splits are measured again.
     reference
         Data set of whose validation split the reference for drift is made; None keeps the
         bundle's own, if it has one.
     evaluate
-        Further data sets whose test split is measured anew.
+        Further data sets whose test split is measured again.
     notes
         Markdown for the card, on the data and their confounds.
     figures

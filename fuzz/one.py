@@ -7,7 +7,7 @@ import warnings
 import atheris
 
 # Coverage is of what is written here, and of the parser that it leans on.
-PARTS = ("imaging", "contract", "bundle", "signing", "daemon.config", "daemon.outbox.destination")
+PARTS = ("imaging", "contract", "bundle", "signing", "daemon.config", "daemon.configfile")
 with atheris.instrument_imports(include=[f"lungwatch.{part}" for part in PARTS]):
     from targets import TARGETS
 

@@ -215,7 +215,7 @@ class Intake:
         except FileNotFoundError:
             return False
         except OSError as error:
-            self._unusable.add(path, error.strerror or "cannot be opened")
+            self._unusable.report(path, error.strerror or "cannot be opened")
             return False
         return self._stability.is_complete(path, writer, self._clock.monotonic())
 
@@ -241,7 +241,7 @@ class Intake:
             pass  # removed again by its dropper
         except OSError as error:
             if error.errno in _NOT_OURS:
-                self._unusable.add(path, error.strerror or "it cannot be moved")
+                self._unusable.report(path, error.strerror or "it cannot be moved")
             else:
                 self._postpone(path, error)
         except ClaimInterrupted as error:
@@ -262,6 +262,6 @@ class Intake:
         why = describe(cause) if isinstance(cause, OSError) else "it cannot be claimed"
         wait_s = self._postponed.failed(path, self._clock.monotonic())
         if self._postponed.failures(path) > _RETRIES_AT_ONCE:
-            self._unusable.add(path, why)
+            self._unusable.report(path, why)
         else:
             event("retry", level=logging.WARNING, error=why, wait_s=wait_s)

@@ -243,27 +243,18 @@ class DropFolder:
         return status.st_dev, status.st_ino
 
 
-class UnusableFiles:
+class UnusableFiles(set[Path]):
     """Files in the drop folder that cannot be taken, each logged once."""
 
-    def __init__(self) -> None:
-        self._paths: set[Path] = set()
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __contains__(self, path: Path) -> bool:
-        return path in self._paths
-
-    def add(self, path: Path, reason: str) -> None:
+    def report(self, path: Path, reason: str) -> None:
         """Log once why a file cannot be taken, without its name, which may hold a patient's."""
-        if path not in self._paths:
-            self._paths.add(path)
+        if path not in self:
+            self.add(path)
             event("left_alone", level=logging.WARNING, reason=reason, inode=_inode(path))
 
     def forget_gone(self) -> None:
         """Forget those that were removed."""
-        self._paths = {path for path in self._paths if os.path.lexists(path)}
+        self.difference_update([path for path in self if not os.path.lexists(path)])
 
 
 class SkippedFiles:
@@ -389,7 +380,7 @@ class DropScan:
                     raise
                 if isinstance(error, FileNotFoundError):
                     continue  # emptied and removed meanwhile
-                self.unusable.add(folder, error.strerror or "cannot be listed")
+                self.unusable.report(folder, error.strerror or "cannot be listed")
                 continue
             for entry in entries:
                 path = Path(entry.path)
@@ -404,13 +395,13 @@ class DropScan:
                 except FileNotFoundError:
                     continue
                 except OSError as error:
-                    self.unusable.add(path, error.strerror or "cannot be examined")
+                    self.unusable.report(path, error.strerror or "cannot be examined")
                     continue
                 if not stat.S_ISREG(status.st_mode):
-                    self.unusable.add(path, "not a regular file")
+                    self.unusable.report(path, "not a regular file")
                     continue
                 if status.st_size > _MAX_BYTES:
-                    self.unusable.add(path, f"larger than {_MAX_BYTES >> 30} GiB")
+                    self.unusable.report(path, f"larger than {_MAX_BYTES >> 30} GiB")
                     continue
                 yield (
                     path,

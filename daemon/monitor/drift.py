@@ -136,23 +136,17 @@ def _shortened(text: str | None) -> str:
 
 
 FALSE_ALARM_RATE = 0.001
-
-"""Of a window of one station: 1 in 1,000 windows without any shift alarms, at most."""
+"""Share of windows of one station that alarm without any shift, at most."""
 WINDOW = 100
-
 """Newest results that are compared."""
 LEAST_WINDOW = 30
-
-"""Results from which on a window that is not full yet is compared."""
+"""Fewest results of a window that is compared before it is full."""
 BASELINE = 300
-
-"""First results of a site that make its reference; a station among them has one of its own."""
+"""First results of a site, which are its reference; a station in them has its own."""
 STATION_BASELINE = 100
-
-"""Results that a station's own reference has at least, later ones if need be."""
+"""Fewest results of a station's own reference, completed by later ones."""
 SPAN = 2000
-
-"""Results at either end that are read; of a rarer station less is known."""
+"""Results that are read at either end; a rarer station has fewer."""
 _STEP = 10
 _REFRESH_S = 60.0
 ReferenceChoice = Literal["site", "bundle"]
@@ -218,7 +212,7 @@ class Drift:
     window
         Results that a full window has.
     waiting_for
-        Results still missing before anything can be told; 0 where something is.
+        Results still missing before anything is tested; 0 once something is.
     scopes
         All stations together first, then those with enough results.
     tests

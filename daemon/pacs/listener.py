@@ -9,9 +9,8 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from socketserver import BaseServer
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pynetdicom
 from pydicom.uid import AllTransferSyntaxes
@@ -20,7 +19,7 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import EventHandlerType
-from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.presentation import build_context
 from pynetdicom.transport import AssociationServer, AssociationSocket, RequestHandler
 
 from lungwatch.daemon.config import Config, is_ae_title
@@ -35,27 +34,14 @@ if TYPE_CHECKING:
     from pynetdicom.events import Event
 
 
-def server_context(certificate: str, key: str, ca: str) -> ssl.SSLContext:
-    """Make the context of a server that speaks TLS 1.2 and later.
-
-    Parameters
-    ----------
-    certificate, key
-        Paths of PEM files; an empty key is looked for beside the certificate.
-    ca
-        Path of the certificates that clients' are checked against. Empty: clients need none.
-
-    Raises
-    ------
-    ConfigError
-        If a file cannot be used.
-    """
+def _server_context(config: Config) -> ssl.SSLContext:
+    """Return the context of a TLS server (PS3.15 annex B: BCP 195), TLS 1.2 and later."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(certificate, key or None)
-        if ca:
-            context.load_verify_locations(ca)
+        context.load_cert_chain(config.pacs_tls_certificate, config.pacs_tls_key or None)
+        if config.pacs_tls_ca:
+            context.load_verify_locations(config.pacs_tls_ca)
             context.verify_mode = ssl.CERT_REQUIRED
     except OSError as error:  # which SSLError is, too
         raise ConfigError(
@@ -68,39 +54,23 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AccessList:
-    """Addresses that may connect.
+def _networks(addresses: Sequence[str]) -> tuple[_Network, ...]:
+    """Parse addresses and networks ("10.1.0.0/16"); none means this machine alone."""
+    try:
+        return tuple(ipaddress.ip_network(text) for text in addresses or _LOOPBACK)
+    except ValueError as error:
+        raise ConfigError(f"bad value for 'pacs.calling_addresses': {error}") from error
 
-    Attributes
-    ----------
-    networks
-        A client is in any of them.
-    """
 
-    networks: tuple[_Network, ...]
+def _is_in(networks: Sequence[_Network], address: str) -> bool:
+    # An IPv4 client of an IPv6 socket comes as ::ffff:10.0.0.1; a scope follows a %.
+    client = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(client, "ipv4_mapped", None)
+    return any((mapped or client) in network for network in networks)
 
-    @classmethod
-    def parse(cls, addresses: Sequence[str]) -> Self:
-        """Read addresses and networks ("10.1.0.0/16"); none means this machine alone.
 
-        Raises
-        ------
-        ConfigError
-            If one is neither.
-        """
-        try:
-            networks = tuple(ipaddress.ip_network(text) for text in addresses or _LOOPBACK)
-        except ValueError as error:
-            raise ConfigError(f"bad value for 'pacs.calling_addresses': {error}") from error
-        return cls(networks=networks)
-
-    def allows(self, address: str) -> bool:
-        """Return whether a client's address is in the list."""
-        # An IPv4 client of an IPv6 socket comes as ::ffff:10.0.0.1; a scope follows a %.
-        client = ipaddress.ip_address(address.partition("%")[0])
-        mapped = getattr(client, "ipv4_mapped", None)
-        return any((mapped or client) in network for network in self.networks)
+def _log_refusal(address: str, why: str) -> None:
+    log("refused", level=logging.WARNING, address=address, why=why)
 
 
 # PS3.4 table B.2-1, PS3.7 annex C.
@@ -166,6 +136,9 @@ class StorageHandler:
 
 _HANDSHAKE_S = 10.0
 _HANDSHAKES = 8
+_SPARE_CONNECTIONS = 8
+_MIB = 1024 * 1024
+_VERIFICATION = "1.2.840.10008.1.1"
 # Above any association request, and above what we say that a PDU may have.
 MAX_PDU_BYTES = 1024 * 1024
 
@@ -214,47 +187,52 @@ class _Handler(RequestHandler):
 class BoundedServer(AssociationServer):
     """Association server with limits on clients, connections and object size.
 
-    Attributes
+    Parameters
     ----------
-    access
-        Whose connections are taken.
-    max_connections
-        Open at once, established or not; further ones are closed.
-    max_object_bytes
-        Of one object.
     on_round
         Called several times a second, for as long as connections are being accepted.
+
+    Raises
+    ------
+    OSError
+        If the port cannot be bound.
+    ConfigError
+        If an address or a TLS file is invalid.
     """
 
     request_queue_size = 64
-    access: AccessList
-    max_connections: int
-    max_object_bytes: int
-    on_round: Callable[[], None]
 
     def __init__(
         self,
+        config: Config,
         entity: ApplicationEntity,
-        address: tuple[str, int],
-        contexts: list[PresentationContext],
-        tls: ssl.SSLContext | None,
         handlers: list[EventHandlerType],
+        on_round: Callable[[], None],
     ) -> None:
+        self._networks = _networks(config.pacs_calling_addresses)
+        # Beyond the maximum of associations, so that further ones can be rejected properly.
+        self._max_connections = config.pacs_max_associations + _SPARE_CONNECTIONS
+        self.max_object_bytes = config.pacs_max_object_mb * _MIB
+        self._on_round = on_round
+        self._in_handshake = threading.Semaphore(_HANDSHAKES)
+        contexts = [
+            build_context(str(context.abstract_syntax), list(AllTransferSyntaxes))
+            for context in AllStoragePresentationContexts
+        ]
         super().__init__(
             entity,
-            address,
+            (config.pacs_address, config.pacs_port),
             entity.ae_title,
-            contexts,
-            ssl_context=tls,
+            [*contexts, build_context(_VERIFICATION)],
+            ssl_context=_server_context(config) if config.pacs_tls_certificate else None,
             evt_handlers=handlers,
             request_handler=_Handler,
         )
-        self._in_handshake = threading.Semaphore(_HANDSHAKES)
 
     def service_actions(self) -> None:
         """Do what is due after each look for connections."""
         super().service_actions()
-        self.on_round()
+        self._on_round()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection; its TLS handshake follows on a thread of its own."""
@@ -263,11 +241,11 @@ class BoundedServer(AssociationServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ANN401, ARG002 - socketserver's
         """Return whether a connection is accepted."""
-        if not self.access.allows(client_address[0]):
-            log("refused", level=logging.WARNING, address=client_address[0], why="address")
+        if not _is_in(self._networks, client_address[0]):
+            _log_refusal(client_address[0], "address")
             return False
-        if len(self.active_associations) >= self.max_connections:
-            log("refused", level=logging.WARNING, address=client_address[0], why="too many")
+        if len(self.active_associations) >= self._max_connections:
+            _log_refusal(client_address[0], "too many")
             return False
         return True
 
@@ -280,7 +258,7 @@ class BoundedServer(AssociationServer):
                 target=self._shake_hands, args=(request, client_address), daemon=True
             ).start()
         else:
-            log("refused", level=logging.WARNING, address=client_address[0], why="too many")
+            _log_refusal(client_address[0], "too many")
             self.shutdown_request(request)
 
     def _shake_hands(self, request: socket.socket, client_address: Any) -> None:  # noqa: ANN401 - as above
@@ -291,7 +269,7 @@ class BoundedServer(AssociationServer):
             encrypted = self.ssl_context.wrap_socket(request, server_side=True)
             encrypted.settimeout(None)
         except (OSError, ssl.SSLError):
-            log("refused", level=logging.WARNING, address=client_address[0], why="TLS handshake")
+            _log_refusal(client_address[0], "TLS handshake")
             self.shutdown_request(request)
             return
         finally:
@@ -308,7 +286,7 @@ class BoundedServer(AssociationServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 - socketserver's
         """Log that a connection failed, without a traceback."""
-        log("refused", level=logging.WARNING, address=client_address[0], why="connection failed")
+        _log_refusal(client_address[0], "connection failed")
 
 
 _ACSE_S = 15.0
@@ -316,9 +294,6 @@ _DIMSE_S = 30.0
 # Idle time that ends an association; a sender may pause between two images.
 _NETWORK_S = 60.0
 _PDU_BYTES = 256 * 1024
-_MIB = 1024 * 1024
-# Connections beyond the maximum of associations, so that they can be rejected properly.
-_CONNECTIONS_TO_SPARE = 8
 _POLL_S = 0.2
 
 
@@ -358,37 +333,19 @@ class Listener:
         entity.maximum_pdu_size = _PDU_BYTES
         entity.acse_timeout, entity.dimse_timeout = _ACSE_S, _DIMSE_S
         entity.network_timeout = _NETWORK_S
-        contexts = [
-            build_context(str(context.abstract_syntax), list(AllTransferSyntaxes))
-            for context in AllStoragePresentationContexts
+        handlers: list[EventHandlerType] = [
+            (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_C_ECHO, self._on_echo),
+            (evt.EVT_REJECTED, self._on_rejected),
         ]
-        contexts.append(build_context("1.2.840.10008.1.1"))
-        access = AccessList.parse(config.pacs_calling_addresses)
-        tls = None
-        if config.pacs_tls_certificate:
-            tls = server_context(
-                config.pacs_tls_certificate, config.pacs_tls_key, config.pacs_tls_ca
-            )
         try:
             self._server = BoundedServer(
-                entity,
-                (config.pacs_address, config.pacs_port),
-                contexts,
-                tls,
-                [
-                    (evt.EVT_C_STORE, self._on_store),
-                    (evt.EVT_C_ECHO, self._on_echo),
-                    (evt.EVT_REJECTED, self._on_rejected),
-                ],
+                config, entity, handlers, lambda: self._progress.beat("listener")
             )
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {config.pacs_address} port {config.pacs_port}: {error.strerror}"
             ) from error
-        self._server.on_round = lambda: self._progress.beat("listener")
-        self._server.access = access
-        self._server.max_connections = config.pacs_max_associations + _CONNECTIONS_TO_SPARE
-        self._server.max_object_bytes = config.pacs_max_object_mb * _MIB
         self._thread = Worker("listener", self._serve, on_crash)
 
     @property
@@ -425,9 +382,4 @@ class Listener:
 
     @staticmethod
     def _on_rejected(event: evt.Event) -> None:
-        log(
-            "refused",
-            level=logging.WARNING,
-            address=event.assoc.requestor.address,
-            why="AE title, or too many associations",
-        )
+        _log_refusal(event.assoc.requestor.address, "AE title, or too many associations")

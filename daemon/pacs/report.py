@@ -1,7 +1,7 @@
 """Structured Report of a result after TID 1500 (PS3.16), coded in SNOMED CT, and its validation."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
@@ -23,10 +23,10 @@ SCHEME = "99LUNGWATCH"
 # 840539006 is of SNOMED CT's set for global patient use, newer than DICOM's dictionary of it.
 COVID_19 = Code("840539006", "SCT", "COVID-19")
 CHEST_X_RAY = Code("399208008", "SCT", "Plain chest X-ray")
-# The model sees a pattern, or none; the disease is another matter, so its code heads a finding
-# alone, and an absent pattern is not written as an absent disease.
+# The model sees a pattern, not a disease: the disease's code heads only a finding, and an absent
+# pattern is not written as an absent disease.
 PATTERN = Code("COVIDPATTERN", SCHEME, "COVID-19 pattern")
-# RadLex, whose term is not of the lungs alone: the finding's site says it.
+# The RadLex term is not of the lungs alone: the finding's site is.
 OPACITY_FOUND = Code("RID28530", "RADLEX", "opacity")
 DECISION = Code("DECISION", SCHEME, "Decision of the algorithm")
 TRUST_FLAG = Code("TRUSTFLAG", SCHEME, "Trust flag")
@@ -43,7 +43,6 @@ SCORES = {
     "uncertain_from": Code("UNCERTAINFROM", SCHEME, "Lower bound of the uncertain band"),
     "uncertain_to": Code("UNCERTAINTO", SCHEME, "Upper bound of the uncertain band"),
 }
-
 """Concepts of what is 0..1, by the field of `ResultFacts`."""
 GATE_SCORE = Code("GATESCORE", SCHEME, "Content gate score")
 LUNG_AREA = Code("LUNGAREA", SCHEME, "Share of the image that is lung")
@@ -107,46 +106,39 @@ def _content(facts: ResultFacts, source: Dataset, names: tuple[str, ...]) -> Dat
         manufacturer="lungwatch",
         parameters=[*parameters, RESEARCH_USE_ONLY],
     )
-    # A negative or open answer has no finding, and nothing may be headed as one.
-    found = facts.label == COVID
-    groups = [
-        sr.MeasurementsAndQualitativeEvaluations(
+
+    def group(
+        finding: Code | None,
+        site: Code | None,
+        measurements: Iterable["Measurement"],
+        evaluations: Iterable[tuple[Code, Code]],
+        of: tuple[str, ...] = (),
+    ) -> sr.MeasurementsAndQualitativeEvaluations:
+        return sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=sr.TrackingIdentifier(
-                uid=stable_uid("tracking", *names), identifier=f"lungwatch {facts.sha256[:12]}"
+                uid=stable_uid("tracking", *of, *names),
+                identifier=" ".join(("lungwatch", facts.sha256[:12], *of)),
             ),
-            finding_type=COVID_19 if found else None,
+            finding_type=finding,
             algorithm_id=algorithm,
-            finding_sites=[sr.FindingSite(codes.SCT.Chest)] if found else None,
-            measurements=list(_measurements(facts)),
+            finding_sites=None if site is None else [sr.FindingSite(site)],
+            measurements=list(measurements),
             qualitative_evaluations=[
-                sr.QualitativeEvaluation(name=name, value=value)
-                for name, value in _evaluations(facts)
+                sr.QualitativeEvaluation(name=name, value=value) for name, value in evaluations
             ],
             source_images=[
                 sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)
             ],
         )
-    ]
+
+    # A negative or uncertain result has no finding, and nothing may be headed as one.
+    finding = (COVID_19, codes.SCT.Chest) if facts.label == COVID else (None, None)
+    groups = [group(finding[0], finding[1], _measurements(facts), _evaluations(facts))]
     if facts.other_opacity is not None:
+        probability = _number(SCORES["probability"], facts.other_opacity, codes.UCUM.NoUnits)
+        present = (OPACITY_FOUND, codes.SCT.Present)
         groups.append(
-            sr.MeasurementsAndQualitativeEvaluations(
-                tracking_identifier=sr.TrackingIdentifier(
-                    uid=stable_uid("tracking", "opacity", *names),
-                    identifier=f"lungwatch {facts.sha256[:12]} opacity",
-                ),
-                finding_type=OPACITY_FOUND,
-                algorithm_id=algorithm,
-                finding_sites=[sr.FindingSite(codes.SCT.Lung)],
-                measurements=[
-                    _number(SCORES["probability"], facts.other_opacity, codes.UCUM.NoUnits)
-                ],
-                qualitative_evaluations=[
-                    sr.QualitativeEvaluation(name=OPACITY_FOUND, value=codes.SCT.Present)
-                ],
-                source_images=[
-                    sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)
-                ],
-            )
+            group(OPACITY_FOUND, codes.SCT.Lung, [probability], [present], of=("opacity",))
         )
     report = sr.MeasurementReport(
         observation_context=sr.ObservationContext(
@@ -194,7 +186,7 @@ def _measurements(facts: ResultFacts) -> Iterator["Measurement"]:
     for field, text in facts.numbers.items():
         yield _number(SCORES[field], text, codes.UCUM.NoUnits)
     for name, text in facts.further.items():
-        # What is headed as a finding has its probability there.
+        # A finding with a group of its own has its probability there.
         if name != OPACITY or facts.other_opacity is None:
             yield _number(finding_probability(name), text, codes.UCUM.NoUnits)
     if facts.gate_score is not None:
@@ -218,7 +210,7 @@ def _number(name: Code, text: str, unit: Code) -> "Measurement":
     measurement = sr.Measurement(name=name, value=float(text), unit=unit)
     (measured,) = measurement[0].MeasuredValueSequence
     measured.NumericValue = text
-    # The value's binary twin (PS3.3 C.18.1) adds digits that mean nothing.
+    # The floating point value (PS3.3 C.18.1) adds meaningless digits.
     del measured.FloatingPointValue
     return measurement
 
@@ -251,9 +243,9 @@ MANDATORY_ITEMS = {
 
 
 def report_problems(dataset: Dataset, facts: ResultFacts, source: Dataset) -> Iterator[str]:
-    """Yield what is wrong with a report's tree, without any value of it."""
+    """Yield the problems of a report's tree, without any of its values."""
     if dataset.ConceptNameCodeSequence[0].get("CodeValue") != _REPORT:
-        yield "the root is no imaging measurement report"
+        yield "the root is not an imaging measurement report"
     if dataset.ContentTemplateSequence[0].get("TemplateIdentifier") != _TEMPLATE:
         yield "the template is not TID 1500"
     items = list(_items(dataset))
@@ -278,7 +270,7 @@ def report_problems(dataset: Dataset, facts: ResultFacts, source: Dataset) -> It
 
 
 def _answer_problems(items: Sequence[tuple[str, Dataset]], facts: ResultFacts) -> Iterator[str]:
-    # A receiver takes what is headed as a finding for one, whatever stands below.
+    # A receiver takes anything headed as a finding for one, whatever it contains.
     found = [_value_of(item) for code, item in items if code == _FINDING]
     headed = [COVID_19.value] if facts.label == COVID else []
     if facts.other_opacity is not None:
@@ -293,7 +285,7 @@ def _answer_problems(items: Sequence[tuple[str, Dataset]], facts: ResultFacts) -
 
 
 def _number_problems(items: Sequence[tuple[str, Dataset]], facts: ResultFacts) -> Iterator[str]:
-    # The first group's: that of an opacity has a probability too.
+    # Of the first group: the group of an opacity has a probability too.
     numbers = {code: item for code, item in reversed(items) if item.get("ValueType") == "NUM"}
     for field, text in facts.numbers.items():
         code = SCORES[field].value

@@ -41,7 +41,7 @@ class Filing:
             claim,
             partial(self._home.done_path, claim.sha256, claim.received_at),
             lambda path: self._store.finish(result_id=claim.result_id, path=path, now=now),
-            "filed",
+            point="filed",
         )
 
     def quarantine(self, claim: Claimed, reason: str) -> Path:
@@ -55,12 +55,12 @@ class Filing:
             if received_at is None
             else partial(self._home.done_path, claim.sha256, received_at)
         )
-        return self._place(claim, place, partial(self._set_path, claim), "quarantined")
+        return self._place(claim, place, point="quarantined")
 
     def refile(self, claim: Claimed) -> None:
         """Put back a content that is done, and whose file was gone from `done/`."""
         place = partial(self._home.done_path, claim.sha256, claim.received_at)
-        self._place(claim, place, partial(self._set_path, claim))
+        self._place(claim, place)
 
     def set_aside(self, sha256: str, path: Path) -> None:
         """Move an object that lungwatch made itself to quarantine, without a row."""
@@ -76,10 +76,11 @@ class Filing:
         self,
         claim: Claimed,
         place: Callable[[str], Path],
-        update_row: Callable[[str], None],
+        update_row: Callable[[str], None] | None = None,
+        *,
         point: CrashPoint | None = None,
     ) -> Path:
-        """Move a file and update its row; `place` makes the target of a suffix."""
+        """Move a file and update its row, or only its path; `place` takes the suffix."""
         target = _target_path(claim.path, place)
         relative = self._home.relative(target)
 
@@ -87,13 +88,13 @@ class Filing:
             self._move(claim.path, target)
             if point is not None:
                 crashpoint(point)
-            update_row(relative)
+            if update_row is not None:
+                update_row(relative)
+            else:
+                self._store.set_path(image_id=claim.image_id, path=relative)
 
         self._writer.call(move_and_update)
         return target
-
-    def _set_path(self, claim: Claimed, path: str) -> None:
-        self._store.set_path(image_id=claim.image_id, path=path)
 
     def _move(self, source: Path, target: Path) -> None:
         make_dirs(target.parent)

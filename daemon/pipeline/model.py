@@ -297,19 +297,15 @@ class Classifier:
                     cam=cam,
                     embedding=embedding,
                     cam_peak=rest.get(CAM_PEAK),
-                    further=self._further(rest),
+                    further=self.contract.probabilities([float(z) for z in rest[FINDINGS]])
+                    # A graph may score findings that its contract does not name.
+                    if self.contract.findings
+                    else {},
                     further_cams=rest.get(FINDING_CAMS),
                     further_peaks=rest.get(FINDING_PEAKS),
                 )
             )
         return scores
-
-    def _further(self, answers: dict[str, NDArray[np.float32]]) -> dict[str, float]:
-        """Probabilities of the findings beside COVID, from one image's optional outputs."""
-        # A graph may score findings that its contract does not name.
-        if not self.contract.findings:
-            return {}
-        return self.contract.probabilities([float(z) for z in answers[FINDINGS]])
 
     def check_golden(self) -> None:
         """Compare this machine's answer on the golden picture with the contract's.

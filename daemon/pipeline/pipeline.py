@@ -280,10 +280,22 @@ def classify(
     refuses
         Whether what the gate does not accept is refused; else it is scored all the same.
     """
+    gate = classifier.gate
     try:
-        answers = _run_gate(batch, classifier)
-        refusals = [_refusal(*pair, classifier) if refuses else None for pair in answers]
-        passed = [pair for pair, refusal in zip(answers, refusals, strict=True) if refusal is None]
+        answers: list[GateAnswer | None] = [None] * len(batch)
+        refusals: list[GateRefused | None] = [None] * len(batch)
+        if gate is not None:
+            # The decoder makes no second input where the gate's is the model's.
+            seen = [item.tensor if item.gate_tensor is None else item.gate_tensor for item in batch]
+            found = gate.run(np.stack(seen))
+            answers = [*found]
+            if refuses:
+                refusals = [gate.refusal(*pair) for pair in zip(batch, found, strict=True)]
+        passed = [
+            (item, answer)
+            for item, answer, refusal in zip(batch, answers, refusals, strict=True)
+            if refusal is None
+        ]
         scores = classifier.run(np.stack([item.tensor for item, _ in passed])) if passed else []
     # onnxruntime's errors share no base class with anything.
     except Exception as error:
@@ -303,21 +315,3 @@ def classify(
         Classified(prepared=item, scores=score, gate=answer)
         for (item, answer), score in zip(passed, scores, strict=True)
     ]
-
-
-def _run_gate(
-    batch: list[Prepared], classifier: Classifier
-) -> list[tuple[Prepared, GateAnswer | None]]:
-    if classifier.gate is None:
-        return [(item, None) for item in batch]
-    # The decoder makes no second input where the gate sees what the model sees.
-    seen = [item.tensor if item.gate_tensor is None else item.gate_tensor for item in batch]
-    return list(zip(batch, classifier.gate.run(np.stack(seen)), strict=True))
-
-
-def _refusal(
-    item: Prepared, answer: GateAnswer | None, classifier: Classifier
-) -> GateRefused | None:
-    if classifier.gate is None or answer is None:
-        return None
-    return classifier.gate.refusal(item, answer)

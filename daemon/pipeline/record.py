@@ -46,7 +46,9 @@ def assess(classified: Classified, contract: ModelContract) -> Assessment:
     flags = set(classified.prepared.flags)
     if not scores.cam[contract.labels.index(NEGATIVE if scores.label == NEGATIVE else COVID)].any():
         flags.add(Flag.EMPTY_MAP)
-    if scores.label == NEGATIVE and _is_opaque(scores, contract):
+    opacity = contract.finding(OPACITY)
+    is_opaque = opacity is not None and opacity.is_present(scores.further[OPACITY])
+    if scores.label == NEGATIVE and is_opaque:
         flags.add(Flag.OTHER_OPACITY)
     gate, answer = contract.gate, classified.gate
     if gate is None or answer is None:
@@ -67,12 +69,6 @@ def assess(classified: Classified, contract: ModelContract) -> Assessment:
         gate_score=answer.verdict.score, lung_area=lung_area_of(mask), lung_share=share
     )
     return Assessment(plausibility=found, flags=flags_in_order(flags))
-
-
-def _is_opaque(scores: Scores, contract: ModelContract) -> bool:
-    """Tell whether the model finds an opacity; False for one without that finding."""
-    opacity = contract.finding(OPACITY)
-    return opacity is not None and opacity.is_present(scores.further[OPACITY])
 
 
 def draw_result(
@@ -97,7 +93,7 @@ def draw_result(
         its opacity where the graph gives one.
     """
     prepared, scores = classified.prepared, classified.scores
-    shown = _map_for(scores, assessment, contract)
+    cam, is_common = _map_for(scores, assessment, contract)
     text = OverlayText(
         label=scores.label,
         probability=scores.probability,
@@ -107,7 +103,7 @@ def draw_result(
         flags=assessment.flags,
         gate_score=assessment.plausibility.gate_score,
         lung_share=assessment.plausibility.lung_share,
-        common_scale=shown is not None and shown.is_common,
+        common_scale=is_common,
         sides_known=prepared.orientation_known,
         findings=tuple(
             FindingText(
@@ -115,42 +111,31 @@ def draw_result(
             )
             for one in contract.findings
         ),
-        opacity_map=scores.label == NEGATIVE and shown is not None,
+        opacity_map=scores.label == NEGATIVE and cam is not None,
     )
-    drawn = None if shown is None else content_of(shown.cam, prepared.shape, contract.preprocess)
+    drawn = None if cam is None else content_of(cam, prepared.shape, contract.preprocess)
     return render_overlay(preview=prepared.preview, cam=drawn, text=text, side_by_side=side_by_side)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _ScaledMap:
-    """A map, float32 (side, side), 0..1, and whether it is on the model's common scale."""
-
-    cam: NDArray[np.float32]
-    is_common: bool
-
-
-def _map_for(scores: Scores, assessment: Assessment, contract: ModelContract) -> _ScaledMap | None:
-    """Return the map that belongs to the answer."""
+def _map_for(
+    scores: Scores, assessment: Assessment, contract: ModelContract
+) -> tuple[NDArray[np.float32] | None, bool]:
+    """Return the map to draw, float32 (side, side), 0..1, and whether its scale is the model's."""
     if scores.label != NEGATIVE:
         index = contract.labels.index(COVID)
-        return _scaled(scores.cam[index], scores.cam_peak, index, contract.map_reference)
-    # COVID's map under a negative answer would look like a lesion.
-    opacity = contract.finding(OPACITY)
-    if Flag.OTHER_OPACITY not in assessment.flags or opacity is None or scores.further_cams is None:
-        return None
-    index = contract.findings.index(opacity)
-    return _scaled(scores.further_cams[index], scores.further_peaks, index, opacity.map_reference)
-
-
-def _scaled(
-    cam: NDArray[np.float32],
-    peaks: NDArray[np.float32] | None,
-    index: int,
-    reference: float | None,
-) -> _ScaledMap:
+        cam, peaks, reference = scores.cam[index], scores.cam_peak, contract.map_reference
+    else:
+        # COVID's map under a negative answer would look like a lesion.
+        opacity = contract.finding(OPACITY)
+        is_opaque = Flag.OTHER_OPACITY in assessment.flags
+        if not is_opaque or opacity is None or scores.further_cams is None:
+            return None, False
+        index = contract.findings.index(opacity)
+        cam, peaks = scores.further_cams[index], scores.further_peaks
+        reference = opacity.map_reference
     if peaks is None or reference is None:
-        return _ScaledMap(cam=cam, is_common=False)
-    return _ScaledMap(cam=on_common_scale(cam, float(peaks[index]), reference), is_common=True)
+        return cam, False
+    return on_common_scale(cam, float(peaks[index]), reference), True
 
 
 def record_result(classified: Classified, model: ModelInUse, context: Context) -> int:

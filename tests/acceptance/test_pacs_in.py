@@ -140,7 +140,7 @@ def test_a_port_open_to_everybody_is_no_start(make_home):
     home = make_home(PACS_PORT=str(free_port()), PACS_ADDRESS="0.0.0.0")
     said = home.command("run")
     assert said.returncode == 1
-    assert "pacs_calling_addresses" in said.stderr
+    assert "pacs.calling_addresses" in said.stderr
 
 
 def test_a_port_that_is_taken_is_one_line(make_home):

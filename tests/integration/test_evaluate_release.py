@@ -15,7 +15,7 @@ from lungwatch.cli.main import main
 from lungwatch.models import SHIPPED_DEFAULT
 from lungwatch.training.evaluation.maps import compare_randomised
 from lungwatch.training.evaluation.metrics import Bootstrap
-from lungwatch.training.evaluation.release_criteria import CRITERIA, Criteria
+from lungwatch.training.evaluation.release_data import CRITERIA, Criteria
 from lungwatch.training.evaluation.release_gate import ReleaseResult
 from lungwatch.training.evaluation.scorers import KerasScorer
 from lungwatch.training.networks.heads import attach_head

@@ -121,8 +121,8 @@ def test_an_interrupted_training_goes_on_to_the_same_numbers(folder, network, mo
 
     monkeypatch.setattr(network, "train_on", cut_off)
     assert CliRunner().invoke(main, words(folder, cut)).exit_code != 0
-    state = json.loads((cut / "state.json").read_text())
-    assert (state["phase"], state["step"]) == (2, 3)
+    last = json.loads((cut / "state.json").read_text())["history"][-1]
+    assert (last["phase"], last["step"]) == (2, 3)
     monkeypatch.setattr(network, "train_on", real)
     assert CliRunner().invoke(main, words(folder, cut)).exit_code == 1, "it is not resumed unasked"
     run(*words(folder, cut, "--resume"))

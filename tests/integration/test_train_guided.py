@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from lungwatch.cli.main import main
+from lungwatch.training.fitting.trainer import Trainer
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
@@ -108,9 +109,7 @@ def test_the_segmenter_finds_lungs_it_never_saw(lungs):
 
 def test_an_interrupted_segmenter_goes_on_to_the_same_numbers(folder, lungs, monkeypatch):
     """Cut off after the second epoch, then resumed: the same history and the same Dice."""
-    from lungwatch.training.recipes import lungs as module
-
-    real, calls = module._train_epoch, []
+    real, calls = Trainer._train, []
 
     def cut_off(*arguments):
         if len(calls) == 2:
@@ -120,9 +119,9 @@ def test_an_interrupted_segmenter_goes_on_to_the_same_numbers(folder, lungs, mon
 
     out = folder / "lungs-cut"
     words = ("train", "lungs", folder / "masks", "--out", out, "--epochs", 12, "--batch-size", 4)
-    monkeypatch.setattr(module, "_train_epoch", cut_off)
+    monkeypatch.setattr(Trainer, "_train", cut_off)
     assert CliRunner().invoke(main, [str(w) for w in words]).exit_code != 0
-    monkeypatch.setattr(module, "_train_epoch", real)
+    monkeypatch.setattr(Trainer, "_train", real)
     run(*words, "--resume")
     assert (out / "history.csv").read_text() == (lungs / "history.csv").read_text()
     assert (out / "metrics.json").read_text() == (lungs / "metrics.json").read_text()
@@ -196,13 +195,11 @@ def test_a_guided_network_exports_with_its_maps(guided, folder):
 
 def test_robust_training_goes_on_to_the_same_numbers(words, folder, monkeypatch):
     """Group weights and the adversary are kept beside the checkpoint, its optimiser included."""
-    from lungwatch.training.fitting import trainer as module
-
     extra = ("--group-robust", 0.1, "--domain-adversarial", 0.3, "--exchange-histograms", 0.3)
     words = (*words, *extra, "--epochs", 2)
     whole, cut = folder / "robust", folder / "robust-cut"
     run(*words, "--out", whole)
-    real, calls = module._train_epoch, []
+    real, calls = Trainer._train, []
 
     def cut_off(*arguments, **options):
         if calls:
@@ -210,10 +207,10 @@ def test_robust_training_goes_on_to_the_same_numbers(words, folder, monkeypatch)
         calls.append(1)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(module, "_train_epoch", cut_off)
+    monkeypatch.setattr(Trainer, "_train", cut_off)
     assert CliRunner().invoke(main, [str(w) for w in (*words, "--out", cut)]).exit_code != 0
     assert list(cut.glob("checkpoint-*.memory.npz"))
-    monkeypatch.setattr(module, "_train_epoch", real)
+    monkeypatch.setattr(Trainer, "_train", real)
     run(*words, "--out", cut, "--resume")
     for name in ("history.csv", "metrics.json", "group_weights.csv"):
         assert (cut / name).read_text() == (whole / name).read_text()

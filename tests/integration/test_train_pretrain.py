@@ -10,12 +10,11 @@ import pytest
 from lungwatch.errors import ConfigError, DatasetError
 from lungwatch.training.data.dataset import load_labelled
 from lungwatch.training.fitting.run import Progress
-from lungwatch.training.fitting.trainer import parse_tasks
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 
-from lungwatch.training.fitting.trainer import TasksConfig  # noqa: E402
+from lungwatch.training.fitting.trainer import FitConfig  # noqa: E402
 from lungwatch.training.networks.backbones import (  # noqa: E402
     BACKBONE,
     Normalisation,
@@ -23,10 +22,11 @@ from lungwatch.training.networks.backbones import (  # noqa: E402
 )
 from lungwatch.training.recipes.pretrain import (  # noqa: E402
     PretrainConfig,
+    parse_tasks,
     train_pretrain,
 )
 
-FITTING = TasksConfig(epochs=2, batch_size=8, patience=2, seed=5)
+FITTING = FitConfig(epochs=2, batch_size=8, patience=2, seed=5)
 TASKS = {"finding": 1.0, "covid": 0.5, "source": 0.25}
 
 

@@ -57,7 +57,7 @@ def test_the_size_that_betrays_the_class_is_named_and_the_border_is_not():
     assert found["all images", "all others", "size"] > 0.99
     assert found["all images", "all others", "border"] < 0.75
     sentence = verdict(find_confounds(looks, list(range(80))))
-    assert "without looking at the lungs" in sentence
+    assert "can be predicted without the lungs" in sentence
     assert "size" in sentence
 
 

@@ -15,11 +15,11 @@ from tests.support.waits import PATIENCE_S, wait_for
 pynetdicom = pytest.importorskip("pynetdicom", reason="needs pynetdicom (extra 'pacs')")
 
 
-def wait_until_stuck(stages, vitals, clock):
+def wait_until_stuck(stages, progress, clock):
     """Wait until just these stages are stuck; one that goes on shows that a moment later."""
 
     def stuck():
-        return list(vitals.stuck(clock.monotonic()))
+        return list(progress.stuck(clock.monotonic()))
 
     wait_for(lambda: stuck() == stages, stuck)
 
@@ -32,11 +32,11 @@ def listening(tmp_path):
     config = Config(home=tmp_path, min_free_mb=0, stuck_s=7)
     home, clock = Home(tmp_path), ManualClock()
     home.prepare()
-    vitals = Progress(clock, config.stuck_s)
+    progress = Progress(clock, config.stuck_s)
     crashes = []
-    listener = Listener(config, home, lambda *crash: crashes.append(crash), vitals)
+    listener = Listener(config, home, lambda *crash: crashes.append(crash), progress)
     listener.start()
-    yield listener, home, vitals, clock
+    yield listener, home, progress, clock
     listener.stop()
     assert crashes == []
 
@@ -47,7 +47,7 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
     """Stuck after `stuck_s`, and no longer once the file is written and success was answered."""
     from lungwatch.daemon.pacs import listener as module
 
-    listener, home, vitals, clock = listening
+    listener, home, progress, clock = listening
     release, real = threading.Event(), module.write_atomic
 
     def hanging(path, data):
@@ -62,17 +62,17 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
         answers = []
         sender = threading.Thread(target=lambda: answers.append(association.send_c_store(rg1)))
         sender.start()
-        wait_for(lambda: "reception" in vitals.snapshot())
-        assert vitals.stuck(clock.monotonic()) == {}
+        wait_for(lambda: "reception" in progress.snapshot())
+        assert progress.stuck(clock.monotonic()) == {}
         clock.advance(8)
-        wait_until_stuck(["reception"], vitals, clock)
+        wait_until_stuck(["reception"], progress, clock)
         release.set()
         sender.join(PATIENCE_S)
         association.release()
     finally:
         release.set()
     assert answers[0].Status == 0
-    assert vitals.stuck(clock.monotonic()) == {}
+    assert progress.stuck(clock.monotonic()) == {}
     assert len(list(home.incoming.glob("*.dcm"))) == 1
 
 
@@ -94,7 +94,7 @@ def test_the_callers_title_is_in_the_file_and_the_data_set_as_it_came(listening,
 def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(listening, monkeypatch):
     from lungwatch.daemon.pacs.listener import BoundedServer
 
-    listener, _, vitals, clock = listening
+    listener, _, progress, clock = listening
     release, asked = threading.Event(), threading.Event()
 
     def hanging(*_):
@@ -105,12 +105,12 @@ def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(list
     monkeypatch.setattr(BoundedServer, "verify_request", hanging)
     try:
         clock.advance(8)
-        wait_until_stuck([], vitals, clock)
+        wait_until_stuck([], progress, clock)
         with socket.create_connection(("127.0.0.1", listener.port), PATIENCE_S):
             assert asked.wait(PATIENCE_S)
             clock.advance(8)
-            wait_until_stuck(["listener"], vitals, clock)
+            wait_until_stuck(["listener"], progress, clock)
             release.set()
-        wait_until_stuck([], vitals, clock)
+        wait_until_stuck([], progress, clock)
     finally:
         release.set()

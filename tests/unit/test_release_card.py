@@ -17,7 +17,7 @@ from lungwatch.export.card import (
     write_card,
 )
 from lungwatch.models import SHIPPED_DEFAULT
-from lungwatch.training.evaluation.release_criteria import Criteria
+from lungwatch.training.evaluation.release_data import Criteria
 from lungwatch.training.evaluation.release_gate import ReleaseResult
 from lungwatch.training.evaluation.scorers import OnnxScorer
 

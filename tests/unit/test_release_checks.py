@@ -13,18 +13,18 @@ from lungwatch.training.data.dataset import Sample
 from lungwatch.training.data.scan import ScannedImage
 from lungwatch.training.evaluation import release_gate as checks
 from lungwatch.training.evaluation.metrics import Bootstrap
-from lungwatch.training.evaluation.release_criteria import Criteria
+from lungwatch.training.evaluation.release_data import (
+    CHANGES,
+    Answers,
+    Criteria,
+    lung_hull,
+    lungs_alone,
+    without_lungs,
+)
 from lungwatch.training.evaluation.release_gate import (
     check_left_out,
     check_lesions,
     read_left_out_run,
-)
-from lungwatch.training.evaluation.release_images import (
-    CHANGES,
-    Answers,
-    lung_hull,
-    lungs_alone,
-    without_lungs,
 )
 from lungwatch.training.evaluation.scorers import Judgement
 

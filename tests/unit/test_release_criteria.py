@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lungwatch.errors import ConfigError
-from lungwatch.training.evaluation.release_criteria import (
+from lungwatch.training.evaluation.release_data import (
     CRITERIA,
     Criteria,
     overall,

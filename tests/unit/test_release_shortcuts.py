@@ -3,9 +3,8 @@
 import pytest
 
 from lungwatch.training.evaluation.metrics import Bootstrap
-from lungwatch.training.evaluation.release_criteria import Criteria
+from lungwatch.training.evaluation.release_data import Criteria, collect_answers
 from lungwatch.training.evaluation.release_gate import check_set
-from lungwatch.training.evaluation.release_images import ask
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'train')")
 shortcuts = pytest.importorskip("tests.support.shortcuts")
@@ -18,7 +17,7 @@ SHORTCUTS = {
 
 def verdicts(model, data):
     """The worst verdict of each check."""
-    answers = ask(model, data, None, gate=shortcuts.LungFinder())
+    answers = collect_answers(model, data, None, gate=shortcuts.LungFinder())
     found = {}
     for check in check_set(answers, Criteria(), Bootstrap(resamples=200)):
         known = found.setdefault(check.criterion.name, check.verdict)

@@ -97,8 +97,8 @@ TROUBLES = {
 }
 
 
-def serve(check, *, on_crash=refuse_to_crash, vitals=None):
-    return StatusServer(0, lambda: b"", check, on_crash, vitals or Progress(SystemClock()))
+def serve(check, *, on_crash=refuse_to_crash, progress=None):
+    return StatusServer(0, lambda: b"", check, on_crash, progress or Progress(SystemClock()))
 
 
 @pytest.mark.parametrize("code", TROUBLES)
@@ -159,8 +159,8 @@ def test_the_death_of_its_thread_is_told(monkeypatch):
 
 def test_a_server_that_answers_nobody_any_more_starves_the_watchdog(monkeypatch):
     release, asked = threading.Event(), threading.Event()
-    vitals = Progress(SystemClock(), 2.0)
-    server = serve(check_of(WELL), vitals=vitals)
+    progress = Progress(SystemClock(), 2.0)
+    server = serve(check_of(WELL), progress=progress)
 
     def hang(*_):
         asked.set()
@@ -168,7 +168,7 @@ def test_a_server_that_answers_nobody_any_more_starves_the_watchdog(monkeypatch)
         return False
 
     def stuck():
-        return list(vitals.stuck(time.monotonic()))
+        return list(progress.stuck(time.monotonic()))
 
     monkeypatch.setattr(server._server, "verify_request", hang)
     server.start()

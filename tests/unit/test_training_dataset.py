@@ -19,7 +19,7 @@ from lungwatch.training.data.dataset import (
     select,
 )
 from lungwatch.training.data.pixels import read_pixels, targets
-from lungwatch.training.fitting.trainer import epoch_order, sampling_weights
+from lungwatch.training.fitting.tasks import epoch_batches, sampling_weights
 
 
 def image(path):
@@ -140,7 +140,7 @@ def test_both_classes_are_drawn_equally_and_small_groups_more_than_their_number(
 
 def test_an_epoch_draws_each_image_as_often_as_its_weight_says_to_within_one():
     weights = sampling_weights(groups())
-    order = epoch_order(weights, np.random.default_rng(3), 200)
+    order = np.concatenate(epoch_batches(weights, np.random.default_rng(3), 200))
     counts = np.bincount(order, minlength=len(weights))
     assert len(order) == 200
     assert np.abs(counts - 200 * weights).max() < 1.0 + 1e-9

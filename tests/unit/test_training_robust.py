@@ -7,7 +7,7 @@ from lungwatch.errors import ConfigError
 from lungwatch.training.data.dataset import Sample
 from lungwatch.training.fitting.augmentation import exchange_histograms, read_histograms
 from lungwatch.training.fitting.objectives import RobustLoss, risk_groups
-from lungwatch.training.fitting.trainer import load_memory, save_memory
+from lungwatch.training.fitting.trainer import load_variables, save_variables
 from lungwatch.training.recipes.guided import Guidance
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
@@ -122,15 +122,15 @@ def test_histograms_come_from_other_sources_and_places_stay():
         exchange_histograms(batch, indices, alone, 1.0, rng)
 
 
-def test_a_checkpoint_of_another_lesson_is_refused(tmp_path):
+def test_a_checkpoint_of_another_task_is_refused(tmp_path):
     """What was learnt besides comes back, or training says that it cannot go on."""
-    save_memory([tf.Variable([1.0, 2.0])], tmp_path / "memory.npz")
+    save_variables([tf.Variable([1.0, 2.0])], tmp_path / "memory.npz")
     variable = tf.Variable([0.0, 0.0])
-    load_memory([variable], tmp_path / "memory.npz")
+    load_variables([variable], tmp_path / "memory.npz")
     assert variable.numpy().tolist() == [1.0, 2.0]
     for variables, name in (([variable, variable], "memory.npz"), ([variable], "none.npz")):
         with pytest.raises(ConfigError, match="train anew"):
-            load_memory(variables, tmp_path / name)
+            load_variables(variables, tmp_path / name)
 
 
 @pytest.mark.parametrize(

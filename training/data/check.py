@@ -70,8 +70,6 @@ def find_confounds(
         For each image the group that must not be on both sides of a fold.
     adults
         For each image whether it is known to be of an adult; None if nothing is known of any.
-    seed
-        Of the folds.
 
     Returns
     -------
@@ -125,7 +123,7 @@ def _comparisons(findings: NDArray[np.str_]) -> dict[str, NDArray[np.bool_]]:
 def verdict(confounds: Sequence[Confound]) -> str:
     """Summarise the figures in one sentence."""
     if not confounds:
-        return "Too few images of each class to tell whether size, border or histogram betray it."
+        return "Too few images of each class to measure confounding by size, border or histogram."
     # The largest of many figures from few images says little: the whole set decides.
     whole = [found for found in confounds if found.among == "all images"]
     worst = max(whole or confounds, key=lambda found: found.roc_auc)
@@ -133,11 +131,11 @@ def verdict(confounds: Sequence[Confound]) -> str:
     if worst.feature == "all":
         what = what.replace("all", "size, border and histogram together", 1)
     if worst.roc_auc < 0.6:
-        return f"Size, border and histogram hardly betray the class; best is {what}."
+        return f"Size, border and histogram hardly predict the class; the best is {what}."
     if worst.roc_auc < 0.75:
-        return f"The class can partly be guessed without the lungs, best from {what}."
+        return f"The class can partly be predicted without the lungs, best from {what}."
     return (
-        f"The class can be told without looking at the lungs, best from {what}: a network that "
+        f"The class can be predicted without the lungs, best from {what}: a network that "
         "does no better may have learnt the source, so test it on sources it never saw."
     )
 
@@ -173,8 +171,6 @@ def cross_validate(
         bool, shape (N,): the class that is predicted from them.
     groups
         Shape (N,): none of them is on both sides of a fold.
-    seed
-        Of the folds.
 
     Returns
     -------
@@ -293,8 +289,6 @@ def check_dataset(
         What `scan` found of them.
     labels
         The labels behind the samples, and those that are not used; by default all are.
-    seed
-        Of the cross-validation's folds.
 
     Raises
     ------

@@ -189,7 +189,7 @@ class LabelCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The images of a data set and what is known of their labels.
+    """Images of a data set and their labels.
 
     Attributes
     ----------
@@ -287,7 +287,7 @@ def select(
 def of_split(
     samples: Iterable[Sample], split: Split | None, what: str = "the data set"
 ) -> list[Sample]:
-    """Take the samples of one split (all of them for None), whatever classes occur.
+    """Take the samples of one split (all of them for None), of any classes.
 
     Raises
     ------
@@ -335,7 +335,7 @@ _Labelled = tuple[str, Sample | None]
 
 
 def manifest_rows(location: Path) -> dict[Path, Mapping[str, str]]:
-    """Return what a data set's manifest says of each file, all columns; {} without one."""
+    """Return the manifest's row of each file, all columns; {} without a manifest."""
     manifest = location if location.is_file() else location / MANIFEST
     if not manifest.is_file():
         return {}
@@ -451,7 +451,7 @@ class LabelledImage:
     path
         The image file: DICOM, PNG or JPEG.
     label
-        The class, by whatever name.
+        The class, by any name.
     source
         The collection it comes from; the data set's name if unknown.
     patient
@@ -468,7 +468,7 @@ class LabelledImage:
 
 
 def load_labelled(location: Path) -> list[LabelledImage]:
-    """List a data set's images with whatever labels they have, in the order of their names.
+    """List a data set's images with any labels, in the order of their names.
 
     Parameters
     ----------

@@ -46,7 +46,7 @@ LeakPolicy = Literal["refuse", "drop", "allow"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class Crop:
     """A part of an image, in shares of its height and width."""
 
     top: float
@@ -55,9 +55,9 @@ class Window:
     width: float
 
 
-def _windows() -> tuple[Window, ...]:
+def _crops() -> tuple[Crop, ...]:
     """Crops to compare a copy with, the whole image first."""
-    found = [Window(top=0.0, left=0.0, height=1.0, width=1.0)]
+    found = [Crop(top=0.0, left=0.0, height=1.0, width=1.0)]
     places = {
         0.92: ((0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)),
         0.84: tuple((y, x) for y in (0, 0.5, 1) for x in (0, 0.5, 1)),
@@ -65,16 +65,14 @@ def _windows() -> tuple[Window, ...]:
     }
     for share, corners in places.items():
         rest = 1 - share
-        found += [
-            Window(top=y * rest, left=x * rest, height=share, width=share) for y, x in corners
-        ]
+        found += [Crop(top=y * rest, left=x * rest, height=share, width=share) for y, x in corners]
     for at in (0.0, 0.07, 0.14):
-        found.append(Window(top=at, left=0.0, height=0.86, width=1.0))
-        found.append(Window(top=0.0, left=at, height=1.0, width=0.86))
+        found.append(Crop(top=at, left=0.0, height=0.86, width=1.0))
+        found.append(Crop(top=0.0, left=at, height=1.0, width=0.86))
     return tuple(found)
 
 
-WINDOWS = _windows()
+CROPS = _crops()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,14 +107,14 @@ class Fingerprints:
         return len(self.thumbnails)
 
 
-def candidates(one: Fingerprints, other: Fingerprints) -> Iterator[tuple[int, int, Window]]:
+def candidates(one: Fingerprints, other: Fingerprints) -> Iterator[tuple[int, int, Crop]]:
     """List pairs that may show the same: position, position, and where in the other it lies."""
-    whole = _views(one.thumbnails, WINDOWS[0])
+    whole = _views(one.thumbnails, CROPS[0])
     for start in range(0, len(other), _CHUNK):
         part = slice(start, start + _CHUNK)
         best = np.full((len(one), len(other.thumbnails[part])), -1.0, dtype=np.float32)
         window = np.zeros(best.shape, dtype=np.uint8)
-        for number, place in enumerate(WINDOWS):
+        for number, place in enumerate(CROPS):
             alike = whole @ _views(other.thumbnails[part], place).T
             better = alike > best
             best[better], window[better] = alike[better], number
@@ -126,7 +124,7 @@ def candidates(one: Fingerprints, other: Fingerprints) -> Iterator[tuple[int, in
             near = bits @ others[part].T >= 64 - 2 * MAX_HAMMING
             close |= near & (best >= MIN_HASHED_CORRELATION)
         for first, second in zip(*np.nonzero(close), strict=True):
-            yield int(first), start + int(second), WINDOWS[window[first, second]]
+            yield int(first), start + int(second), CROPS[window[first, second]]
 
 
 def local_contrast(image: FloatArray, sigma_px: float) -> FloatArray:
@@ -136,7 +134,7 @@ def local_contrast(image: FloatArray, sigma_px: float) -> FloatArray:
     return np.asarray(fine / (strength + 0.01), dtype=np.float32)
 
 
-def _views(thumbnails: FloatArray, place: Window) -> FloatArray:
+def _views(thumbnails: FloatArray, place: Crop) -> FloatArray:
     """Local contrast of one window of each image, unit vectors, float32, shape (N, 1024)."""
     side = thumbnails.shape[1]
     down, across = (share * side / _VIEW_PX for share in (place.height, place.width))
@@ -186,7 +184,7 @@ def _signs(bits: NDArray[np.bool_]) -> FloatArray:
     return np.where(bits, 1.0, -1.0).astype(np.float32)
 
 
-def aligned_likeness(one: FloatArray, other: FloatArray, place: Window, enough: float) -> float:
+def aligned_likeness(one: FloatArray, other: FloatArray, place: Crop, enough: float) -> float:
     """Correlate the local contrast of two thumbnails after an affine map of one onto the other.
 
     Parameters
@@ -213,7 +211,7 @@ def aligned_likeness(one: FloatArray, other: FloatArray, place: Window, enough: 
 
 
 def _after_alignment(
-    template: FloatArray, moving: FloatArray, one: FloatArray, other: FloatArray, place: Window
+    template: FloatArray, moving: FloatArray, one: FloatArray, other: FloatArray, place: Crop
 ) -> float:
     side = one.shape[0]
     warp = np.array(
@@ -439,11 +437,11 @@ def apply_leaks(
         raise DatasetError(
             f"leak: {_named(train[first.train])} and {_named(others[first.other])} {what}; "
             f"{len(leaking)} of {len(train)} training images are such. Leave them out with "
-            "`--leaks drop`, or split anew with `lungwatch dataset split`"
+            "`--leaks drop`, or split again with `lungwatch dataset split`"
         )
     if len(leaking) == len(train):
         raise DatasetError(
-            "every training image shows an X-ray or a patient of another split; split anew with "
+            "every training image shows an X-ray or a patient of another split; split again with "
             "`lungwatch dataset split`"
         )
     return [index for index in range(len(train)) if index not in leaking]

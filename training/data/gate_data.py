@@ -132,8 +132,6 @@ def read_gate_data(
         Fraction of the masks that measures.
     seed
         Of the choice of those.
-    progress
-        Called with 1 after each image of the data set.
 
     Raises
     ------
@@ -241,8 +239,6 @@ def measure_gate(
         What it was trained on, and what measures it.
     spec
         Its preprocessing.
-    seed
-        Of the pictures that are drawn.
 
     Returns
     -------
@@ -253,12 +249,12 @@ def measure_gate(
     """
     answering = gate_output_network(model)
 
-    def ask(pixels: FloatArray) -> GateOutput:
+    def outputs_of(pixels: FloatArray) -> GateOutput:
         return gate_outputs(answering, pixels)
 
-    train, val = ask(data.train.pixels), ask(data.val.pixels)
+    train, val = outputs_of(data.train.pixels), outputs_of(data.val.pixels)
     familiarity = Familiarity.of(train.embedding)
-    exposed_val = [ask(pixels) for pixels in exposures(data.val.pixels)]
+    exposed_val = [outputs_of(pixels) for pixels in exposures(data.val.pixels)]
     thresholds = choose_thresholds(train, val, exposed_val, familiarity)
     checks = thresholds.checks()
 
@@ -273,33 +269,33 @@ def measure_gate(
 
     rates = {"validation": rate(val)}
     for name, pixels in turned_copies(data.val.pixels).items():
-        rates[f"validation, {name}"] = rate(ask(pixels))
-    rates["drawn and cut"] = rate(ask(_no_chests(data.val.xrays, spec, seed)))
+        rates[f"validation, {name}"] = rate(outputs_of(pixels))
+    rates["drawn and cut"] = rate(outputs_of(_no_chests(data.val.xrays, spec, seed)))
     if len(data.left_out.samples):
-        rates["left out"] = rate(ask(data.left_out.pixels))
+        rates["left out"] = rate(outputs_of(data.left_out.pixels))
         for name, pixels in turned_copies(data.left_out.pixels).items():
-            rates[f"left out, {name}"] = rate(ask(pixels))
+            rates[f"left out, {name}"] = rate(outputs_of(pixels))
     return {
         "parameters": int(model.count_params()),
         "thresholds": thresholds.to_dict(),
         "rates": rates,
-        "dice": round(lung_dice(ask, data.held_out.pixels, data.held_out.xrays), 4),
+        "dice": round(lung_dice(outputs_of, data.held_out.pixels, data.held_out.xrays), 4),
     }
 
 
 def lung_dice(
-    ask: Callable[[FloatArray], GateOutput], pixels: FloatArray, xrays: Sequence[GateXray]
+    outputs_of: Callable[[FloatArray], GateOutput], pixels: FloatArray, xrays: Sequence[GateXray]
 ) -> float:
     """Return the mean Dice coefficient of the lungs found and the lungs drawn, 0..1.
 
     Parameters
     ----------
-    look
-        Asks a gate about preprocessed pictures.
+    outputs_of
+        Runs a gate on preprocessed pictures.
     pixels, xrays
         The X-rays, preprocessed, and with their drawings.
     """
-    found = ask(pixels).lungs
+    found = outputs_of(pixels).lungs
     scores = []
     for field, xray in zip(found, xrays, strict=True):
         assert xray.lungs is not None

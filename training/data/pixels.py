@@ -127,8 +127,6 @@ def decode_all(
         What to read.
     workers
         Decoding threads.
-    progress
-        Called with 1 after each.
     """
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         for start in range(0, len(items), _AT_ONCE):
@@ -203,8 +201,6 @@ def read_lung_masks(
         Holds `images` and `masks`; in a mask, white is lung.
     spec
         How the images are preprocessed; must stretch, so that masks fit by stretching too.
-    progress
-        Called with 1 after each pair.
 
     Raises
     ------
@@ -288,8 +284,6 @@ def read_lesions(
         is what it is named for.
     spec
         How the images are preprocessed.
-    progress
-        Called with 1 after each image.
 
     Returns
     -------

@@ -222,8 +222,6 @@ def scan(
         Files to read.
     workers
         Decoding threads.
-    progress
-        Called with 1 after each file.
     cache
         Cache of an earlier scan; files that have not changed since are not read again.
     """

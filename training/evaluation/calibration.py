@@ -265,7 +265,7 @@ def choose_threshold(targets: ArrayLike, logits: ArrayLike, aim: Aim) -> Decisio
 
 
 def least_cases(error: float) -> int:
-    """Return how many cases of each class an error asks for.
+    """Return how many cases of each class an error requires.
 
     The quantile of rank ceil((n + 1)(1 - error)) has to be one of n scores.
     """

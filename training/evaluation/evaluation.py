@@ -236,7 +236,7 @@ def score(
     progress: Progress | None = None,
     cache: ScoreCache | None = None,
 ) -> Scored:
-    """Read images and ask a model, or take what it said of these very files before.
+    """Read images and run a model, or take its cached scores of these files.
 
     Raises
     ------
@@ -376,8 +376,6 @@ def compare(scored: Scored, other: Scored, bootstrap: Bootstrap) -> dict[str, An
         "differences": {name: round(mine[name] - its[name], 6) for name in FIGURES},
         "intervals": (
             paired_differences(scored.targets, systems, bootstrap, patient_numbers(scored.samples))
-            if bootstrap.resamples
-            else {}
         ),
     }
 
@@ -427,9 +425,7 @@ def _of_source(scored: Scored, indices: list[int], bootstrap: Bootstrap) -> dict
         "fn": int(np.sum(~said & true)),
         "not_computable": uncomputable(positives, len(indices) - positives),
         "too_few": too_few(y, patients),
-        "intervals": (
-            intervals(y, p, threshold, bootstrap, patients) if bootstrap.resamples else {}
-        ),
+        "intervals": (intervals(y, p, threshold, bootstrap, patients)),
     }
 
 
@@ -513,7 +509,7 @@ def run_evaluation(
     caches
         For each model where its answers are kept.
     on_total
-        Told the number of images before the first is read; returns what is told of each.
+        Called with the number of images before the first is read; returns the progress callback.
 
     Raises
     ------

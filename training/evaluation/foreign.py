@@ -100,7 +100,7 @@ class Declaration:
         return {"output": output, "input_range": self.input_range, "channels": self.channels}
 
     def check(self, model: KerasModel, name: str) -> int:
-        """Hold the declaration against what the network says of itself.
+        """Check the declaration against the network's own layers and shapes.
 
         Returns
         -------

@@ -233,7 +233,7 @@ def exposures(pixels: FloatArray) -> list[FloatArray]:
     return [pixels ** np.float32(power) for power in EXPOSURES if power != 1.0]
 
 
-class GateAnswer(Protocol):
+class PictureAnswer(Protocol):
     """Answer of a gate for one picture."""
 
     @property
@@ -252,7 +252,7 @@ class Gate(Protocol):
     def contract(self) -> GateContract:
         """Contract of its input and answer."""
 
-    def run(self, batch: NDArray[np.float32]) -> Sequence[GateAnswer]:
+    def run(self, batch: NDArray[np.float32]) -> Sequence[PictureAnswer]:
         """Look at pictures, float32 (n, side, side, 1), 0..1."""
 
 
@@ -292,7 +292,7 @@ class Rate:
     Attributes
     ----------
     folder, variant
-        See `Looked`.
+        See `GateOutcome`.
     pictures, kept
         Numbers of pictures.
     refused_by_reader, refused_by_gate
@@ -350,7 +350,7 @@ def gate_outcomes(
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> list[GateOutcome]:
-    """Read pictures as the daemon does and ask the gate.
+    """Read pictures as the daemon does and run the gate.
 
     Parameters
     ----------
@@ -362,8 +362,6 @@ def gate_outcomes(
         Keys of `VARIANTS`, first `AS_IS`. What the reader refuses has no other copies.
     workers
         Decoding threads.
-    progress
-        Called with 1 after each file.
     """
     outcomes: list[GateOutcome] = []
     decoded = decode_all(_read, files, workers=workers, progress=progress)

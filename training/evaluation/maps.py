@@ -130,7 +130,7 @@ class LungShare:
     Attributes
     ----------
     share
-        Of the map's sum, 0..1, float64, shape (N,); NaN where nothing speaks for COVID.
+        Of the map's sum, 0..1, float64, shape (N,); NaN where the map is empty.
     hit
         1 where the map's strongest point lies inside, 0 where not, NaN as above.
     area
@@ -171,7 +171,7 @@ def measure_lungs(scorer: Scorer, folder: Path, bootstrap: Bootstrap) -> dict[st
     Returns
     -------
     dict
-        `images`, `without_map` (nothing speaks for COVID; left out), the means `map_in_lungs`,
+        `images`, `without_map` (the map for COVID is empty; left out), the means `map_in_lungs`,
         `strongest_point_in_lungs` and `lung_area` (None without any map), and their 95 %
         `intervals` over resampled images.
 
@@ -325,7 +325,7 @@ def summarise_lesions(found: LesionShare, bootstrap: Bootstrap) -> dict[str, Any
     Returns
     -------
     dict
-        `images`, `without_map` (nothing speaks for COVID; left out), the means `peak_on_lesion`,
+        `images`, `without_map` (the map for COVID is empty; left out), the means `peak_on_lesion`,
         `map_on_lesion`, `random_point_of_lungs`, `random_point_of_image`, `other_map_peak`,
         `other_map_share`, the differences `peak_above_random_point`, `peak_above_other_map` and
         `share_above_other_map`, `likeness_of_maps` (mean correlation of different patients'

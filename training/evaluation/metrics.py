@@ -300,7 +300,12 @@ def intervals(
     bootstrap: Bootstrap,
     patients: Patients | None = None,
 ) -> dict[str, list[float] | None]:
-    """Return the 95 % percentile interval of each metric; None where it is undefined."""
+    """Return the 95 % percentile interval of each metric; None where it is undefined.
+
+    {} without resamples.
+    """
+    if not bootstrap.resamples:
+        return {}
     found = resample(
         targets,
         lambda w: weighted_figures(targets, probabilities, threshold, w),
@@ -316,7 +321,9 @@ def area_interval(
     bootstrap: Bootstrap,
     patients: Patients | None = None,
 ) -> list[float] | None:
-    """Return the 95 % percentile interval of the area under the ROC curve."""
+    """Return the 95 % percentile interval of the area under the ROC curve; None without any."""
+    if not bootstrap.resamples:
+        return None
     found = resample(
         targets, lambda w: {"roc_auc": weighted_areas(targets, scores, w)[0]}, bootstrap, patients
     )
@@ -341,7 +348,14 @@ def paired_differences(
         Two pairs of probabilities, shape (N,), and threshold.
     bootstrap, patients
         See `resample`.
+
+    Returns
+    -------
+    dict
+        {} without resamples.
     """
+    if not bootstrap.resamples:
+        return {}
 
     def measure(weights: _Array) -> dict[str, _Array]:
         first, second = (weighted_figures(targets, p, t, weights) for p, t in systems)
@@ -353,12 +367,13 @@ def paired_differences(
     }
 
 
-def mean_interval(values: ArrayLike, rng: np.random.Generator, resamples: int) -> list[float]:
+def mean_interval(
+    values: ArrayLike, rng: np.random.Generator, resamples: int
+) -> list[float] | None:
     """Return the 95 % percentile interval of the mean of values, (N,), N at least 1."""
     known = _vector(values)
     draws = rng.integers(0, len(known), (resamples, len(known)))
-    low, high = np.percentile(known[draws].mean(axis=1), (2.5, 97.5))
-    return [round(float(low), 6), round(float(high), 6)]
+    return interval(known[draws].mean(axis=1))
 
 
 def interval(values: _Array) -> list[float] | None:
@@ -377,7 +392,7 @@ def delong_test(targets: ArrayLike, scores: ArrayLike, other: ArrayLike) -> DeLo
     targets
         0 and 1, shape (N,); at least two of either.
     scores, other
-        Shape (N,); higher speaks for 1.
+        Shape (N,); a higher score means 1.
 
     Source: DeLong, DeLong & Clarke-Pearson 1988, in the O(N log N) form of Sun & Xu 2014.
     """

@@ -21,7 +21,7 @@ from lungwatch.training.data.splits import SplitTable
 from lungwatch.training.evaluation.evaluation import Scored
 from lungwatch.training.evaluation.gate_rates import Rate
 from lungwatch.training.evaluation.metrics import figures, roc_auc, roc_curve
-from lungwatch.training.evaluation.release_criteria import Check
+from lungwatch.training.evaluation.release_data import CriterionCheck
 from lungwatch.training.fitting.augmentation import NO_AUGMENTATION, Augmentation, augment
 
 _GRID_COLUMNS = 8
@@ -560,7 +560,7 @@ def _png(figure: Any) -> bytes:  # noqa: ANN401 - matplotlib has no types
     return to_png(figure, note=RESEARCH_USE_ONLY)
 
 
-def draw_release_gate(checks: Sequence[Check]) -> bytes:
+def draw_release_gate(checks: Sequence[CriterionCheck]) -> bytes:
     """Draw every value that was measured with its interval and its bound."""
     shown = [check for check in checks if check.value is not None]
     figure = new_figure(11, 1.2 + 0.24 * max(1, len(shown)))

@@ -32,12 +32,19 @@ from lungwatch.training.evaluation.metrics import (
     Bootstrap,
     area_interval,
     figures,
-    interval,
     intervals,
+    mean_interval,
     roc_auc,
 )
-from lungwatch.training.evaluation.release_criteria import Check, Criteria, Verdict, overall
-from lungwatch.training.evaluation.release_images import Answers, ask, count_images
+from lungwatch.training.evaluation.release_data import (
+    Answers,
+    Criteria,
+    CriterionCheck,
+    Verdict,
+    collect_answers,
+    count_images,
+    overall,
+)
 from lungwatch.training.evaluation.scorers import Scorer
 from lungwatch.training.fitting.run import RunFolder
 
@@ -96,9 +103,9 @@ def read_left_out_run(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     return {f"{source} left out of training": rows}
 
 
-def check_set(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> list[Check]:
+def check_set(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> list[CriterionCheck]:
     """Make all checks that one data set allows."""
-    steps: tuple[Callable[[Answers, Criteria, Bootstrap], Iterator[Check]], ...] = (
+    steps: tuple[Callable[[Answers, Criteria, Bootstrap], Iterator[CriterionCheck]], ...] = (
         check_discrimination,
         check_calls,
         check_lungs,
@@ -111,7 +118,7 @@ def check_set(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> lis
 
 def check_discrimination(
     answers: Answers, criteria: Criteria, bootstrap: Bootstrap
-) -> Iterator[Check]:
+) -> Iterator[CriterionCheck]:
     """ROC-AUC over all images, adults, each source and each view, beside the confounds'."""
     everything = np.ones(len(answers.samples), dtype=np.bool_)
     parts: list[tuple[str, str, _Mask]] = [("auc", answers.name, everything)]
@@ -137,7 +144,7 @@ def check_discrimination(
             continue
         target, scores = answers.positive[inside], answers.logits[inside]
         area = roc_auc(target, scores)
-        around = area_interval(target, scores, bootstrap) if bootstrap.resamples else None
+        around = area_interval(target, scores, bootstrap)
         beside = told_without_lungs(answers, inside, bootstrap.seed)
         yield criteria.judge(name, on, area, around, cases=fewer, beside=beside)
         best = max(beside.values(), default=None)
@@ -173,7 +180,9 @@ def told_without_lungs(answers: Answers, inside: _Mask, seed: int) -> dict[str, 
     return found
 
 
-def check_calls(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> Iterator[Check]:
+def check_calls(
+    answers: Answers, criteria: Criteria, bootstrap: Bootstrap
+) -> Iterator[CriterionCheck]:
     """Shares of adults with each finding that are called COVID."""
     del bootstrap
     threshold = answers.judgement.decision.threshold
@@ -189,10 +198,12 @@ def check_calls(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> I
         if not inside.any():
             yield criteria.skip(name, on, f"no images of {finding}")
             continue
-        yield _rate(criteria, name, on, int(called[inside].sum()), int(inside.sum()))
+        yield _share(criteria, name, on, int(called[inside].sum()), int(inside.sum()))
 
 
-def check_lungs(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> Iterator[Check]:
+def check_lungs(
+    answers: Answers, criteria: Criteria, bootstrap: Bootstrap
+) -> Iterator[CriterionCheck]:
     """ROC-AUC with the lungs blacked out, and with nothing but the lungs."""
     for name, logits in (("lungs_blacked_out", answers.black), ("lungs_alone", answers.alone)):
         if logits is None:
@@ -205,7 +216,7 @@ def check_lungs(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> I
             yield criteria.judge(name, answers.name, None, cases=fewer)
             continue
         area = roc_auc(target, logits[found])
-        around = area_interval(target, logits[found], bootstrap) if bootstrap.resamples else None
+        around = area_interval(target, logits[found], bootstrap)
         if name == "lungs_blacked_out" and area < 0.5:
             # A score that is reliably wrong carries as much information as one that is right.
             area, around = 1.0 - area, [1.0 - around[1], 1.0 - around[0]] if around else None
@@ -216,7 +227,9 @@ def check_lungs(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> I
         yield criteria.judge(name, answers.name, area, around, cases=fewer, beside=beside)
 
 
-def check_embedding(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> Iterator[Check]:
+def check_embedding(
+    answers: Answers, criteria: Criteria, bootstrap: Bootstrap
+) -> Iterator[CriterionCheck]:
     """ROC-AUC of source and view predicted from the embedding, among images of one class."""
     if answers.embeddings is None:
         for name in ("source_in_embedding", "view_in_embedding"):
@@ -242,7 +255,7 @@ def _embedded(
     words: tuple[str, NDArray[np.str_]],
     finding: str,
     seed: int,
-) -> Check | None:
+) -> CriterionCheck | None:
     name, words_of = words
     assert answers.embeddings is not None
     inside = answers.findings == finding
@@ -270,7 +283,7 @@ def _embedded(
 
 def check_calibration(
     answers: Answers, criteria: Criteria, bootstrap: Bootstrap
-) -> Iterator[Check]:
+) -> Iterator[CriterionCheck]:
     """Calibration error over all images, and within each source that has both classes."""
     probabilities = answers.probabilities(answers.logits)
     sources = answers.sources
@@ -287,14 +300,16 @@ def check_calibration(
             continue
         threshold = answers.judgement.decision.threshold
         error = figures(target, p, threshold).ece
-        around = intervals(target, p, threshold, bootstrap)["ece"] if bootstrap.resamples else None
+        around = intervals(target, p, threshold, bootstrap).get("ece")
         beside = {"mean probability": float(p.mean()), "share of COVID": float(target.mean())}
         yield criteria.judge(
             "calibration", on, error, around, cases=int(inside.sum()), beside=beside
         )
 
 
-def check_changes(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) -> Iterator[Check]:
+def check_changes(
+    answers: Answers, criteria: Criteria, bootstrap: Bootstrap
+) -> Iterator[CriterionCheck]:
     """Decisions and scores after changes that leave the finding as it is."""
     before = answers.probabilities(answers.logits)
     threshold = answers.judgement.decision.threshold
@@ -302,14 +317,12 @@ def check_changes(answers: Answers, criteria: Criteria, bootstrap: Bootstrap) ->
         on = f"{answers.name}, {change}"
         after = answers.probabilities(logits)
         flipped = (after >= threshold) != (before[indices] >= threshold)
-        yield _rate(criteria, "decisions_flipped", on, int(flipped.sum()), len(flipped))
+        yield _share(criteria, "decisions_flipped", on, int(flipped.sum()), len(flipped))
         moved = np.abs(after - before[indices])
         around = None
         if bootstrap.resamples and len(moved):
-            draws = np.random.default_rng(bootstrap.seed).integers(
-                0, len(moved), (bootstrap.resamples, len(moved))
-            )
-            around = interval(moved[draws].mean(axis=1))
+            rng = np.random.default_rng(bootstrap.seed)
+            around = mean_interval(moved, rng, bootstrap.resamples)
         beside = {"mean change with its sign": float((after - before[indices]).mean())}
         yield criteria.judge(
             "score_shift", on, float(moved.mean()), around, cases=len(moved), beside=beside
@@ -327,8 +340,10 @@ def wilson(hits: int, cases: int) -> tuple[float, float]:
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
-def _rate(criteria: Criteria, name: str, on: str, hits: int, cases: int) -> Check:
-    beside = {"cases": float(cases)}
+def _share(
+    criteria: Criteria, name: str, on: str, hits: int, cases: int, *, unit: str = "cases"
+) -> CriterionCheck:
+    beside = {unit: float(cases)}
     return criteria.judge(name, on, hits / cases, wilson(hits, cases), cases=cases, beside=beside)
 
 
@@ -390,7 +405,7 @@ class ReleaseResult:
     model: str
     model_sha256: str
     data: tuple[str, ...]
-    checks: tuple[Check, ...]
+    checks: tuple[CriterionCheck, ...]
     lesions: dict[str, Any] = field(default_factory=dict)
     shuffled: dict[str, Any] = field(default_factory=dict)
 
@@ -437,7 +452,7 @@ def run_release_gate(
     gate
         The bundle's content gate, which also finds the lungs; None if there is none.
     on_total
-        Told the number of images before the first is read; returns what is told of each.
+        Called with the number of images before the first is read; returns the progress callback.
 
     Raises
     ------
@@ -451,10 +466,10 @@ def run_release_gate(
     criteria, bootstrap = request.criteria, request.bootstrap
     total = sum(count_images(location, request.split) for location in request.data)
     progress = on_total(total) if on_total else None
-    checks: list[Check] = []
+    checks: list[CriterionCheck] = []
     samples: list[Sample] = []
     for location in request.data:
-        answers = ask(
+        answers = collect_answers(
             scorer, location, request.split, gate=gate, seed=bootstrap.seed, progress=progress
         )
         checks += check_set(answers, criteria, bootstrap)
@@ -478,7 +493,7 @@ def run_release_gate(
     )
 
 
-def check_left_out(tables: Tables, criteria: Criteria) -> Iterator[Check]:
+def check_left_out(tables: Tables, criteria: Criteria) -> Iterator[CriterionCheck]:
     """Hold figures of sources left out of training to their bounds.
 
     Tables whose title says "left out" are taken, and of them rows with a column "ROC-AUC": a row
@@ -508,7 +523,7 @@ def check_left_out(tables: Tables, criteria: Criteria) -> Iterator[Check]:
 
 def check_lesions(
     found: dict[str, Any], shuffled: dict[str, Any] | str, criteria: Criteria
-) -> Iterator[Check]:
+) -> Iterator[CriterionCheck]:
     """Hold what was measured on drawn opacities to its bounds.
 
     Parameters
@@ -546,7 +561,7 @@ def check_lesions(
 
 def _lesions(
     scorer: Scorer, request: ReleaseRequest
-) -> tuple[dict[str, Any], dict[str, Any], list[Check]]:
+) -> tuple[dict[str, Any], dict[str, Any], list[CriterionCheck]]:
     criteria, names = request.criteria, [*_LESIONS, *_SHUFFLED]
     if request.lesion_masks is None:
         reason = "no drawn opacities are given"
@@ -567,31 +582,30 @@ def _lesions(
 
 def _content_gate(
     gate: Gate | None, samples: Sequence[Sample], request: ReleaseRequest
-) -> Iterator[Check]:
+) -> Iterator[CriterionCheck]:
     criteria = request.criteria
     if gate is None:
         yield from (criteria.skip(name, "all", "no content gate") for name in _GATE)
         return
     paths = [sample.path.absolute() for sample in samples]
     root = Path(os.path.commonpath([path.parent for path in paths]))
-    looked = gate_outcomes(gate, root, paths, variants=tuple(VARIANTS))
+    outcomes = gate_outcomes(gate, root, paths, variants=tuple(VARIANTS))
     for variant in VARIANTS:
-        kept = [one.reason is None for one in looked if one.variant == variant]
+        kept = [one.reason is None for one in outcomes if one.variant == variant]
         if variant == AS_IS:
-            yield _share(criteria, "gate_keeps", "all images", sum(kept), len(kept))
+            yield _share(
+                criteria, "gate_keeps", "all images", sum(kept), len(kept), unit="pictures"
+            )
         elif kept:
             refused = len(kept) - sum(kept)
-            yield _share(criteria, "gate_refuses_altered", variant, refused, len(kept))
+            yield _share(
+                criteria, "gate_refuses_altered", variant, refused, len(kept), unit="pictures"
+            )
     for folder in request.refuse:
         # Of more than one folder, the last rate is of all together.
         *_, rate = rates(gate_outcomes(gate, folder, image_files(folder)))
         refused = rate.pictures - rate.kept
         name = folder.resolve().name
-        yield _share(criteria, "gate_refuses_other", name, refused, rate.pictures)
+        yield _share(criteria, "gate_refuses_other", name, refused, rate.pictures, unit="pictures")
     if not request.refuse:
         yield criteria.skip("gate_refuses_other", "all", "no such pictures are given")
-
-
-def _share(criteria: Criteria, name: str, on: str, hits: int, cases: int) -> Check:
-    beside = {"pictures": float(cases)}
-    return criteria.judge(name, on, hits / cases, wilson(hits, cases), cases=cases, beside=beside)

@@ -106,8 +106,8 @@ def choose_cases(scored: Scored, per_group: int, seed: int) -> list[tuple[str, i
         if group in ("tp", "tn"):
             picked = np.sort(rng.permutation(indices)[:per_group])
         else:
-            surest = -p[indices] if group == "fp" else p[indices]
-            picked = indices[np.argsort(surest, kind="stable")][:per_group]
+            certainty = -p[indices] if group == "fp" else p[indices]
+            picked = indices[np.argsort(certainty, kind="stable")][:per_group]
         chosen += [(group, int(index)) for index in picked]
     return chosen
 
@@ -285,7 +285,7 @@ def check_html(name: str, found: DatasetCheck, pictures: Mapping[str, bytes]) ->
             [astuple(one) for one in found.duplicates[:_MAX_LISTED]],
         ),
         (
-            "How well the class is told without the lungs",
+            "Prediction of the class without the lungs",
             found.verdict,
             _columns(Confound),
             [astuple(one) for one in found.confounds],

@@ -38,8 +38,9 @@ from lungwatch.training.evaluation.foreign import (
     foreign_outputs,
     has_own_head,
 )
-from lungwatch.training.fitting.run import RunFolder, prepare_tensorflow
+from lungwatch.training.fitting.run import RunFolder
 from lungwatch.training.networks.heads import FEATURES, POOLED, further_findings, gradcam, output_of
+from lungwatch.training.networks.weights import load_keras
 
 ONNX_FILE = "model.onnx"
 _EMBED_BATCH = 64
@@ -192,46 +193,39 @@ class OnnxScorer:
 
     def logits(self, pixels: FloatArray) -> FloatArray:
         """See `Scorer`."""
-        batches = np.array_split(pixels, max(1, math.ceil(len(pixels) / 64)))
-        pairs = [self.session.run([LOGITS], {INPUT: batch})[0] for batch in batches]
-        pair = np.concatenate(pairs)
-        return np.asarray(pair[:, 1] - pair[:, 0], dtype=np.float32)
+        pair = self.output(LOGITS, pixels)
+        return pair[:, 1] - pair[:, 0]
 
     def finding_logits(self, pixels: FloatArray) -> FloatArray:
         """See `Scorer`."""
         if not self.judgement.findings:
             return np.empty((len(pixels), 0), np.float32)
-        return self._batched(FINDINGS, pixels)
+        return self.output(FINDINGS, pixels)
 
     def maps(self, pixels: FloatArray) -> FloatArray:
         """See `Scorer`."""
         return np.asarray(self.session.run([CAM], {INPUT: pixels})[0], dtype=np.float32)
 
     def peaks(self, pixels: FloatArray) -> FloatArray:
-        """Return the largest value of each map before scaling, (N, 2), for such images.
-
-        Raises
-        ------
-        ModelError
-            If the graph has no output `cam_peak`.
-        """
-        return self._batched(CAM_PEAK, pixels)
+        """Return the largest value of each map before scaling, (N, 2); raises as `output`."""
+        return self.output(CAM_PEAK, pixels)
 
     def finding_maps(self, pixels: FloatArray) -> FloatArray:
-        """Return the maps of the findings beside COVID, (N, F, h, w), 0..1, for such images.
+        """Return the maps of the findings beside COVID, (N, F, h, w), 0..1; raises as `output`."""
+        return self.output(FINDING_CAMS, pixels)
+
+    def finding_peaks(self, pixels: FloatArray) -> FloatArray:
+        """Return what each of those maps was divided by, (N, F); raises as `output`."""
+        return self.output(FINDING_PEAKS, pixels)
+
+    def output(self, name: str, pixels: FloatArray) -> FloatArray:
+        """Return one output of the graph, float32, for such images, in batches.
 
         Raises
         ------
         ModelError
-            If the graph has no output `finding_cams`.
+            If the graph has no such output.
         """
-        return self._batched(FINDING_CAMS, pixels)
-
-    def finding_peaks(self, pixels: FloatArray) -> FloatArray:
-        """Return what each of those maps was divided by, (N, F); raises as `finding_maps`."""
-        return self._batched(FINDING_PEAKS, pixels)
-
-    def _batched(self, name: str, pixels: FloatArray) -> FloatArray:
         if name not in {output.name for output in self.session.get_outputs()}:
             raise ModelError(f"{self.judgement.name} has no output {name!r}: export it again")
         batches = np.array_split(pixels, max(1, math.ceil(len(pixels) / 64)))
@@ -311,30 +305,6 @@ def onnx_session(data: bytes, name: str) -> OnnxSession:
         raise ModelError(f"{name} is not an ONNX model that can be run") from error
 
 
-def load_keras(file: Path) -> KerasModel:
-    """Load a Keras network.
-
-    Raises
-    ------
-    NotFoundError
-        If the file is missing.
-    ModelError
-        If it is damaged.
-    MissingExtraError
-        If TensorFlow is not installed.
-    """
-    if not file.is_file():
-        raise NotFoundError(f"{file}: no such model")
-    prepare_tensorflow()
-    import keras
-
-    try:
-        # Safe mode, Keras's default, refuses files that carry code.
-        return keras.models.load_model(file, compile=False)
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise ModelError(f"{file} is not a Keras model that can be read") from error
-
-
 @runtime_checkable
 class Embedder(Protocol):
     """A scorer that gives embeddings by itself."""
@@ -364,9 +334,7 @@ def embed(scorer: Scorer, pixels: FloatArray) -> FloatArray:
         If the network has no layer that pools its last feature map.
     """
     if isinstance(scorer, OnnxScorer):
-        batches = np.array_split(pixels, max(1, math.ceil(len(pixels) / _EMBED_BATCH)))
-        found = [scorer.session.run([EMBEDDING], {INPUT: batch})[0] for batch in batches]
-        return np.concatenate(found).astype(np.float32)
+        return scorer.output(EMBEDDING, pixels)
     if isinstance(scorer, KerasScorer):
         return _of_keras(scorer, pixels)
     if isinstance(scorer, Embedder):

@@ -13,21 +13,18 @@ from numpy.typing import NDArray
 from lungwatch.errors import ConfigError
 from lungwatch.files import replacing
 from lungwatch.training.data.pixels import FloatArray, KerasModel
-from lungwatch.training.evaluation.calibration import fit_calibration
-from lungwatch.training.evaluation.metrics import log_loss, roc_auc
 from lungwatch.training.fitting.augmentation import NO_AUGMENTATION, Augmentation, augment
 from lungwatch.training.fitting.preparation import Prepared
 from lungwatch.training.fitting.run import Progress, RunFolder
 from lungwatch.training.fitting.search import Choices, Outcome, SearchConfig, Space, Trial, search
-from lungwatch.training.fitting.trainer import (
-    DivergedError,
-    FitState,
-    Step,
-    WeightAverage,
-    epoch_order,
-    make_step,
+from lungwatch.training.fitting.tasks import (
+    FitData,
+    binary_task,
+    compile_binary,
+    epoch_batches,
     sampling_weights,
 )
+from lungwatch.training.fitting.trainer import FitConfig, FitState, Trainer, TrainingTask
 from lungwatch.training.networks.heads import FEATURES, HIDDEN, LOGIT, POOLED, attach_head
 from lungwatch.training.networks.weights import save_keras
 
@@ -143,23 +140,12 @@ def _save(array: FloatArray, target: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """How to train the head.
+    """How to train the head; without `copies`, as in `FitConfig`, but never halving the rate.
 
     Attributes
     ----------
-    epochs
-        At most.
-    batch_size, learning_rate
-        Of the AdamW optimiser's steps.
-    patience
-        Epochs without a lower calibrated validation loss after which training stops; None
-        trains all epochs.
-    average, weight_decay
-        As in `trainer.FitConfig`.
-    seed
-        Of initial weights, dropout, drawing and augmentation.
-    copies, augmentation
-        How many changed copies of each training image there are, and the limits of the changes.
+    copies
+        How many augmented copies of each training image there are.
     """
 
     epochs: int = 40
@@ -173,11 +159,14 @@ class HeadConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        patience = 1 if self.patience is None else self.patience
-        if min(self.epochs, self.batch_size, patience) < 1:
-            raise ConfigError("epochs, batch size and patience must be at least 1")
-        if self.copies < 0 or not self.learning_rate > 0:
-            raise ConfigError("copies must not be below 0, the learning rate above it")
+        if self.copies < 0:
+            raise ConfigError("copies must not be below 0")
+        self.fit_config()
+
+    def fit_config(self) -> FitConfig:
+        """Return the configuration of the training loop."""
+        values = {name: value for name, value in vars(self).items() if name != "copies"}
+        return FitConfig(plateau=self.epochs + 1, **values)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -199,16 +188,12 @@ class FittedHead:
     ----------
     weights
         Of the hidden and the last layer, of the best epoch (without validation, the last one).
-    best_epoch, best_val_loss
-        The epoch with the lowest calibrated validation loss, and that; nan without validation.
-    history
-        A row an epoch, with the columns of `trainer`.
+    state
+        The final state of the training, with its history.
     """
 
     weights: list[FloatArray]
-    best_epoch: int
-    best_val_loss: float
-    history: list[dict[str, float]]
+    state: FitState
 
 
 def fit_head(
@@ -219,7 +204,7 @@ def fit_head(
     dropout: float,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> FittedHead:
-    """Train a fresh head until the validation loss no longer falls.
+    """Train a fresh head in memory until the validation loss no longer falls.
 
     The same data, configuration and machine give the same weights.
 
@@ -228,7 +213,7 @@ def fit_head(
     data, config
         What to learn from, and how.
     dense_units, dropout
-        The head's shape; see `heads`.
+        The head's shape; see `lungwatch.training.networks.heads`.
     on_epoch
         Called with the epoch's row of the history.
 
@@ -240,84 +225,51 @@ def fit_head(
     import keras
 
     keras.utils.set_random_seed(config.seed)
-    model = _build(data.features.shape[-1], config, dense_units=dense_units, dropout=dropout)
-    step = make_step(model)
-    average = WeightAverage(model, config.average)
-    rows: list[dict[str, float]] = []
-    best, best_epoch, best_loss = model.get_weights(), 0, math.inf
-    for epoch in range(1, config.epochs + 1):
-        loss, accuracy = _train_epoch(step, average, data, config, epoch)
-        row = {"epoch": epoch, "loss": loss, "accuracy": accuracy}
-        with average.applied():
-            if data.val_features is not None and data.val_targets is not None:
-                row |= _validate(model, data.val_features, data.val_targets)
-            if row.get("val_loss_calibrated", -math.inf) < best_loss:
-                best, best_epoch = model.get_weights(), epoch
-                best_loss = row.get("val_loss_calibrated", math.inf)
-        row["learning_rate"] = config.learning_rate
-        rows.append(row)
-        if on_epoch:
-            on_epoch(row)
-        if config.patience is not None and epoch - best_epoch >= config.patience:
-            break
-    return FittedHead(
-        weights=best,
-        best_epoch=best_epoch,
-        best_val_loss=best_loss if math.isfinite(best_loss) else math.nan,
-        history=rows,
-    )
+    fitting = config.fit_config()
+    kept: list[FloatArray] = []
+
+    def build() -> KerasModel:
+        # One cell of a map: pooling leaves it as it is, so the head is the whole network's own.
+        cell = keras.Input((1, 1, data.features.shape[-1]), name=FEATURES)
+        logit = attach_head(cell, dense_units=dense_units, dropout=dropout)
+        return compile_binary(keras.Model(cell, logit), fitting)
+
+    def task(model: KerasModel) -> TrainingTask:
+        def order(epoch: int, rng: np.random.Generator) -> list[tuple[int, NDArray[np.intp]]]:
+            copy = epoch % len(data.features)
+            return [(copy, i) for i in epoch_batches(data.weights, rng, config.batch_size)]
+
+        def show(
+            item: tuple[int, NDArray[np.intp]], _: np.random.Generator
+        ) -> tuple[FloatArray, FloatArray]:
+            copy, indices = item
+            return _cells(data.features[copy][indices]), data.targets[indices]
+
+        images = FitData(
+            train_pixels=data.features,
+            train_targets=data.targets,
+            train_weights=data.weights,
+            val_pixels=None if data.val_features is None else _cells(data.val_features),
+            val_targets=data.val_targets,
+        )
+        return replace(binary_task(model, images, fitting, show=show), order=order)
+
+    def keep(model: KerasModel) -> None:
+        kept[:] = model.get_weights()
+
+    listeners = Progress(on_epoch=on_epoch)
+    state = Trainer(build, task, fitting, progress=listeners, keep=keep).fit()
+    return FittedHead(weights=kept, state=replace(state, checkpoint=""))
+
+
+def _cells(features: FloatArray) -> FloatArray:
+    return features[:, np.newaxis, np.newaxis]
 
 
 def put_head(model: KerasModel, weights: list[FloatArray]) -> None:
     """Give a whole network a head's weights, as `FittedHead` has them."""
     model.get_layer(HIDDEN).set_weights(weights[:2])
     model.get_layer(LOGIT).set_weights(weights[2:])
-
-
-def _build(channels: int, config: HeadConfig, *, dense_units: int, dropout: float) -> KerasModel:
-    import keras
-
-    # One cell of a map: pooling leaves it as it is, so the head is the whole network's own.
-    cell = keras.Input((1, 1, channels), name=FEATURES)
-    logit = attach_head(cell, dense_units=dense_units, dropout=dropout)
-    model = keras.Model(cell, logit)
-    model.compile(
-        optimizer=keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay),
-        loss=keras.losses.BinaryCrossentropy(from_logits=True),
-    )
-    return model
-
-
-def _train_epoch(
-    step: Step, average: WeightAverage, data: HeadData, config: HeadConfig, epoch: int
-) -> tuple[float, float]:
-    rng = np.random.default_rng([config.seed, epoch])
-    copy = data.features[epoch % len(data.features)][:, np.newaxis, np.newaxis]
-    batches = math.ceil(len(data.targets) / config.batch_size)
-    order = epoch_order(data.weights, rng, batches * config.batch_size)
-    total, right = 0.0, 0
-    for indices in np.split(order, batches):
-        targets = data.targets[indices]
-        loss, logits = step(copy[indices], targets)
-        total += float(loss)
-        right += int(np.sum((np.asarray(logits) > 0.0) == (targets > 0.5)))
-        average.update()
-    if not math.isfinite(total):
-        raise DivergedError(f"the loss is {total} in epoch {epoch}")
-    return total / batches, right / len(order)
-
-
-def _validate(model: KerasModel, features: FloatArray, targets: FloatArray) -> dict[str, float]:
-    logits = np.asarray(model(features[:, np.newaxis, np.newaxis], training=False))[:, 0]
-    calibration = fit_calibration(targets, logits)
-    return {
-        "val_loss": log_loss(targets, logits),
-        "val_loss_calibrated": log_loss(
-            targets, calibration.slope * logits + calibration.intercept
-        ),
-        "val_accuracy": float(np.mean((logits > 0.0) == (targets > 0.5))),
-        "val_auc": roc_auc(targets, logits),
-    }
 
 
 HEAD_GRID: Space = {
@@ -384,7 +336,7 @@ def search_head(
     """
 
     def objective(trial: Trial) -> Outcome:
-        found = choice.with_trial(trial).fit(data, dense_units)
+        found = choice.with_trial(trial).fit(data, dense_units).state
         return Outcome(value=found.best_val_loss, epochs=found.best_epoch)
 
     config = SearchConfig(sampler="grid", extensions=extensions, seed=choice.config.seed)
@@ -441,8 +393,8 @@ class FrozenPhase:
         """
         folder = self.folder
         folder.begin(config, resume=True)
-        if (folder.root / "state.json").exists():
-            return FitState(**folder.read("state.json")), _read_choice(folder, choice)
+        if state := FitState.read(folder):
+            return state, _read_choice(folder, choice)
         data = self._data(choice.config)
         if space is not None:
             choice = search_head(
@@ -456,10 +408,9 @@ class FrozenPhase:
         fitted = choice.fit(data, self.dense_units, self.progress.on_epoch)
         self.save(fitted, choice, folder)
         folder.write(_CHOICE, {**asdict(choice.config), "dropout": choice.dropout})
-        state = _state(fitted)
-        folder.write_table("history.csv", fitted.history)
-        folder.write("state.json", asdict(state))
-        return state, choice
+        folder.write_table("history.csv", fitted.state.history)
+        folder.write("state.json", asdict(fitted.state))
+        return fitted.state, choice
 
     def retrain(self, state: FitState, choice: HeadChoice) -> tuple[FittedHead, HeadChoice]:
         """Train a fresh head on training and validation images for the chosen epochs."""
@@ -513,16 +464,6 @@ class FrozenPhase:
             self.run.root / _FEATURES / name,
             on_copy=on_batch and (lambda copy, copies: on_batch(0, copy, copies)),
         )
-
-
-def _state(fitted: FittedHead) -> FitState:
-    return FitState(
-        epoch=len(fitted.history),
-        best_epoch=fitted.best_epoch,
-        best_val_loss=fitted.best_val_loss,
-        finished=True,
-        history=fitted.history,
-    )
 
 
 def _read_choice(folder: RunFolder, choice: HeadChoice) -> HeadChoice:

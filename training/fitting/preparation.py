@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from lungwatch.contract import Calibration, Decision
 from lungwatch.errors import DatasetError
 from lungwatch.files import write_atomic
 from lungwatch.preprocess import PreprocessSpec
@@ -32,11 +31,13 @@ from lungwatch.training.data.pixels import FloatArray, KerasModel, read_pixels, 
 from lungwatch.training.data.splits import DataRecord, LearntImages, learnt_of, prefixes
 from lungwatch.training.evaluation.calibration import apply_calibration, calibrate
 from lungwatch.training.evaluation.evaluation import Scored, evaluate_logits, evaluate_pixels
-from lungwatch.training.evaluation.metrics import Figures, figures
+from lungwatch.training.evaluation.metrics import figures
 from lungwatch.training.evaluation.plots import draw_plots, plot_history
 from lungwatch.training.evaluation.scorers import KerasScorer, Scorer, predict_logits
 from lungwatch.training.fitting.run import Progress, RunFolder
-from lungwatch.training.fitting.trainer import FitConfig, FitData, FitState, fit, sampling_weights
+from lungwatch.training.fitting.tasks import FitData, fit, sampling_weights
+from lungwatch.training.fitting.trainer import FitConfig, FitState
+from lungwatch.training.networks.backbones import Normalisation, Standardisation
 from lungwatch.training.networks.weights import load_keras
 
 
@@ -115,6 +116,10 @@ class Prepared:
         COVID image, always the same; all, should a third not hold both classes.
         """
         return hold_back(self.val.samples, self.folder)
+
+    def settle(self, normalisation: Normalisation) -> Standardisation:
+        """Return the grey levels' mean and spread that a normalisation takes from the data."""
+        return normalisation.settle(self.train.pixels, (self.val.pixels, self.test.pixels))
 
     def record(self, *, retrained: bool = False, builds_on: Sequence[Path] = ()) -> DataRecord:
         """Return the record for the run folder.
@@ -330,50 +335,71 @@ VALIDATION = "validation split"
 RETRAINED_ON = "train and two thirds of val"
 
 
-def calibrated_on(images: int, of: int) -> str:
-    """Name the images that fixed calibration and threshold: validation images, all or some."""
-    if images == of:
-        return VALIDATION
-    return f"{images} of {of} images of the {VALIDATION} that the network did not learn from"
+def evaluate_rest(
+    run: RunFolder, metrics: dict[str, Any], prepared: Prepared, leave_out: str | None
+) -> dict[str, Any]:
+    """Add the figures on the `test` split and on the source `left_out`, where there are any.
+
+    Returns
+    -------
+    dict
+        What is written to `metrics.json`.
+    """
+    # Threshold and calibration are read from there.
+    run.write("metrics.json", metrics)
+    scorer = KerasScorer(run.root)
+    if prepared.test.samples:
+        metrics["test"] = evaluate_pixels(scorer, prepared.test.samples, prepared.test.pixels)
+    if leave_out:
+        metrics["left_out"] = evaluate_left_out(scorer, prepared, leave_out)
+    run.write("metrics.json", metrics)
+    return metrics
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalibratedOutputs:
-    """How a network's answers are read, and how it did on the images that this was fixed on."""
-
-    calibration: Calibration
-    decision: Decision
-    validation: Figures
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as metrics.json holds them."""
-        return {
-            "calibration": asdict(self.calibration),
-            "decision": asdict(self.decision),
-            "validation": self.validation.to_dict(),
-        }
-
-
-def calibrate_outputs(targets: FloatArray, logits: FloatArray) -> CalibratedOutputs:
+def calibrate_outputs(targets: FloatArray, logits: FloatArray) -> dict[str, Any]:
     """Fix calibration and threshold on validation images.
 
     Parameters
     ----------
     targets, logits
         0 and 1, and binary logits, shape (N,), of images the network did not learn from.
+
+    Returns
+    -------
+    dict
+        Part of `metrics.json`: `calibration`, `decision`, and the `validation` figures.
     """
     calibration, decision = calibrate(targets, logits)
     probabilities = apply_calibration(calibration, logits)
-    return CalibratedOutputs(
-        calibration=calibration,
-        decision=decision,
-        validation=figures(targets, probabilities, decision.threshold),
-    )
+    return {
+        "calibration": asdict(calibration),
+        "decision": asdict(decision),
+        "validation": figures(targets, probabilities, decision.threshold).to_dict(),
+    }
 
 
-def conclude(
-    run: RunFolder, state: FitState, val_pixels: FloatArray, val_targets: FloatArray
+def calibrate_on(
+    part: Part, prepared: Prepared, logits: Callable[[FloatArray], FloatArray]
 ) -> dict[str, Any]:
+    """Calibrate on validation images, all or some; also say which, as `calibrated_on`."""
+    images, of = len(part.samples), len(prepared.val.samples)
+    some = f"{images} of {of} images of the {VALIDATION} that the network did not learn from"
+    return {
+        "calibrated_on": VALIDATION if images == of else some,
+        **calibrate_outputs(part.targets, logits(part.pixels)),
+    }
+
+
+def calibrate_final(model: KerasModel, prepared: Prepared, *, retrained: bool) -> dict[str, Any]:
+    """Calibrate a final network on validation images that it did not learn from."""
+    part = prepared.val.take(prepared.held_back) if retrained else prepared.val
+    return {
+        "trained_on": RETRAINED_ON if retrained else "train",
+        **calibrate_on(part, prepared, lambda pixels: predict_logits(model, pixels)),
+    }
+
+
+def conclude(run: RunFolder, state: FitState, prepared: Prepared) -> dict[str, Any]:
     """Calibrate a run's best network on validation data, and write metrics and plot.
 
     Returns
@@ -386,8 +412,7 @@ def conclude(
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,
         "parameters": int(model.count_params()),
-        "calibrated_on": VALIDATION,
-        **calibrate_outputs(val_targets, predict_logits(model, val_pixels)).to_dict(),
+        **calibrate_on(prepared.val, prepared, lambda pixels: predict_logits(model, pixels)),
     }
     run.write("metrics.json", metrics)
     plot_history(state.history, run.root / "history.png")
@@ -427,10 +452,9 @@ def retrain(
     progress
         Listeners.
     """
-    progress = progress or Progress()
     rates = tuple(row["learning_rate"] for row in chosen.history[: chosen.best_epoch])
     fixed = replace(fitting, epochs=chosen.best_epoch, patience=None, learning_rates=rates)
-    return fit(build, data, fixed, run, on_batch=progress.on_batch, on_epoch=progress.on_epoch)
+    return fit(build, data, fixed, run, progress=progress)
 
 
 def test_final(run: RunFolder, metrics: dict[str, Any], test: Part, folder: Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Hyper-parameter search: spaces, samplers, and a table with a row for each trial."""
 
+import contextlib
 import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self, get_args
 
@@ -121,121 +122,15 @@ def extend(space: Space, best: Mapping[str, Number]) -> dict[str, Parameter]:
     return {name: parameter.extended(best[name]) for name, parameter in space.items()}
 
 
-def describe_space(space: Space) -> dict[str, Any]:
-    """Return plain values for JSON."""
-    return {name: asdict(parameter) for name, parameter in space.items()}
-
-
 SamplerKind = Literal["random", "tpe", "grid"]
-
 SAMPLER_KINDS: tuple[SamplerKind, ...] = get_args(SamplerKind)
 
-
+TABLE = "search.csv"
 # Trials drawn at random before the tree of Parzen estimators is asked.
 _STARTUP = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """A finished trial; value None if it failed."""
-
-    parameters: Mapping[str, Number]
-    value: float | None
-
-
-def propose(
-    kind: SamplerKind, space: Space, known: Sequence[Known], *, seed: int
-) -> dict[str, Number]:
-    """Choose the parameters of the next trial.
-
-    Source: random search, Bergstra & Bengio 2012; TPE, Bergstra et al. 2011, as in Optuna.
-
-    Parameters
-    ----------
-    kind
-        "random", "tpe" or "grid": the first combination not tried yet.
-    space
-        What to choose from.
-    known
-        The trials before.
-    seed
-        Of the search.
-
-    Raises
-    ------
-    ConfigError
-        If a grid is asked for and a parameter is a range, or all of the grid is tried.
-    MissingExtraError
-        If Optuna is not installed.
-    """
-    if kind == "grid":
-        tried = [dict(trial.parameters) for trial in known]
-        return next(point for point in grid(space) if point not in tried)
-    optuna = _optuna()
-    chance = derived_seed(seed, len(known))
-    sampler = (
-        optuna.samplers.RandomSampler(seed=chance)
-        if kind == "random"
-        else optuna.samplers.TPESampler(seed=chance, n_startup_trials=_STARTUP)
-    )
-    study = optuna.create_study(sampler=sampler)
-    distributions = {name: _distribution(optuna, space[name]) for name in space}
-    for trial in known:
-        if trial.value is not None:
-            study.add_trial(
-                optuna.trial.create_trial(
-                    params=dict(trial.parameters),
-                    distributions=distributions,
-                    value=trial.value,
-                )
-            )
-    return dict(study.ask(distributions).params)
-
-
-def grid(space: Space) -> list[dict[str, Number]]:
-    """List all combinations.
-
-    Raises
-    ------
-    ConfigError
-        If a parameter is a range.
-    """
-    choices = []
-    for name, parameter in space.items():
-        if not isinstance(parameter, Choices):
-            raise ConfigError(f"a grid needs single values, but {name} is a range")
-        choices.append(parameter.values)
-    return [dict(zip(space, point, strict=True)) for point in itertools.product(*choices)]
-
-
-def derived_seed(seed: int, number: int) -> int:
-    """Return a seed for one trial, 0..2^31-1."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] % 2**31)
-
-
-def _distribution(optuna: Any, parameter: Any) -> Any:  # noqa: ANN401  # optional library
-    if isinstance(parameter, Choices):
-        return optuna.distributions.CategoricalDistribution(parameter.values)
-    kind = (
-        optuna.distributions.IntDistribution
-        if parameter.integer
-        else optuna.distributions.FloatDistribution
-    )
-    return kind(parameter.low, parameter.high, log=parameter.log)
-
-
-def _optuna() -> Any:  # noqa: ANN401  # optional library
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingExtraError("hyper-parameter search", "train") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
-_STATE = "search.json"
-
-TABLE = "search.csv"
+# Attribute of Optuna's trials: the columns of the table besides parameters and value.
+_NOTE = "row"
+_NOTED = ("epochs", "seconds", "state", "round", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +140,8 @@ class SearchConfig:
     Attributes
     ----------
     sampler
-        See `search.propose`.
+        "tpe" (Bergstra et al. 2011), "random" (Bergstra & Bengio 2012), or "grid": all
+        combinations.
     trials
         In the first round; a grid has its own number. Each further round has half as many.
     extensions
@@ -276,7 +172,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a trial came to: the value, less being better, and the epochs it took to reach it."""
+    """Result of a trial: the value, less being better, and the epochs it took to reach it."""
 
     value: float
     epochs: int
@@ -301,9 +197,10 @@ def search(
 ) -> SearchResult:
     """Try parameters for the lowest value; go on from what `run` holds of this search.
 
-    After every trial its row is in `search.csv`: number, the parameters, value, epochs, seconds,
-    state (done, failed), round, and what went wrong. A search that was interrupted comes to the
-    same table as one that was not, but for the seconds.
+    Trials are kept by Optuna in `search.db`, a study for each round. After every trial its row
+    is in `search.csv`: number, the parameters, value, epochs, seconds, state (done, failed),
+    round, and what went wrong. A search that was interrupted comes to the same table as one
+    that was not, but for the seconds.
 
     Parameters
     ----------
@@ -323,41 +220,37 @@ def search(
     Raises
     ------
     ConfigError
-        If `run` holds another search, or every trial failed.
+        If `run` holds another search, a grid is asked for and a parameter is a range, or every
+        trial failed.
     MissingExtraError
         If Optuna is not installed.
     """
-    header = {
-        "sampler": config.sampler,
-        "trials": config.trials,
-        "extensions": config.extensions,
-        "seed": config.seed,
-        "space": describe_space(space),
-    }
-    table = _Table(run, header, tuple(space))
-    current = dict(space)
-    for round_ in range(config.extensions + 1):
-        for number in _numbers(config, current, table.rows, round_):
-            trial = Trial(
-                number=number,
-                round=round_,
-                parameters=propose(
-                    config.sampler, current, _known(table.rows, space), seed=config.seed
-                ),
-                seed=derived_seed(config.seed, number),
-            )
-            row = _run(trial, objective)
-            table.append(row)
-            if on_trial:
-                on_trial(row)
-        best = _best(table.rows[: _end(table.rows, round_)])
-        wider = extend(current, {name: best[name] for name in space})
-        if wider == current:
-            break
-        current = wider
-    best = _best(table.rows)
+    with _storage(run) as storage:
+        current = dict(space)
+        rows: list[dict[str, Any]] = []
+        for round_ in range(config.extensions + 1):
+            study = _open_study(storage, round_, rows, current, describe_search(space, config))
+            half = math.ceil(config.trials / 2)
+            planned = len(rows) + (half if round_ else config.trials)
+            if config.sampler == "grid":
+                # Every round's grid holds the one before.
+                planned = len(grid(current))
+            rows = _rows(study, space)
+            while len(rows) < planned:
+                trial = _next_trial(study, current, config)
+                _run(study, trial, objective, round_=round_, seed=config.seed)
+                rows = _rows(study, space)
+                run.write_table(TABLE, rows)
+                if on_trial:
+                    on_trial(rows[-1])
+            best = _best(rows)
+            wider = extend(current, {name: best[name] for name in space})
+            if wider == current:
+                break
+            current = wider
+    run.write_table(TABLE, rows)
     plot_search(
-        table.rows,
+        rows,
         {name: parameter.log for name, parameter in space.items()},
         run.root / "search.png",
     )
@@ -369,54 +262,170 @@ def search(
             seed=derived_seed(config.seed, best["number"]),
         ),
         outcome=Outcome(value=best["value"], epochs=best["epochs"]),
-        rows=tuple(table.rows),
+        rows=tuple(rows),
     )
 
 
-class _Table:
-    """The rows so far, on disk after each; JSON is what is read again, CSV what people read."""
+def grid(space: Space) -> list[dict[str, Number]]:
+    """List all combinations.
 
-    def __init__(self, run: RunFolder, header: dict[str, Any], names: Sequence[str]) -> None:
-        self._run, self._header = run, header
-        self._columns = ("number", *names, "value", "epochs", "seconds", "state", "round", "error")
-        self.rows: list[dict[str, Any]] = []
-        if (run.root / _STATE).exists():
-            before = run.read(_STATE)
-            self.rows = before.pop("rows")
-            if before != _plain(header):
-                raise ConfigError(f"{run.root} holds a search with other settings")
-            self._write()
-
-    def append(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        self._write()
-
-    def _write(self) -> None:
-        self._run.write(_STATE, {**self._header, "rows": self.rows})
-        if self.rows:
-            rows = [{name: row[name] for name in self._columns} for row in self.rows]
-            self._run.write_table(TABLE, rows)
+    Raises
+    ------
+    ConfigError
+        If a parameter is a range.
+    """
+    choices = []
+    for name, parameter in space.items():
+        if not isinstance(parameter, Choices):
+            raise ConfigError(f"a grid needs single values, but {name} is a range")
+        choices.append(parameter.values)
+    return [dict(zip(space, point, strict=True)) for point in itertools.product(*choices)]
 
 
-def _numbers(
-    config: SearchConfig, space: Space, rows: Sequence[dict[str, Any]], round_: int
-) -> range:
-    """Numbers of the trials that the round still lacks."""
-    before = sum(row["round"] < round_ for row in rows)
+def describe_search(space: Space, config: SearchConfig) -> dict[str, Any]:
+    """Return what a search depends on, as plain JSON values."""
+    values = {**asdict(config), "space": {name: asdict(part) for name, part in space.items()}}
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def derived_seed(seed: int, number: int) -> int:
+    """Return a seed for one trial, 0..2^31-1."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] % 2**31)
+
+
+@contextlib.contextmanager
+def _storage(run: RunFolder) -> Iterator[Any]:
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError("hyper-parameter search", "train") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{run.root / 'search.db'}")
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _open_study(
+    storage: Any,  # noqa: ANN401  # optional library
+    round_: int,
+    before: Sequence[dict[str, Any]],
+    space: Space,
+    settings: dict[str, Any],
+) -> Any:  # noqa: ANN401
+    """Open the study of a round; its first trials are copies of those of the rounds before.
+
+    Optuna refuses a parameter whose choices change within a study.
+    """
+    import optuna
+
+    study = optuna.create_study(storage=storage, study_name=f"round {round_}", load_if_exists=True)
+    if study.user_attrs.get("settings", settings) != settings:
+        raise ConfigError("the run folder holds a search with other settings")
+    if not study.user_attrs:
+        study.set_user_attr("settings", settings)
+    for row in before[len(study.trials) :]:
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=(
+                    optuna.trial.TrialState.FAIL
+                    if row["value"] is None
+                    else optuna.trial.TrialState.COMPLETE
+                ),
+                value=row["value"],
+                params={name: row[name] for name in space},
+                distributions=_distributions(space),
+                user_attrs={_NOTE: {name: row[name] for name in _NOTED}},
+            )
+        )
+    return study
+
+
+def _next_trial(study: Any, space: Space, config: SearchConfig) -> Any:  # noqa: ANN401
+    """Return the trial that was interrupted, or a new one.
+
+    A proposal depends on the seed, the trial's number and earlier results alone: the sampler is
+    seeded anew for each, so that an interrupted search has no random state to lose.
+    """
+    import optuna
+
+    for trial in study.trials:
+        if trial.state == optuna.trial.TrialState.RUNNING:
+            return optuna.trial.Trial(study, trial._trial_id)  # noqa: SLF001  # no public way
+    number = len(study.trials)
+    chance = derived_seed(config.seed, number)
     if config.sampler == "grid":
-        # Every round's grid holds the one before.
-        return range(len(rows), max(len(rows), len(grid(space))))
-    planned = config.trials if round_ == 0 else math.ceil(config.trials / 2)
-    return range(len(rows), max(len(rows), before + planned))
+        tried = [trial.params for trial in study.trials]
+        point = next(point for point in grid(space) if point not in tried)
+        study.enqueue_trial(point, skip_if_exists=True)
+    elif config.sampler == "random":
+        study.sampler = optuna.samplers.RandomSampler(seed=chance)
+    else:
+        study.sampler = optuna.samplers.TPESampler(seed=chance, n_startup_trials=_STARTUP)
+    return study.ask(_distributions(space))
 
 
-def _end(rows: Sequence[dict[str, Any]], round_: int) -> int:
-    return sum(row["round"] <= round_ for row in rows)
+def _run(
+    study: Any,  # noqa: ANN401  # optional library
+    trial: Any,  # noqa: ANN401
+    objective: Callable[[Trial], Outcome],
+    *,
+    round_: int,
+    seed: int,
+) -> None:
+    """Run a trial and tell the study how it ended."""
+    started = time.monotonic()
+    outcome: Outcome | None = None
+    error = ""
+    try:
+        outcome = objective(
+            Trial(
+                number=trial.number,
+                round=round_,
+                parameters=dict(trial.params),
+                seed=derived_seed(seed, trial.number),
+            )
+        )
+        if not math.isfinite(outcome.value):
+            error, outcome = f"the value is {outcome.value}", None
+    except DivergedError as diverged:
+        error = str(diverged)
+    except (LungwatchError, OSError):
+        raise
+    except Exception as broken:  # TensorFlow's own errors share no base class
+        error = f"{type(broken).__name__}: {' '.join(str(broken).split())[:200]}"
+    trial.set_user_attr(
+        _NOTE,
+        {
+            "epochs": outcome.epochs if outcome else None,
+            "seconds": round(time.monotonic() - started, 1),
+            "state": "done" if outcome else "failed",
+            "round": round_,
+            "error": error,
+        },
+    )
+    if outcome:
+        study.tell(trial, outcome.value)
+    else:
+        import optuna
+
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 
-def _known(rows: Sequence[dict[str, Any]], space: Space) -> list[Known]:
+def _rows(study: Any, space: Space) -> list[dict[str, Any]]:  # noqa: ANN401
+    """Return a row for each finished trial, in the columns of the table."""
     return [
-        Known(parameters={name: row[name] for name in space}, value=row["value"]) for row in rows
+        {
+            "number": trial.number,
+            **{name: trial.params[name] for name in space},
+            "value": trial.value,
+            **{name: trial.user_attrs[_NOTE][name] for name in _NOTED},
+        }
+        for trial in study.trials
+        if trial.state.is_finished()
     ]
 
 
@@ -427,32 +436,18 @@ def _best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return min(done, key=lambda row: (row["value"], row["number"]))
 
 
-def _run(trial: Trial, objective: Callable[[Trial], Outcome]) -> dict[str, Any]:
-    started = time.monotonic()
-    outcome: Outcome | None = None
-    error = ""
-    try:
-        outcome = objective(trial)
-        if not math.isfinite(outcome.value):
-            error, outcome = f"the value is {outcome.value}", None
-    except DivergedError as diverged:
-        error = str(diverged)
-    except (LungwatchError, OSError):
-        raise
-    except Exception as broken:  # TensorFlow's own errors share no base class
-        error = f"{type(broken).__name__}: {' '.join(str(broken).split())[:200]}"
-    return {
-        "number": trial.number,
-        **trial.parameters,
-        "value": outcome.value if outcome else None,
-        "epochs": outcome.epochs if outcome else None,
-        "seconds": round(time.monotonic() - started, 1),
-        "state": "done" if outcome else "failed",
-        "round": trial.round,
-        "error": error,
-    }
+def _distributions(space: Space) -> dict[str, Any]:
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
 
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
+    found: dict[str, Any] = {}
+    for name, part in space.items():
+        if isinstance(part, Choices):
+            found[name] = CategoricalDistribution(part.values)
+        else:
+            kind: Any = IntDistribution if part.integer else FloatDistribution
+            found[name] = kind(part.low, part.high, log=part.log)
+    return found

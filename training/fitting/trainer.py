@@ -1,25 +1,25 @@
-"""Training loop: early stopping, weight averaging, checkpoints and resuming."""
+"""Training loop: `Trainer` repeats the epochs of a task, keeps the best network, and resumes.
+
+Every epoch draws its chance from (seed, epoch) and ends with a checkpoint that includes the
+optimiser, so that an interrupted run continues to the same numbers.
+"""
 
 import contextlib
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lungwatch.errors import ConfigError, DatasetError, LungwatchError
+from lungwatch.errors import ConfigError, LungwatchError
 from lungwatch.files import replacing
-from lungwatch.training.data.dataset import ImageClass, LabelledImage, Sample
-from lungwatch.training.data.pixels import FloatArray, KerasModel, Tensor
-from lungwatch.training.evaluation.calibration import fit_calibration
-from lungwatch.training.evaluation.metrics import log_loss, roc_auc
-from lungwatch.training.fitting.augmentation import Augmentation, augment
+from lungwatch.training.data.pixels import KerasModel, Tensor
+from lungwatch.training.fitting.augmentation import Augmentation
 from lungwatch.training.fitting.run import Progress, RunFolder
 from lungwatch.training.networks.weights import save_keras
 
@@ -83,24 +83,9 @@ class FitConfig:
         return self.learning_rates[min(epoch, len(self.learning_rates)) - 1]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FitData:
-    """Pixels (N, S, S, 1) in 0..1, targets (N,) in 0..1, drawing weights (N,) summing to 1.
-
-    Validation targets are 0 and 1, with both occurring; without validation data the network is
-    trained for all epochs.
-    """
-
-    train_pixels: FloatArray
-    train_targets: FloatArray
-    train_weights: NDArray[np.float64]
-    val_pixels: FloatArray | None = None
-    val_targets: FloatArray | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class FitState:
-    """Where a run stands; written after each epoch, once its checkpoint is safe."""
+    """State of a run, written after each epoch, once its checkpoint is safe."""
 
     epoch: int = 0
     checkpoint: str = ""
@@ -111,207 +96,137 @@ class FitState:
     finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
 
+    @classmethod
+    def read(cls, run: RunFolder) -> "FitState | None":
+        """Read the state of a run; None before its first epoch is complete."""
+        if not (run.root / "state.json").exists():
+            return None
+        values = run.read("state.json")
+        # Runs of segmenters and gates that an earlier version began name neither.
+        values.setdefault("epoch", len(values["history"]))
+        values.setdefault("checkpoint", f"checkpoint-{values['epoch']:04d}.keras")
+        known = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
 
-def read_fit_state(run: RunFolder) -> FitState | None:
-    """Read where a run stands; None if it has not come that far."""
-    return FitState(**run.read("state.json")) if (run.root / "state.json").exists() else None
+    def is_finished(self, config: FitConfig) -> bool:
+        """Tell whether all epochs ran, or the monitored value stopped falling."""
+        patience = config.patience
+        is_stopped = patience is not None and self.epoch - self.best_epoch >= patience
+        return self.epoch >= config.epochs or is_stopped
 
-
-def average_file(run: RunFolder, state: FitState) -> Path:
-    """Name the file beside the checkpoint that holds the weight average."""
-    return (run.root / state.checkpoint).with_suffix(".npz")
-
-
-def memory_file(run: RunFolder, state: FitState) -> Path:
-    """Name the file beside the checkpoint that holds what the lesson learnt besides."""
-    return (run.root / state.checkpoint).with_suffix(".memory.npz")
-
-
-def forget_checkpoint(run: RunFolder, state: FitState) -> None:
-    """Remove a state's checkpoint and what lies beside it, if there is one."""
-    if state.checkpoint:
-        (run.root / state.checkpoint).unlink(missing_ok=True)
-        average_file(run, state).unlink(missing_ok=True)
-        memory_file(run, state).unlink(missing_ok=True)
-
-
-def advance(state: FitState, row: dict[str, float], config: FitConfig) -> FitState:
-    """Return the state after an epoch, from its row of the history."""
-    epoch = int(row["epoch"])
-    val_loss = row.get("val_loss_calibrated")
-    # With nothing to compare by, the last epoch is the one to keep.
-    better = val_loss is None or config.keep == "last" or val_loss < state.best_val_loss
-    since_halving = 0 if better else state.since_halving + 1
-    learning_rate = state.learning_rate
-    if config.learning_rates:
-        learning_rate = config.rate(epoch + 1)
-    elif since_halving >= config.plateau:
-        since_halving, learning_rate = 0, learning_rate / 2.0
-    new = replace(
-        state,
-        epoch=epoch,
-        checkpoint=f"checkpoint-{epoch:04d}.keras",
-        best_epoch=epoch if better else state.best_epoch,
-        best_val_loss=state.best_val_loss
-        if val_loss is None
-        else min(val_loss, state.best_val_loss),
-        learning_rate=learning_rate,
-        since_halving=since_halving,
-        history=[*state.history, row],
-    )
-    return replace(new, finished=is_finished(new, config))
+    def after(self, row: dict[str, float], config: FitConfig, monitor: str | None) -> "FitState":
+        """Return the state after an epoch, from its row of the history."""
+        epoch = int(row["epoch"])
+        value = row.get(monitor) if monitor else None
+        # With nothing to compare by, the last epoch is the one to keep.
+        better = value is None or config.keep == "last" or value < self.best_val_loss
+        since_halving = 0 if better else self.since_halving + 1
+        learning_rate = self.learning_rate
+        if config.learning_rates:
+            learning_rate = config.rate(epoch + 1)
+        elif since_halving >= config.plateau:
+            since_halving, learning_rate = 0, learning_rate / 2.0
+        best = self.best_val_loss if value is None else min(value, self.best_val_loss)
+        new = replace(
+            self,
+            epoch=epoch,
+            checkpoint=f"checkpoint-{epoch:04d}.keras",
+            best_epoch=epoch if better else self.best_epoch,
+            best_val_loss=best,
+            learning_rate=learning_rate,
+            since_halving=since_halving,
+            history=[*self.history, row],
+        )
+        return replace(new, finished=new.is_finished(config))
 
 
-def is_finished(state: FitState, config: FitConfig) -> bool:
-    """Tell whether all epochs ran, or the validation loss stopped falling."""
-    is_stopped = config.patience is not None and state.epoch - state.best_epoch >= config.patience
-    return state.epoch >= config.epochs or is_stopped
-
-
-def sampling_weights(
-    samples: Sequence[Sample],
-    power: float = 0.5,
-    shares: Mapping[ImageClass, float] | None = None,
-) -> NDArray[np.float64]:
-    """Probability of drawing each sample.
-
-    COVID and the rest get one half each, or each finding its share of `shares`, brought to a
-    sum of 1 over the findings that occur. Within each, a group of n images from one source
-    with one finding gets a share in proportion to n ** power: 1 takes images as they come,
-    0 makes the groups equal. In between, small groups count for more, above all the other
-    pneumonias from the collections that the COVID images come from: only they tell the
-    network that the source is not the answer.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, shape (N,), summing to 1.
-    """
-    groups = [(s.positive, s.source, s.finding) for s in samples]
-    sizes = Counter(groups)
-    weights = np.array([sizes[group] ** (power - 1.0) for group in groups])
-    if shares is None:
-        parts = np.array([s.positive for s in samples], dtype=object)
-        wanted: Mapping[Any, float] = {True: 0.5, False: 0.5}
-    else:
-        parts = np.array([s.finding for s in samples], dtype=object)
-        wanted = shares
-    for part in sorted(set(parts)):
-        mask = parts == part
-        weights[mask] *= wanted[part] / weights[mask].sum()
-    return np.asarray(weights / weights.sum(), dtype=np.float64)
-
-
-def epoch_order(
-    weights: NDArray[np.float64], rng: np.random.Generator, length: int
-) -> NDArray[np.intp]:
-    """Draw `length` indices with replacement.
-
-    Low-variance (systematic) drawing: each sample comes up the floor or the ceiling of its
-    expected number of times, so that an epoch misses as few images as possible.
-
-    Source: Carpenter, Clifford, Fearnhead 1999.
-    """
-    permutation = rng.permutation(len(weights))
-    edges = np.cumsum(weights[permutation])
-    points = (np.arange(length) + rng.uniform()) / length
-    drawn = np.searchsorted(edges, points * edges[-1], side="right")
-    order = permutation[np.minimum(drawn, len(weights) - 1)]
-    return np.asarray(rng.permutation(order), dtype=np.intp)
-
-
-Step = Callable[[FloatArray, FloatArray], tuple[Tensor, Tensor]]
-
-
-def make_step(model: KerasModel) -> Step:
-    """Make the function that lets a compiled network learn from one batch.
-
-    Returns
-    -------
-    function
-        Of pixels (N, S, S, 1) and targets (N,), 0..1, soft ones included, to the mean
-        cross-entropy in nats and the binary logits (N,) before the step.
-    """
-    import tensorflow as tf
-
-    # Variables must not be made while a graph is traced.
-    model.optimizer.build(model.trainable_variables)
-
-    def step(pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        with tf.GradientTape() as tape:
-            logits = model(pixels, training=True)[:, 0]
-            losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits)
-            loss = tf.reduce_mean(losses)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss, logits
-
-    traced: Step = tf.function(step, reduce_retracing=True)
-    return traced
-
-
-ShownBatch = tuple[Any, ...]
+class DivergedError(LungwatchError):
+    """The loss is no longer a finite number; a lower learning rate may help."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchAugmentation:
-    """Functions that belong together.
+class TrainingTask:
+    """Task of a network: the batches of an epoch, the training step, and the validation.
 
     Attributes
     ----------
+    order
+        From the epoch, from 1 on, and a random generator to one item for each batch; also
+        seeds dropout, whose state a checkpoint does not hold.
     show
-        From the indices of a batch's images and a source of chance to what the step takes,
-        pixels (N, S, S, 1) and targets (N,) first.
+        From an item and the same generator to what `step` takes; called in other threads,
+        a few batches ahead.
     step
-        From that to the mean loss and the binary logits (N,) before the step.
+        Learns from a batch; returns the mean loss, and of a binary network how many images
+        it had right before the step. A loss of None does not count.
+    validate
+        Measures the network, whose weights are averaged, into columns of the history.
+    monitor
+        Column of `validate`, less being better, that chooses the best epoch; without it, the
+        network is kept after the last epoch only.
     variables
-        What the step changes besides the network's and its optimiser's variables.
+        What `step` changes besides the variables of the network and its optimiser.
     notes
-        Returns what is worth a column in the history, by name.
+        Further columns of an epoch.
+    columns
+        Of `history.csv`, in order; empty for all of them.
+    workers
+        Threads of `show`; above 1 only where it draws nothing from the generator.
     """
 
-    show: Callable[[NDArray[np.intp], np.random.Generator], ShownBatch]
-    step: Callable[..., tuple[Tensor, Tensor]]
+    order: Callable[[int, np.random.Generator], Sequence[Any]]
+    show: Callable[[Any, np.random.Generator], tuple[Any, ...]]
+    step: Callable[..., tuple[float | None, int | None]]
+    validate: Callable[[], dict[str, float]] = dict
+    monitor: str | None = None
     variables: Sequence[Tensor] = ()
     notes: Callable[[], dict[str, float]] = dict
+    columns: tuple[str, ...] = ()
+    workers: int = 1
 
-    def batches(
-        self, order: Iterable[NDArray[np.intp]], rng: np.random.Generator
-    ) -> Iterator[ShownBatch]:
-        """Show batch after batch, each made ready while the one before is learnt from.
-
-        One thread makes them all, in order, so chance is drawn as if there were none.
-        """
-        with ThreadPoolExecutor(1, thread_name_prefix="show") as pool:
-            waiting = None
-            for indices in order:
-                coming = pool.submit(self.show, indices, rng)
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = coming
-            if waiting is not None:
-                yield waiting.result()
+    def batches(self, items: Sequence[Any], rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
+        """Yield each batch, the next ones made meanwhile; OpenCV and NumPy release the GIL."""
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="show") as pool:
+            waiting = iter(items)
+            ahead = [
+                pool.submit(self.show, item, rng) for item in islice(waiting, self.workers + 1)
+            ]
+            while ahead:
+                batch = ahead.pop(0).result()
+                ahead += [pool.submit(self.show, item, rng) for item in islice(waiting, 1)]
+                yield batch
 
 
 class WeightAverage:
-    """Exponential moving average over steps, batch-norm statistics included."""
+    """Exponential moving average of a network's weights, batch-norm statistics included.
+
+    It is what is validated and kept: single steps throw the logits of unfamiliar images about,
+    their average does not. A decay of 0 averages nothing.
+
+    Source: Polyak & Juditsky 1992; as an exponential average, Tarvainen & Valpola 2017.
+    """
 
     def __init__(self, model: KerasModel, decay: float) -> None:
         self._model = model
         self._decay = decay
-        self._mean: list[NDArray[np.float32]] = [w.copy() for w in model.get_weights()]
+        self._mean: list[NDArray[np.float32]] = (
+            [weight.copy() for weight in model.get_weights()] if decay else []
+        )
         self._steps = 0
 
     def update(self) -> None:
-        """Take the network's present weights in; early on the average follows faster."""
+        """Include the present weights; the first steps count for more."""
         self._steps += 1
         decay = min(self._decay, self._steps / (self._steps + 9.0))
-        for index, weight in enumerate(self._model.get_weights()):
+        for index, weight in enumerate(self._model.get_weights() if decay else ()):
             self._mean[index] += (1.0 - decay) * (weight - self._mean[index])
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the network have the averaged weights for a while."""
+        """Give the network the averaged weights within a `with` block."""
+        if not self._decay:
+            yield
+            return
         own = self._model.get_weights()
         self._model.set_weights(self._mean)
         try:
@@ -320,668 +235,213 @@ class WeightAverage:
             self._model.set_weights(own)
 
     def save(self, target: Path) -> None:
-        """Write the average to an .npz file, for resuming."""
-        with replacing(target) as temporary:
-            np.savez(temporary, np.array(self._steps), *self._mean)
+        """Write the average to an .npz file."""
+        if self._decay:
+            _save_arrays(target, [np.array(self._steps), *self._mean])
 
     def load(self, source: Path) -> None:
         """Read what `save` wrote."""
-        with np.load(source) as arrays:
-            self._steps = int(arrays["arr_0"])
-            self._mean = [arrays[f"arr_{index + 1}"] for index in range(len(self._mean))]
+        if self._decay:
+            steps, *self._mean = _load_arrays(source, len(self._mean) + 1)
+            self._steps = int(steps)
 
 
-def save_memory(variables: Sequence[Tensor], target: Path) -> None:
-    """Write the variables' values to an .npz file, whole or not at all."""
-    with replacing(target) as temporary:
-        np.savez(temporary, *(np.asarray(variable) for variable in variables))
+def save_variables(variables: Sequence[Tensor], target: Path) -> None:
+    """Write the values of variables to an .npz file, whole or not at all."""
+    if variables:
+        _save_arrays(target, [np.asarray(variable) for variable in variables])
 
 
-def load_memory(variables: Sequence[Tensor], source: Path) -> None:
-    """Give the variables the values that `save_memory` wrote.
+def load_variables(variables: Sequence[Tensor], source: Path) -> None:
+    """Give variables the values that `save_variables` wrote.
 
     Raises
     ------
     ConfigError
         If the file is missing or was written for other variables.
     """
-    try:
-        with np.load(source) as arrays:
-            values = [arrays[f"arr_{index}"] for index in range(len(variables))]
-    except (FileNotFoundError, KeyError) as error:
-        raise ConfigError(
-            f"{source.name} does not hold what the lesson had learnt; train anew"
-        ) from error
+    values = _load_arrays(source, len(variables)) if variables else []
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 
 
-_COLUMNS = (
-    "epoch",
-    "loss",
-    "accuracy",
-    "val_loss",
-    "val_loss_calibrated",
-    "val_accuracy",
-    "val_auc",
-    "learning_rate",
-    "source_loss",
-)
+def _save_arrays(target: Path, arrays: Sequence[NDArray[Any]]) -> None:
+    with replacing(target) as temporary:
+        np.savez(temporary, *arrays)
 
 
-class DivergedError(LungwatchError):
-    """The loss is no longer a finite number; a lower learning rate may help."""
+def _load_arrays(source: Path, count: int) -> list[NDArray[Any]]:
+    try:
+        with np.load(source) as arrays:
+            return [arrays[f"arr_{index}"] for index in range(count)]
+    except (FileNotFoundError, KeyError) as error:
+        raise ConfigError(f"{source.name} is not of this training; train anew") from error
 
 
-def fit(
-    build: Callable[[], KerasModel],
-    data: FitData,
-    config: FitConfig,
-    run: RunFolder,
-    *,
-    keep_checkpoint: bool = False,
-    lesson: Callable[[KerasModel], BatchAugmentation] | None = None,
-    on_batch: Callable[[int, int, int], None] | None = None,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
-) -> FitState:
-    """Train until the validation loss no longer falls; leave the best network in the run.
-
-    Without validation data, the last one.
+class Trainer:
+    """Training loop of every recipe.
 
     Parameters
     ----------
     build
-        Makes the fresh network, pixels to logit.
-    data
-        What to learn from and what to stop by.
+        Makes the fresh network, compiled with its optimiser.
+    task
+        Makes the task of that network, or of the one that a checkpoint holds.
     config
-        How.
+        Epochs, stopping, averaging and seed.
     run
-        A begun run folder; if it holds a state, training continues from there.
+        A begun run folder; if it holds a state, training continues from there. None trains in
+        memory.
+    progress
+        Listeners.
+    keep
+        Called with the network, its weights averaged, after each epoch that is the best so
+        far; by default writes it to the run folder.
     keep_checkpoint
         Leave the last checkpoint after all epochs, for going on with more of them.
-    lesson
-        Makes what shows batches to the network and lets it learn from them; by default they
-        are augmented, and cross-entropy is the loss.
-    on_batch
-        Called with (epoch, batch, batches) after each step.
-    on_epoch
-        Called with the epoch's row of the history.
-
-    Returns
-    -------
-    FitState
-        The final state, with the history.
-
-    Raises
-    ------
-    DivergedError
-        If the loss is no longer finite.
-    ConfigError
-        If the run is to go on with more epochs but has no checkpoint.
-    """
-    import keras
-
-    state = read_fit_state(run) or FitState(learning_rate=config.rate(1))
-    if is_finished(state, config):
-        return state
-    if state.checkpoint:
-        if not (run.root / state.checkpoint).exists():
-            raise ConfigError(f"{run.root} keeps no checkpoint to go on from; train anew")
-        model = keras.models.load_model(run.root / state.checkpoint)
-        average = WeightAverage(model, config.average)
-        average.load(average_file(run, state))
-    else:
-        model = build()
-        model.compile(
-            optimizer=keras.optimizers.AdamW(state.learning_rate, weight_decay=config.weight_decay),
-            loss=keras.losses.BinaryCrossentropy(from_logits=True),
-        )
-        average = WeightAverage(model, config.average)
-    taught = lesson(model) if lesson else _plain_lesson(model, data, config)
-    if state.checkpoint and taught.variables:
-        load_memory(taught.variables, memory_file(run, state))
-    while True:
-        epoch = state.epoch + 1
-        loss, accuracy = _train_epoch(
-            model, taught, average, data, config, epoch=epoch, on_batch=on_batch
-        )
-        row = {"epoch": epoch, "loss": loss, "accuracy": accuracy}
-        if data.val_pixels is not None and data.val_targets is not None:
-            with average.applied():
-                logits = predict_logits(model, data.val_pixels)
-            row |= _validate(data.val_targets, logits)
-        row |= {"learning_rate": state.learning_rate, **taught.notes()}
-        old = state
-        state = advance(state, row, config)
-        model.optimizer.learning_rate.assign(state.learning_rate)
-        save_keras(model, run.root / state.checkpoint)
-        average.save(average_file(run, state))
-        if taught.variables:
-            save_memory(taught.variables, memory_file(run, state))
-        if state.best_epoch == epoch and (data.val_pixels is not None or state.finished):
-            with average.applied():
-                save_keras(model, run.model)
-        run.write("state.json", asdict(state))
-        table = [{key: row[key] for key in _COLUMNS if key in row} for row in state.history]
-        run.write_table("history.csv", table)
-        forget_checkpoint(run, old)
-        if on_epoch:
-            on_epoch(row)
-        if state.finished:
-            if not (keep_checkpoint and epoch >= config.epochs):
-                forget_checkpoint(run, state)
-            return state
-
-
-def predict_logits(model: KerasModel, pixels: FloatArray, batch_size: int = 64) -> FloatArray:
-    """Return a Keras network's binary logits, float32 (N,), for (N, S, S, 1) in 0..1."""
-    parts = [
-        np.asarray(model(pixels[start : start + batch_size], training=False))
-        for start in range(0, len(pixels), batch_size)
-    ]
-    return np.concatenate(parts)[:, 0].astype(np.float32)
-
-
-def _train_epoch(
-    model: KerasModel,
-    lesson: BatchAugmentation,
-    average: WeightAverage,
-    data: FitData,
-    config: FitConfig,
-    *,
-    epoch: int,
-    on_batch: Callable[[int, int, int], None] | None,
-) -> tuple[float, float]:
-    """Return the mean loss and the accuracy, before each step, over the images drawn."""
-    rng = np.random.default_rng([config.seed, epoch])
-    batches = math.ceil(len(data.train_pixels) / config.batch_size)
-    order = epoch_order(data.train_weights, rng, batches * config.batch_size)
-    _seed_dropout(model, config.seed, epoch)
-    total, right = 0.0, 0
-    shown = lesson.batches(np.split(order, batches), rng)
-    for batch, (pixels, targets, *rest) in enumerate(shown, start=1):
-        loss, logits = lesson.step(pixels, targets, *rest)
-        if not math.isfinite(float(loss)):
-            raise DivergedError(f"the loss is {float(loss)} in epoch {epoch}, batch {batch}")
-        total += float(loss)
-        right += int(np.sum((np.asarray(logits) > 0.0) == (targets > 0.5)))
-        average.update()
-        if on_batch:
-            on_batch(epoch, batch, batches)
-    return total / batches, right / len(order)
-
-
-def _plain_lesson(model: KerasModel, data: FitData, config: FitConfig) -> BatchAugmentation:
-    def show(indices: NDArray[np.intp], rng: np.random.Generator) -> ShownBatch:
-        pixels = augment(data.train_pixels[indices], config.augmentation, rng)
-        return pixels, data.train_targets[indices]
-
-    return BatchAugmentation(show=show, step=make_step(model))
-
-
-def _validate(targets: FloatArray, logits: FloatArray) -> dict[str, float]:
-    if not np.isfinite(logits).all():
-        raise DivergedError("the network's answers to validation images are not finite")
-    calibration = fit_calibration(targets, logits)
-    calibrated = calibration.slope * logits + calibration.intercept
-    return {
-        "val_loss": log_loss(targets, logits),
-        "val_loss_calibrated": log_loss(targets, calibrated),
-        "val_accuracy": float(np.mean((logits > 0.0) == (targets > 0.5))),
-        "val_auc": roc_auc(targets, logits),
-    }
-
-
-def _seed_dropout(model: KerasModel, seed: int, epoch: int) -> None:
-    # Keras does not save the state of its seed generators: without this a resumed run would
-    # drop other units than one that was never interrupted.
-    for index, layer in enumerate(_flat(model)):
-        if hasattr(layer, "seed_generator"):
-            layer.seed_generator.state.assign([seed + 1000 * index, epoch])
-
-
-def _flat(model: KerasModel) -> Iterator[KerasModel]:
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            yield from _flat(layer)
-        else:
-            yield layer
-
-
-IntArray = NDArray[np.int64]
-
-TASKS = ("finding", "covid", "source")
-
-_COVID = "COVID"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A question with a few exclusive answers.
-
-    Attributes
-    ----------
-    name
-        "finding": which label; "covid": COVID against the rest; "source": which collection.
-    weight
-        Of its cross-entropy in the loss.
-    answers
-        The classes, in the order of the head's outputs.
+    earlier_epochs
+        Epochs of the run that belong to a phase before this one: at that epoch a fresh network
+        is built.
+    custom_objects
+        What a checkpoint names besides Keras's own objects.
     """
 
-    name: str
-    weight: float
-    answers: tuple[str, ...]
+    def __init__(
+        self,
+        build: Callable[[], KerasModel],
+        task: Callable[[KerasModel], TrainingTask],
+        config: FitConfig,
+        run: RunFolder | None = None,
+        *,
+        progress: Progress | None = None,
+        keep: Callable[[KerasModel], None] | None = None,
+        keep_checkpoint: bool = False,
+        earlier_epochs: int = 0,
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._build, self._make_task, self._config, self._run = build, task, config, run
+        self._progress = progress or Progress()
+        self._keep = keep or (lambda model: save_keras(model, self._file("model.keras")))
+        self._keep_checkpoint = keep_checkpoint
+        self._earlier_epochs = earlier_epochs
+        self._custom_objects = custom_objects
 
-    def targets(self, samples: Sequence[LabelledImage]) -> IntArray:
-        """Return each sample's answer as its number, int64, shape (N,).
+    def fit(self) -> FitState:
+        """Train until all epochs ran or the monitored value no longer falls.
+
+        Returns
+        -------
+        FitState
+            The final state, with the history.
 
         Raises
         ------
-        DatasetError
-            If an answer does not occur in what the task was made from.
+        DivergedError
+            If the loss is no longer finite.
+        ConfigError
+            If the run is to go on with more epochs but has no checkpoint.
         """
-        numbers = {answer: number for number, answer in enumerate(self.answers)}
-        found = [_answer(self.name, sample) for sample in samples]
-        if unknown := sorted(set(found) - set(numbers)):
-            raise DatasetError(
-                f"task {self.name}: {', '.join(unknown)} occurs in val and not in train"
-            )
-        return np.array([numbers[answer] for answer in found], dtype=np.int64)
-
-
-def parse_tasks(texts: Sequence[str]) -> dict[str, float]:
-    """Read "finding", "covid=0.5" and the like into weights by name.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such task, its weight is no positive number, or there is none.
-    """
-    weights: dict[str, float] = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        try:
-            weight = float(number or 1.0)
-        except ValueError:
-            weight = 0.0
-        if name not in TASKS or not 0 < weight < float("inf"):
-            raise ConfigError(f"task {text!r}: write NAME or NAME=WEIGHT, of {', '.join(TASKS)}")
-        weights[name] = weight
-    if not weights:
-        raise ConfigError(f"no task: give one of {', '.join(TASKS)}")
-    return weights
-
-
-def make_tasks(weights: dict[str, float], train: Sequence[LabelledImage]) -> list[Task]:
-    """Make the tasks that these images can answer.
-
-    Raises
-    ------
-    DatasetError
-        If a task has one answer only.
-    """
-    tasks = []
-    for name, weight in weights.items():
-        answers = tuple(sorted({_answer(name, sample) for sample in train}))
-        if len(answers) < 2:
-            raise DatasetError(f"task {name}: every image has the answer {answers[0]}")
-        tasks.append(Task(name=name, weight=weight, answers=answers))
-    return tasks
-
-
-def drawing_weights(samples: Sequence[LabelledImage], power: float = 0.5) -> NDArray[np.float64]:
-    """Probability of drawing each sample, float64 (N,), summing to 1.
-
-    A group of n images of one source and label gets a share in proportion to n ** power; see
-    `trainer`.
-    """
-    groups = [(s.source, s.label) for s in samples]
-    sizes = Counter(groups)
-    weights = np.array([sizes[group] ** (power - 1.0) for group in groups])
-    return np.asarray(weights / weights.sum())
-
-
-def _answer(task: str, sample: LabelledImage) -> str:
-    if task == "covid":
-        return _COVID if sample.label == _COVID else f"not {_COVID}"
-    return sample.label if task == "finding" else sample.source
-
-
-_BATCH = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class TasksConfig:
-    """How to train; every value as in `trainer.FitConfig`."""
-
-    epochs: int = 30
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    patience: int = 8
-    plateau: int = 3
-    average: float = 0.99
-    weight_decay: float = 1e-3
-    seed: int = 1
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size, self.patience, self.plateau) < 1:
-            raise ConfigError("epochs, batch size, patience and plateau must be at least 1")
-        if not self.learning_rate > 0:
-            raise ConfigError("the learning rate must be above 0")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TasksData:
-    """Pixels (N, S, S, 1) in 0..1, answers of each task (N,), drawing weights (N,)."""
-
-    train_pixels: FloatArray
-    train_answers: dict[str, IntArray]
-    train_weights: NDArray[np.float64]
-    val_pixels: FloatArray
-    val_answers: dict[str, IntArray]
-
-
-def fit_tasks(
-    build: Callable[[], KerasModel],
-    tasks: list[Task],
-    data: TasksData,
-    config: TasksConfig,
-    run: RunFolder,
-    *,
-    on_batch: Callable[[int, int, int], None] | None = None,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
-) -> FitState:
-    """Train until the weighted validation loss no longer falls; leave the best network in the run.
-
-    Parameters
-    ----------
-    build
-        Makes the fresh network, from pixels to a dict of logits by the tasks' names.
-    tasks, data, config
-        What to learn, from what, and how.
-    run
-        A begun run folder; if it holds a state, training continues from there.
-    on_batch, on_epoch
-        As for `trainer.fit`.
-    """
-    import keras
-
-    state = FitState(learning_rate=config.learning_rate)
-    if (run.root / "state.json").exists():
-        state = FitState(**run.read("state.json"))
-    if state.finished:
-        return state
-    if state.checkpoint:
-        model = keras.models.load_model(run.root / state.checkpoint)
-        average = WeightAverage(model, config.average)
-        average.load(average_file(run, state))
-    else:
-        model = _compiled(build(), tasks, config)
-        average = WeightAverage(model, config.average)
-    while True:
-        epoch = state.epoch + 1
-        loss = _train_tasks_epoch(model, average, data, config, epoch=epoch, on_batch=on_batch)
-        with average.applied():
-            row = {"epoch": epoch, "loss": loss, **_validate_tasks(model, tasks, data)}
-        row["learning_rate"] = state.learning_rate
-        old, state = state, _advance(state, row, config)
-        model.optimizer.learning_rate.assign(state.learning_rate)
-        save_keras(model, run.root / state.checkpoint)
-        average.save(average_file(run, state))
-        if state.best_epoch == epoch:
-            with average.applied():
-                save_keras(model, run.model)
-        run.write("state.json", asdict(state))
-        run.write_table("history.csv", state.history, columns=tuple(row))
-        forget_checkpoint(run, old)
-        if on_epoch:
-            on_epoch(row)
-        if state.finished:
-            forget_checkpoint(run, state)
+        config = self._config
+        state = self._run and FitState.read(self._run)
+        state = state or FitState(learning_rate=config.rate(1))
+        if state.is_finished(config):
             return state
+        is_resumed = state.epoch > self._earlier_epochs
+        self._model = self._load(state) if is_resumed else self._build()
+        self._average = WeightAverage(self._model, config.average)
+        self._task = self._make_task(self._model)
+        if is_resumed:
+            self._average.load(self._average_file(state))
+            load_variables(self._task.variables, self._variables_file(state))
+        while True:
+            state = self._run_epoch(state)
+            if state.finished:
+                if not (self._keep_checkpoint and state.epoch >= config.epochs):
+                    self._forget(state)
+                return state
+
+    def _run_epoch(self, old: FitState) -> FitState:
+        task, epoch = self._task, old.epoch + 1
+        row = {"epoch": epoch, **self._train(epoch)}
+        with self._average.applied():
+            row |= task.validate()
+        row |= {"learning_rate": old.learning_rate, **task.notes()}
+        state = old.after(row, self._config, task.monitor)
+        if state.learning_rate != old.learning_rate:
+            self._model.optimizer.learning_rate.assign(state.learning_rate)
+        if self._run:
+            save_keras(self._model, self._file(state.checkpoint))
+            self._average.save(self._average_file(state))
+            save_variables(task.variables, self._variables_file(state))
+        if state.best_epoch == epoch and (task.monitor in row or state.finished):
+            with self._average.applied():
+                self._keep(self._model)
+        if self._run:
+            self._run.write("state.json", asdict(state))
+            columns = [key for key in task.columns or row if key in row]
+            table = [{key: line[key] for key in columns if key in line} for line in state.history]
+            self._run.write_table("history.csv", table)
+            self._forget(old)
+        if self._progress.on_epoch:
+            self._progress.on_epoch(row)
+        return state
+
+    def _train(self, epoch: int) -> dict[str, float]:
+        """Train for an epoch; return the mean loss, and the accuracy where it is counted."""
+        task, on_batch = self._task, self._progress.on_batch
+        rng = np.random.default_rng([self._config.seed, epoch])
+        items = task.order(epoch, rng)
+        losses: list[float] = []
+        right: int | None = None
+        for number, batch in enumerate(task.batches(items, rng), start=1):
+            loss, hits = task.step(*batch)
+            if loss is not None:
+                if not math.isfinite(loss):
+                    raise DivergedError(f"the loss is {loss} in epoch {epoch}, batch {number}")
+                losses.append(loss)
+            if hits is not None:
+                right = (right or 0) + hits
+            self._average.update()
+            if on_batch:
+                on_batch(epoch, number, len(items))
+        found = {"loss": sum(losses) / len(losses) if losses else math.nan}
+        if right is not None:
+            found["accuracy"] = right / (len(items) * self._config.batch_size)
+        return found
+
+    def _load(self, state: FitState) -> KerasModel:
+        import keras
+
+        file = self._file(state.checkpoint)
+        if not file.exists():
+            raise ConfigError(f"{file.parent} keeps no checkpoint to go on from; train anew")
+        return keras.models.load_model(file, custom_objects=self._custom_objects)
+
+    def _file(self, name: str) -> Path:
+        assert self._run is not None  # without a folder nothing is written
+        return self._run.root / name
+
+    def _average_file(self, state: FitState) -> Path:
+        return self._file(state.checkpoint).with_suffix(".npz")
+
+    def _variables_file(self, state: FitState) -> Path:
+        return self._file(state.checkpoint).with_suffix(".memory.npz")
+
+    def _forget(self, state: FitState) -> None:
+        """Remove a state's checkpoint and the files beside it, if there are any."""
+        if self._run and state.checkpoint:
+            for file in (
+                self._file(state.checkpoint),
+                self._average_file(state),
+                self._variables_file(state),
+            ):
+                file.unlink(missing_ok=True)
 
 
-def predict_answers(model: KerasModel, pixels: FloatArray) -> dict[str, FloatArray]:
-    """Return each task's logits, float32 (N, answers), for (N, S, S, 1) in 0..1."""
-    parts = [
-        model(pixels[start : start + _BATCH], training=False)
-        for start in range(0, len(pixels), _BATCH)
-    ]
-    return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
-
-
-def _compiled(model: KerasModel, tasks: list[Task], config: TasksConfig) -> KerasModel:
-    import keras
-
-    model.compile(
-        optimizer=keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay),
-        loss={t.name: keras.losses.SparseCategoricalCrossentropy(from_logits=True) for t in tasks},
-        loss_weights={t.name: t.weight for t in tasks},
-    )
-    return model
-
-
-def _train_tasks_epoch(
-    model: KerasModel,
-    average: WeightAverage,
-    data: TasksData,
-    config: TasksConfig,
-    *,
-    epoch: int,
-    on_batch: Callable[[int, int, int], None] | None,
-) -> float:
-    import keras
-
-    rng = np.random.default_rng([config.seed, epoch])
-    batches = math.ceil(len(data.train_pixels) / config.batch_size)
-    order = epoch_order(data.train_weights, rng, batches * config.batch_size)
-    _seed_tasks_dropout(model, config.seed, epoch, keras.layers.Dropout)
-    total = 0.0
-    for batch, indices in enumerate(np.split(order, batches), start=1):
-        pixels = augment(data.train_pixels[indices], config.augmentation, rng)
-        answers = {name: values[indices] for name, values in data.train_answers.items()}
-        total += float(model.train_on_batch(pixels, answers, return_dict=True)["loss"])
-        average.update()
-        if on_batch:
-            on_batch(epoch, batch, batches)
-    return total / batches
-
-
-def _seed_tasks_dropout(model: KerasModel, seed: int, epoch: int, kind: Any) -> None:  # noqa: ANN401
-    # Keras does not save the state of its seed generators; see `trainer`.
-    for index, layer in enumerate(model.layers):
-        if isinstance(layer, kind):
-            layer.seed_generator.state.assign([seed + 1000 * index, epoch])
-
-
-def _validate_tasks(model: KerasModel, tasks: list[Task], data: TasksData) -> dict[str, float]:
-    logits = predict_answers(model, data.val_pixels)
-    row: dict[str, float] = {"val_loss": 0.0}
-    for task in tasks:
-        answers = data.val_answers[task.name]
-        loss = cross_entropy(answers, logits[task.name])
-        row["val_loss"] += task.weight * loss
-        row[f"val_loss_{task.name}"] = loss
-        row[f"val_accuracy_{task.name}"] = float(
-            np.mean(logits[task.name].argmax(axis=1) == answers)
-        )
-    return row
-
-
-def cross_entropy(answers: IntArray, logits: FloatArray) -> float:
-    """Mean cross-entropy of logits (N, K) with answers (N,), in nats."""
-    z = np.asarray(logits, np.float64)
-    return float(np.mean(np.logaddexp.reduce(z, axis=1) - z[np.arange(len(z)), answers]))
-
-
-def _advance(state: FitState, row: dict[str, float], config: TasksConfig) -> FitState:
-    epoch, better = int(row["epoch"]), row["val_loss"] < state.best_val_loss
-    best_epoch = epoch if better else state.best_epoch
-    since_halving = 0 if better else state.since_halving + 1
-    rate = state.learning_rate
-    if since_halving >= config.plateau:
-        since_halving, rate = 0, rate / 2.0
-    return replace(
-        state,
-        epoch=epoch,
-        checkpoint=f"checkpoint-{epoch:04d}.keras",
-        best_epoch=best_epoch,
-        best_val_loss=min(row["val_loss"], state.best_val_loss),
-        learning_rate=rate,
-        since_halving=since_halving,
-        finished=epoch >= config.epochs or epoch - best_epoch >= config.patience,
-        history=[*state.history, row],
-    )
-
-
-Batch = TypeVar("Batch")
-
-
-_STEP_COLUMNS = ("phase", "step", "loss", "learning_rate")
-
-_WARM_UP = 50
-
-_WORKERS = 2
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StepSchedule:
-    """How the steps of a run are taken.
-
-    Attributes
-    ----------
-    run
-        The run folder.
-    learning_rate
-        Of the steepest step.
-    checkpoint_steps
-        After how many steps each the run is made safe.
-    progress
-        Listeners; an epoch is a stretch of steps between two checkpoints.
-    """
-
-    run: RunFolder
-    learning_rate: float
-    checkpoint_steps: int
-    progress: Progress = field(default_factory=Progress)
-
-
-def read_state(run: RunFolder) -> dict[str, Any]:
-    """Return how far a run has come: `phase`, from 1, `step`, `checkpoint` and `history`."""
-    if (run.root / "state.json").exists():
-        return run.read("state.json")
-    return {"phase": 1, "step": 0, "checkpoint": "", "history": []}
-
-
-def write_state(run: RunFolder, state: dict[str, Any]) -> None:
-    """Write how far a run has come, and its history as a table."""
-    run.write("state.json", state)
-    if state["history"]:
-        run.write_table("history.csv", state["history"], columns=_STEP_COLUMNS)
-
-
-def remove_checkpoints(run: RunFolder) -> None:
-    """Remove the checkpoints of a finished run."""
-    for left in run.root.glob("checkpoint-*.keras"):
-        left.unlink(missing_ok=True)
-
-
-def run_steps(
-    course: StepSchedule,
-    state: dict[str, Any],
-    steps: int,
-    *,
-    build: Callable[[], KerasModel],
-    draw: Callable[[int], Batch],
-    learn: Callable[[KerasModel, Batch, int], float],
-) -> KerasModel:
-    """Take the steps of the state's phase that are left, and average the weights in.
-
-    Parameters
-    ----------
-    course
-        How.
-    state
-        Of `read_state`; brought forward and written with every checkpoint.
-    steps
-        Steps of the phase.
-    build
-        Makes the compiled network, where no checkpoint holds it.
-    draw
-        Draws the batch of a step, by its number; called in other threads.
-    learn
-        Takes a step with a network, the batch and its number; returns the loss.
-
-    Returns
-    -------
-    keras.Model
-        The network with its averaged weights.
-    """
-    import keras
-
-    run, progress, every = course.run, course.progress, course.checkpoint_steps
-    phase = state["phase"]
-    if state["checkpoint"]:
-        model = keras.models.load_model(run.root / state["checkpoint"])
-    else:
-        model = build()
-    losses: list[float] = []
-    stretch = len(state["history"]) + 1
-    for step, batch in drawn_ahead(draw, range(state["step"], steps)):
-        rate = course.learning_rate * step_rate(step, steps)
-        model.optimizer.learning_rate.assign(rate)
-        losses.append(learn(model, batch, step))
-        if progress.on_batch:
-            progress.on_batch(stretch, step % every + 1, every)
-        if (step + 1) % every and step + 1 < steps:
-            continue
-        row = {
-            "phase": phase,
-            "step": step + 1,
-            "loss": sum(losses) / len(losses),
-            "learning_rate": rate,
-        }
-        before = state["checkpoint"]
-        state["history"].append(row)
-        state.update(step=step + 1, checkpoint=f"checkpoint-{phase}-{step + 1:06d}.keras")
-        save_keras(model, run.root / state["checkpoint"])
-        write_state(run, state)
-        if before:
-            (run.root / before).unlink(missing_ok=True)
-        if progress.on_epoch:
-            progress.on_epoch({**row, "epoch": stretch})
-        losses, stretch = [], stretch + 1
-    model.optimizer.finalize_variable_values(model.trainable_variables)
-    return model
-
-
-def drawn_ahead(
-    draw: Callable[[int], Batch], steps: range, *, workers: int = _WORKERS
-) -> Iterator[tuple[int, Batch]]:
-    """Draw each step's batch, a few steps ahead; OpenCV and NumPy let other threads run."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="draw") as pool:
-        waiting = iter(steps)
-        ahead = [(step, pool.submit(draw, step)) for step in islice(waiting, workers + 1)]
-        while ahead:
-            step, drawn = ahead.pop(0)
-            batch = drawn.result()
-            ahead += [(later, pool.submit(draw, later)) for later in islice(waiting, 1)]
-            yield step, batch
-
-
-def step_rate(step: int, steps: int) -> float:
-    """Return the share of the learning rate: a short rise, then half a cosine."""
-    falling = 0.5 * (1.0 + math.cos(math.pi * step / steps)) + 0.01
-    return min(1.0, (step + 1) / _WARM_UP) * falling
-
-
-def seed_dropout(model: KerasModel, seed: tuple[int, int]) -> None:
-    """Seed what a network leaves out in its next step: a checkpoint does not hold that state."""
-    import keras
-
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Dropout):
-            layer.seed_generator.state.assign(seed)
+def save_without_optimizer(
+    model: KerasModel, build: Callable[[], KerasModel], target: Path
+) -> None:
+    """Write a trained network without its optimiser, which holds most of the file."""
+    final = build()
+    final.set_weights(model.get_weights())
+    save_keras(final, target)

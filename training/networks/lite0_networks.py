@@ -18,7 +18,6 @@ from lungwatch.training.fitting.field_images import (
     LungField,
     view_tensor,
 )
-from lungwatch.training.fitting.trainer import seed_dropout
 from lungwatch.training.networks.heads import BOX, VIEW, crop
 from lungwatch.training.networks.lungs import FINDER
 from lungwatch.training.networks.weights import build_lite0
@@ -187,7 +186,7 @@ def train_on(model: KerasModel, batch: GateBatch, seed: tuple[int, int]) -> floa
     float
         The loss.
     """
-    seed_dropout(model, seed)
+    _seed_dropout(model, seed)
     found = model.train_on_batch(
         batch.pixels,
         {
@@ -310,9 +309,17 @@ def learn_fields(
     float
         The loss.
     """
-    seed_dropout(model, seed)
+    _seed_dropout(model, seed)
     found = model.train_on_batch(pixels, targets)
     return float(found[0] if isinstance(found, Sequence | np.ndarray) else found)
+
+
+def _seed_dropout(model: KerasModel, seed: tuple[int, int]) -> None:
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.seed_generator.state.assign(seed)
 
 
 def opacity_logit(logits: FieldArray) -> FieldArray:

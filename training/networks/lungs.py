@@ -12,7 +12,8 @@ from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.data.pixels import FloatArray, KerasModel, Tensor
 from lungwatch.training.fitting.augmentation import Framing, box_around, reframe
-from lungwatch.training.fitting.run import prepare_tensorflow
+from lungwatch.training.fitting.run import Progress, prepare_tensorflow
+from lungwatch.training.fitting.trainer import FitConfig, Trainer, TrainingTask
 
 SEGMENTER_PX = 128
 
@@ -208,25 +209,38 @@ def fit_finder(
     prepare_tensorflow(seed)
     import keras
 
-    model = build_finder(pixels.shape[1])
     steps = math.ceil(len(pixels) / batch_size)
-    rate = keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, epochs * steps)
-    model.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=1e-3), loss="mae")
     framing = Framing(lung_crop=0.3)
-    for epoch in range(1, epochs + 1):
-        rng = np.random.default_rng([seed, epoch])
-        losses = []
-        for indices in np.array_split(rng.permutation(len(pixels)), steps):
-            shown, masks = reframe(pixels[indices], lungs[indices], framing, rng)
-            shown **= np.exp(rng.uniform(-_GAMMA, _GAMMA, (len(shown), 1, 1, 1)))
-            known, boxes = boxes_around(masks)
-            if known.any():
-                losses.append(float(model.train_on_batch(shown[known], boxes[known])))
-        if not losses:
-            raise DatasetError("no lungs were found in the training images")
-        if on_epoch:
-            on_epoch({"epoch": epoch, "loss": float(np.mean(losses))})
-    return model
+    trained: list[KerasModel] = []
+
+    def build() -> KerasModel:
+        model = build_finder(pixels.shape[1])
+        rate = keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, epochs * steps)
+        model.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=1e-3), loss="mae")
+        return model
+
+    def show(indices: NDArray[np.intp], rng: np.random.Generator) -> tuple[FloatArray, ...]:
+        shown, masks = reframe(pixels[indices], lungs[indices], framing, rng)
+        shown **= np.exp(rng.uniform(-_GAMMA, _GAMMA, (len(shown), 1, 1, 1)))
+        known, boxes = boxes_around(masks)
+        return shown[known], boxes[known]
+
+    def task(model: KerasModel) -> TrainingTask:
+        def step(shown: FloatArray, boxes: FloatArray) -> tuple[float | None, None]:
+            return (float(model.train_on_batch(shown, boxes)) if len(shown) else None), None
+
+        return TrainingTask(
+            order=lambda _, rng: np.array_split(rng.permutation(len(pixels)), steps),
+            show=show,
+            step=step,
+        )
+
+    config = FitConfig(epochs=epochs, batch_size=batch_size, patience=None, average=0.0, seed=seed)
+    listeners = Progress(on_epoch=on_epoch)
+    state = Trainer(build, task, config, progress=listeners, keep=trained.append).fit()
+    if not any(math.isfinite(row["loss"]) for row in state.history):
+        raise DatasetError("no lungs were found in the training images")
+    return trained[-1]
 
 
 def boxes_around(lungs: FloatArray) -> tuple[NDArray[np.bool_], FloatArray]:

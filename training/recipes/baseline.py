@@ -10,12 +10,9 @@ from lungwatch.training.data.dataset import LabelMap
 from lungwatch.training.data.duplicates import LeakPolicy
 from lungwatch.training.data.pixels import KerasModel
 from lungwatch.training.evaluation.plots import plot_history
-from lungwatch.training.evaluation.scorers import predict_logits
 from lungwatch.training.fitting.preparation import (
-    RETRAINED_ON,
     Prepared,
-    calibrate_outputs,
-    calibrated_on,
+    calibrate_final,
     conclude,
     prepare,
     retrain,
@@ -33,7 +30,8 @@ from lungwatch.training.fitting.search import (
     Trial,
     search,
 )
-from lungwatch.training.fitting.trainer import FitConfig, FitState, fit
+from lungwatch.training.fitting.tasks import fit
+from lungwatch.training.fitting.trainer import FitConfig, FitState
 from lungwatch.training.networks.backbones import (
     BaselineConfig,
     Normalisation,
@@ -139,8 +137,7 @@ def tune(
             data,
             how,
             folder,
-            on_batch=progress.on_batch,
-            on_epoch=progress.on_epoch,
+            progress=progress,
         )
         return Outcome(value=state.best_val_loss, epochs=state.best_epoch)
 
@@ -162,17 +159,13 @@ def tune(
         for name in ("model.keras", "history.csv", "state.json"):
             run.adopt(folder.root / name)
     final = load_keras(run.model)
-    held_back = prepared.val.take(prepared.held_back) if config.retrain else prepared.val
-    verdict = calibrate_outputs(held_back.targets, predict_logits(final, held_back.pixels))
     plot_history(state.history, run.root / "history.png")
     metrics = {
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,
         "parameters": int(final.count_params()),
-        "trained_on": RETRAINED_ON if config.retrain else "train",
-        "calibrated_on": calibrated_on(len(held_back.samples), len(prepared.val.samples)),
         "search": _summary(found),
-        **verdict.to_dict(),
+        **calibrate_final(final, prepared, retrained=config.retrain),
     }
     return test_final(run, metrics, prepared.test, prepared.folder)
 
@@ -239,38 +232,14 @@ def train_baseline(
 
     Parameters
     ----------
-    location
-        The data set, with the splits train and val, for tuning also test; see `load_dataset`.
-    root
-        The run folder to fill.
-    network, fitting
-        The network's shape and how to train it.
+    network
+        The network's shape.
     normalisation
         Of grey levels; by default with the training set's mean and standard deviation.
-    leave_out, leaks, labels
-        See `preparation.prepare`.
     tuning
-        How to tune (see `baseline.tune`); None trains the network as it is.
+        How to tune (see `tune`), which needs a test split; None trains the network as it is.
     resume
         Continue the run that is in `root`; without tuning, `fitting.epochs` may have grown.
-    progress
-        Listeners.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`: `best_epoch`, `epochs`, `calibration`, `decision`,
-        what they were `calibrated_on`, and the figures on `validation`; after tuning also
-        `search` and the figures on `test`.
-
-    Raises
-    ------
-    DatasetError
-        If a split is missing or empty, holds one class only, leaks, or a file is unreadable.
-    ConfigError
-        If `root` holds another run.
-    MissingExtraError
-        If TensorFlow, or for tuning Optuna, is not installed.
     """
     progress = progress or Progress()
     normalisation = normalisation or Normalisation()
@@ -286,9 +255,7 @@ def train_baseline(
         need_test=tuning is not None,
         progress=progress,
     )
-    standardisation = normalisation.settle(
-        prepared.train.pixels, (prepared.val.pixels, prepared.test.pixels)
-    )
+    standardisation = prepared.settle(normalisation)
     config = {
         "family": _FAMILY,
         "network": asdict(network),
@@ -323,7 +290,6 @@ def train_baseline(
         fitting,
         run,
         keep_checkpoint=True,
-        on_batch=progress.on_batch,
-        on_epoch=progress.on_epoch,
+        progress=progress,
     )
-    return conclude(run, state, prepared.val.pixels, prepared.val.targets)
+    return conclude(run, state, prepared)

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,8 @@ from lungwatch.training.fitting.field_images import (
     ready_field,
 )
 from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
-from lungwatch.training.fitting.trainer import (
-    StepSchedule,
-    read_state,
-    remove_checkpoints,
-    run_steps,
-)
+from lungwatch.training.fitting.tasks import StepConfig, fit_steps
+from lungwatch.training.fitting.trainer import save_without_optimizer
 from lungwatch.training.networks.lite0_networks import (
     abnormal_logit,
     build_field_network,
@@ -50,7 +47,7 @@ from lungwatch.training.networks.lite0_networks import (
     learn_fields,
     opacity_logit,
 )
-from lungwatch.training.networks.weights import load_keras, save_keras
+from lungwatch.training.networks.weights import load_keras
 from lungwatch.training.recipes.lungs import find_lungs
 
 FEWEST = 50
@@ -301,51 +298,29 @@ _FIELD_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class FieldFitConfig:
+class FieldFitConfig(StepConfig):
     """How to train on lung fields.
 
     Attributes
     ----------
-    size_px
-        Side of the view, a multiple of 16.
-    imagenet
-        Whether the trunk starts from ImageNet weights instead of random ones.
-    steps
-        Steps.
-    batch_size
-        Pictures of a step.
     pair_share
-        Share of them that is of pairs within a source, 0..1.
+        Share of a batch that is of pairs within a source, 0..1.
     fewest
         Training images of each finding that a source must have to count as a pair.
-    learning_rate, weight_decay
-        Of AdamW; the rate is the steepest of a cosine.
-    seed
-        Of initial weights and pictures.
-    checkpoint_steps
-        After how many steps each the run is made safe.
     """
 
     size_px: int = 192
-    imagenet: bool = True
     steps: int = 500
-    batch_size: int = 128
     pair_share: float = 0.25
     fewest: int = FEWEST
     learning_rate: float = 1e-3
     weight_decay: float = 2e-2
-    seed: int = 1
     checkpoint_steps: int = 50
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.checkpoint_steps, self.fewest) < 1:
-            raise ConfigError("steps, batch size, checkpoint steps and fewest must be at least 1")
-        if not self.learning_rate > 0 or not self.weight_decay >= 0:
-            raise ConfigError("the learning rate must be above 0, the weight decay at least 0")
-        if not 0 <= self.pair_share < 1:
-            raise ConfigError("the share of pairs must be at least 0 and below 1")
-        if self.size_px % 16 or self.size_px < 32:
-            raise ConfigError("the view's side must be a multiple of 16, at least 32")
+        super().__post_init__()
+        if self.fewest < 1 or not 0 <= self.pair_share < 1:
+            raise ConfigError("fewest must be at least 1, the share of pairs within 0..1")
 
 
 def train_fields(
@@ -360,35 +335,17 @@ def train_fields(
 ) -> dict[str, Any]:
     """Train on lung fields, and measure within each source.
 
+    `metrics.json` holds, as `validation`, by source ROC-AUC of each class against each before it,
+    by the opacity score and by the abnormality score.
+
     Parameters
     ----------
     location, pairs
-        See `fields.read_fields`.
-    root
-        The run folder to fill.
-    fitting
-        How.
+        See `read_fields`.
     gate
         Run folder of `train gate`, or a bundle that has a gate: finds the lungs of `pairs`.
-    resume
-        Continue the run that is in `root`.
     progress
-        Listeners; an epoch is a stretch of steps between two checkpoints.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`: `parameters`, and as `validation` by source ROC-AUC of
-        each class against each before it, by the opacity score and by the abnormality score.
-
-    Raises
-    ------
-    DatasetError
-        If images are missing or unreadable, or a label is unknown.
-    ConfigError
-        If `root` holds another run, or of `pairs` and `gate` one is missing.
-    MissingExtraError
-        If TensorFlow or the package with ImageNet's weights is not installed.
+        Listeners; an epoch is the steps between two checkpoints.
     """
     if (pairs is None) != (gate is None):
         raise ConfigError("pairs of whole X-rays need a gate that finds their lungs, and it them")
@@ -448,18 +405,11 @@ def _fit(data: FieldData, run: RunFolder, fitting: FieldFitConfig, progress: Pro
     def learn(model: KerasModel, batch: tuple[FloatArray, FloatArray], step: int) -> float:
         return learn_fields(model, *batch, (fitting.seed, step))
 
-    course = StepSchedule(
-        run=run,
-        learning_rate=fitting.learning_rate,
-        checkpoint_steps=fitting.checkpoint_steps,
-        progress=progress,
-    )
-    model = run_steps(course, read_state(run), fitting.steps, build=build, draw=draw, learn=learn)
-    # Without its optimiser, which nobody needs any more and which holds most of it.
-    final = build_field_network(fitting.size_px, imagenet=False)
-    final.set_weights(model.get_weights())
-    save_keras(final, run.model)
-    remove_checkpoints(run)
+    def keep(model: KerasModel) -> None:
+        fresh = partial(build_field_network, fitting.size_px, imagenet=False)
+        save_without_optimizer(model, fresh, run.model)
+
+    fit_steps(build, fitting, run, draw=draw, learn=learn, keep=keep, progress=progress)
 
 
 def measure_fields(

@@ -14,9 +14,7 @@ from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.data.dataset import ImageClass, LabelMap, Sample
 from lungwatch.training.data.duplicates import LeakPolicy
 from lungwatch.training.data.pixels import FloatArray, KerasModel
-from lungwatch.training.evaluation.evaluation import evaluate_pixels
 from lungwatch.training.evaluation.plots import plot_group_weights
-from lungwatch.training.evaluation.scorers import KerasScorer
 from lungwatch.training.fitting.augmentation import (
     DomainRandomisation,
     Framing,
@@ -39,17 +37,10 @@ from lungwatch.training.fitting.objectives import (
     source_numbers,
     sources_of_findings,
 )
-from lungwatch.training.fitting.preparation import conclude, evaluate_left_out, prepare
+from lungwatch.training.fitting.preparation import conclude, evaluate_rest, prepare
 from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
-from lungwatch.training.fitting.trainer import (
-    BatchAugmentation,
-    FitConfig,
-    FitData,
-    FitState,
-    ShownBatch,
-    fit,
-    sampling_weights,
-)
+from lungwatch.training.fitting.tasks import FitData, binary_task, fit, sampling_weights
+from lungwatch.training.fitting.trainer import FitConfig, FitState, TrainingTask
 from lungwatch.training.networks.backbones import (
     TransferConfig,
     build_transfer,
@@ -150,16 +141,14 @@ def make_guidance_data(
     )
 
 
-def guided_augmentation(
+def guided_task(
     model: KerasModel,
     data: FitData,
     guide: GuidanceData,
     guidance: Guidance,
-    *,
-    steps: int,
-    seed: int,
-) -> BatchAugmentation:
-    """Make what shows framed and disguised batches, and lets a network learn from them.
+    fitting: FitConfig,
+) -> TrainingTask:
+    """Make the task of learning from reframed, randomised batches by a guided objective.
 
     Parameters
     ----------
@@ -169,22 +158,22 @@ def guided_augmentation(
         Its training pixels and targets.
     guide
         What is known of them besides.
-    guidance
-        How.
-    steps
-        Of the whole training, for what is ramped up.
-    seed
-        Of what else has first weights.
+    guidance, fitting
+        How; the number of all steps is the length of the adversary's ramp.
     """
     shape = model.get_layer(FEATURES).output.shape
     robust = RobustLoss(guide.groups, guidance.group_robust) if guidance.group_robust else None
     adversary = None
     if guidance.domain_adversarial:
         adversary = Adversary(
-            int(shape[3]), guide.there, weight=guidance.domain_adversarial, steps=steps, seed=seed
+            int(shape[3]),
+            guide.there,
+            weight=guidance.domain_adversarial,
+            steps=fitting.epochs * math.ceil(len(data.train_targets) / fitting.batch_size),
+            seed=fitting.seed,
         )
 
-    def show(indices: NDArray[np.intp], rng: np.random.Generator) -> ShownBatch:
+    def show(indices: NDArray[np.intp], rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
         pixels = data.train_pixels[indices]
         if guide.histograms is not None:
             amount = guidance.exchange_histograms
@@ -204,7 +193,10 @@ def guided_augmentation(
     def notes() -> dict[str, float]:
         return {name: value for learner in learners for name, value in learner.notes().items()}
 
-    return BatchAugmentation(
+    return binary_task(
+        model,
+        data,
+        fitting,
         show=show,
         step=make_guided_step(model, guidance.objective, robust=robust, adversary=adversary),
         variables=[variable for learner in learners for variable in learner.variables],
@@ -234,10 +226,6 @@ def train_guided(
 
     Parameters
     ----------
-    location
-        The data set, with the splits train and val; see `load_dataset`.
-    root
-        The run folder to fill.
     lungs
         A run folder of `lungwatch train lungs`, or its model.
     network, fitting
@@ -246,31 +234,7 @@ def train_guided(
         Cut the backbone at its last map of this many input pixels a cell, which makes maps for
         explanation finer and the network smaller; None keeps all of it.
     guidance
-        What keeps training at the lungs.
-    leave_out, leaks, labels
-        See `preparation.prepare`.
-    resume
-        Continue the run that is in `root`.
-    progress
-        Listeners.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`: as `train_baseline`; the figures on the `test` split
-        if there is one, the source left out included; and, of such a source, those of all its
-        images against the other sources' test images of the other class, as `left_out`.
-
-    Raises
-    ------
-    DatasetError
-        If a split is missing or empty, holds one class only, leaks, or a file is unreadable.
-    ConfigError
-        If `root` holds another run, or the backbone cannot be had.
-    NotFoundError, ModelError
-        If there is no segmenter, or it is none.
-    MissingExtraError
-        If TensorFlow is not installed.
+        Augmentation, objective and drawing.
     """
     progress = progress or Progress()
     run = RunFolder(root=root)
@@ -314,28 +278,18 @@ def train_guided(
         train_weights=sampling_weights(train, guidance.power, dict(guidance.shares)),
     )
     guide = make_guidance_data(train, prepared.train.pixels, segmenter, guidance)
-    steps = fitting.epochs * math.ceil(len(train) / fitting.batch_size)
     state = fit(
         lambda: model,
         data,
         fitting,
         run,
-        lesson=lambda network: guided_augmentation(
-            network, data, guide, guidance, steps=steps, seed=fitting.seed
-        ),
-        on_batch=progress.on_batch,
-        on_epoch=progress.on_epoch,
+        task=lambda network: guided_task(network, data, guide, guidance, fitting),
+        progress=progress,
     )
     if guidance.group_robust:
         _log_weights(run, state)
-    metrics = conclude(run, state, prepared.val.pixels, prepared.val.targets)
-    scorer = KerasScorer(root)
-    if prepared.test.samples:
-        metrics["test"] = evaluate_pixels(scorer, prepared.test.samples, prepared.test.pixels)
-    if leave_out:
-        metrics["left_out"] = evaluate_left_out(scorer, prepared, leave_out)
-    run.write("metrics.json", metrics)
-    return metrics
+    metrics = conclude(run, state, prepared)
+    return evaluate_rest(run, metrics, prepared, leave_out)
 
 
 def _log_weights(run: RunFolder, state: FitState) -> None:

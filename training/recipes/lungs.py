@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from lungwatch.training.data.gate_images import ByteArray, GateBatch, GateXray, 
 from lungwatch.training.data.pixels import FloatArray, KerasModel, LungMasks, read_lung_masks
 from lungwatch.training.data.splits import DataRecord
 from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
+from lungwatch.training.fitting.tasks import StepConfig, fit_steps
 from lungwatch.training.fitting.trainer import (
-    StepSchedule,
-    read_state,
-    remove_checkpoints,
-    run_steps,
-    write_state,
+    FitConfig,
+    Trainer,
+    TrainingTask,
+    save_without_optimizer,
 )
 from lungwatch.training.networks.lite0_networks import (
     LUNGS_CELL_PX,
@@ -35,11 +36,9 @@ from lungwatch.training.networks.lite0_networks import (
     train_on,
 )
 from lungwatch.training.networks.lungs import SEGMENTER_INPUT, build_segmenter, segmentation_loss
-from lungwatch.training.networks.weights import load_keras, save_keras
+from lungwatch.training.networks.weights import load_keras
 
 _FEWEST_PAIRS = 8
-
-_COLUMNS = ("epoch", "loss", "val_dice", "learning_rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,37 +76,17 @@ def train_lungs(
     *,
     fitting: LungFitConfig,
     resume: bool = False,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train the U-Net on hand-drawn masks, and measure it on pairs it never saw.
+
+    `metrics.json` holds the numbers of pairs and, on those held out, the mean `dice` coefficient
+    and intersection over union (`iou`), and the lowest Dice.
 
     Parameters
     ----------
     folder
         See `read_lung_masks`.
-    root
-        The run folder to fill.
-    fitting
-        How.
-    resume
-        Continue the run that is in `root`.
-    on_epoch
-        Called with the epoch's row of the history.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`: the numbers of pairs and, on those held out, the
-        mean `dice` coefficient and intersection over union (`iou`), and the lowest Dice.
-
-    Raises
-    ------
-    DatasetError
-        If pairs are missing, unreadable or too few.
-    ConfigError
-        If `root` holds another run.
-    MissingExtraError
-        If TensorFlow is not installed.
     """
     prepare_tensorflow(fitting.seed)
     data = read_lung_masks(folder, SEGMENTER_INPUT)
@@ -128,7 +107,9 @@ def train_lungs(
         resume=resume,
         record=record,
     )
-    model = _fit_segmenter(data, train, val, run, fitting=fitting, on_epoch=on_epoch)
+    if not run.model.exists():
+        _fit_segmenter(data, train, val, run, fitting=fitting, progress=progress)
+    model = load_keras(run.model)
     dice, overlap = _agreement(model, data, val)
     metrics = {
         "train": len(train),
@@ -149,71 +130,52 @@ def _fit_segmenter(
     run: RunFolder,
     *,
     fitting: LungFitConfig,
-    on_epoch: Callable[[dict[str, float]], None] | None,
-) -> KerasModel:
-    import keras
+    progress: Progress | None,
+) -> None:
+    def build() -> KerasModel:
+        import keras
 
-    if run.model.exists():
-        return load_keras(run.model)
-    history: list[dict[str, float]] = []
-    if (run.root / "state.json").exists():
-        history = run.read("state.json")["history"]
-        model = keras.models.load_model(
-            _checkpoint(run, len(history)), custom_objects={"segmentation_loss": segmentation_loss}
-        )
-    else:
         model = build_segmenter()
         model.compile(
-            optimizer=keras.optimizers.AdamW(fitting.learning_rate, weight_decay=1e-3),
+            optimizer=keras.optimizers.AdamW(loop.rate(1), weight_decay=1e-3),
             loss=segmentation_loss,
         )
-    for epoch in range(len(history) + 1, fitting.epochs + 1):
-        done = (epoch - 1) / fitting.epochs
-        rate = fitting.learning_rate * (0.5 * (1.0 + math.cos(math.pi * done)) + 0.005)
-        model.optimizer.learning_rate.assign(rate)
-        loss = _train_epoch(model, data, train, fitting, epoch)
-        dice, _ = _agreement(model, data, val)
-        row = {
-            "epoch": epoch,
-            "loss": loss,
-            "val_dice": float(dice.mean()),
-            "learning_rate": rate,
-        }
-        history.append(row)
-        save_keras(model, _checkpoint(run, epoch))
-        run.write("state.json", {"history": history})
-        run.write_table("history.csv", history, columns=_COLUMNS)
-        _checkpoint(run, epoch - 1).unlink(missing_ok=True)
-        if on_epoch:
-            on_epoch(row)
-    # Without its optimiser, which nobody needs any more and which holds two thirds of it.
-    final = build_segmenter()
-    final.set_weights(model.get_weights())
-    save_keras(final, run.model)
-    _checkpoint(run, fitting.epochs).unlink(missing_ok=True)
-    return load_keras(run.model)
+        return model
 
-
-def _checkpoint(run: RunFolder, epoch: int) -> Path:
-    return run.root / f"checkpoint-{epoch:04d}.keras"
-
-
-def _train_epoch(
-    model: KerasModel,
-    data: LungMasks,
-    train: NDArray[np.intp],
-    fitting: LungFitConfig,
-    epoch: int,
-) -> float:
-    rng = np.random.default_rng([fitting.seed, epoch])
-    order = rng.permutation(train)
-    batches = max(1, len(order) // fitting.batch_size)
-    total = 0.0
-    for indices in np.array_split(order, batches):
+    def show(indices: NDArray[np.intp], rng: np.random.Generator) -> tuple[FloatArray, ...]:
         pairs = [_augmented(data.pixels[i, :, :, 0], data.masks[i], rng) for i in indices]
-        pixels, masks = (np.stack(side)[..., np.newaxis] for side in zip(*pairs, strict=True))
-        total += float(model.train_on_batch(pixels, masks))
-    return total / batches
+        return tuple(np.stack(side)[..., np.newaxis] for side in zip(*pairs, strict=True))
+
+    def task(model: KerasModel) -> TrainingTask:
+        batches = max(1, len(train) // fitting.batch_size)
+        return TrainingTask(
+            order=lambda _, rng: np.array_split(rng.permutation(train), batches),
+            show=show,
+            step=lambda pixels, masks: (float(model.train_on_batch(pixels, masks)), None),
+            validate=lambda: {"val_dice": float(_agreement(model, data, val)[0].mean())},
+        )
+
+    progress_made = np.arange(fitting.epochs) / fitting.epochs
+    loop = FitConfig(
+        epochs=fitting.epochs,
+        batch_size=fitting.batch_size,
+        patience=None,
+        learning_rates=tuple(
+            fitting.learning_rate * (0.5 * (1.0 + math.cos(math.pi * done)) + 0.005)
+            for done in progress_made.tolist()
+        ),
+        average=0.0,
+        seed=fitting.seed,
+    )
+    Trainer(
+        build,
+        task,
+        loop,
+        run,
+        progress=progress,
+        keep=lambda model: save_without_optimizer(model, build_segmenter, run.model),
+        custom_objects={"segmentation_loss": segmentation_loss},
+    ).fit()
 
 
 def _augmented(
@@ -260,51 +222,29 @@ _LUNGS = "lungs.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateFitConfig:
-    """How to train the gate.
+class GateFitConfig(StepConfig):
+    """How to train the gate; `steps` are those on everything.
 
     Attributes
     ----------
-    size_px
-        Side of the input, a multiple of 16.
-    imagenet
-        Whether the trunk starts from ImageNet weights instead of random ones.
     mask_steps
         Steps on the lung masks alone, before the lungs of all X-rays are found.
-    steps
-        Steps on everything.
-    batch_size
-        Pictures of a step.
-    learning_rate, weight_decay
-        Of AdamW; the rate is the steepest of a cosine.
     held_out
         Fraction of the lung masks that measures.
-    seed
-        Of initial weights, pictures and of which masks are held out.
-    checkpoint_steps
-        After how many steps each the run is made safe.
     """
 
     size_px: int = 160
-    imagenet: bool = True
     mask_steps: int = 450
     steps: int = 1600
-    batch_size: int = 128
     learning_rate: float = 1.5e-3
     weight_decay: float = 1e-3
     held_out: float = 0.1
-    seed: int = 1
     checkpoint_steps: int = 100
 
     def __post_init__(self) -> None:
-        if min(self.mask_steps, self.steps, self.batch_size, self.checkpoint_steps) < 1:
-            raise ConfigError("steps, batch size and checkpoint steps must be at least 1")
-        if not self.learning_rate > 0 or not self.weight_decay >= 0:
-            raise ConfigError("the learning rate must be above 0, the weight decay at least 0")
-        if not 0 < self.held_out < 1:
-            raise ConfigError("the fraction held out must lie within 0..1")
-        if self.size_px % 16 or self.size_px < 32:
-            raise ConfigError("the input's side must be a multiple of 16, at least 32")
+        super().__post_init__()
+        if self.mask_steps < 1 or not 0 < self.held_out < 1:
+            raise ConfigError("mask steps must be at least 1, the fraction held out within 0..1")
 
 
 def train_gate(
@@ -318,35 +258,17 @@ def train_gate(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train the gate on frontal chest X-rays, and measure it.
+    """Train the gate on frontal chest X-rays, and measure it by `measure_gate`.
+
+    First the network learns the lung masks drawn by hand, and then finds the lungs of all X-rays
+    that nobody drew; a fresh network then learns everything on all of them.
 
     Parameters
     ----------
     location, masks, leave_out, labels
         See `gate_data.read_gate_data`.
-    root
-        The run folder to fill.
-    fitting
-        How.
-    resume
-        Continue the run that is in `root`: pictures and steps depend on the seed and their
-        number alone.
     progress
-        Listeners; an epoch is a stretch of steps between two checkpoints.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`; see `gate_data.measure_gate`.
-
-    Raises
-    ------
-    DatasetError
-        If images or masks are missing or unreadable.
-    ConfigError
-        If `root` holds another run.
-    MissingExtraError
-        If TensorFlow or the package with ImageNet's weights is not installed.
+        Listeners; an epoch is the steps between two checkpoints.
     """
     progress = progress or Progress()
     run = RunFolder(root=root)
@@ -387,30 +309,52 @@ def train_gate(
 
 
 def _fit_gate(data: GateData, run: RunFolder, fitting: GateFitConfig, progress: Progress) -> None:
-    course = StepSchedule(
-        run=run,
-        learning_rate=fitting.learning_rate,
-        checkpoint_steps=fitting.checkpoint_steps,
-        progress=progress,
-    )
-    state = read_state(run)
-    if state["phase"] == _MASKS:
-        finder = _phase(data.masks, course, state, fitting)
-        state = {**state, "phase": _ALL, "step": 0, "checkpoint": ""}
-        _write_lungs(run, find_lungs(finder, data.train.pixels))
-        write_state(run, state)
-    found = np.load(run.root / _LUNGS)
+    """Train on the masks, find the lungs of all X-rays, then train a fresh network on all."""
+    spec = PreprocessSpec(size_px=fitting.size_px)
+    lungs = run.root / _LUNGS
+
+    def train(
+        xrays: Sequence[GateXray], phase: int, steps: int, keep: Callable[[KerasModel], None]
+    ) -> None:
+        def build() -> KerasModel:
+            model = build_gate_network(fitting.size_px, imagenet=fitting.imagenet)
+            compile_gate(model, fitting.learning_rate, fitting.weight_decay, steps=steps)
+            return model
+
+        def draw(step: int) -> GateBatch:
+            rng = np.random.default_rng([fitting.seed, phase, step])
+            return draw_batch(xrays, fitting.batch_size, spec, spec.size_px // LUNGS_CELL_PX, rng)
+
+        fit_steps(
+            build,
+            fitting,
+            run,
+            draw=draw,
+            learn=lambda model, batch, step: train_on(
+                model, batch, (fitting.seed, phase * 1_000_000 + step)
+            ),
+            keep=keep,
+            steps=steps,
+            phase=phase,
+            earlier_epochs=math.ceil(fitting.mask_steps / fitting.checkpoint_steps) * (phase - 1),
+            progress=progress,
+        )
+
+    def keep_lungs(model: KerasModel) -> None:
+        with replacing(lungs) as temporary:
+            np.save(temporary, find_lungs(model, data.train.pixels))
+
+    def keep_gate(model: KerasModel) -> None:
+        fresh = partial(build_gate_network, fitting.size_px, imagenet=False)
+        save_without_optimizer(model, fresh, run.model)
+
+    train(data.masks, _MASKS, fitting.mask_steps, keep_lungs)
     xrays = [
-        replace(xray, lungs=_stretched(lungs, xray.pixels))
-        for xray, lungs in zip(data.train.xrays, found, strict=True)
+        replace(xray, lungs=_stretched(found, xray.pixels))
+        for xray, found in zip(data.train.xrays, np.load(lungs), strict=True)
     ]
-    model = _phase([*xrays, *data.masks], course, state, fitting)
-    # Without its optimiser, which nobody needs any more and which holds most of it.
-    final = build_gate_network(fitting.size_px, imagenet=False)
-    final.set_weights(model.get_weights())
-    save_keras(final, run.model)
-    remove_checkpoints(run)
-    (run.root / _LUNGS).unlink(missing_ok=True)
+    train([*xrays, *data.masks], _ALL, fitting.steps, keep_gate)
+    lungs.unlink(missing_ok=True)
 
 
 def find_lungs(model: KerasModel, pixels: FloatArray) -> ByteArray:
@@ -433,33 +377,6 @@ def find_lungs(model: KerasModel, pixels: FloatArray) -> ByteArray:
     plain = gate_outputs(answering, pixels).lungs
     mirrored = gate_outputs(answering, np.ascontiguousarray(pixels[:, :, ::-1])).lungs[:, :, ::-1]
     return np.asarray(np.round((plain + mirrored) * 127.5), np.uint8)
-
-
-def _phase(
-    xrays: Sequence[GateXray], course: StepSchedule, state: dict[str, Any], fitting: GateFitConfig
-) -> KerasModel:
-    """Take the phase's steps, from the state's on, and average the weights in."""
-    phase, spec = state["phase"], PreprocessSpec(size_px=fitting.size_px)
-    steps = fitting.mask_steps if phase == _MASKS else fitting.steps
-
-    def build() -> KerasModel:
-        model = build_gate_network(fitting.size_px, imagenet=fitting.imagenet)
-        compile_gate(model, fitting.learning_rate, fitting.weight_decay, steps=steps)
-        return model
-
-    def draw(step: int) -> GateBatch:
-        rng = np.random.default_rng([fitting.seed, phase, step])
-        return draw_batch(xrays, fitting.batch_size, spec, spec.size_px // LUNGS_CELL_PX, rng)
-
-    def learn(model: KerasModel, batch: GateBatch, step: int) -> float:
-        return train_on(model, batch, (fitting.seed, phase * 1_000_000 + step))
-
-    return run_steps(course, state, steps, build=build, draw=draw, learn=learn)
-
-
-def _write_lungs(run: RunFolder, found: ByteArray) -> None:
-    with replacing(run.root / _LUNGS) as temporary:
-        np.save(temporary, found)
 
 
 def _stretched(lungs: ByteArray, pixels: ByteArray) -> ByteArray:

@@ -1,14 +1,18 @@
 """Recipe `train pretrain`: a backbone pretrained on X-rays for one task or several."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lungwatch.errors import ConfigError, DatasetError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.data.dataset import (
+    LabelledImage,
     count_labels,
     dataset_name,
     labelled_split,
@@ -18,18 +22,10 @@ from lungwatch.training.data.pixels import FloatArray, KerasModel, read_pixels
 from lungwatch.training.data.splits import DataRecord, LearntImages, learnt_of
 from lungwatch.training.evaluation.metrics import roc_auc
 from lungwatch.training.evaluation.plots import plot_history
+from lungwatch.training.fitting.augmentation import augment
 from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
-from lungwatch.training.fitting.trainer import (
-    IntArray,
-    Task,
-    TasksConfig,
-    TasksData,
-    cross_entropy,
-    drawing_weights,
-    fit_tasks,
-    make_tasks,
-    predict_answers,
-)
+from lungwatch.training.fitting.tasks import epoch_batches, group_weights, seed_dropout
+from lungwatch.training.fitting.trainer import FitConfig, Trainer, TrainingTask
 from lungwatch.training.networks.backbones import (
     Normalisation,
     Standardisation,
@@ -39,6 +35,97 @@ from lungwatch.training.networks.backbones import (
 from lungwatch.training.networks.heads import DROPOUT, POOLED
 from lungwatch.training.networks.weights import load_keras
 
+IntArray = NDArray[np.int64]
+
+TASKS = ("finding", "covid", "source")
+
+_COVID = "COVID"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainTask:
+    """A question with a few exclusive answers.
+
+    Attributes
+    ----------
+    name
+        "finding": which label; "covid": COVID against the rest; "source": which collection.
+    weight
+        Of its cross-entropy in the loss.
+    answers
+        The classes, in the order of the head's outputs.
+    """
+
+    name: str
+    weight: float
+    answers: tuple[str, ...]
+
+    def targets(self, samples: Sequence[LabelledImage]) -> IntArray:
+        """Return each sample's answer as its number, int64, shape (N,).
+
+        Raises
+        ------
+        DatasetError
+            If an answer does not occur in what the task was made from.
+        """
+        numbers = {answer: number for number, answer in enumerate(self.answers)}
+        found = [_answer(self.name, sample) for sample in samples]
+        if unknown := sorted(set(found) - set(numbers)):
+            raise DatasetError(
+                f"task {self.name}: {', '.join(unknown)} occurs in val and not in train"
+            )
+        return np.array([numbers[answer] for answer in found], dtype=np.int64)
+
+
+def parse_tasks(texts: Sequence[str]) -> dict[str, float]:
+    """Read "finding", "covid=0.5" and the like into weights by name.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such task, its weight is no positive number, or there is none.
+    """
+    weights: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            weight = float(number or 1.0)
+        except ValueError:
+            weight = 0.0
+        if name not in TASKS or not 0 < weight < float("inf"):
+            raise ConfigError(f"task {text!r}: write NAME or NAME=WEIGHT, of {', '.join(TASKS)}")
+        weights[name] = weight
+    if not weights:
+        raise ConfigError(f"no task: give one of {', '.join(TASKS)}")
+    return weights
+
+
+def make_tasks(weights: dict[str, float], train: Sequence[LabelledImage]) -> list[PretrainTask]:
+    """Make the tasks that these images can answer.
+
+    Raises
+    ------
+    DatasetError
+        If a task has one answer only.
+    """
+    tasks = []
+    for name, weight in weights.items():
+        answers = tuple(sorted({_answer(name, sample) for sample in train}))
+        if len(answers) < 2:
+            raise DatasetError(f"task {name}: every image has the answer {answers[0]}")
+        tasks.append(PretrainTask(name=name, weight=weight, answers=answers))
+    return tasks
+
+
+def _answer(task: str, sample: LabelledImage) -> str:
+    if task == "covid":
+        return _COVID if sample.label == _COVID else f"not {_COVID}"
+    return sample.label if task == "finding" else sample.source
+
+
+_BATCH = 64
+# Parts of `FitConfig` that no pretraining changes, and that no run has recorded.
+_FIXED = ("learning_rates", "keep")
 # Keras's 0.99 would need more steps than a run of ten epochs over a few thousand images has.
 _MOMENTUM = 0.9
 
@@ -62,7 +149,7 @@ class PretrainConfig:
 
 
 def build_pretraining(
-    config: PretrainConfig, standardisation: Standardisation | None, tasks: list[Task]
+    config: PretrainConfig, standardisation: Standardisation | None, tasks: list[PretrainTask]
 ) -> KerasModel:
     """Build the network; all of it learns, batch norm included.
 
@@ -110,7 +197,7 @@ def train_pretrain(
     *,
     network: PretrainConfig,
     task_weights: dict[str, float],
-    fitting: TasksConfig,
+    fitting: FitConfig,
     normalisation: Normalisation | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -120,36 +207,16 @@ def train_pretrain(
     Parameters
     ----------
     locations
-        Data sets with any classes; see `dataset.load_labelled`. Their test
-        splits are not read.
+        Data sets with any classes; see `dataset.load_labelled`. Their test splits are not read.
     root
         The run folder to fill; `train transfer --weights` takes it.
-    network, fitting
-        The network's shape and origin, and how to train it.
+    network
+        The network's shape and origin.
     task_weights
-        Tasks and their weights; see `trainer`.
+        Tasks and their weights; see `parse_tasks`.
     normalisation
         Of the grey levels, "all" meaning train and val; None leaves them to the backbone's
         own scaling.
-    resume
-        Continue the run that is in `root`.
-    progress
-        Listeners.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`: `best_epoch`, `epochs`, and for each task its
-        answers and its validation figures.
-
-    Raises
-    ------
-    DatasetError
-        If a data set lacks train or val, a task has one answer only, or a file is unreadable.
-    ConfigError
-        If `root` holds another run, or the backbone cannot be had.
-    MissingExtraError
-        If TensorFlow, or the package with the weights, is not installed.
     """
     progress = progress or Progress()
     samples = [sample for location in locations for sample in load_labelled(location)]
@@ -166,7 +233,7 @@ def train_pretrain(
         "family": f"{network.backbone}, pretraining",
         "network": {**asdict(network), "weights": Path(network.weights).name},
         "tasks": [asdict(task) for task in tasks],
-        "fit": asdict(fitting),
+        "fit": {key: value for key, value in asdict(fitting).items() if key not in _FIXED},
         "normalisation": asdict(normalisation) if normalisation else None,
         "preprocess": spec.to_dict(),
         "data": {
@@ -185,21 +252,17 @@ def train_pretrain(
     run.begin(config, resume=resume, record=replace(record, learnt=record.learnt | before))
     pixels = [read_pixels(part, spec, progress=progress.on_read) for part in (train, val)]
     grey = normalisation.settle(pixels[0], pixels[1:]) if normalisation else None
-    state = fit_tasks(
-        lambda: build_pretraining(network, grey, tasks),
-        tasks,
-        TasksData(
-            train_pixels=pixels[0],
-            train_answers={name: both[0] for name, both in answers.items()},
-            train_weights=drawing_weights(train),
-            val_pixels=pixels[1],
-            val_answers={name: both[1] for name, both in answers.items()},
+    weights = group_weights([(one.source, one.label) for one in train], power=0.5)
+    fresh = partial(build_pretraining, network, grey, tasks)
+    state = Trainer(
+        lambda: _compiled(fresh(), tasks, fitting),
+        lambda model: pretraining_task(
+            model, tasks, fitting, pixels=pixels, answers=answers, weights=weights
         ),
         fitting,
         run,
-        on_batch=progress.on_batch,
-        on_epoch=progress.on_epoch,
-    )
+        progress=progress,
+    ).fit()
     metrics = {
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,
@@ -210,8 +273,85 @@ def train_pretrain(
     return metrics
 
 
+def pretraining_task(
+    model: KerasModel,
+    tasks: Sequence[PretrainTask],
+    fitting: FitConfig,
+    *,
+    pixels: Sequence[FloatArray],
+    answers: Mapping[str, Sequence[IntArray]],
+    weights: NDArray[np.float64],
+) -> TrainingTask:
+    """Make the task of giving all answers at once, stopped by the weighted validation loss.
+
+    Parameters
+    ----------
+    model, tasks, fitting
+        The compiled network, what it answers, and how it is trained.
+    pixels
+        Training and validation images, float32 (N, S, S, 1), 0..1.
+    answers
+        Of each task, for training and validation images, (N,).
+    weights
+        Of drawing each training image, (N,).
+    """
+
+    def order(epoch: int, rng: np.random.Generator) -> list[NDArray[np.intp]]:
+        drawn = epoch_batches(weights, rng, fitting.batch_size)
+        seed_dropout(model, fitting.seed, epoch)
+        return drawn
+
+    def show(
+        indices: NDArray[np.intp], rng: np.random.Generator
+    ) -> tuple[FloatArray, dict[str, IntArray]]:
+        shown = augment(pixels[0][indices], fitting.augmentation, rng)
+        return shown, {name: both[0][indices] for name, both in answers.items()}
+
+    def step(shown: FloatArray, right: dict[str, IntArray]) -> tuple[float, None]:
+        return float(model.train_on_batch(shown, right, return_dict=True)["loss"]), None
+
+    def validate() -> dict[str, float]:
+        logits = predict_answers(model, pixels[1])
+        row: dict[str, float] = {"val_loss": 0.0}
+        for task in tasks:
+            right, found = answers[task.name][1], logits[task.name]
+            loss = cross_entropy(right, found)
+            row["val_loss"] += task.weight * loss
+            row[f"val_loss_{task.name}"] = loss
+            row[f"val_accuracy_{task.name}"] = float(np.mean(found.argmax(axis=1) == right))
+        return row
+
+    return TrainingTask(order=order, show=show, step=step, validate=validate, monitor="val_loss")
+
+
+def predict_answers(model: KerasModel, pixels: FloatArray) -> dict[str, FloatArray]:
+    """Return each task's logits, float32 (N, answers), for (N, S, S, 1) in 0..1."""
+    parts = [
+        model(pixels[start : start + _BATCH], training=False)
+        for start in range(0, len(pixels), _BATCH)
+    ]
+    return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
+
+
+def cross_entropy(answers: IntArray, logits: FloatArray) -> float:
+    """Mean cross-entropy of logits (N, K) with answers (N,), in nats."""
+    z = np.asarray(logits, np.float64)
+    return float(np.mean(np.logaddexp.reduce(z, axis=1) - z[np.arange(len(z)), answers]))
+
+
+def _compiled(model: KerasModel, tasks: Sequence[PretrainTask], fitting: FitConfig) -> KerasModel:
+    import keras
+
+    model.compile(
+        optimizer=keras.optimizers.AdamW(fitting.rate(1), weight_decay=fitting.weight_decay),
+        loss={t.name: keras.losses.SparseCategoricalCrossentropy(from_logits=True) for t in tasks},
+        loss_weights={t.name: t.weight for t in tasks},
+    )
+    return model
+
+
 def _validation(
-    run: RunFolder, tasks: list[Task], pixels: FloatArray, answers: dict[str, IntArray]
+    run: RunFolder, tasks: list[PretrainTask], pixels: FloatArray, answers: dict[str, IntArray]
 ) -> dict[str, Any]:
     model = load_keras(run.model)
     logits = predict_answers(model, pixels)
@@ -229,7 +369,7 @@ def _validation(
     return {"parameters": int(model.count_params()), "validation": found}
 
 
-def _areas(task: Task, logits: FloatArray, answers: IntArray) -> dict[str, float]:
+def _areas(task: PretrainTask, logits: FloatArray, answers: IntArray) -> dict[str, float]:
     """Tell each answer from all others: ROC-AUC by name, for those that occur."""
     margins = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     return {
