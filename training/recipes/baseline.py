@@ -232,38 +232,14 @@ def train_baseline(
 
     Parameters
     ----------
-    location
-        The data set, with the splits train and val, for tuning also test; see `load_dataset`.
-    root
-        The run folder to fill.
-    network, fitting
-        The network's shape and how to train it.
+    network
+        The network's shape.
     normalisation
         Of grey levels; by default with the training set's mean and standard deviation.
-    leave_out, leaks, labels
-        See `preparation.prepare`.
     tuning
-        How to tune (see `baseline.tune`); None trains the network as it is.
+        How to tune (see `tune`), which needs a test split; None trains the network as it is.
     resume
         Continue the run that is in `root`; without tuning, `fitting.epochs` may have grown.
-    progress
-        Listeners.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`: `best_epoch`, `epochs`, `calibration`, `decision`,
-        what they were `calibrated_on`, and the figures on `validation`; after tuning also
-        `search` and the figures on `test`.
-
-    Raises
-    ------
-    DatasetError
-        If a split is missing or empty, holds one class only, leaks, or a file is unreadable.
-    ConfigError
-        If `root` holds another run.
-    MissingExtraError
-        If TensorFlow, or for tuning Optuna, is not installed.
     """
     progress = progress or Progress()
     normalisation = normalisation or Normalisation()
@@ -279,9 +255,7 @@ def train_baseline(
         need_test=tuning is not None,
         progress=progress,
     )
-    standardisation = normalisation.settle(
-        prepared.train.pixels, (prepared.val.pixels, prepared.test.pixels)
-    )
+    standardisation = prepared.settle(normalisation)
     config = {
         "family": _FAMILY,
         "network": asdict(network),

@@ -14,9 +14,7 @@ from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.data.dataset import ImageClass, LabelMap, Sample
 from lungwatch.training.data.duplicates import LeakPolicy
 from lungwatch.training.data.pixels import FloatArray, KerasModel
-from lungwatch.training.evaluation.evaluation import evaluate_pixels
 from lungwatch.training.evaluation.plots import plot_group_weights
-from lungwatch.training.evaluation.scorers import KerasScorer
 from lungwatch.training.fitting.augmentation import (
     DomainRandomisation,
     Framing,
@@ -39,7 +37,7 @@ from lungwatch.training.fitting.objectives import (
     source_numbers,
     sources_of_findings,
 )
-from lungwatch.training.fitting.preparation import conclude, evaluate_left_out, prepare
+from lungwatch.training.fitting.preparation import conclude, evaluate_rest, prepare
 from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
 from lungwatch.training.fitting.tasks import FitData, binary_task, fit, sampling_weights
 from lungwatch.training.fitting.trainer import FitConfig, FitState, TrainingTask
@@ -228,10 +226,6 @@ def train_guided(
 
     Parameters
     ----------
-    location
-        The data set, with the splits train and val; see `load_dataset`.
-    root
-        The run folder to fill.
     lungs
         A run folder of `lungwatch train lungs`, or its model.
     network, fitting
@@ -240,31 +234,7 @@ def train_guided(
         Cut the backbone at its last map of this many input pixels a cell, which makes maps for
         explanation finer and the network smaller; None keeps all of it.
     guidance
-        What keeps training at the lungs.
-    leave_out, leaks, labels
-        See `preparation.prepare`.
-    resume
-        Continue the run that is in `root`.
-    progress
-        Listeners.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`: as `train_baseline`; the figures on the `test` split
-        if there is one, the source left out included; and, of such a source, those of all its
-        images against the other sources' test images of the other class, as `left_out`.
-
-    Raises
-    ------
-    DatasetError
-        If a split is missing or empty, holds one class only, leaks, or a file is unreadable.
-    ConfigError
-        If `root` holds another run, or the backbone cannot be had.
-    NotFoundError, ModelError
-        If there is no segmenter, or it is none.
-    MissingExtraError
-        If TensorFlow is not installed.
+        Augmentation, objective and drawing.
     """
     progress = progress or Progress()
     run = RunFolder(root=root)
@@ -319,13 +289,7 @@ def train_guided(
     if guidance.group_robust:
         _log_weights(run, state)
     metrics = conclude(run, state, prepared)
-    scorer = KerasScorer(root)
-    if prepared.test.samples:
-        metrics["test"] = evaluate_pixels(scorer, prepared.test.samples, prepared.test.pixels)
-    if leave_out:
-        metrics["left_out"] = evaluate_left_out(scorer, prepared, leave_out)
-    run.write("metrics.json", metrics)
-    return metrics
+    return evaluate_rest(run, metrics, prepared, leave_out)
 
 
 def _log_weights(run: RunFolder, state: FitState) -> None:

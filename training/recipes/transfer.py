@@ -1,7 +1,7 @@
 """Recipe `train transfer`: a pretrained backbone, first frozen, then fine-tuned."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from lungwatch.training.fitting.frozen import (
     best_phase,
 )
 from lungwatch.training.fitting.preparation import (
-    Prepared,
     calibrate_final,
     prepare,
     retrain,
@@ -45,69 +44,110 @@ from lungwatch.training.networks.weights import load_keras
 _RETRAINED = "retrained"
 
 
-def retrain_phases(
-    kept: Phase,
-    done: dict[Phase, FitState],
-    phase: FrozenPhase,
-    *,
-    choice: HeadChoice,
-    tuning: FitConfig | None,
-    unfrozen_blocks: int | None,
-    config: dict[str, Any],
-) -> Path:
-    """Repeat what led to the kept network on training and validation images.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TransferPhases:
+    """The phases of a run: what became of each, and how the kept one leads to the final network.
 
-    Parameters
+    Attributes
     ----------
-    kept, done
-        The phase whose network is kept, and what became of each.
-    phase
-        The frozen one; its run folder gets a folder `retrained`.
+    frozen
+        The phase with the backbone frozen.
     choice
-        The head that the frozen phase came to.
-    tuning, unfrozen_blocks
-        How the backbone was fine-tuned, and how many of its last blocks; None: all of them.
+        The head that it came to.
+    tuning, unfreeze
+        How the backbone is fine-tuned, and how many of its last blocks; None: all of them.
     config
         The run's.
-
-    Returns
-    -------
-    Path
-        Of the final network.
+    done
+        The state of each phase that was trained.
     """
-    folder = RunFolder(root=phase.run.root / _RETRAINED)
-    folder.begin(config, resume=True)
-    head = RunFolder(root=folder.root / FROZEN) if FROZEN in done else None
-    if head and not head.model.exists():
-        head.root.mkdir(exist_ok=True)
-        phase.save(*phase.retrain(done[FROZEN], choice), head)
-    if kept == FROZEN and head:
-        return head.model
-    assert tuning is not None  # the kept phase is fine-tuning
-    prepare_tensorflow(tuning.seed)
-    retrain(
-        unfrozen(
-            (lambda: load_keras(head.model)) if head else (lambda: phase.build(choice.dropout)),
-            unfrozen_blocks,
-        ),
-        phase.prepared.retrain_data(),
-        tuning,
-        done[FINE_TUNED],
-        folder,
-        progress=phase.progress,
-    )
-    return folder.model
 
+    frozen: FrozenPhase
+    choice: HeadChoice
+    tuning: FitConfig | None
+    unfreeze: int | None
+    config: dict[str, Any]
+    done: dict[Phase, FitState]
 
-def unfrozen(start: Callable[[], KerasModel], last: int | None) -> Callable[[], KerasModel]:
-    """Make a function that builds a network and lets its last blocks, or all (None), learn."""
+    def fine_tune(self, tuning: FitConfig) -> None:
+        """Train the unfrozen part and the head, after the frozen phase if there was one."""
+        root, progress = self.frozen.run.root, self.frozen.progress
+        folder = RunFolder(root=root / FINE_TUNED)
+        folder.begin({**self.config, "fit": asdict(tuning)}, resume=True)
+        prepare_tensorflow(tuning.seed)
+        before = self.done[FROZEN].epoch if FROZEN in self.done else 0
+        self.done[FINE_TUNED] = fit(
+            self._unfrozen(self.frozen.folder if FROZEN in self.done else None),
+            self.frozen.prepared.fit_data(),
+            tuning,
+            folder,
+            progress=_shifted(progress, before),
+        )
 
-    def build() -> KerasModel:
-        model = start()
-        unfreeze(model, last)
-        return model
+    def retrain(self, kept: Phase) -> Path:
+        """Repeat what led to the kept network on training and validation images.
 
-    return build
+        Returns
+        -------
+        Path
+            Of the final network, in the folder `retrained` of the run.
+        """
+        folder = RunFolder(root=self.frozen.run.root / _RETRAINED)
+        folder.begin(self.config, resume=True)
+        head = RunFolder(root=folder.root / FROZEN) if FROZEN in self.done else None
+        if head and not head.model.exists():
+            head.root.mkdir(exist_ok=True)
+            self.frozen.save(*self.frozen.retrain(self.done[FROZEN], self.choice), head)
+        if kept == FROZEN and head:
+            return head.model
+        assert self.tuning is not None  # the kept phase is fine-tuning
+        prepare_tensorflow(self.tuning.seed)
+        retrain(
+            self._unfrozen(head),
+            self.frozen.prepared.retrain_data(),
+            self.tuning,
+            self.done[FINE_TUNED],
+            folder,
+            progress=self.frozen.progress,
+        )
+        return folder.model
+
+    def finish(self, *, retrained: bool) -> dict[str, Any]:
+        """Calibrate and test the better phase's network; return the metrics."""
+        run, prepared = self.frozen.run, self.frozen.prepared
+        kept, state = best_phase(self.done)
+        final = run.root / kept / "model.keras"
+        chosen = load_keras(final)
+        if retrained:
+            final = self.retrain(kept)
+        run.adopt(final)
+        _write_history(run, self.done)
+        boundary = self.done[FROZEN].epoch if len(self.done) > 1 else None
+        plot_history(state.history, run.root / "history.png", boundary=boundary)
+        metrics = {
+            "phase": kept,
+            "best_epoch": state.best_epoch,
+            "epochs": state.epoch,
+            "val_loss": {name: found.best_val_loss for name, found in self.done.items()},
+            "head": self.choice.to_dict() if FROZEN in self.done else None,
+            "trained": _trained(chosen, kept, self.unfreeze),
+            "parameters": int(chosen.count_params()),
+            **calibrate_final(load_keras(final), prepared, retrained=retrained),
+        }
+        if len(set(prepared.test.targets.tolist())) > 1:
+            return test_final(run, metrics, prepared.test, prepared.folder)
+        run.write("metrics.json", metrics)
+        return metrics
+
+    def _unfrozen(self, head: RunFolder | None) -> Callable[[], KerasModel]:
+        """Make what builds the network of a phase, its last blocks, or all (None), trainable."""
+
+        def build() -> KerasModel:
+            model = load_keras(head.model) if head else self.frozen.build(self.choice.dropout)
+            unfreeze(model, self.unfreeze)
+            return model
+
+        return build
 
 
 def train_transfer(
@@ -130,11 +170,6 @@ def train_transfer(
 
     Parameters
     ----------
-    location
-        The data set, with the splits train and val, and test if there is one; see
-        `load_dataset`.
-    root
-        The run folder to fill; each phase has a folder of its own in it.
     network
         The network's shape and origin.
     frozen
@@ -143,35 +178,12 @@ def train_transfer(
         How to train the unfrozen part together with the head; None likewise. The result is
         kept only if its calibrated validation loss is below that of the frozen phase.
     grid
-        Values of batch size, learning rate and dropout to try with the backbone frozen; see
-        `frozen`.
+        Values of batch size, learning rate and dropout to try with the backbone frozen.
     retrain
         Repeat what was kept on training and validation images together, for as many epochs
-        and without stopping early. Calibration and threshold stay those that were fixed on
-        the validation images before.
+        and without stopping early.
     normalisation
         Of the grey levels; None leaves them to the backbone's own scaling.
-    leave_out, leaks, labels
-        See `preparation.prepare`.
-    resume
-        Continue the run that is in `root`.
-    progress
-        Listeners; epochs count on through both phases.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`: as `train_baseline`; and `phase`, the kept one,
-        `head`, its parameters, and `trained`, what of the backbone learnt.
-
-    Raises
-    ------
-    DatasetError
-        If a split is missing or empty, holds one class only, leaks, or a file is unreadable.
-    ConfigError
-        If both phases are left out, `root` holds another run, or the backbone cannot be had.
-    MissingExtraError
-        If TensorFlow, Optuna, or the package with the weights, is not installed.
     """
     progress = progress or Progress()
     last = tuning or frozen
@@ -182,50 +194,36 @@ def train_transfer(
     run = RunFolder(root=root)
     run.refuse_taken(resume=resume)
     prepare_tensorflow(last.seed)
-    # Fails early, before hundreds of images are read, if the backbone cannot be had.
+    # Fails early, before hundreds of images are read, if the backbone is not available.
     backbone = load_backbone(network.backbone, network.weights, network.size_px)
+    spec = PreprocessSpec(size_px=network.size_px)
     prepared = prepare(
-        location,
-        PreprocessSpec(size_px=network.size_px),
-        leave_out=leave_out,
-        leaks=leaks,
-        labels=labels,
-        progress=progress,
+        location, spec, leave_out=leave_out, leaks=leaks, labels=labels, progress=progress
     )
-    settled = (
-        normalisation.settle(prepared.train.pixels, (prepared.val.pixels, prepared.test.pixels))
-        if normalisation
-        else None
-    )
+    settled = prepared.settle(normalisation) if normalisation else None
+    kind = normalisation.kind if normalisation else None
     config = {
         "family": f"{network.backbone}, transfer",
         "network": {**asdict(network), "weights": Path(network.weights).name},
         "fit": asdict(last),
-        "fit_frozen": asdict(frozen) if frozen else None,
-        "fit_tuning": asdict(tuning) if tuning else None,
-        "grid": {name: asdict(ladder) for name, ladder in grid.items()} if grid else None,
+        "fit_frozen": frozen and asdict(frozen),
+        "fit_tuning": tuning and asdict(tuning),
+        "grid": {name: asdict(choices) for name, choices in grid.items()} if grid else None,
         "retrain": retrain,
-        "normalisation": {"kind": normalisation.kind, **asdict(settled)}
-        if normalisation and settled
-        else None,
+        "normalisation": settled and {"kind": kind, **asdict(settled)},
         "preprocess": prepared.spec.to_dict(),
         "data": prepared.data,
     }
-    run.begin(
-        config,
-        resume=resume,
-        record=prepared.record(retrained=retrain, builds_on=[Path(network.weights)]),
-    )
+    record = prepared.record(retrained=retrain, builds_on=[Path(network.weights)])
+    run.begin(config, resume=resume, record=record)
     if (root / "metrics.json").exists():
-        # What is finished is tested already, once.
+        # A finished run was tested already, and is tested once only.
         return run.read("metrics.json")
-
     untouched = backbone.model.get_weights()
 
     def fresh(dropout: float) -> KerasModel:
         backbone.model.set_weights(untouched)
-        shape = replace(network, dropout=dropout)
-        return build_transfer(shape, settled, backbone=backbone)
+        return build_transfer(replace(network, dropout=dropout), settled, backbone=backbone)
 
     phase = FrozenPhase(
         prepared=prepared,
@@ -235,58 +233,34 @@ def train_transfer(
         run=run,
         progress=progress,
     )
+    return _train_phases(phase, config, network, frozen, tuning, grid=grid, retrained=retrain)
+
+
+def _train_phases(
+    phase: FrozenPhase,
+    config: dict[str, Any],
+    network: TransferConfig,
+    frozen: HeadConfig | None,
+    tuning: FitConfig | None,
+    *,
+    grid: Space | None,
+    retrained: bool,
+) -> dict[str, Any]:
     done: dict[Phase, FitState] = {}
     choice = HeadChoice(config=frozen or HeadConfig(), dropout=network.dropout)
     if frozen:
         done[FROZEN], choice = phase.train(choice, grid, {**config, "fit": asdict(frozen)})
+    phases = TransferPhases(
+        frozen=phase,
+        choice=choice,
+        tuning=tuning,
+        unfreeze=network.unfreeze,
+        config=config,
+        done=done,
+    )
     if tuning:
-        folder = RunFolder(root=root / FINE_TUNED)
-        folder.begin({**config, "fit": asdict(tuning)}, resume=True)
-        prepare_tensorflow(tuning.seed)
-        done[FINE_TUNED] = fit(
-            unfrozen(
-                (lambda: load_keras(phase.folder.model))
-                if frozen
-                else (lambda: fresh(choice.dropout)),
-                network.unfreeze,
-            ),
-            prepared.fit_data(),
-            tuning,
-            folder,
-            progress=_shifted(progress, done[FROZEN].epoch if frozen else 0),
-        )
-    kept, state = best_phase(done)
-    chosen = load_keras(root / kept / "model.keras")
-    if retrain:
-        final = retrain_phases(
-            kept,
-            done,
-            phase,
-            choice=choice,
-            tuning=tuning,
-            unfrozen_blocks=network.unfreeze,
-            config=config,
-        )
-    else:
-        final = root / kept / "model.keras"
-    run.adopt(final)
-    _write_history(run, done)
-    boundary = done[FROZEN].epoch if len(done) > 1 else None
-    plot_history(state.history, run.root / "history.png", boundary=boundary)
-    metrics = {
-        "phase": kept,
-        "best_epoch": state.best_epoch,
-        "epochs": state.epoch,
-        "val_loss": {phase: found.best_val_loss for phase, found in done.items()},
-        "head": choice.to_dict() if frozen else None,
-        "trained": _trained(chosen, kept, network.unfreeze),
-        "parameters": int(chosen.count_params()),
-        **calibrate_final(load_keras(final), prepared, retrained=retrain),
-    }
-    if _is_testable(prepared):
-        metrics = test_final(run, metrics, prepared.test, prepared.folder)
-    else:
-        run.write("metrics.json", metrics)
+        phases.fine_tune(tuning)
+    metrics = phases.finish(retrained=retrained)
     phase.forget_features()
     return metrics
 
@@ -302,10 +276,6 @@ def _trained(model: KerasModel, kept: Phase, last: int | None) -> dict[str, Any]
         "blocks": blocks if last is None else blocks[-last:],
         "layers": layers,
     }
-
-
-def _is_testable(prepared: Prepared) -> bool:
-    return len(set(prepared.test.targets.tolist())) > 1
 
 
 def _shifted(progress: Progress, before: int) -> Progress:
