@@ -36,7 +36,7 @@ def retention() -> None:
 @click.option("--dry-run", is_flag=True, help="List what would be removed and why.")
 @json_option
 def run(site: Site, *, dry_run: bool, as_json: bool) -> None:
-    """Remove originals, overlays and backups by age and size, as the keys of [retention] say.
+    """Remove originals, overlays and backups by age and size, as configured in [retention].
 
     Each folder has its own limits, and its oldest files go first. Files that are unfinished,
     still to be sent or waiting for another attempt stay, and so does the newest backup. The

@@ -63,7 +63,7 @@ class LazyGroup(click.Group):
 # neither onnxruntime nor TensorFlow.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("lungwatch.cli.run:run", "Screen every X-ray that is dropped into the home."),
-    "results": ("lungwatch.cli.results:results", "Query, export and count the results."),
+    "results": ("lungwatch.cli.results:results", "Query, export, count and compare results."),
     "retry": ("lungwatch.cli.run:retry", "Process rejected or failed files again."),
     "rescore": (
         "lungwatch.cli.run:rescore",
@@ -88,7 +88,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Explore, check and split a data set (extra 'train').",
     ),
     "train": ("lungwatch.cli.train:train", "Train a model (extra 'train')."),
-    "evaluate": ("lungwatch.cli.evaluate:evaluate", "Measure a model on a data set."),
+    "evaluate": ("lungwatch.cli.evaluate:evaluate", "Evaluate a model on data sets."),
     "export": ("lungwatch.cli.export:export", "Export a model to ONNX (extra 'train')."),
 }
 

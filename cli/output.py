@@ -92,7 +92,6 @@ class ProgressBar:
                 console=Console(stderr=True),
                 # Results on stdout must not pass through the console, which writes to stderr.
                 redirect_stdout=False,
-                redirect_stderr=False,
             )
             self._task = self._bar.add_task(self._label, total=self._total)
             self._bar.start()

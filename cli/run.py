@@ -44,14 +44,15 @@ def _run(config: "Config", *, once: bool, rescores: bool = False) -> int:
     from lungwatch.daemon.logs import configure
     from lungwatch.daemon.service import Service
 
-    has_bar = once and sys.stderr.isatty()
-    configure(quiet=has_bar, log_format=config.log_format)
-    service = Service(config, rescores=rescores)
-    _stop_on_signal(service.stop)
-    if not has_bar:
-        return service.run(once=once)
-    with ProgressBar("screening") as bar:
-        return service.run(once=True, on_progress=bar.update)
+    with contextlib.ExitStack() as stack:
+        bar = None
+        if once and sys.stderr.isatty():
+            bar = stack.enter_context(ProgressBar("screening"))
+        # After the bar has taken over stderr, so that warnings are printed above it.
+        configure(quiet=bar is not None, log_format=config.log_format)
+        service = Service(config, rescores=rescores)
+        _stop_on_signal(service.stop)
+        return service.run(once=once, on_progress=bar.update if bar else None)
 
 
 def _stop_on_signal(stop: Callable[[], None]) -> None:

@@ -297,6 +297,11 @@ class Stage(Generic[T]):
         Where progress and the end of a thread are reported.
     extra_s
         See `Progress.watch`.
+
+    Attributes
+    ----------
+    put
+        Queues an item.
     """
 
     def __init__(
@@ -316,6 +321,7 @@ class Stage(Generic[T]):
         self._batch_size = batch_size
         # Unbounded: the slots of `InFlight` bound it.
         self._queue: queue.Queue[T | None] = queue.Queue()
+        self.put: Callable[[T], None] = self._queue.put
         progress.watch(name, extra_s=extra_s, waiting=self._queue.qsize)
         self._threads = [Worker(f"{name}-{n}", self._run, on_crash) for n in range(workers)]
 
@@ -328,10 +334,6 @@ class Stage(Generic[T]):
         """Start the threads."""
         for thread in self._threads:
             thread.start()
-
-    def put(self, item: T) -> None:
-        """Queue an item."""
-        self._queue.put(item)
 
     def close(self) -> None:
         """Have the threads end once they have handled what is queued."""

@@ -37,6 +37,7 @@ from lungwatch.training.evaluation.scorers import KerasScorer, Scorer, predict_l
 from lungwatch.training.fitting.run import Progress, RunFolder
 from lungwatch.training.fitting.tasks import FitData, fit, sampling_weights
 from lungwatch.training.fitting.trainer import FitConfig, FitState
+from lungwatch.training.networks.backbones import Normalisation, Standardisation
 from lungwatch.training.networks.weights import load_keras
 
 
@@ -115,6 +116,10 @@ class Prepared:
         COVID image, always the same; all, should a third not hold both classes.
         """
         return hold_back(self.val.samples, self.folder)
+
+    def settle(self, normalisation: Normalisation) -> Standardisation:
+        """Return the grey levels' mean and spread that a normalisation takes from the data."""
+        return normalisation.settle(self.train.pixels, (self.val.pixels, self.test.pixels))
 
     def record(self, *, retrained: bool = False, builds_on: Sequence[Path] = ()) -> DataRecord:
         """Return the record for the run folder.
@@ -328,6 +333,27 @@ def evaluate_left_out(scorer: Scorer, prepared: Prepared, source: str) -> dict[s
 VALIDATION = "validation split"
 
 RETRAINED_ON = "train and two thirds of val"
+
+
+def evaluate_rest(
+    run: RunFolder, metrics: dict[str, Any], prepared: Prepared, leave_out: str | None
+) -> dict[str, Any]:
+    """Add the figures on the `test` split and on the source `left_out`, where there are any.
+
+    Returns
+    -------
+    dict
+        What is written to `metrics.json`.
+    """
+    # Threshold and calibration are read from there.
+    run.write("metrics.json", metrics)
+    scorer = KerasScorer(run.root)
+    if prepared.test.samples:
+        metrics["test"] = evaluate_pixels(scorer, prepared.test.samples, prepared.test.pixels)
+    if leave_out:
+        metrics["left_out"] = evaluate_left_out(scorer, prepared, leave_out)
+    run.write("metrics.json", metrics)
+    return metrics
 
 
 def calibrate_outputs(targets: FloatArray, logits: FloatArray) -> dict[str, Any]:

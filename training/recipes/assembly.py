@@ -14,7 +14,6 @@ from lungwatch.training.data.dataset import LabelMap, Sample, select
 from lungwatch.training.data.duplicates import LeakPolicy
 from lungwatch.training.data.pixels import FloatArray, KerasModel, targets
 from lungwatch.training.data.splits import LearntImages, learnt_of, prefix
-from lungwatch.training.evaluation.evaluation import evaluate_pixels
 from lungwatch.training.evaluation.metrics import roc_auc
 from lungwatch.training.evaluation.scorers import KerasScorer
 from lungwatch.training.fitting.preparation import (
@@ -23,7 +22,7 @@ from lungwatch.training.fitting.preparation import (
     Prepared,
     calibrate_on,
     calibrate_outputs,
-    evaluate_left_out,
+    evaluate_rest,
     prepare,
 )
 from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
@@ -37,18 +36,21 @@ from lungwatch.training.networks.heads import (
     Member,
     join_networks,
 )
-from lungwatch.training.networks.lite0_networks import HIDDEN as CLASSES_HIDDEN
-from lungwatch.training.networks.lite0_networks import THREE, TRUNK, build_field_finder, view_field
 from lungwatch.training.networks.lungs import (
     FINDER_PX,
+    THREE,
+    TRUNK,
     FoundBox,
     _shrunk,
     agreement,
     boxes_around,
+    build_field_finder,
     build_finder,
     fit_finder,
     segment,
+    view_field,
 )
+from lungwatch.training.networks.lungs import HIDDEN as CLASSES_HIDDEN
 from lungwatch.training.networks.weights import load_keras, save_keras
 
 
@@ -120,56 +122,22 @@ def train_join(
     runs
         Run folders, each calibrated on validation data.
     location
-        The data set whose validation split calibrates; see `load_dataset`.
-    root
-        The run folder to fill.
+        The data set whose validation split calibrates.
     lungs
         Run folder of `train lungs`: the joint network then sees the box of the lungs alone,
-        from an input of twice the side, and finds it by itself (`lungs`).
-        None shows it the whole image.
-    leave_out, leaks, labels
-        See `preparation.prepare`. What is left out must be what the runs were
-        trained without.
+        from an input of twice the side, and finds it by itself. None shows it the whole image.
+    leave_out
+        A source; the runs must have been trained without it.
     resume
         Do it again in `root`, if it was begun with the same configuration.
-    progress
-        Listeners.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`; with a source left out, its figures are in it as
-        `left_out`; with `lungs`, how well the boxes fit, as `lung_box`.
-
-    Raises
-    ------
-    ConfigError
-        If there are fewer than two runs, their preprocessing or the source left out differs,
-        or `root` holds another.
-    NotFoundError, ModelError
-        If a run is not finished, or the networks do not fit together.
-    DatasetError
-        If a split is missing or empty, holds one class only, leaks, or a file is unreadable.
-    MissingExtraError
-        If TensorFlow is not installed.
     """
     if len(runs) < _FEWEST:
         raise ConfigError("give at least two runs to join")
     run = RunFolder(root=root)
     run.refuse_taken(resume=resume)
     prepare_tensorflow()
-    scorers = [KerasScorer(path) for path in runs]
-    if unfinished := [path for path, s in zip(runs, scorers, strict=True) if not s.calibrated]:
-        raise ConfigError(f"{unfinished[0]} is no finished run")
+    scorers = _open_members(runs, leave_out)
     spec = scorers[0].judgement.preprocess
-    if any(scorer.judgement.preprocess != spec for scorer in scorers):
-        raise ConfigError("the runs' preprocessing differs; their networks cannot share an input")
-    for path, scorer in zip(runs, scorers, strict=True):
-        _check_left_out(path, scorer.config.get("data", {}).get("left_out"), leave_out)
-    members = [
-        Member(name=f"member_{n}", model=scorer.model, calibration=scorer.judgement.calibration)
-        for n, scorer in enumerate(scorers, start=1)
-    ]
     segmenter = load_keras(RunFolder(root=lungs).model) if lungs else None
     if segmenter is not None:
         spec = replace(spec, size_px=FINER * spec.size_px)
@@ -196,6 +164,10 @@ def train_join(
         record=replace(prepared.files, learnt=learnt),
     )
     found = learn_box(prepared, segmenter, progress=progress) if segmenter is not None else None
+    members = [
+        Member(name=f"member_{n}", model=scorer.model, calibration=scorer.judgement.calibration)
+        for n, scorer in enumerate(scorers, start=1)
+    ]
     model = join_networks(members, finder=found and found.finder)
     save_keras(model, run.model)
     scorer = KerasScorer(root)
@@ -206,14 +178,21 @@ def train_join(
         **({"lung_box": found.to_dict()} if found else {}),
         **calibrate_on(unseen, prepared, scorer.logits),
     }
-    run.write("metrics.json", metrics)
-    judged = KerasScorer(root)
-    if prepared.test.samples:
-        metrics["test"] = evaluate_pixels(judged, prepared.test.samples, prepared.test.pixels)
-    if leave_out:
-        metrics["left_out"] = evaluate_left_out(judged, prepared, leave_out)
-    run.write("metrics.json", metrics)
-    return metrics
+    return evaluate_rest(run, metrics, prepared, leave_out)
+
+
+def _open_members(runs: Sequence[Path], leave_out: str | None) -> list[KerasScorer]:
+    """Open the networks to join; refuse those that do not belong together."""
+    scorers = [KerasScorer(path) for path in runs]
+    for path, scorer in zip(runs, scorers, strict=True):
+        if not scorer.calibrated:
+            raise ConfigError(f"{path} is no finished run")
+        if scorer.judgement.preprocess != scorers[0].judgement.preprocess:
+            raise ConfigError(
+                "the runs' preprocessing differs; their networks cannot share an input"
+            )
+        _check_left_out(path, scorer.config.get("data", {}).get("left_out"), leave_out)
+    return scorers
 
 
 def _unlearnt(prepared: Prepared, learnt: LearntImages) -> list[int]:
@@ -387,10 +366,10 @@ def assemble(
     Parameters
     ----------
     fields
-        Of `lite0_networks.build_field_network`, with equal views: their
+        Of `lungs.build_field_network`, with equal views: their
         features lie side by side, and the opacity's logit is their mean.
     gate
-        Of `lite0_networks.build_gate_network`: finds the lungs.
+        Of `lungs.build_gate_network`: finds the lungs.
     head
         COVID's, of the features of all.
     size_px
@@ -514,9 +493,7 @@ def train_findings(
     Parameters
     ----------
     location
-        The data set; see `load_dataset`. Normals, other pneumonias and children are the rest.
-    root
-        The run folder to fill.
+        The data set; normals, other pneumonias and children are the rest.
     fields
         Run folders of `train fields`, of different seeds: their features lie side by side.
     gate
@@ -524,30 +501,9 @@ def train_findings(
     size_px
         Side of the X-ray, a multiple of the gate's.
     penalty
-        See `assembly.fit_head`; None chooses it by sources left out.
-    leave_out, leaks
-        See `preparation.prepare`.
+        See `fit_head`; None chooses it by sources left out.
     resume
         Do it again in `root`, if it was begun with the same configuration.
-    progress
-        Listeners.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`; `penalty` with what it was chosen by; with a source
-        left out, its figures as `left_out`.
-
-    Raises
-    ------
-    ConfigError
-        If `root` holds another run, the size does not fit the gate's, or the views differ.
-    NotFoundError, ModelError
-        If a run is not finished.
-    DatasetError
-        If a split is missing or empty, holds one class only, leaks, or a file is unreadable.
-    MissingExtraError
-        If TensorFlow or scikit-learn is not installed.
     """
     progress = progress or Progress()
     run = RunFolder(root=root)
@@ -595,14 +551,7 @@ def train_findings(
         "calibrated_on": VALIDATION,
         **calibrate_outputs(prepared.val.targets, head.logits(val)),
     }
-    run.write("metrics.json", metrics)
-    judged = KerasScorer(root)
-    if prepared.test.samples:
-        metrics["test"] = evaluate_pixels(judged, prepared.test.samples, prepared.test.pixels)
-    if leave_out:
-        metrics["left_out"] = evaluate_left_out(judged, prepared, leave_out)
-    run.write("metrics.json", metrics)
-    return metrics
+    return evaluate_rest(run, metrics, prepared, leave_out)
 
 
 def opacity_logits(model: KerasModel, pixels: FloatArray) -> FloatArray:

@@ -39,7 +39,7 @@ from lungwatch.training.fitting.field_images import (
 from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
 from lungwatch.training.fitting.tasks import StepConfig, fit_steps
 from lungwatch.training.fitting.trainer import save_without_optimizer
-from lungwatch.training.networks.lite0_networks import (
+from lungwatch.training.networks.lungs import (
     abnormal_logit,
     build_field_network,
     compile_fields,
@@ -335,35 +335,17 @@ def train_fields(
 ) -> dict[str, Any]:
     """Train on lung fields, and measure within each source.
 
+    `metrics.json` holds, as `validation`, by source ROC-AUC of each class against each before it,
+    by the opacity score and by the abnormality score.
+
     Parameters
     ----------
     location, pairs
-        See `fields.read_fields`.
-    root
-        The run folder to fill.
-    fitting
-        How.
+        See `read_fields`.
     gate
         Run folder of `train gate`, or a bundle that has a gate: finds the lungs of `pairs`.
-    resume
-        Continue the run that is in `root`.
     progress
-        Listeners; an epoch is a stretch of steps between two checkpoints.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`: `parameters`, and as `validation` by source ROC-AUC of
-        each class against each before it, by the opacity score and by the abnormality score.
-
-    Raises
-    ------
-    DatasetError
-        If images are missing or unreadable, or a label is unknown.
-    ConfigError
-        If `root` holds another run, or of `pairs` and `gate` one is missing.
-    MissingExtraError
-        If TensorFlow or the package with ImageNet's weights is not installed.
+        Listeners; an epoch is the steps between two checkpoints.
     """
     if (pairs is None) != (gate is None):
         raise ConfigError("pairs of whole X-rays need a gate that finds their lungs, and it them")

@@ -27,15 +27,17 @@ from lungwatch.training.fitting.trainer import (
     TrainingTask,
     save_without_optimizer,
 )
-from lungwatch.training.networks.lite0_networks import (
+from lungwatch.training.networks.lungs import (
     LUNGS_CELL_PX,
+    SEGMENTER_INPUT,
     build_gate_network,
+    build_segmenter,
     compile_gate,
     gate_output_network,
     gate_outputs,
+    segmentation_loss,
     train_on,
 )
-from lungwatch.training.networks.lungs import SEGMENTER_INPUT, build_segmenter, segmentation_loss
 from lungwatch.training.networks.weights import load_keras
 
 _FEWEST_PAIRS = 8
@@ -80,33 +82,13 @@ def train_lungs(
 ) -> dict[str, Any]:
     """Train the U-Net on hand-drawn masks, and measure it on pairs it never saw.
 
+    `metrics.json` holds the numbers of pairs and, on those held out, the mean `dice` coefficient
+    and intersection over union (`iou`), and the lowest Dice.
+
     Parameters
     ----------
     folder
         See `read_lung_masks`.
-    root
-        The run folder to fill.
-    fitting
-        How.
-    resume
-        Continue the run that is in `root`.
-    progress
-        Listeners.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`: the numbers of pairs and, on those held out, the
-        mean `dice` coefficient and intersection over union (`iou`), and the lowest Dice.
-
-    Raises
-    ------
-    DatasetError
-        If pairs are missing, unreadable or too few.
-    ConfigError
-        If `root` holds another run.
-    MissingExtraError
-        If TensorFlow is not installed.
     """
     prepare_tensorflow(fitting.seed)
     data = read_lung_masks(folder, SEGMENTER_INPUT)
@@ -278,35 +260,17 @@ def train_gate(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train the gate on frontal chest X-rays, and measure it.
+    """Train the gate on frontal chest X-rays, and measure it by `measure_gate`.
+
+    First the network learns the lung masks drawn by hand, and then finds the lungs of all X-rays
+    that nobody drew; a fresh network then learns everything on all of them.
 
     Parameters
     ----------
     location, masks, leave_out, labels
         See `gate_data.read_gate_data`.
-    root
-        The run folder to fill.
-    fitting
-        How.
-    resume
-        Continue the run that is in `root`: pictures and steps depend on the seed and their
-        number alone.
     progress
-        Listeners; an epoch is a stretch of steps between two checkpoints.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`; see `gate_data.measure_gate`.
-
-    Raises
-    ------
-    DatasetError
-        If images or masks are missing or unreadable.
-    ConfigError
-        If `root` holds another run.
-    MissingExtraError
-        If TensorFlow or the package with ImageNet's weights is not installed.
+        Listeners; an epoch is the steps between two checkpoints.
     """
     progress = progress or Progress()
     run = RunFolder(root=root)

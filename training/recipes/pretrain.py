@@ -207,36 +207,16 @@ def train_pretrain(
     Parameters
     ----------
     locations
-        Data sets with any classes; see `dataset.load_labelled`. Their test
-        splits are not read.
+        Data sets with any classes; see `dataset.load_labelled`. Their test splits are not read.
     root
         The run folder to fill; `train transfer --weights` takes it.
-    network, fitting
-        The network's shape and origin, and how to train it.
+    network
+        The network's shape and origin.
     task_weights
-        Tasks and their weights; see `trainer`.
+        Tasks and their weights; see `parse_tasks`.
     normalisation
         Of the grey levels, "all" meaning train and val; None leaves them to the backbone's
         own scaling.
-    resume
-        Continue the run that is in `root`.
-    progress
-        Listeners.
-
-    Returns
-    -------
-    dict
-        What is written to `metrics.json`: `best_epoch`, `epochs`, and for each task its
-        answers and its validation figures.
-
-    Raises
-    ------
-    DatasetError
-        If a data set lacks train or val, a task has one answer only, or a file is unreadable.
-    ConfigError
-        If `root` holds another run, or the backbone cannot be had.
-    MissingExtraError
-        If TensorFlow, or the package with the weights, is not installed.
     """
     progress = progress or Progress()
     samples = [sample for location in locations for sample in load_labelled(location)]
