@@ -1,4 +1,7 @@
-"""Audit trail: changes, deletions and exports, one row each, never altered."""
+"""Audit trail: changes, deletions and exports, one row each, never altered.
+
+Every function raises `DatabaseError` where the database cannot be used.
+"""
 
 import getpass
 import os
@@ -62,13 +65,7 @@ class AuditRow:
 
 
 def record_events(engine: Engine, now: datetime, events: Sequence[AuditEvent]) -> None:
-    """Write what the user of this process did: all of it, or nothing.
-
-    Raises
-    ------
-    DatabaseError
-        If the database cannot be written.
-    """
+    """Write what the user of this process did: all of it, or nothing."""
     with writing(engine) as connection:
         add_events(connection, now, events)
 
@@ -110,11 +107,6 @@ def audit_rows(
         Part of the actor's name, so that a user of sudo is found under both names.
     action
         A command ("backup restore") or a group of them ("backup").
-
-    Raises
-    ------
-    DatabaseError
-        If the database cannot be read.
     """
     statement = select(*columns_for(AuditRow, Audit))
     if since is not None:

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import (
     URL,
@@ -33,9 +34,12 @@ from lungwatch.db.models import UNFINISHED, Delivery, DeliveryState, Image, Resu
 from lungwatch.errors import DatabaseError, NotFoundError
 from lungwatch.files import replacing
 
-MIGRATIONS = Path(__file__).with_name("migrations")
+if TYPE_CHECKING:
+    from alembic.config import Config
 
-REVISIONS = tuple(sorted(path.name[:4] for path in MIGRATIONS.glob("versions/[0-9]*.py")))
+_MIGRATIONS = Path(__file__).with_name("migrations")
+
+REVISIONS = tuple(sorted(path.name[:4] for path in _MIGRATIONS.glob("versions/[0-9]*.py")))
 """Every revision in order, by the names of the scripts: reading needs no Alembic."""
 
 # Any number that no other program on the same PostgreSQL server locks.
@@ -57,14 +61,11 @@ def open_database(url: str, *, within_restore: bool = False) -> Engine:
         If it is not a lungwatch database, is newer than this program, or cannot be used.
     """
     engine = open_engine(url)
-    try:
+    with _disposed_on_error(engine):
         if not within_restore:
             check_not_restoring(engine.url)
         _back_up_older(engine)
         upgrade(engine)
-    except BaseException:
-        engine.dispose()
-        raise
     return engine
 
 
@@ -83,12 +84,18 @@ def open_existing(url: str) -> Engine:
         raise NotFoundError(f"no database at {describe_url(parsed)}; run `lungwatch run` first")
     check_not_restoring(parsed)
     engine = open_engine(url)
-    try:
+    with _disposed_on_error(engine):
         check_current(engine)
+    return engine
+
+
+@contextmanager
+def _disposed_on_error(engine: Engine) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
         engine.dispose()
         raise
-    return engine
 
 
 def check_current(engine: Engine) -> None:
@@ -125,13 +132,19 @@ def upgrade(engine: Engine) -> None:
             return
         # Alembic and its imports cost more time than a query takes.
         from alembic import command  # noqa: PLC0415
-        from alembic.config import Config  # noqa: PLC0415
 
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        config.set_main_option("path_separator", "os")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(alembic_config(connection), "head")
+
+
+def alembic_config(connection: Connection) -> "Config":
+    """Return what Alembic's commands need to migrate within a connection's transaction."""
+    from alembic.config import Config  # noqa: PLC0415 - as above
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
 
 
 def _revision(connection: Connection) -> str | None:

@@ -1,4 +1,7 @@
-"""Queries of results. Each call reads one snapshot and blocks no writer."""
+"""Queries of results. Each call reads one snapshot and blocks no writer.
+
+Every function raises `DatabaseError` where the database cannot be read.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -215,13 +218,7 @@ class ResultFilter:
 
 
 def list_results(engine: Engine, chosen: ResultFilter) -> list[ResultRow]:
-    """Return the results that a filter chooses, newest first.
-
-    Raises
-    ------
-    DatabaseError
-        If the database cannot be read.
-    """
+    """Return the results that a filter chooses, newest first."""
     return _result_rows(engine, select_chosen(_result_columns(), chosen))
 
 

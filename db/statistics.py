@@ -1,4 +1,7 @@
-"""Statistics: counts for people, figures for monitoring, rows for drift detection."""
+"""Statistics: counts for people, figures for monitoring, rows for drift detection.
+
+Every function raises `DatabaseError` where the database cannot be read.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -152,11 +155,6 @@ def stats(
     ----------
     zone
         Whose midnight divides the days; None for the machine's own.
-
-    Raises
-    ------
-    DatabaseError
-        If the database cannot be read.
     """
     days, labels, statuses, flags, reasons, models = (Counter[str]() for _ in range(6))
     scores = [0] * SCORE_BINS
@@ -257,11 +255,6 @@ def metric_counts(engine: Engine, model_id: int, window: int) -> MetricCounts:
         Whose probabilities.
     window
         Most probabilities at either end.
-
-    Raises
-    ------
-    DatabaseError
-        If the database cannot be read.
     """
     of_model = (
         Result.state == State.DONE,
@@ -327,11 +320,6 @@ def drift_rows(
     -------
     oldest, newest
         The oldest first; the newest first.
-
-    Raises
-    ------
-    DatabaseError
-        If the database cannot be read.
     """
     with reading(engine) as connection:
         model = connection.execute(

@@ -142,16 +142,15 @@ class Pipeline:
             # Two steps, since a recorded row is never recorded again: a transient error of the
             # second must not repeat the first.
             duration_ms = self._attempt("overlay", claim, record)
-            if duration_ms is not None:
-                log = partial(
-                    event,
+            if duration_ms is not None and self._file("overlay", claim):
+                event(
                     "filed",
                     claim.sha256,
                     label=scores.label,
                     probability=scores.probability,
                     duration_ms=duration_ms,
                 )
-                self._file("overlay", claim, log)
+                self._context.in_flight.release()
 
     def _attempt(self, stage: str, claim: Claimed, step: Callable[[], T]) -> T | None:
         """Run a step with retries; None means that the file has met its end otherwise."""
@@ -171,15 +170,14 @@ class Pipeline:
             on_wait=partial(self._context.progress.beat, stage),
         )
 
-    def _file(self, stage: str, claim: Claimed, log: Callable[[], None]) -> None:
-        """Move a recorded file to its place."""
+    def _file(self, stage: str, claim: Claimed) -> bool:
+        """Move a recorded file to its place; False means that it is gone, which is its end."""
         try:
             self._retry(stage, claim, partial(self._filing.file, claim))
         except FileNotFoundError as error:
             self._lose(claim, error)
-        else:
-            log()
-            self._context.in_flight.release()
+            return False
+        return True
 
     def _lose(self, claim: Claimed, error: FileNotFoundError) -> None:
         """Record that the file was removed; raise the error if something else is missing."""
@@ -241,7 +239,9 @@ class Pipeline:
         )
         crashpoint("recorded")
         self._unpacker.publish(claim.sha256)
-        self._file(stage, claim, partial(event, "unpacked", claim.sha256, files=count))
+        if self._file(stage, claim):
+            event("unpacked", claim.sha256, files=count)
+            context.in_flight.release()
 
     def _quarantine(self, claim: Claimed, reason: Reason) -> None:
         try:

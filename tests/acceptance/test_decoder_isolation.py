@@ -43,7 +43,7 @@ def is_alive(pid):
 
 def test_each_fault_costs_one_file_and_a_retry_finds_it_whole(make_home, picture):
     """Among others, each poisoned file fails with its own reason; the daemon is the same one."""
-    home = make_home(DECODE_TIMEOUT_S="6", DECODE_MEMORY_MB="768")
+    home = make_home(DECODE_TIMEOUT_S="15", DECODE_MEMORY_MB="768")
     poisoned = {fault: picture(number) + fault_mark(fault) for number, fault in enumerate(FAULTS)}
     neighbours = [picture(100 + number) for number in range(NEIGHBOURS)]
     contents = [*poisoned.values(), *neighbours]
@@ -160,7 +160,7 @@ def test_a_decoder_killed_from_outside_is_replaced_at_no_cost(make_home, picture
 
 @pytest.mark.parametrize("retried", [False, True], ids=["gone", "dropped again"])
 def test_a_file_taken_away_while_it_is_decoded_has_an_end(make_home, picture, retried):
-    home = make_home(DECODE_TIMEOUT_S="3", TEST_DECODER="1")
+    home = make_home(DECODE_TIMEOUT_S="6", TEST_DECODER="1")
     content = picture(1) + fault_mark("hang")
     with home.daemon() as daemon:
         home.drop("x.png", content)

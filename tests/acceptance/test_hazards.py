@@ -64,7 +64,7 @@ def test_a_dead_thread_stops_the_daemon_and_the_next_start_goes_on(make_home, co
     drop(home, contents)
     daemon = home.daemon(*args).launch()
     try:
-        assert daemon.process.wait(60) == 1
+        assert daemon.process.wait(240) == 1
     finally:
         daemon.kill()
     assert "action=crashed" in daemon.log()

@@ -95,7 +95,7 @@ def test_a_stage_that_hangs_starves_the_watchdog_and_is_named(
         manager.said.clear()
         time.sleep(4 * PERIOD_S)
         assert "WATCHDOG=1" not in manager.listen()
-        assert daemon.log().count("action=stuck") == 1
+        assert daemon.log().count(f"action=stuck stage={stage}") == 1
     del home.env["HANG_AT"]
     assert home.run_once().returncode == 0
     home.assert_settled([picture(2)])

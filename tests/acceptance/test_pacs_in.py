@@ -87,6 +87,7 @@ def test_what_is_sent_is_screened_under_its_own_identity(make_home, find_testdat
         (result,) = home.results()
         assert result["source_name"].startswith("pacs-")
         assert result["study_uid"]
+        assert result["sending_ae"] == "STORESCU"
         assert daemon.stop() == 0
         assert "action=received" in daemon.log()
 

@@ -233,7 +233,7 @@ def test_a_stopped_process_is_killed_and_its_successor_goes_on(machine, home, pi
     before = int(machine.show("NRestarts"))
     machine.run("systemctl", "kill", "--kill-whom=main", "-s", "STOP", "lungwatch")
     home.drop("b.png", picture(3))
-    wait(machine, lambda: int(machine.show("NRestarts")) == before + 1)
+    wait(machine, lambda: int(machine.show("NRestarts")) > before)
     wait_for_end(machine, home, picture(3))
     assert "Watchdog timeout" in machine.journal()
 
@@ -246,7 +246,7 @@ def test_a_stage_that_hangs_has_the_service_restarted_and_the_file_ends_once(
     before = int(machine.show("NRestarts"))
     machine.configure()  # for the successor
     home.drop("c.png", picture(4))
-    wait(machine, lambda: int(machine.show("NRestarts")) == before + 1)
+    wait(machine, lambda: int(machine.show("NRestarts")) > before)
     wait_for_end(machine, home, picture(4))
     assert "action=stuck stage=overlay" in machine.journal()
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
@@ -18,8 +17,8 @@ from sqlalchemy import inspect, text
 from lungwatch.db.deliveries import Deliveries, OutboxPlan, list_deliveries
 from lungwatch.db.engine import open_engine, reading, writing
 from lungwatch.db.maintenance import (
-    MIGRATIONS,
     REVISIONS,
+    alembic_config,
     check_current,
     open_database,
     open_existing,
@@ -69,11 +68,12 @@ def test_constraints_have_the_names_of_the_models(url: str) -> None:
     engine.dispose()
 
 
-def test_the_listed_revisions_are_the_scripts(tmp_path: Path) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.set_main_option("path_separator", "os")
-    scripts = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+def test_the_listed_revisions_are_the_scripts(url: str) -> None:
+    engine = open_engine(url)
+    with engine.connect() as connection:
+        scripts = ScriptDirectory.from_config(alembic_config(connection)).walk_revisions()
+        scripts = [script.revision for script in scripts]
+    engine.dispose()
     assert tuple(reversed(scripts)) == REVISIONS
 
 
@@ -90,11 +90,7 @@ def test_upgrading_again_changes_nothing(url: str, tmp_path: Path) -> None:
 def test_a_filled_database_of_the_first_schema_keeps_its_rows(url: str) -> None:
     engine = open_engine(url)
     with writing(engine) as connection:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.set_main_option("path_separator", "os")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
+        command.upgrade(alembic_config(connection), "0001")
         for statement in FIRST_SCHEMA_ROWS:
             connection.execute(text(statement))
     before = inspect(engine).get_columns("image")
@@ -134,11 +130,7 @@ def test_a_filled_database_of_the_second_schema_gains_an_empty_outbox(url: str) 
     """Nobody asked for old results to be sent; from now on they can be."""
     engine = open_engine(url)
     with writing(engine) as connection:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.set_main_option("path_separator", "os")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0002")
+        command.upgrade(alembic_config(connection), "0002")
         for statement in FIRST_SCHEMA_ROWS:
             connection.execute(text(statement))
         connection.execute(text("UPDATE image SET study_uid = '1.2', sop_uid = '1.2.3'"))

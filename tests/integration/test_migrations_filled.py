@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 from alembic import command
-from alembic.config import Config
 from sqlalchemy import Engine, MetaData, Table, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from lungwatch.db.engine import open_engine, reading, writing
-from lungwatch.db.maintenance import MIGRATIONS, REVISIONS, open_database, open_existing
+from lungwatch.db.maintenance import REVISIONS, alembic_config, open_database, open_existing
 from lungwatch.db.maintenance import upgrade as upgrade_schema
 from lungwatch.db.models import DeliveryState, State
 from lungwatch.db.queries import ResultFilter, list_results
@@ -36,11 +35,7 @@ def build(url: str, revision: str) -> Engine:
     """Make a database of an earlier release, filled."""
     engine = open_engine(url)
     with writing(engine) as connection:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.set_main_option("path_separator", "os")
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        command.upgrade(alembic_config(connection), revision)
         fill(connection)
     return engine
 
@@ -217,11 +212,7 @@ def test_the_negative_class_is_renamed_and_old_results_get_their_models_band(url
     assert "NORMAL" not in labels
 
     with writing(engine) as connection:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.set_main_option("path_separator", "os")
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0005")
+        command.downgrade(alembic_config(connection), "0005")
     with reading(engine) as connection:
         query = text("SELECT label FROM result WHERE id IN (1, 2) ORDER BY id")
         assert list(connection.execute(query).scalars()) == ["NORMAL", "COVID"]
@@ -255,11 +246,7 @@ def test_old_results_get_covid_as_their_only_finding_and_unscored_ones_none(url:
     assert list_results(engine, ResultFilter(finding="opacity")) == []
 
     with writing(engine) as connection:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.set_main_option("path_separator", "os")
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0006")
+        command.downgrade(alembic_config(connection), "0006")
     with reading(engine) as connection:
         kept = {column["name"] for column in inspect(connection).get_columns("result")}
         assert dict(tuple(row) for row in connection.execute(_PROBABILITIES)) == before
@@ -317,10 +304,6 @@ def test_the_attributes_of_schema_0010_are_null_for_old_rows_and_go_again(url: s
         assert first.attributes["study_time"] == datetime(2014, 1, 31, 9, 15, tzinfo=UTC)
 
     with writing(engine) as connection:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.set_main_option("path_separator", "os")
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0009")
+        command.downgrade(alembic_config(connection), "0009")
     assert rows(engine) == (tables, before)
     engine.dispose()

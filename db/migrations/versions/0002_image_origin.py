@@ -8,8 +8,6 @@ from alembic import op
 
 revision = "0002"
 down_revision = "0001"
-branch_labels = None
-depends_on = None
 
 _COLUMNS = ("sop_class", "series_date", "acquisition_date", "manufacturer_model")
 

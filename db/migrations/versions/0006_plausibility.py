@@ -11,8 +11,6 @@ from alembic import op
 
 revision = "0006"
 down_revision = "0005"
-branch_labels = None
-depends_on = None
 
 _COLUMNS = ("uncertain_from", "uncertain_to", "gate_score", "lung_area", "lung_share")
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 revision = "0007"
 down_revision = "0006"
-branch_labels = None
-depends_on = None
 
 _COVID = "covid"
 _AT_ONCE = 10_000
