@@ -95,7 +95,7 @@ def baseline(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
     from lungwatch.training.fitting.search import SearchConfig
     from lungwatch.training.fitting.trainer import FitConfig
     from lungwatch.training.networks.backbones import BaselineConfig, Normalisation
-    from lungwatch.training.recipes.baseline import TuneConfig, train_baseline
+    from lungwatch.training.recipes.classifiers import TuneConfig, train_baseline
 
     tuning = TuneConfig(
         search=SearchConfig(
@@ -193,7 +193,7 @@ def transfer(*, data: Path, out: Path, resume: bool, as_json: bool, **options: A
     from lungwatch.training.fitting.frozen import HEAD_GRID, HeadConfig
     from lungwatch.training.fitting.trainer import FitConfig
     from lungwatch.training.networks.backbones import TransferConfig
-    from lungwatch.training.recipes.transfer import train_transfer
+    from lungwatch.training.recipes.classifiers import train_transfer
 
     unfreeze: str = options["unfreeze"]
     if unfreeze != "all" and not (unfreeze.isascii() and unfreeze.isdigit()):
@@ -310,10 +310,9 @@ def guided(*, data: Path, out: Path, resume: bool, as_json: bool, **options: Any
         DomainRandomisation,
         Framing,
     )
-    from lungwatch.training.fitting.objectives import Objective
     from lungwatch.training.fitting.trainer import FitConfig
     from lungwatch.training.networks.backbones import TransferConfig
-    from lungwatch.training.recipes.guided import Guidance, cosine_rates, train_guided
+    from lungwatch.training.recipes.guided import Guidance, Objective, cosine_rates, train_guided
 
     disguise = STRONG_RANDOMISATION if options["strength"] == "strong" else DomainRandomisation()
     with training_progress() as progress:

@@ -47,7 +47,7 @@ from lungwatch.training.evaluation.gate_rates import (
 )
 from lungwatch.training.evaluation.scorers import OnnxScorer, onnx_session
 from lungwatch.training.fitting.run import RunFolder, prepare_tensorflow
-from lungwatch.training.networks.lite0_networks import (
+from lungwatch.training.networks.lungs import (
     CHANCES,
     EMBEDDING,
     LUNGS_CELL_PX,
@@ -75,7 +75,7 @@ def gate_to_onnx(model: KerasModel) -> OnnxProto:
     -------
     onnx.ModelProto
         From `pixels`, float32 (N, S, S, 1), 0..1, to `chances`, `embedding` and `lungs`, as
-        `lungwatch.training.networks.lite0_networks.gate_output_network` gives them.
+        `lungwatch.training.networks.lungs.gate_output_network` gives them.
 
     Raises
     ------

@@ -22,7 +22,7 @@ from lungwatch.training.evaluation.calibration import fit_calibration
 from lungwatch.training.evaluation.scorers import OnnxScorer
 from lungwatch.training.fitting.trainer import FitConfig
 from lungwatch.training.networks.backbones import BaselineConfig
-from lungwatch.training.recipes.baseline import train_baseline
+from lungwatch.training.recipes.classifiers import train_baseline
 
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")

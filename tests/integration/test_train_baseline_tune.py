@@ -17,7 +17,7 @@ from lungwatch.training.fitting.run import Progress
 from lungwatch.training.fitting.search import SearchConfig
 from lungwatch.training.fitting.trainer import FitConfig
 from lungwatch.training.networks.backbones import BaselineConfig, Normalisation, build_baseline
-from lungwatch.training.recipes.baseline import TuneConfig, train_baseline
+from lungwatch.training.recipes.classifiers import TuneConfig, train_baseline
 
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("optuna", reason="needs Optuna (extra 'train')")

@@ -20,8 +20,8 @@ pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")
 
 from lungwatch.training.fitting.field_images import plain_view  # noqa: E402 - of the extra
 from lungwatch.training.networks.heads import BOX  # noqa: E402
-from lungwatch.training.networks.lite0_networks import HIDDEN as CLASSES_HIDDEN  # noqa: E402
-from lungwatch.training.networks.lite0_networks import (  # noqa: E402
+from lungwatch.training.networks.lungs import HIDDEN as CLASSES_HIDDEN  # noqa: E402
+from lungwatch.training.networks.lungs import (  # noqa: E402
     POOLED,
     THREE,
     TRUNK,

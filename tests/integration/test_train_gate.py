@@ -167,7 +167,7 @@ def test_a_source_left_out_and_what_leaks_teach_nothing(folder, network):
 @pytest.fixture(scope="module")
 def real_network():
     """The gate's own architecture with random weights, at a small size."""
-    from lungwatch.training.networks.lite0_networks import build_gate_network
+    from lungwatch.training.networks.lungs import build_gate_network
 
     keras.utils.set_random_seed(4)
     return build_gate_network(64, imagenet=False)
@@ -176,7 +176,7 @@ def real_network():
 def test_the_real_network_learns_and_ignores_what_is_unknown(real_network):
     """Turn, inversion and lungs of what is no chest, and lungs that nobody drew, teach nothing."""
     from lungwatch.training.data.gate_images import GateBatch
-    from lungwatch.training.networks.lite0_networks import LUNGS_CELL_PX, compile_gate, train_on
+    from lungwatch.training.networks.lungs import LUNGS_CELL_PX, compile_gate, train_on
 
     assert LUNGS_CELL_PX == 4
     assert real_network.output["lungs"].shape[1:] == (16, 16, 1)
@@ -208,7 +208,7 @@ def test_the_exported_graph_answers_as_network_and_scores_say(real_network):
     from lungwatch.export.gate import gate_to_onnx, look_with_onnx, with_scores
     from lungwatch.training.evaluation.gate_rates import Familiarity, GateThresholds
     from lungwatch.training.evaluation.scorers import onnx_session
-    from lungwatch.training.networks.lite0_networks import gate_output_network, gate_outputs
+    from lungwatch.training.networks.lungs import gate_output_network, gate_outputs
 
     pixels = np.random.default_rng(1).random((9, 64, 64, 1), dtype=np.float32)
     proto = gate_to_onnx(real_network)

@@ -32,7 +32,7 @@ from lungwatch.training.evaluation.scorers import KerasScorer, load_scorer
 from lungwatch.training.fitting.run import Progress
 from lungwatch.training.fitting.trainer import FitConfig
 from lungwatch.training.networks.backbones import BaselineConfig, build_baseline
-from lungwatch.training.recipes.baseline import train_baseline
+from lungwatch.training.recipes.classifiers import train_baseline
 
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")

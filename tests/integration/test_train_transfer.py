@@ -16,7 +16,7 @@ from lungwatch.training.fitting.run import Progress
 from lungwatch.training.fitting.search import Choices
 from lungwatch.training.fitting.trainer import FitConfig
 from lungwatch.training.networks.backbones import Normalisation, TransferConfig
-from lungwatch.training.recipes.transfer import train_transfer
+from lungwatch.training.recipes.classifiers import train_transfer
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")

@@ -9,7 +9,7 @@ import pytest
 from lungwatch.errors import DatasetError
 from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.data.dataset import Sample
-from lungwatch.training.networks.lite0_networks import cut_field
+from lungwatch.training.networks.lungs import cut_field
 from lungwatch.training.recipes.fields import Finder, paired_sources, read_fields
 
 CELLS = 20

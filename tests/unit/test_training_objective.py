@@ -5,7 +5,8 @@ import pytest
 
 from lungwatch.errors import ConfigError
 from lungwatch.training.data.dataset import Sample
-from lungwatch.training.fitting.objectives import (
+from lungwatch.training.networks.heads import FEATURES, attach_head, gradcam
+from lungwatch.training.recipes.guided import (
     Objective,
     lungs_loss,
     lungs_on_map,
@@ -13,7 +14,6 @@ from lungwatch.training.fitting.objectives import (
     ranking_loss,
     source_numbers,
 )
-from lungwatch.training.networks.heads import FEATURES, attach_head, gradcam
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 tf = pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")

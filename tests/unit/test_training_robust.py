@@ -6,9 +6,8 @@ import pytest
 from lungwatch.errors import ConfigError
 from lungwatch.training.data.dataset import Sample
 from lungwatch.training.fitting.augmentation import exchange_histograms, read_histograms
-from lungwatch.training.fitting.objectives import RobustLoss, risk_groups
 from lungwatch.training.fitting.trainer import load_variables, save_variables
-from lungwatch.training.recipes.guided import Guidance
+from lungwatch.training.recipes.guided import Guidance, RobustLoss, risk_groups
 
 keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 tf = pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
@@ -62,13 +61,13 @@ def test_what_nobody_could_learn_moves_no_weight(tmp_path):
 
 def test_the_adversary_unlearns_the_source_and_not_the_finding():
     """Trained against it, pooled features tell sources apart worse, and findings as well."""
-    from lungwatch.training.fitting.objectives import (
+    from lungwatch.training.networks.heads import FEATURES, attach_head
+    from lungwatch.training.recipes.guided import (
         Adversary,
         Objective,
         lungs_on_map,
         make_guided_step,
     )
-    from lungwatch.training.networks.heads import FEATURES, attach_head
 
     rng = np.random.default_rng(3)
     source = (np.arange(64) % 2).astype(np.int32)

@@ -37,7 +37,7 @@ from lungwatch.training.evaluation.gate_rates import (
     first_failures,
     turned_copies,
 )
-from lungwatch.training.networks.lite0_networks import gate_output_network, gate_outputs
+from lungwatch.training.networks.lungs import gate_output_network, gate_outputs
 
 # Longest side of what is warped: a network of 160 px sees no more.
 _LONGEST_PX = 256
@@ -234,7 +234,7 @@ def measure_gate(
     Parameters
     ----------
     model
-        Of `lite0_networks.build_gate_network`.
+        Of `lungs.build_gate_network`.
     data
         What it was trained on, and what measures it.
     spec

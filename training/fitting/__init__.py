@@ -1,4 +1,1 @@
-"""Fitting of networks: trainer, augmentation, objectives, search.
-
-And the data and results of a run.
-"""
+"""Fitting of networks: trainer and tasks, augmentation, search, and the data of a run."""

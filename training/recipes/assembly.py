@@ -36,18 +36,21 @@ from lungwatch.training.networks.heads import (
     Member,
     join_networks,
 )
-from lungwatch.training.networks.lite0_networks import HIDDEN as CLASSES_HIDDEN
-from lungwatch.training.networks.lite0_networks import THREE, TRUNK, build_field_finder, view_field
 from lungwatch.training.networks.lungs import (
     FINDER_PX,
+    THREE,
+    TRUNK,
     FoundBox,
     _shrunk,
     agreement,
     boxes_around,
+    build_field_finder,
     build_finder,
     fit_finder,
     segment,
+    view_field,
 )
+from lungwatch.training.networks.lungs import HIDDEN as CLASSES_HIDDEN
 from lungwatch.training.networks.weights import load_keras, save_keras
 
 
@@ -363,10 +366,10 @@ def assemble(
     Parameters
     ----------
     fields
-        Of `lite0_networks.build_field_network`, with equal views: their
+        Of `lungs.build_field_network`, with equal views: their
         features lie side by side, and the opacity's logit is their mean.
     gate
-        Of `lite0_networks.build_gate_network`: finds the lungs.
+        Of `lungs.build_gate_network`: finds the lungs.
     head
         COVID's, of the features of all.
     size_px

@@ -39,7 +39,7 @@ from lungwatch.training.fitting.field_images import (
 from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
 from lungwatch.training.fitting.tasks import StepConfig, fit_steps
 from lungwatch.training.fitting.trainer import save_without_optimizer
-from lungwatch.training.networks.lite0_networks import (
+from lungwatch.training.networks.lungs import (
     abnormal_logit,
     build_field_network,
     compile_fields,

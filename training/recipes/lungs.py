@@ -27,15 +27,17 @@ from lungwatch.training.fitting.trainer import (
     TrainingTask,
     save_without_optimizer,
 )
-from lungwatch.training.networks.lite0_networks import (
+from lungwatch.training.networks.lungs import (
     LUNGS_CELL_PX,
+    SEGMENTER_INPUT,
     build_gate_network,
+    build_segmenter,
     compile_gate,
     gate_output_network,
     gate_outputs,
+    segmentation_loss,
     train_on,
 )
-from lungwatch.training.networks.lungs import SEGMENTER_INPUT, build_segmenter, segmentation_loss
 from lungwatch.training.networks.weights import load_keras
 
 _FEWEST_PAIRS = 8
