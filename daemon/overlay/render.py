@@ -157,7 +157,7 @@ def render_overlay(
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha is {alpha}, not within 0..1")
     if (cam is None) != (text.mapped is None):
-        raise ValueError("the map for COVID is drawn for every answer but NEGATIVE")
+        raise ValueError("a map is given where the text has none (NEGATIVE), or the reverse")
     state = _state(cam)
     shape = preview.shape[0], preview.shape[1]
     plan = lay_out(shape, text, state=state, side_by_side=side_by_side)

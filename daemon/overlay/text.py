@@ -15,33 +15,23 @@ _DECIMALS = range(3, 9)
 def format_score(probability: float, bounds: Sequence[float]) -> tuple[str, tuple[str, ...]]:
     """Write a probability and its bounds so that neither rounding nor brevity misleads.
 
-    A probability is never rounded to 0 or 1 ("< 0.001", "> 0.999"), and all get as many decimals
-    as it takes, from three, for the printed values to lie on the same sides of each other as the
-    real ones: 0.4998 against 0.5 is not printed as 0.500.
-
-    Parameters
-    ----------
-    probability, bounds
-        0..1.
-
-    Returns
-    -------
-    str, tuple of str
-        The probability and the bounds, with equally many decimals.
+    A probability is never rounded to 0 or 1 ("< 0.001", "> 0.999"). From three decimals on, there
+    are as many as it takes for the printed values to be ordered as the real ones: 0.4998 against
+    0.5 is not printed as 0.500. Probability and bounds, 0..1, get equally many.
     """
     shown, printed = "", tuple[str, ...]()
     for decimals in _DECIMALS:
         shown, low, high = _shown(probability, decimals)
         printed = tuple(f"{bound:.{decimals}f}" for bound in bounds)
         if all(
-            _is_told(probability, bound, low, high, float(text))
+            _is_distinct(probability, bound, low, high, float(text))
             for bound, text in zip(bounds, printed, strict=True)
         ):
             break
     return shown, printed
 
 
-def _is_told(probability: float, bound: float, low: float, high: float, printed: float) -> bool:
+def _is_distinct(probability: float, bound: float, low: float, high: float, printed: float) -> bool:
     """Return whether the printed text shows on which side of a bound a probability lies.
 
     `low` and `high` are the bounds of the values that the printed probability can stand for.
@@ -65,20 +55,10 @@ def _shown(probability: float, decimals: int) -> tuple[str, float, float]:
 
 
 def decimal_score(probability: float, bounds: Sequence[float]) -> tuple[str, tuple[str, ...]]:
-    """Write a probability and its bounds as plain numbers, where no sign can stand before them.
+    """Write a probability and its bounds as plain numbers, without "<" or ">".
 
     Three decimals, and more only where three would put the probability on another side of a
-    bound, or would make a 0 or 1 of it that it is not.
-
-    Parameters
-    ----------
-    probability, bounds
-        0..1.
-
-    Returns
-    -------
-    str, tuple of str
-        The probability and the bounds, with equally many decimals.
+    bound, or would round it to 0 or 1. Probability and bounds, 0..1, get equally many.
     """
     shown, printed = "", tuple[str, ...]()
     for decimals in _DECIMALS:
