@@ -210,10 +210,6 @@ class OnnxScorer:
         """Return the largest value of each map before scaling, (N, 2); raises as `output`."""
         return self.output(CAM_PEAK, pixels)
 
-    def finding_maps(self, pixels: FloatArray) -> FloatArray:
-        """Return the maps of the findings beside COVID, (N, F, h, w), 0..1; raises as `output`."""
-        return self.output(FINDING_CAMS, pixels)
-
     def finding_peaks(self, pixels: FloatArray) -> FloatArray:
         """Return what each of those maps was divided by, (N, F); raises as `output`."""
         return self.output(FINDING_PEAKS, pixels)
