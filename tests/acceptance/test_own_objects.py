@@ -7,19 +7,17 @@ import subprocess
 import zipfile
 from datetime import UTC, datetime, timedelta
 
-import cv2
-import numpy as np
 import pydicom
 import pytest
 
 from lungwatch.daemon.configfile import load_config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.pacs.objects import build_objects
-from lungwatch.daemon.pacs.source import ResultFacts
 from lungwatch.daemon.retention import Retention
 from lungwatch.db.engine import open_engine
 from tests.support.peers import free_port
 from tests.support.record import sha256
+from tests.support.results import result_facts
 from tests.support.waits import wait_for
 
 pytestmark = pytest.mark.skipif(
@@ -31,20 +29,7 @@ pytestmark = pytest.mark.skipif(
 def echoes(find_testdata, tmp_path_factory):
     """The SC and the SR that another lungwatch sent of a chest X-ray, as bytes."""
     pytest.importorskip("highdicom", reason="needs the extra 'pacs'")
-    overlay = tmp_path_factory.mktemp("other") / "overlay.png"
-    cv2.imwrite(str(overlay), np.full((64, 64, 3), 90, dtype=np.uint8))
-    facts = ResultFacts(
-        sha256="ab" * 32,
-        label="COVID",
-        probability=0.9,
-        threshold=0.5,
-        flags=(),
-        model_name="guided",
-        model_version="0.1.0",
-        model_sha256="cd" * 32,
-        finished_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
-        overlay=overlay,
-    )
+    facts = result_facts(tmp_path_factory.mktemp("other"))
     return [item.data for item in build_objects(facts, find_testdata("RG1_UNCR.dcm"))]
 
 

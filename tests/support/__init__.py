@@ -11,6 +11,10 @@
 `processes`        the installed command and the daemon in processes of their own
 `homes`            a home folder, its daemon and its record, as an administrator sees them
 `record`           the rows of a home's database, read without lungwatch's own code
+`rows`             claims and results for a database, with values for what a test does not vary
+`results`          a finished result, as the objects for a PACS are made of it
+`leaks`            the guard against threads and descriptors that a test leaves behind
+`markers`          which markers a test has
 `postgres`         a PostgreSQL server that is started for the tests
 `peers`            DICOM peers: DCMTK's tools and Orthanc
 =================  ==============================================================================

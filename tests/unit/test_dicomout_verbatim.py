@@ -2,17 +2,14 @@
 
 import shutil
 import subprocess
-from datetime import UTC, datetime
 
-import cv2
-import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from lungwatch.daemon.pacs.objects import build_objects
-from lungwatch.daemon.pacs.source import ResultFacts
+from tests.support.results import result_facts
 
 pytest.importorskip("highdicom", reason="needs the extra 'pacs'")
 KEY = b"sixteen bytes or more"
@@ -22,20 +19,7 @@ STUDY = "1.2.276.0.7230010.3.1.2.20250102.091500.0123"
 
 @pytest.fixture
 def facts(tmp_path):
-    overlay = tmp_path / "overlay.png"
-    cv2.imwrite(str(overlay), np.full((40, 30, 3), 90, dtype=np.uint8))
-    return ResultFacts(
-        sha256="ab" * 32,
-        label="COVID",
-        probability=0.9,
-        threshold=0.5,
-        flags=(),
-        model_name="guided",
-        model_version="0.1.0",
-        model_sha256="cd" * 32,
-        finished_at=datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC),
-        overlay=overlay,
-    )
+    return result_facts(tmp_path)
 
 
 @pytest.fixture

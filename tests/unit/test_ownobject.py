@@ -1,17 +1,14 @@
 """What lungwatch sent itself is known again, whatever a PACS did to it; nothing else is."""
 
 import io
-from datetime import UTC, datetime
 
-import cv2
-import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from lungwatch.daemon.intake.claims import is_own_object
 from lungwatch.daemon.pacs.objects import build_objects
-from lungwatch.daemon.pacs.source import ResultFacts
+from tests.support.results import result_facts
 
 pytest.importorskip("highdicom", reason="needs the extra 'pacs'")
 COMPUTED_RADIOGRAPHY = "1.2.840.10008.5.1.4.1.1.1"
@@ -20,20 +17,7 @@ COMPUTED_RADIOGRAPHY = "1.2.840.10008.5.1.4.1.1.1"
 @pytest.fixture(params=[None, b"sixteen bytes or more"], ids=["as it is", "de-identified"])
 def sent(request, tmp_path, find_testdata):
     """A Secondary Capture and a Structured Report of a result, as bytes."""
-    overlay = tmp_path / "overlay.png"
-    cv2.imwrite(str(overlay), np.full((64, 64, 3), 90, dtype=np.uint8))
-    facts = ResultFacts(
-        sha256="ab" * 32,
-        label="COVID",
-        probability=0.9,
-        threshold=0.5,
-        flags=(),
-        model_name="guided",
-        model_version="0.1.0",
-        model_sha256="cd" * 32,
-        finished_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
-        overlay=overlay,
-    )
+    facts = result_facts(tmp_path)
     source = find_testdata("RG1_UNCR.dcm")
     return [item.data for item in build_objects(facts, source, deidentify_key=request.param)]
 

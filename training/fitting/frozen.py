@@ -36,7 +36,7 @@ FINE_TUNED: Phase = "fine-tuned"
 
 
 def best_phase(done: dict[Phase, FitState]) -> tuple[Phase, FitState]:
-    """Say which phase is kept, and count both as one run.
+    """Choose the phase to keep, and join the histories of all.
 
     Returns
     -------
@@ -59,7 +59,7 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCopies:
-    """Which changed copies of a set of images are made.
+    """Augmented copies of a set of images.
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ def _save(array: FloatArray, target: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """How to train the head; without `copies`, as in `FitConfig`, but never halving the rate.
+    """Training of the head; as `FitConfig`, but the learning rate is never halved.
 
     Attributes
     ----------
@@ -281,7 +281,7 @@ HEAD_GRID: Space = {
 
 @dataclass(frozen=True, kw_only=True)
 class HeadChoice:
-    """A head's parameters: how it is trained, and the dropout that belongs to its shape."""
+    """Parameters of a head: its training and its dropout."""
 
     config: HeadConfig
     dropout: float
@@ -350,7 +350,7 @@ _FEATURES = "features"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrozenPhase:
-    """Everything that happens on features.
+    """Phase with the backbone frozen: features, search over heads, training, retraining.
 
     Attributes
     ----------

@@ -63,7 +63,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prepared:
-    """What a network learns from, stops by, and is tested on.
+    """Prepared data set: the parts that train, stop and test a network.
 
     Attributes
     ----------

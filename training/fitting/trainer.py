@@ -26,7 +26,7 @@ from lungwatch.training.networks.weights import save_keras
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How to train.
+    """Configuration of a training.
 
     Attributes
     ----------

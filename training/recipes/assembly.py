@@ -57,7 +57,7 @@ from lungwatch.training.networks.weights import load_keras, save_keras
 def learn_box(
     prepared: Prepared, segmenter: KerasModel, *, progress: Progress | None = None
 ) -> FoundBox:
-    """Train the network on a data set's training images, and see how well its boxes fit.
+    """Train a box finder on a data set, and measure its boxes on validation images.
 
     Parameters
     ----------
@@ -264,7 +264,7 @@ class LinearHead:
 
 @dataclass(frozen=True, kw_only=True)
 class PenaltyChoice:
-    """Which penalty was chosen, and by what.
+    """Chosen penalty, and the figures that chose it.
 
     Attributes
     ----------
@@ -280,7 +280,7 @@ class PenaltyChoice:
 
 
 def fit_head(features: FloatArray, samples: Sequence[Sample], penalty: float) -> LinearHead:
-    """Fit COVID against the rest.
+    """Fit a linear head that separates COVID from the rest.
 
     COVID and the rest weigh the same; within each, a group of one source and one finding weighs
     as the square root of its number.
@@ -361,7 +361,7 @@ def choose_penalty(
 def assemble(
     fields: Sequence[KerasModel], gate: KerasModel, head: LinearHead, *, size_px: int
 ) -> KerasModel:
-    """Build the network for whole X-rays.
+    """Assemble the network for whole X-rays.
 
     Parameters
     ----------
@@ -427,7 +427,7 @@ def opacity_against_rest(logits: FloatArray) -> FloatArray:
 
 
 def _opacity_weights(fields: Sequence[KerasModel]) -> tuple[list[FloatArray], list[FloatArray]]:
-    """Put the hidden layers of networks side by side, as blocks, and average their opacities."""
+    """Join the hidden layers of networks as blocks, and average their opacity logits."""
     kernels, biases = zip(*(o.get_layer(CLASSES_HIDDEN).get_weights() for o in fields), strict=True)
     rows, columns = (sum(kernel.shape[axis] for kernel in kernels) for axis in (0, 1))
     kernel = np.zeros((rows, columns), np.float32)
@@ -552,13 +552,6 @@ def train_findings(
         **calibrate_outputs(prepared.val.targets, head.logits(val)),
     }
     return evaluate_rest(run, metrics, prepared, leave_out)
-
-
-def opacity_logits(model: KerasModel, pixels: FloatArray) -> FloatArray:
-    """Return the logits of an opacity, float32 (N,), for X-rays, (N, S, S, 1), 0..1."""
-    import keras
-
-    return _embed(keras.Model(model.input, model.get_layer(OPACITY).output), pixels)[:, 0]
 
 
 def _embedding(model: KerasModel) -> KerasModel:

@@ -75,7 +75,7 @@ TUNE_GRID: dict[str, Parameter] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
-    """How to tune.
+    """Configuration of a hyper-parameter search for the baseline.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class TuneConfig:
     epochs
         Most epochs of a trial.
     retrain
-        Train the final network anew on training and validation images; otherwise the best
+        Retrain the final network on training and validation images; otherwise the best
         trial's is the final one.
     """
 
@@ -94,7 +94,7 @@ class TuneConfig:
 
     @property
     def space(self) -> dict[str, Parameter]:
-        """What the sampler may choose from."""
+        """Parameters that the sampler chooses from."""
         return TUNE_GRID if self.search.sampler == "grid" else TUNE_RANGES
 
 

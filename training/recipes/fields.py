@@ -28,7 +28,7 @@ from lungwatch.training.data.duplicates import find_leaks
 from lungwatch.training.data.pixels import FloatArray, KerasModel
 from lungwatch.training.evaluation.metrics import roc_auc
 from lungwatch.training.evaluation.scorers import ONNX_FILE, OnnxScorer, onnx_session
-from lungwatch.training.fitting.field_images import (
+from lungwatch.training.fitting.augmentation import (
     FIELD_CLASSES,
     LungField,
     batch_counts,
@@ -299,7 +299,7 @@ _FIELD_BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class FieldFitConfig(StepConfig):
-    """How to train on lung fields.
+    """Configuration of a training on lung fields.
 
     Attributes
     ----------
@@ -355,7 +355,7 @@ def train_fields(
     prepare_tensorflow(fitting.seed)
     import keras
 
-    # Fails early, before thousands of images are read, if ImageNet's weights cannot be had.
+    # Fails early, before thousands of images are read, if ImageNet weights are not available.
     build_field_network(fitting.size_px, imagenet=fitting.imagenet)
     data = read_fields(
         location,

@@ -45,7 +45,7 @@ _FEWEST_PAIRS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class LungFitConfig:
-    """How to train the segmenter.
+    """Configuration of the training of the segmenter.
 
     Attributes
     ----------
@@ -225,7 +225,7 @@ _LUNGS = "lungs.npy"
 
 @dataclass(frozen=True, kw_only=True)
 class GateFitConfig(StepConfig):
-    """How to train the gate; `steps` are those on everything.
+    """Configuration of the training of the gate; `steps` are those on all pictures.
 
     Attributes
     ----------
@@ -278,7 +278,7 @@ def train_gate(
     prepare_tensorflow(fitting.seed)
     import keras
 
-    # Fails early, before thousands of images are read, if ImageNet's weights cannot be had.
+    # Fails early, before thousands of images are read, if ImageNet weights are not available.
     build_gate_network(fitting.size_px, imagenet=fitting.imagenet)
     spec = PreprocessSpec(size_px=fitting.size_px)
     data = read_gate_data(

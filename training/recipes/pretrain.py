@@ -227,7 +227,7 @@ def train_pretrain(
     run = RunFolder(root=root)
     run.refuse_taken(resume=resume)
     prepare_tensorflow(fitting.seed)
-    # Fails early, before thousands of images are read, if the backbone cannot be had.
+    # Fails early, before thousands of images are read, if the backbone is not available.
     build_pretraining(network, None, tasks)
     config = {
         "family": f"{network.backbone}, pretraining",
