@@ -17,7 +17,6 @@ from lungwatch.cli.export import keygen, renew, sign
 from lungwatch.cli.main import Site, audited, home_options
 from lungwatch.cli.options import existing_file, json_option, setting
 from lungwatch.cli.output import cell_text, print_fields, print_json, print_table
-from lungwatch.cli.results import print_shift, shift_of
 from lungwatch.errors import ConfigError, LungwatchError, ModelError
 
 if TYPE_CHECKING:
@@ -274,7 +273,9 @@ def _compare_with_current(
     engine: "Engine", site: Site, current: "Classifier", wanted: "Classifier"
 ) -> tuple[list[str], dict[str, object]]:
     """Print the shift between the models; return reasons to ask first, and figures for audit."""
+    # At the top it would load the database package for every command of the group.
     from lungwatch.bundle import read_calibration
+    from lungwatch.cli.results import print_shift, shift_of
     from lungwatch.db.rescoring import known_models, scored_pairs
 
     doubts = []

@@ -125,7 +125,6 @@ def one_format(*, as_json: bool, as_csv: bool) -> None:
 
 def filter_options(*, without: Collection[str] = ()) -> Callable[[Command], Command]:
     """Add the options that select results, passed together as `selected`, a `ResultFilter`."""
-    from lungwatch.db.models import State
     from lungwatch.errors import Flag
 
     labels = _LabelChoice(["COVID", "NEGATIVE", "UNCERTAIN"], case_sensitive=False)
@@ -148,7 +147,7 @@ def filter_options(*, without: Collection[str] = ()) -> Callable[[Command], Comm
             "help": "Finished at or after, the last finished first: ISO time, 24h, 7d.",
         },
         "label": {"type": labels, "help": "Label."},
-        "status": {"type": click.Choice(list(map(str, State))), "help": "State of processing."},
+        "status": {"help": "State of processing."},
         "flag": {
             "type": flags,
             "metavar": "FLAG",
@@ -168,6 +167,11 @@ def filter_options(*, without: Collection[str] = ()) -> Callable[[Command], Comm
         "model": {"help": "Model: NAME or NAME-VERSION."},
         "limit": {"type": click.IntRange(min=1), "help": "Maximum number; the newest are kept."},
     }
+    if "status" not in without:
+        # The only choices that need the database package.
+        from lungwatch.db.models import State
+
+        settings["status"]["type"] = click.Choice(list(map(str, State)))
     names = [name for name in settings if name not in without]
 
     def add(command: Command) -> Command:
