@@ -182,10 +182,10 @@ def _evaluate_data_sets(options: dict[str, Any]) -> list[dict[str, Any]]:
     """Evaluate on each data set, fill the run folder if one is asked for, return the results."""
     from lungwatch.training.data.splits import learnt_of
     from lungwatch.training.evaluation.evaluation import EvaluationRequest, run_evaluation
-    from lungwatch.training.evaluation.foreign import Declaration
     from lungwatch.training.evaluation.metrics import Bootstrap
     from lungwatch.training.evaluation.plots import require_matplotlib
     from lungwatch.training.evaluation.scorers import (
+        Declaration,
         ScoreCache,
         load_scorer,
         model_digest,
