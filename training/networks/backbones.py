@@ -514,7 +514,7 @@ class TransferConfig:
         Fraction of the hidden layer dropped in training.
     unfreeze
         How much of the backbone is fine-tuned: its last so many blocks (see
-        `backbones`); None for all of it.
+        `blocks_of`); None for all of it.
     """
 
     backbone: str = "ResNet50V2"
@@ -542,7 +542,7 @@ def build_transfer(
     config
         Its shape and origin.
     standardisation
-        How its input is normalised; see `backbones`.
+        How its input is normalised; see `Standardisation`.
     backbone
         What `load_backbone` made of the same configuration, if it is there already.
 
@@ -588,7 +588,7 @@ def unfreeze(model: KerasModel, last: int | None) -> list[str]:
     model
         What `build_transfer` built; it must be compiled afterwards.
     last
-        How many blocks (see `backbones`), counted from the feature map; None
+        How many blocks (see `blocks_of`), counted from the feature map; None
         for all, the stem included, and so are as many as there are.
 
     Returns

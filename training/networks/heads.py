@@ -358,7 +358,7 @@ def join_networks(members: Sequence[Member], *, finder: KerasModel | None = None
     members
         The networks.
     finder
-        Finds the box of the lungs (`lungs`): the members then see what
+        Finds the box of the lungs (`lungs.build_finder`): the members then see what
         is in it. None shows them the whole image.
 
     Returns

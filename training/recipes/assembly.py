@@ -64,7 +64,7 @@ def learn_box(
     prepared
         The data set; its pixels' side must be a multiple of 64 px.
     segmenter
-        See `lungs`: what it finds is what is learnt.
+        Its masks are what the box finder learns from.
 
     Raises
     ------

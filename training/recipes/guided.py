@@ -415,10 +415,10 @@ class Guidance:
         What is rewarded.
     power, shares
         How often each finding and, within it, each source is drawn; see
-        `trainer`.
+        `tasks.sampling_weights`.
     exchange_histograms
         How often an image is shown with another source's grey levels, 0..1; see
-        `augmentation`.
+        `exchange_histograms`.
     group_robust
         Step of the groups' weights, see `RobustLoss`; 0 is the plain mean.
     domain_adversarial
@@ -456,7 +456,7 @@ class GuidanceData:
     Attributes
     ----------
     severity, source
-        int32 (N,); see `objectives`.
+        int32 (N,); see `severity_ranks` and `source_numbers`.
     lungs
         uint8 (N, S, S): the probability of being lung, 255 for certain.
     groups

@@ -156,7 +156,7 @@ def build_pretraining(
     config
         Its shape and origin.
     standardisation
-        How its input is normalised; see `backbones`.
+        How its input is normalised; see `Standardisation`.
     tasks
         What it answers.
 
