@@ -21,13 +21,10 @@ from lungwatch.training.networks.weights import build_lite0, load_keras, read_h5
 
 NormalisationKind = Literal["train", "all", "fixed", "image"]
 NORMALISATION_KINDS: tuple[NormalisationKind, ...] = get_args(NormalisationKind)
-
-
 STANDARDISE = "standardise"
 
 # An image without contrast is divided by this, not by nothing.
 _LEAST_STD = 1e-3
-
 _CHUNK = 256
 
 
@@ -223,12 +220,8 @@ EFFICIENTNET_LITE0 = "efficientnet-lite0"
 
 # The name under which a trained network carries its backbone, for use as weights again.
 BACKBONE = "backbone"
-
-
 _IMAGENET, _NONE = "imagenet", "none"
-
 _SPATIAL_RANK = 4
-
 _CHANNELS = 3
 
 
