@@ -1,12 +1,13 @@
 """`lungwatch evaluate`: figures of a model on data sets."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.evaluate_forms import evaluate_other_form, write_evaluation
+from lungwatch.cli.evaluate_forms import evaluate_other_form, write_result, write_text
 from lungwatch.cli.options import (
     any_path,
     existing_file,
@@ -17,13 +18,27 @@ from lungwatch.cli.options import (
     label_map_option,
     setting,
 )
-from lungwatch.cli.output import ProgressBar, cell_text, print_json
+from lungwatch.cli.output import ProgressBar, cell_text, print_json, to_csv
+from lungwatch.errors import ModelError
+from lungwatch.files import make_dirs, write_atomic
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from lungwatch.training.data.dataset import Split
-    from lungwatch.training.evaluation.evaluation import ThresholdSource
+    from lungwatch.training.evaluation.evaluation import SetEvaluation, ThresholdSource
+    from lungwatch.training.evaluation.report import ReportSection
+    from lungwatch.training.evaluation.scorers import Scorer
 
 _SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "specificity", "f1", "ece", "brier")
+
+_GALLERY_SIDE_PX = 320
+
+_MAP_OPACITY = 0.4
+
+# A file name has at most 255 bytes.
+_NAME_BYTES = 200
 
 
 @click.command()
@@ -167,10 +182,10 @@ def _evaluate_data_sets(options: dict[str, Any]) -> list[dict[str, Any]]:
     """Evaluate on each data set, fill the run folder if one is asked for, return the results."""
     from lungwatch.training.data.splits import learnt_of
     from lungwatch.training.evaluation.evaluation import EvaluationRequest, run_evaluation
-    from lungwatch.training.evaluation.foreign import Declaration
     from lungwatch.training.evaluation.metrics import Bootstrap
     from lungwatch.training.evaluation.plots import require_matplotlib
     from lungwatch.training.evaluation.scorers import (
+        Declaration,
         ScoreCache,
         load_scorer,
         model_digest,
@@ -222,10 +237,129 @@ def _evaluate_data_sets(options: dict[str, Any]) -> list[dict[str, Any]]:
             on_total=bar.start,
         )
     if out:
-        write_evaluation(
+        _write_evaluation(
             out, scorer, evaluations, per_group=options["gallery"], seed=options["seed"]
         )
     return [evaluation.result for evaluation in evaluations]
+
+
+def _write_evaluation(
+    folder: Path,
+    scorer: "Scorer",
+    evaluations: Sequence["SetEvaluation"],
+    *,
+    per_group: int,
+    seed: int,
+) -> None:
+    """Write metrics.json, scores.csv, report.html, and plots in a folder for each data set.
+
+    Parameters
+    ----------
+    folder
+        Run folder, which exists.
+    scorer
+        The model; makes the maps of the gallery.
+    evaluations
+        Evaluation of each data set.
+    per_group
+        Cases of each group in the gallery; 0 for none.
+    seed
+        Selects the cases.
+    """
+    from lungwatch.training.evaluation.evaluation import rows
+    from lungwatch.training.evaluation.report import write_report
+
+    results = [evaluation.result for evaluation in evaluations]
+    write_result(folder / "metrics.json", {"results": results})
+    table = [
+        {"data": evaluation.result["data"], **row}
+        for evaluation in evaluations
+        for row in rows(evaluation.scored, evaluation.location, evaluation.other)
+    ]
+    write_text(folder / "scores.csv", to_csv(list(table[0]), table))
+    sections = []
+    for number, evaluation in enumerate(evaluations, start=1):
+        # Two data sets may have the same name.
+        place = folder / f"{number:02d}-{_folder_name(evaluation.result['data'])}"
+        make_dirs(place)
+        section = _section(scorer, evaluation, per_group=per_group, seed=seed)
+        for name, data in section.plots.items():
+            write_atomic(place / f"{name}.png", data)
+        _write_gallery(place, section)
+        sections.append(section)
+    write_text(folder / "report.html", write_report(scorer.judgement.name, sections))
+
+
+def _render_case(
+    pixels: "NDArray[np.float32]", maps: "NDArray[np.float32]"
+) -> "list[NDArray[np.uint8]]":
+    """Draw an X-ray as the daemon does: plain, with the map for COVID, with NEGATIVE's.
+
+    Parameters
+    ----------
+    pixels
+        float32, shape (H, W), 0..1, air dark.
+    maps
+        float32, shape (2, h, w), 0..1: NEGATIVE and COVID.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        uint8 RGB, shape (h, w, 3).
+    """
+    import numpy as np
+
+    from lungwatch.daemon.overlay.render import blend, make_preview, upsample
+
+    preview = make_preview(pixels, _GALLERY_SIDE_PX)
+    height, width = preview.shape
+    plain = np.repeat(preview[:, :, np.newaxis], 3, axis=2)
+    negative, covid = (
+        blend(preview, upsample(one, height, width), _MAP_OPACITY) for one in (maps[0], maps[1])
+    )
+    return [plain, covid, negative]
+
+
+def _folder_name(name: str) -> str:
+    """Return a data set's name as a part of a folder name."""
+    plain = "".join(char if char.isprintable() and char != "/" else "-" for char in name)
+    return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
+
+
+def _section(
+    scorer: "Scorer", evaluation: "SetEvaluation", *, per_group: int, seed: int
+) -> "ReportSection":
+    from lungwatch.training.evaluation.plots import draw_plots
+    from lungwatch.training.evaluation.report import ReportSection, make_gallery
+
+    note = ""
+    try:
+        gallery = make_gallery(
+            scorer, evaluation.scored, _render_case, per_group=per_group, seed=seed
+        )
+    except ModelError as error:
+        # The figures do not need maps; the report gives the reason.
+        gallery, note = [], f"No gallery: {error}"
+    return ReportSection(
+        result=evaluation.result,
+        plots=draw_plots(evaluation.scored, evaluation.other),
+        gallery=gallery,
+        note=note,
+    )
+
+
+def _write_gallery(place: Path, section: "ReportSection") -> None:
+    from lungwatch.training.evaluation.plots import draw_gallery
+    from lungwatch.training.evaluation.report import GROUPS
+
+    for group in GROUPS:
+        strips = [
+            (f"{case.sample.finding}, p = {case.probability:.3f}", case.pictures)
+            for case in section.gallery
+            if case.group == group
+        ]
+        if strips:
+            write_atomic(place / f"gallery-{group}.png", draw_gallery(strips))
 
 
 def _split(text: str) -> "Split | None":

@@ -1,4 +1,4 @@
-"""Other forms of `lungwatch evaluate`: content gate, release gate, drawn opacities; run folders."""
+"""Other forms of `lungwatch evaluate`: content gate, release gate, drawn opacities."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import click
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.cli.output import ProgressBar, cell_text, print_json, print_table, to_csv, to_json
 from lungwatch.errors import ModelError, NotFoundError
-from lungwatch.files import make_dirs, write_atomic
+from lungwatch.files import write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 
     from lungwatch.daemon.pipeline.gate import ContentGate
     from lungwatch.training.data.pixels import LesionImage
-    from lungwatch.training.evaluation.evaluation import SetEvaluation
     from lungwatch.training.evaluation.gate_rates import GateOutcome, Rate
     from lungwatch.training.evaluation.metrics import Bootstrap
     from lungwatch.training.evaluation.release_data import CriterionCheck
     from lungwatch.training.evaluation.release_gate import Tables
-    from lungwatch.training.evaluation.report import ReportSection
     from lungwatch.training.evaluation.scorers import Scorer
 
 _DATA_OPTIONS = ("resume", "turned", "lung_masks", "threshold_aim", "threshold_data")
@@ -88,12 +86,14 @@ def _begin(out: Path | None, config: Mapping[str, object]) -> None:
         begin_run(out, dict(config), resume=False)
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file of a run folder; lone surrogates, as of file names, are escaped."""
     write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
-def _write_result(path: Path, result: Mapping[str, object]) -> None:
-    _write_text(path, to_json({"note": RESEARCH_USE_ONLY, **result}) + "\n")
+def write_result(path: Path, result: Mapping[str, object]) -> None:
+    """Write results as JSON, with the note on research use."""
+    write_text(path, to_json({"note": RESEARCH_USE_ONLY, **result}) + "\n")
 
 
 def _evaluate_content_gate(options: Mapping[str, Any]) -> None:
@@ -173,8 +173,8 @@ def _write_content_gate(
     from lungwatch.training.evaluation.plots import draw_gate_rates
 
     rows = [asdict(one) for one in outcomes]
-    _write_result(out / "gate.json", result)
-    _write_text(out / "gate.csv", to_csv(list(rows[0]), rows))
+    write_result(out / "gate.json", result)
+    write_text(out / "gate.csv", to_csv(list(rows[0]), rows))
     write_atomic(out / "gate.png", draw_gate_rates(found))
 
 
@@ -240,7 +240,7 @@ def _evaluate_lesions(options: Mapping[str, Any]) -> None:
     if out:
         from lungwatch.training.evaluation.plots import draw_lesion_cases, draw_lesions
 
-        _write_result(out / "lesions.json", result)
+        write_result(out / "lesions.json", result)
         write_atomic(out / "lesions.png", draw_lesions(found))
         cases = draw_lesion_cases(images, maps, scorer.judgement.preprocess)
         write_atomic(out / "lesion-maps.png", cases)
@@ -354,7 +354,7 @@ def _evaluate_release_gate(options: Mapping[str, Any]) -> None:
     if out:
         from lungwatch.training.evaluation.plots import draw_lesions, draw_release_gate
 
-        _write_text(out / "release_gate.json", to_json(values) + "\n")
+        write_text(out / "release_gate.json", to_json(values) + "\n")
         write_atomic(out / "release_gate.png", draw_release_gate(result.checks))
         if result.lesions:
             write_atomic(out / "lesions.png", draw_lesions(result.lesions))
@@ -415,130 +415,3 @@ def _print_checks(checks: "Sequence[CriterionCheck]") -> None:
             for check in checks
         ],
     )
-
-
-_GALLERY_SIDE_PX = 320
-
-_MAP_OPACITY = 0.4
-
-# A file name has at most 255 bytes.
-_NAME_BYTES = 200
-
-
-def write_evaluation(
-    folder: Path,
-    scorer: "Scorer",
-    evaluations: Sequence["SetEvaluation"],
-    *,
-    per_group: int,
-    seed: int,
-) -> None:
-    """Write metrics.json, scores.csv, report.html, and plots in a folder for each data set.
-
-    Parameters
-    ----------
-    folder
-        Run folder, which exists.
-    scorer
-        The model; makes the maps of the gallery.
-    evaluations
-        Evaluation of each data set.
-    per_group
-        Cases of each group in the gallery; 0 for none.
-    seed
-        Selects the cases.
-    """
-    from lungwatch.training.evaluation.evaluation import rows
-    from lungwatch.training.evaluation.report import write_report
-
-    results = [evaluation.result for evaluation in evaluations]
-    _write_result(folder / "metrics.json", {"results": results})
-    table = [
-        {"data": evaluation.result["data"], **row}
-        for evaluation in evaluations
-        for row in rows(evaluation.scored, evaluation.location, evaluation.other)
-    ]
-    _write_text(folder / "scores.csv", to_csv(list(table[0]), table))
-    sections = []
-    for number, evaluation in enumerate(evaluations, start=1):
-        # Two data sets may have the same name.
-        place = folder / f"{number:02d}-{_folder_name(evaluation.result['data'])}"
-        make_dirs(place)
-        section = _section(scorer, evaluation, per_group=per_group, seed=seed)
-        for name, data in section.plots.items():
-            write_atomic(place / f"{name}.png", data)
-        _write_gallery(place, section)
-        sections.append(section)
-    _write_text(folder / "report.html", write_report(scorer.judgement.name, sections))
-
-
-def _render_case(
-    pixels: "NDArray[np.float32]", maps: "NDArray[np.float32]"
-) -> "list[NDArray[np.uint8]]":
-    """Draw an X-ray as the daemon does: plain, with the map for COVID, with NEGATIVE's.
-
-    Parameters
-    ----------
-    pixels
-        float32, shape (H, W), 0..1, air dark.
-    maps
-        float32, shape (2, h, w), 0..1: NEGATIVE and COVID.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        uint8 RGB, shape (h, w, 3).
-    """
-    import numpy as np
-
-    from lungwatch.daemon.overlay.render import blend, make_preview, upsample
-
-    preview = make_preview(pixels, _GALLERY_SIDE_PX)
-    height, width = preview.shape
-    plain = np.repeat(preview[:, :, np.newaxis], 3, axis=2)
-    negative, covid = (
-        blend(preview, upsample(one, height, width), _MAP_OPACITY) for one in (maps[0], maps[1])
-    )
-    return [plain, covid, negative]
-
-
-def _folder_name(name: str) -> str:
-    """Return a data set's name as a part of a folder name."""
-    plain = "".join(char if char.isprintable() and char != "/" else "-" for char in name)
-    return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
-
-
-def _section(
-    scorer: "Scorer", evaluation: "SetEvaluation", *, per_group: int, seed: int
-) -> "ReportSection":
-    from lungwatch.training.evaluation.plots import draw_plots
-    from lungwatch.training.evaluation.report import ReportSection, make_gallery
-
-    note = ""
-    try:
-        gallery = make_gallery(
-            scorer, evaluation.scored, _render_case, per_group=per_group, seed=seed
-        )
-    except ModelError as error:
-        # The figures do not need maps; the report gives the reason.
-        gallery, note = [], f"No gallery: {error}"
-    return ReportSection(
-        result=evaluation.result,
-        plots=draw_plots(evaluation.scored, evaluation.other),
-        gallery=gallery,
-        note=note,
-    )
-
-
-def _write_gallery(place: Path, section: "ReportSection") -> None:
-    from lungwatch.training.evaluation.plots import draw_gallery
-    from lungwatch.training.evaluation.report import GROUPS
-
-    for group in GROUPS:
-        strips = [
-            (f"{case.sample.finding}, p = {case.probability:.3f}", case.pictures)
-            for case in section.gallery
-            if case.group == group
-        ]
-        if strips:
-            write_atomic(place / f"gallery-{group}.png", draw_gallery(strips))

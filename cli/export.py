@@ -121,7 +121,7 @@ def export(
     from lungwatch.export.card import read_figures
     from lungwatch.export.exporter import ExportRequest
     from lungwatch.export.exporter import export as export_bundle
-    from lungwatch.training.evaluation.foreign import Declaration
+    from lungwatch.training.evaluation.scorers import Declaration
 
     request = ExportRequest(
         model=model,

@@ -129,9 +129,16 @@ def _checked(name: str, value: object) -> Any:  # noqa: ANN401 - of the attribut
     kind = ATTRIBUTES[name].kind
     if not isinstance(value, int if kind == "number" else str | None):
         raise TypeError(f"{name} is of the wrong type")
+    if isinstance(value, int) and not is_storable(value):
+        raise ValueError(f"{name} is out of range")
     if kind == "instant" and isinstance(value, str):
         return checked_instant(datetime.fromisoformat(value))
     return value
+
+
+def is_storable(number: int) -> bool:
+    """Return whether every database can hold a number: 32 bits with a sign."""
+    return -(2**31) <= number < 2**31
 
 
 def checked_instant(instant: datetime) -> datetime:

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from lungwatch.bundle import other_builds, read_bundle, read_calibration
 from lungwatch.daemon.config import Config, parse_destination
-from lungwatch.daemon.home import Home, age_s, ask_health, backlog_of, holder_of, read_signs
+from lungwatch.daemon.home import Home, age_s, ask_health, backlog_of, holder_of, read_health_counts
 from lungwatch.daemon.intake.watch import Watcher
 from lungwatch.daemon.monitor.drift import examine_drift
 from lungwatch.daemon.pacs.scu import StorageScu, UnreachableError
@@ -304,7 +304,7 @@ def inspect_waiting(installation: Installation) -> Iterator[Outcome]:
 def inspect_results(installation: Installation) -> Iterator[Outcome]:
     """Count what the database and the outbox hold."""
     try:
-        counts = read_signs(installation.config)
+        counts = read_health_counts(installation.config)
     except TimeoutError:
         detail = "the database does not answer in time"
         yield Outcome(name="last result", ok=False, detail=detail)

@@ -311,7 +311,7 @@ def ask_health(port: int) -> dict[str, object]:
     return TimeLimited(ask, limit_s=_LIMIT_S)()
 
 
-def read_signs(config: Config) -> HealthCounts | None:
+def read_health_counts(config: Config) -> HealthCounts | None:
     """Return the counts of the database; None before the first run.
 
     Raises

@@ -183,7 +183,7 @@ class Outages:
 
     @property
     def is_shut_down(self) -> bool:
-        """Whether the service stops, so that no step waits for a retry."""
+        """True once the service stops, so that no step waits for a retry."""
         return self._shutdown.is_set()
 
     def shut_down(self) -> None:

@@ -50,9 +50,14 @@ from lungwatch.training.data.dataset import LabelMap, dataset_name, load_dataset
 from lungwatch.training.data.pixels import FloatArray, KerasModel, OnnxProto, read_pixels, targets
 from lungwatch.training.data.splits import LearntImages, learnt_of, prefixes, sha256_of
 from lungwatch.training.evaluation.calibration import Rule
-from lungwatch.training.evaluation.foreign import Declaration
 from lungwatch.training.evaluation.metrics import roc_auc, sigmoid
-from lungwatch.training.evaluation.scorers import Judgement, KerasScorer, OnnxScorer, predict_logits
+from lungwatch.training.evaluation.scorers import (
+    Declaration,
+    Judgement,
+    KerasScorer,
+    OnnxScorer,
+    predict_logits,
+)
 
 # A validation area up to this is about chance: 200 images of either class have a standard error
 # of 0.03 there.

@@ -37,9 +37,13 @@ from lungwatch.contract import (
 from lungwatch.errors import MissingExtraError, ModelError
 from lungwatch.preprocess import PreprocessSpec, golden_input
 from lungwatch.training.data.pixels import FloatArray, KerasModel, OnnxProto, Tensor
-from lungwatch.training.evaluation.foreign import Declaration, last_layer
 from lungwatch.training.evaluation.metrics import sigmoid
-from lungwatch.training.evaluation.scorers import onnx_session, predict_logits
+from lungwatch.training.evaluation.scorers import (
+    Declaration,
+    last_layer,
+    onnx_session,
+    predict_logits,
+)
 from lungwatch.training.fitting.augmentation import Augmentation, augment
 from lungwatch.training.fitting.run import prepare_tensorflow
 from lungwatch.training.networks.heads import (

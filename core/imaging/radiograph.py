@@ -13,7 +13,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.valuerep import DA, TM
 
-from lungwatch.attributes import ATTRIBUTES, Attribute, RadiographMeta, checked_instant
+from lungwatch.attributes import ATTRIBUTES, Attribute, RadiographMeta, checked_instant, is_storable
 from lungwatch.errors import Flag
 
 FloatImage = NDArray[np.float32]
@@ -186,7 +186,8 @@ def meta_of(dataset: FileDataset) -> RadiographMeta:
 
 def _stated(dataset: FileDataset, declared: Attribute) -> Any:  # noqa: ANN401 - of its kind
     if declared.kind == "number":
-        return number_of(dataset, declared.keywords[0])
+        number = number_of(dataset, declared.keywords[0])
+        return number if is_storable(number) else 0
     if declared.kind == "code":
         return code_of(dataset, declared.keywords[0])
     if declared.kind == "instant":

@@ -100,7 +100,7 @@ class Hint(Enum):
 
 
 class WriterState(Enum):
-    """Whether a process has the file open for writing, as far as the kernel knows."""
+    """Writers of a file, as far as the kernel knows."""
 
     NONE = auto()
     PRESENT = auto()

@@ -24,6 +24,7 @@ from lungwatch.errors import FileRejected, ProcessingFailed, Reason, describe
 
 # Starting a decoder and killing it, which one file may need twice.
 _DECODER_S = 65.0
+
 T = TypeVar("T")
 
 

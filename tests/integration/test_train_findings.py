@@ -18,7 +18,7 @@ keras = pytest.importorskip("keras", reason="needs Keras (extra 'train')")
 pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
 pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra 'train')")
 
-from lungwatch.training.fitting.field_images import plain_view  # noqa: E402 - of the extra
+from lungwatch.training.fitting.augmentation import plain_view  # noqa: E402 - of the extra
 from lungwatch.training.networks.heads import BOX  # noqa: E402
 from lungwatch.training.networks.lungs import HIDDEN as CLASSES_HIDDEN  # noqa: E402
 from lungwatch.training.networks.lungs import (  # noqa: E402

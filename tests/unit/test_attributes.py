@@ -10,7 +10,7 @@ from pydicom import config
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import FileDataset
 
-from lungwatch.attributes import ATTRIBUTES, Attribute, checked_instant
+from lungwatch.attributes import ATTRIBUTES, Attribute, checked_instant, meta_from_json
 from lungwatch.imaging.radiograph import _stated
 
 DOCUMENT = Path(__file__).parents[2] / "docs/dicom-reading.md"
@@ -60,6 +60,18 @@ def test_without_a_zone_it_is_the_machines_own(monkeypatch):
 def test_what_cannot_be_stored_is_refused_from_a_decoding_process(text):
     with pytest.raises(ValueError, match="not an instant"):
         checked_instant(datetime.fromisoformat(text))
+
+
+@pytest.mark.parametrize("value", [2**31, 10**30, -(2**31) - 1])
+def test_a_number_that_no_column_can_hold_is_refused_from_a_decoding_process(value):
+    with pytest.raises(ValueError, match="rows is out of range"):
+        meta_from_json({"rows": value})
+
+
+def test_a_files_number_that_no_column_can_hold_is_as_none():
+    dataset = FileDataset("x", {})
+    dataset.add_new("Rows", "IS", "99999999999")
+    assert _stated(dataset, ATTRIBUTES["rows"]) == 0
 
 
 def test_each_attribute_is_documented_with_its_tags_and_its_key():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lungwatch.training.fitting.field_images import (
+from lungwatch.training.fitting.augmentation import (
     OUTSIDE,
     LungField,
     batch_counts,
@@ -45,7 +45,7 @@ def field(picture):
 
 def test_the_graph_shows_what_training_shows(picture):
     pytest.importorskip("tensorflow", reason="needs TensorFlow (extra 'train')")
-    from lungwatch.training.fitting.field_images import view_tensor
+    from lungwatch.training.fitting.augmentation import view_tensor
 
     pixels, mask = picture
     both = np.stack([pixels, pixels[::-1] ** 2]), np.stack([mask, mask[:, ::-1]])

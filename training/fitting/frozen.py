@@ -29,14 +29,12 @@ from lungwatch.training.networks.heads import FEATURES, HIDDEN, LOGIT, POOLED, a
 from lungwatch.training.networks.weights import save_keras
 
 Phase = Literal["frozen", "fine-tuned"]
-
 FROZEN: Phase = "frozen"
-
 FINE_TUNED: Phase = "fine-tuned"
 
 
 def best_phase(done: dict[Phase, FitState]) -> tuple[Phase, FitState]:
-    """Say which phase is kept, and count both as one run.
+    """Choose the phase to keep, and join the histories of all.
 
     Returns
     -------
@@ -59,7 +57,7 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCopies:
-    """Which changed copies of a set of images are made.
+    """Augmented copies of a set of images.
 
     Attributes
     ----------
@@ -140,7 +138,7 @@ def _save(array: FloatArray, target: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """How to train the head; without `copies`, as in `FitConfig`, but never halving the rate.
+    """Training of the head; as `FitConfig`, but the learning rate is never halved.
 
     Attributes
     ----------
@@ -281,7 +279,7 @@ HEAD_GRID: Space = {
 
 @dataclass(frozen=True, kw_only=True)
 class HeadChoice:
-    """A head's parameters: how it is trained, and the dropout that belongs to its shape."""
+    """Parameters of a head: its training and its dropout."""
 
     config: HeadConfig
     dropout: float
@@ -344,13 +342,12 @@ def search_head(
 
 
 _CHOICE = "choice.json"
-
 _FEATURES = "features"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrozenPhase:
-    """Everything that happens on features.
+    """Phase with the backbone frozen: features, search over heads, training, retraining.
 
     Attributes
     ----------
@@ -365,8 +362,6 @@ class FrozenPhase:
     run
         The begun run folder; the phase's own lies in it, and the features until they are
         forgotten.
-    progress
-        Listeners.
     """
 
     prepared: Prepared

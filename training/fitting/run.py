@@ -20,7 +20,7 @@ from lungwatch.training.data.splits import DataRecord
 
 
 def prepare_tensorflow(seed: int | None = None) -> None:
-    """Import TensorFlow quietly and, with a seed, make it repeat itself bit for bit.
+    """Import TensorFlow quietly and, with a seed, make it deterministic.
 
     Raises
     ------
@@ -87,7 +87,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Where a run's files lie.
+    """Folder with the files of a run.
 
     Attributes
     ----------
@@ -186,24 +186,10 @@ class RunFolder:
         text = json.dumps(values, indent=2, sort_keys=True) + "\n"
         write_atomic(self.root / name, text.encode())
 
-    def write_table(
-        self, name: str, rows: Sequence[dict[str, Any]], *, columns: Sequence[str] = ()
-    ) -> None:
-        """Write rows with equal keys as CSV.
-
-        Parameters
-        ----------
-        name
-            Of the file.
-        rows
-            At least one.
-        columns
-            All keys that may occur, in their order, for rows that were read back from JSON,
-            where keys are sorted. By default the order of the first row.
-        """
+    def write_table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Write rows, at least one, as CSV; the columns are those of the first row."""
         text = io.StringIO()
-        fields = [column for column in columns if column in rows[0]] or list(rows[0])
-        writer = csv.DictWriter(text, fieldnames=fields)
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
         write_atomic(self.root / name, text.getvalue().encode())
@@ -212,6 +198,14 @@ class RunFolder:
         """Copy a file into the folder under its own name, whole or not at all."""
         with replacing(self.root / file.name) as temporary:
             shutil.copyfile(file, temporary)
+
+
+def open_run(root: Path, *, resume: bool, seed: int | None = None) -> RunFolder:
+    """Return a run's folder, and prepare TensorFlow; refuse a folder that holds a run already."""
+    run = RunFolder(root=root)
+    run.refuse_taken(resume=resume)
+    prepare_tensorflow(seed)
+    return run
 
 
 def begin_run(folder: Path, config: dict[str, Any], *, resume: bool) -> RunFolder:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -25,7 +25,7 @@ _EDGE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """All numbers between two, both included.
+    """A closed interval of numbers.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """A few numbers on a ladder of more.
+    """A section of an ascending list of numbers.
 
     Attributes
     ----------
@@ -94,7 +94,7 @@ class Choices:
 
     @property
     def log(self) -> bool:
-        """Whether the numbers differ by ratios rather than by differences."""
+        """True if the numbers differ by ratios rather than by differences."""
         return self.rungs[0] > 0 and self.rungs[-1] / self.rungs[0] >= 8
 
     @property
@@ -113,7 +113,6 @@ class Choices:
 
 
 Parameter = Range | Choices
-
 Space = Mapping[str, Parameter]
 
 
@@ -123,8 +122,6 @@ def extend(space: Space, best: Mapping[str, Number]) -> dict[str, Parameter]:
 
 
 SamplerKind = Literal["random", "tpe", "grid"]
-SAMPLER_KINDS: tuple[SamplerKind, ...] = get_args(SamplerKind)
-
 TABLE = "search.csv"
 # Trials drawn at random before the tree of Parzen estimators is asked.
 _STARTUP = 8
@@ -135,7 +132,7 @@ _NOTED = ("epochs", "seconds", "state", "round", "error")
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """How to search.
+    """Configuration of a search.
 
     Attributes
     ----------
@@ -162,7 +159,7 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What to try: the parameters by name, and the seed to train with."""
+    """One trial: its parameters by name, and the seed to train with."""
 
     number: int
     round: int
@@ -207,9 +204,9 @@ def search(
     space
         What to choose from; no parameter may have the name of another column.
     objective
-        Makes a trial, a fresh network each time. Should it diverge or break, the trial has
-        failed and the search goes on; what the user has to mend (a LungwatchError, a full disk)
-        ends it.
+        Makes a trial, a fresh network each time. If it diverges or breaks, the trial has failed
+        and the search continues; an error that the user can correct (a LungwatchError, a full
+        disk) ends it.
     config
         How.
     run
@@ -348,7 +345,7 @@ def _next_trial(study: Any, space: Space, config: SearchConfig) -> Any:  # noqa:
     """Return the trial that was interrupted, or a new one.
 
     A proposal depends on the seed, the trial's number and earlier results alone: the sampler is
-    seeded anew for each, so that an interrupted search has no random state to lose.
+    seeded for each, so that an interrupted search has no random state to lose.
     """
     import optuna
 

@@ -263,7 +263,7 @@ def _flat(model: KerasModel) -> Iterator[KerasModel]:
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """How to train for a fixed number of steps.
+    """Configuration of a training with a fixed number of steps.
 
     Attributes
     ----------
@@ -314,7 +314,7 @@ def fit_steps(
     earlier_epochs: int = 0,
     progress: Progress | None = None,
 ) -> FitState:
-    """Train for a fixed number of steps whose pictures are drawn anew.
+    """Train for a fixed number of steps on newly drawn pictures.
 
     Pictures, dropout and learning rate of a step depend on the seed and its number alone. An
     epoch is the steps between two checkpoints.

@@ -26,7 +26,7 @@ from lungwatch.training.networks.weights import save_keras
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How to train.
+    """Configuration of a training.
 
     Attributes
     ----------
@@ -292,8 +292,6 @@ class Trainer:
     run
         A begun run folder; if it holds a state, training continues from there. None trains in
         memory.
-    progress
-        Listeners.
     keep
         Called with the network, its weights averaged, after each epoch that is the best so
         far; by default writes it to the run folder.

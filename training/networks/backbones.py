@@ -20,21 +20,17 @@ from lungwatch.training.networks.heads import FEATURES, attach_head
 from lungwatch.training.networks.weights import build_lite0, load_keras, read_h5
 
 NormalisationKind = Literal["train", "all", "fixed", "image"]
-
 NORMALISATION_KINDS: tuple[NormalisationKind, ...] = get_args(NormalisationKind)
-
-
 STANDARDISE = "standardise"
 
 # An image without contrast is divided by this, not by nothing.
 _LEAST_STD = 1e-3
-
 _CHUNK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standardisation:
-    """What is subtracted and what divides.
+    """Mean and standard deviation that normalise grey levels.
 
     Attributes
     ----------
@@ -66,7 +62,7 @@ class Standardisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """Where mean and standard deviation come from.
+    """Source of the mean and the standard deviation.
 
     Attributes
     ----------
@@ -136,7 +132,7 @@ IMAGENET_MEAN, IMAGENET_STD = 0.449, 0.226
 
 
 def imagenet_grey(pixels: Tensor, standardisation: Standardisation | None) -> Tensor:
-    """Put the layers onto grey pixels that give them the mean and the spread of ImageNet's.
+    """Scale grey pixels, by layers, to the mean and the spread of ImageNet's.
 
     Parameters
     ----------
@@ -157,7 +153,7 @@ def imagenet_grey(pixels: Tensor, standardisation: Standardisation | None) -> Te
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineConfig:
-    """The network's shape.
+    """Shape of the baseline CNN.
 
     Attributes
     ----------
@@ -189,7 +185,7 @@ class BaselineConfig:
 def build_baseline(
     config: BaselineConfig, mean: float = 0.5, std: float = 0.25, *, per_image: bool = False
 ) -> KerasModel:
-    """Build the network.
+    """Build the baseline CNN.
 
     Parameters
     ----------
@@ -224,18 +220,14 @@ EFFICIENTNET_LITE0 = "efficientnet-lite0"
 
 # The name under which a trained network carries its backbone, for use as weights again.
 BACKBONE = "backbone"
-
-
 _IMAGENET, _NONE = "imagenet", "none"
-
 _SPATIAL_RANK = 4
-
 _CHANNELS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A feature extractor and what it wants to be fed.
+    """A feature extractor and the scaling of its input.
 
     Attributes
     ----------
@@ -275,7 +267,7 @@ def load_backbone(name: str, weights: str, size_px: int) -> Backbone:
     Raises
     ------
     ConfigError
-        If there is no such backbone, its weights cannot be had or are those of a run with
+        If there is no such backbone, its weights are not available or are those of a run with
         another one, or it does not take that size.
     NotFoundError
         If the weights file is missing.
@@ -303,7 +295,7 @@ def load_backbone(name: str, weights: str, size_px: int) -> Backbone:
 
 
 def cut_at_stride(backbone: Backbone, stride: int) -> Backbone:
-    """End a backbone at its last feature map of a given fineness.
+    """Cut a backbone after its last feature map of a given stride.
 
     Parameters
     ----------
@@ -360,7 +352,7 @@ def input_scaling(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def backbone_names() -> list[str]:
-    """Names that `load_backbone` knows."""
+    """Return the names of backbones that `load_backbone` takes."""
     import keras
 
     there = [n for n in dir(keras.applications) if n[0].isupper()]
@@ -465,7 +457,7 @@ _FEWEST = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A run of layers.
+    """A block of layers.
 
     Attributes
     ----------
@@ -506,7 +498,7 @@ def blocks_of(backbone: KerasModel) -> list[Block]:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferConfig:
-    """The network's shape and where it comes from.
+    """Shape of a transfer network and the weights of its backbone.
 
     Attributes
     ----------
@@ -543,7 +535,7 @@ def build_transfer(
     *,
     backbone: Backbone | None = None,
 ) -> KerasModel:
-    """Build the network, its backbone frozen.
+    """Build a transfer network, its backbone frozen.
 
     Parameters
     ----------
@@ -579,13 +571,13 @@ def build_transfer(
 
 
 def freeze(backbone: KerasModel) -> None:
-    """Keep all of a backbone's weights as they are."""
+    """Freeze all layers of a backbone."""
     for layer in backbone.layers:
         layer.trainable = False
 
 
 def unfreeze(model: KerasModel, last: int | None) -> list[str]:
-    """Let a network's backbone learn: all of it, or from its `last` blocks on.
+    """Make a network's backbone trainable: all of it, or its `last` blocks.
 
     Batch norm stays as it came, scale and statistics alike: small batches of X-rays would
     replace what it knows by noise. A batch norm that is not trainable runs in inference mode,

@@ -15,13 +15,9 @@ from lungwatch.errors import ModelError
 from lungwatch.training.data.pixels import FloatArray, KerasModel, Tensor
 
 FEATURES = "features"
-
 POOLED = "pooled"
-
 HIDDEN = "head_hidden"
-
 DROPOUT = "head_dropout"
-
 LOGIT = "head_logit"
 
 # Of each finding beside COVID: `opacity_hidden`, `opacity_logit`.
@@ -92,7 +88,7 @@ def further_findings(model: KerasModel) -> tuple[str, ...]:
 
 
 def output_of(model: KerasModel, finding: str | None = None) -> KerasModel:
-    """Return the network up to one logit alone: of a further finding, or of COVID for None."""
+    """Return the network with a single logit: of a further finding, or of COVID for None."""
     import keras
 
     if finding is None and not further_findings(model):
@@ -126,7 +122,7 @@ def softmax(pairs: ArrayLike) -> _Pairs:
 
 
 def decide(pairs: ArrayLike) -> NDArray[np.bool_]:
-    """Whether COVID's logit is the larger, (N,); a tie is COVID, as z >= 0 and p >= 0.5 say.
+    """Return True where COVID's logit is the larger, (N,); a tie is COVID, as z >= 0 and p >= 0.5.
 
     It is taken of the logits, as softmax keeps their order: probabilities of logits nearer to
     each other than 1e-16 are equal once they are rounded, and `argmax` takes the first of
@@ -137,17 +133,10 @@ def decide(pairs: ArrayLike) -> NDArray[np.bool_]:
 
 
 BOX = "lung_box"
-
 VIEW = "lung_view"
-
-
 MARGIN = 0.1
-
 """What is shown around the lungs' box, as a fraction of the image's side."""
-
-
 FINER = 2
-
 """Sides of the whole image for one of what is shown: a box is about half the image."""
 
 
@@ -174,7 +163,7 @@ class Grid:
 
 
 def covered(cells: Grid, by: Grid) -> Tensor:
-    """How much of each cell is covered by each cell of another grid.
+    """Share of each cell that each cell of another grid covers.
 
     Returns
     -------
@@ -196,7 +185,7 @@ def covered(cells: Grid, by: Grid) -> Tensor:
 
 
 def crop(pixels: Tensor, box: Tensor, side: int) -> Tensor:
-    """Show what is in a box, stretched to a square.
+    """Crop to a box, stretched to a square.
 
     Parameters
     ----------
@@ -220,7 +209,7 @@ def crop(pixels: Tensor, box: Tensor, side: int) -> Tensor:
 
 
 def lay_back(maps: Tensor, box: Tensor) -> Tensor:
-    """Lay maps of what is in a box onto the whole image, zero outside the box.
+    """Paste maps of a box into the whole image, zero outside the box.
 
     Parameters
     ----------
@@ -245,7 +234,7 @@ def lay_back(maps: Tensor, box: Tensor) -> Tensor:
 
 
 def view_lungs(pixels: Tensor, finder: KerasModel, side: int) -> Tensor:
-    """Put the view onto an input.
+    """Crop an input to the box of the lungs that a finder gives.
 
     Parameters
     ----------
@@ -272,7 +261,7 @@ def view_lungs(pixels: Tensor, finder: KerasModel, side: int) -> Tensor:
 
 
 def has_lung_view(model: KerasModel) -> bool:
-    """Whether a network sees the box of the lungs alone; its layer `BOX` gives it then."""
+    """Tell if a network sees only the box of the lungs, which its layer `BOX` gives."""
     return BOX in {layer.name for layer in model.layers}
 
 
@@ -297,7 +286,7 @@ def two_logits(logit: Tensor) -> Tensor:
 
 
 def gradcam(model: KerasModel, pixels: FloatArray) -> FloatArray:
-    """Explain both classes for each image.
+    """Compute Grad-CAM of both classes for each image.
 
     Parameters
     ----------
@@ -344,7 +333,7 @@ def gradcam(model: KerasModel, pixels: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A network and what makes its logits comparable with the others'.
+    """A network with its calibration, which makes its logits comparable.
 
     Attributes
     ----------

@@ -13,11 +13,12 @@ from lungwatch.preprocess import PreprocessSpec
 from lungwatch.training.data.gate_images import TURNS, GateBatch
 from lungwatch.training.data.pixels import FloatArray, KerasModel, Tensor
 from lungwatch.training.evaluation.gate_rates import GateOutput
-from lungwatch.training.fitting.augmentation import Framing, box_around, reframe
-from lungwatch.training.fitting.field_images import (
+from lungwatch.training.fitting.augmentation import (
     FIELD_CLASSES,
-    FieldArray,
+    Framing,
     LungField,
+    box_around,
+    reframe,
     view_tensor,
 )
 from lungwatch.training.fitting.run import Progress, prepare_tensorflow
@@ -26,19 +27,14 @@ from lungwatch.training.networks.heads import BOX, VIEW, crop
 from lungwatch.training.networks.weights import build_lite0
 
 SEGMENTER_PX = 128
-
 SEGMENTER_INPUT = PreprocessSpec(size_px=SEGMENTER_PX)
-
-
 _SEGMENTER_FILTERS = (12, 24, 48, 96)
-
 _BOTTOM_FILTERS = 128
-
 _SEGMENT_BATCH = 64
 
 
 def build_segmenter() -> KerasModel:
-    """Build the network, about 0.8 M parameters.
+    """Build the segmenter, a U-Net of about 0.8 M parameters.
 
     Returns
     -------
@@ -80,7 +76,7 @@ def segmentation_loss(masks: Tensor, logits: Tensor) -> Tensor:
 
 
 def segment(model: KerasModel, pixels: FloatArray) -> FloatArray:
-    """Find the lungs.
+    """Segment the lungs of images.
 
     Parameters
     ----------
@@ -112,21 +108,12 @@ def _resized(image: FloatArray, side: int) -> FloatArray:
 
 
 FINDER = "finder"
-
 FINDER_PX = 64
-
 FINDER_EPOCHS = 30
-
-
 _LEARNT_PX = 128  # so that frames can be changed without losing what the network sees
-
-
 _FINDER_FILTERS = (16, 32, 48, 64)
-
 _PLACES = 16  # channels that are read cell by cell
-
 _LEARNING_RATE = 2e-3
-
 _GAMMA = 0.3  # largest change of exposure, as a logarithm
 
 
@@ -158,7 +145,7 @@ class FoundBox:
 
 
 def build_finder(side: int) -> KerasModel:
-    """Build the network, 0.34 M parameters.
+    """Build the box finder, 0.34 M parameters.
 
     Parameters
     ----------
@@ -196,7 +183,7 @@ def fit_finder(
     batch_size: int = 32,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> KerasModel:
-    """Train the network on images whose lungs are known.
+    """Train the box finder on images whose lungs are known.
 
     Parameters
     ----------
@@ -284,18 +271,11 @@ def _shrunk(image: FloatArray) -> FloatArray:
 
 
 FRONTAL, TURN, INVERTED, LUNGS = "frontal", "turn", "inverted", "lungs"
-
 CHANCES, EMBEDDING = "chances", "embedding"
-
 LUNGS_CELL_PX = 4
-
-
 _TRUNK_END = "b11_exp_relu"  # 672 channels, 16 pixels a cell
-
 _DEEP, _MIDDLE, _FINE = "b10_add", "b4_add", "b2_add"  # 16, 8 and 4 pixels a cell
-
 _DROPOUT = 0.2
-
 _AT_ONCE = 64
 
 # Of the averaged weights; reached from 450 steps on.
@@ -358,7 +338,7 @@ def build_gate_network(size_px: int, *, imagenet: bool) -> KerasModel:
 
 
 def gate_output_network(model: KerasModel) -> KerasModel:
-    """Give the network the answers that a gate gives.
+    """Return the network with the outputs of an exported gate.
 
     Returns
     -------
@@ -386,7 +366,7 @@ def gate_output_network(model: KerasModel) -> KerasModel:
 
 
 def gate_outputs(answering: KerasModel, pixels: FloatArray) -> GateOutput:
-    """Ask such a network about preprocessed pictures, (N, S, S, 1), 0..1."""
+    """Run that network on preprocessed pictures, (N, S, S, 1), 0..1."""
     parts = np.array_split(pixels, max(1, math.ceil(len(pixels) / _AT_ONCE)))
     found = [answering(part, training=False) for part in parts]
 
@@ -431,7 +411,7 @@ def compile_gate(
 
 
 def train_on(model: KerasModel, batch: GateBatch, seed: tuple[int, int]) -> float:
-    """Take one step; what is not known of a picture has no part in it.
+    """Train on one batch; unknown labels of a picture have no weight.
 
     Parameters
     ----------
@@ -477,18 +457,11 @@ def _conv(x: Tensor, filters: int, kernel: int) -> Tensor:
 
 
 TRUNK, POOLED = "field_trunk", "field_pooled"
-
 HIDDEN, THREE = "field_hidden", "field_classes"
-
-
 _FIELD_TRUNK_END = "b11_exp_relu"  # 672 channels, 16 pixels a cell
-
 _HIDDEN_UNITS = 64
-
 _FIELD_DROPOUT, _DROPOUT_HIDDEN = 0.3, 0.2
-
 _SMOOTHING = 0.05
-
 _AVERAGED = 0.99
 
 
@@ -505,7 +478,7 @@ def build_field_network(size_px: int, *, imagenet: bool) -> KerasModel:
     Returns
     -------
     keras.Model
-        From the view (`field_images`), float32 (N, S, S, 1), 0..1, to the
+        From the view (`augmentation.view_tensor`), float32 (N, S, S, 1), 0..1, to the
         logits of `CLASSES`, (N, 3).
 
     Raises
@@ -552,16 +525,16 @@ def compile_fields(model: KerasModel, learning_rate: float, weight_decay: float)
 
 
 def learn_fields(
-    model: KerasModel, pixels: FieldArray, targets: FieldArray, seed: tuple[int, int]
+    model: KerasModel, pixels: FloatArray, targets: FloatArray, seed: tuple[int, int]
 ) -> float:
-    """Take one step.
+    """Train on one batch.
 
     Parameters
     ----------
     model
         The compiled network.
     pixels, targets
-        Of `field_images.draw_field_batch`.
+        Of `augmentation.draw_field_batch`.
     seed
         Of the features that are left out.
 
@@ -583,31 +556,25 @@ def _seed_dropout(model: KerasModel, seed: tuple[int, int]) -> None:
             layer.seed_generator.state.assign(seed)
 
 
-def opacity_logit(logits: FieldArray) -> FieldArray:
+def opacity_logit(logits: FloatArray) -> FloatArray:
     """Turn the logits of `CLASSES`, (N, 3), into that of an opacity against the rest, (N,)."""
     return np.asarray(logits[:, 2] - np.logaddexp(logits[:, 0], logits[:, 1]), np.float32)
 
 
-def abnormal_logit(logits: FieldArray) -> FieldArray:
+def abnormal_logit(logits: FloatArray) -> FloatArray:
     """Turn the logits of `CLASSES`, (N, 3), into that of anything but normal, (N,)."""
     return np.asarray(np.logaddexp(logits[:, 1], logits[:, 2]) - logits[:, 0], np.float32)
 
 
 LONGEST_PX = 192
-
 """Longest side of a field that is kept to learn from: the network sees no more."""
-
-
 _IS_LUNG = 0.5
-
 _LEAST_LUNG = 0.02  # of the picture
-
 _REACH = 24  # cells that kept lung may be away from where it is surely lung
-
 _STEEPNESS = 20.0  # of the mask's edge in the graph, where a step would lose parity
 
 
-def cut_field(pixels: FieldArray, chances: FieldArray) -> LungField:
+def cut_field(pixels: FloatArray, chances: FloatArray) -> LungField:
     """Cut the lungs' box out of an X-ray.
 
     Parameters
@@ -637,7 +604,7 @@ def cut_field(pixels: FieldArray, chances: FieldArray) -> LungField:
 
 
 def build_field_finder(gate: KerasModel, size_px: int) -> KerasModel:
-    """Build what finds the lungs of an X-ray.
+    """Build the network that finds the lung field of an X-ray.
 
     Parameters
     ----------
@@ -676,7 +643,7 @@ def build_field_finder(gate: KerasModel, size_px: int) -> KerasModel:
 
 
 def view_field(pixels: Tensor, finder: KerasModel, view_px: int) -> Tensor:
-    """Put the view onto an input.
+    """Standardise an input inside its lung field.
 
     Parameters
     ----------
@@ -703,7 +670,7 @@ def view_field(pixels: Tensor, finder: KerasModel, view_px: int) -> Tensor:
     return keras.layers.Activation("linear", name=VIEW)(shown([pixels, lungs, box]))
 
 
-def _kept(chances: FieldArray) -> FieldArray:
+def _kept(chances: FloatArray) -> FloatArray:
     square = np.ones((3, 3), np.uint8)
     is_lung = (chances > _IS_LUNG).astype(np.uint8)
     kept = cv2.erode(is_lung, square)

@@ -1,7 +1,4 @@
-"""Files of networks and weights: Keras, HDF5 and PyTorch files.
-
-And EfficientNet-Lite0 with its ImageNet weights.
-"""
+"""Files of networks and weights (Keras, HDF5, PyTorch), and EfficientNet-Lite0."""
 
 import pickle
 import struct
@@ -28,13 +25,12 @@ from lungwatch.training.fitting.run import prepare_tensorflow
 
 
 def save_keras(model: KerasModel, target: Path) -> None:
-    """Write a network to a .keras file beside its place, and rename it into it."""
+    """Write a network to a .keras file, atomically."""
     with replacing(target) as temporary:
         model.save(temporary)
 
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-
 _PROTOCOL = 1001
 
 
@@ -159,7 +155,7 @@ def load_keras(file: Path) -> KerasModel:
 
 
 def read_h5(file: Path, build: Callable[[], KerasModel]) -> KerasModel:
-    """Read a network, or fill one with a file's weights.
+    """Read a whole network, or the weights of one.
 
     Parameters
     ----------
@@ -245,12 +241,11 @@ _STAGES = (
 )
 
 _STEM, _HEAD = 32, 1280
-
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def build_lite0(size_px: int, *, imagenet: bool, classes: int | None = None) -> KerasModel:
-    """Build the network.
+    """Build EfficientNet-Lite0.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ from lungwatch.training.fitting.preparation import (
     evaluate_rest,
     prepare,
 )
-from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
+from lungwatch.training.fitting.run import Progress, RunFolder, open_run
 from lungwatch.training.networks.heads import (
     FEATURES,
     FINER,
@@ -57,7 +57,7 @@ from lungwatch.training.networks.weights import load_keras, save_keras
 def learn_box(
     prepared: Prepared, segmenter: KerasModel, *, progress: Progress | None = None
 ) -> FoundBox:
-    """Train the network on a data set's training images, and see how well its boxes fit.
+    """Train a box finder on a data set, and measure its boxes on validation images.
 
     Parameters
     ----------
@@ -65,8 +65,6 @@ def learn_box(
         The data set; its pixels' side must be a multiple of 64 px.
     segmenter
         See `lungs`: what it finds is what is learnt.
-    progress
-        Listeners.
 
     Raises
     ------
@@ -99,7 +97,6 @@ def learn_box(
 
 
 _FEWEST = 2
-
 _OF_MEMBERS = ("family", "network", "fit", "guidance", "normalisation", "data")
 
 
@@ -133,9 +130,7 @@ def train_join(
     """
     if len(runs) < _FEWEST:
         raise ConfigError("give at least two runs to join")
-    run = RunFolder(root=root)
-    run.refuse_taken(resume=resume)
-    prepare_tensorflow()
+    run = open_run(root, resume=resume)
     scorers = _open_members(runs, leave_out)
     spec = scorers[0].judgement.preprocess
     segmenter = load_keras(RunFolder(root=lungs).model) if lungs else None
@@ -221,24 +216,14 @@ def _check_left_out(run: Path, theirs: str | None, asked: str | None) -> None:
 
 
 OPACITY_HIDDEN, OPACITY = "opacity_hidden", "opacity_logit"
-
 """Layer with the logit of an opacity, (N, 1)."""
-
 FINDING_LOGITS = "finding_logits"
-
 """Layer with the logits of COVID and of an opacity, (N, 2)."""
-
-
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-
 """Penalties that are tried, from weak to strong."""
-
 _MIDDLE = 1.0
-
 _FEWEST_OF_SIDE = 5  # images on one side of an area under the curve
-
 _AGAINST_REST = (-0.5, -0.5, 1.0)  # of the classes' logits
-
 _OTHERS = ("NORMAL", "OTHER_PNEUMONIA")
 
 
@@ -264,7 +249,7 @@ class LinearHead:
 
 @dataclass(frozen=True, kw_only=True)
 class PenaltyChoice:
-    """Which penalty was chosen, and by what.
+    """Chosen penalty, and the figures that chose it.
 
     Attributes
     ----------
@@ -280,7 +265,7 @@ class PenaltyChoice:
 
 
 def fit_head(features: FloatArray, samples: Sequence[Sample], penalty: float) -> LinearHead:
-    """Fit COVID against the rest.
+    """Fit a linear head that separates COVID from the rest.
 
     COVID and the rest weigh the same; within each, a group of one source and one finding weighs
     as the square root of its number.
@@ -361,7 +346,7 @@ def choose_penalty(
 def assemble(
     fields: Sequence[KerasModel], gate: KerasModel, head: LinearHead, *, size_px: int
 ) -> KerasModel:
-    """Build the network for whole X-rays.
+    """Assemble the network for whole X-rays.
 
     Parameters
     ----------
@@ -427,7 +412,7 @@ def opacity_against_rest(logits: FloatArray) -> FloatArray:
 
 
 def _opacity_weights(fields: Sequence[KerasModel]) -> tuple[list[FloatArray], list[FloatArray]]:
-    """Put the hidden layers of networks side by side, as blocks, and average their opacities."""
+    """Join the hidden layers of networks as blocks, and average their opacity logits."""
     kernels, biases = zip(*(o.get_layer(CLASSES_HIDDEN).get_weights() for o in fields), strict=True)
     rows, columns = (sum(kernel.shape[axis] for kernel in kernels) for axis in (0, 1))
     kernel = np.zeros((rows, columns), np.float32)
@@ -469,9 +454,7 @@ def _against(
 
 
 FINDINGS_FAMILY = "Findings on lung fields"
-
 FINDINGS_PX = 320
-
 _AT_ONCE = 32
 
 
@@ -506,9 +489,7 @@ def train_findings(
         Do it again in `root`, if it was begun with the same configuration.
     """
     progress = progress or Progress()
-    run = RunFolder(root=root)
-    run.refuse_taken(resume=resume)
-    prepare_tensorflow()
+    run = open_run(root, resume=resume)
     parts = [RunFolder(root=one) for one in (*fields, gate)]
     *trunks, finder = (load_keras(one.model) for one in parts)
     if len({trunk.input_shape for trunk in trunks}) != 1:
@@ -552,13 +533,6 @@ def train_findings(
         **calibrate_outputs(prepared.val.targets, head.logits(val)),
     }
     return evaluate_rest(run, metrics, prepared, leave_out)
-
-
-def opacity_logits(model: KerasModel, pixels: FloatArray) -> FloatArray:
-    """Return the logits of an opacity, float32 (N,), for X-rays, (N, S, S, 1), 0..1."""
-    import keras
-
-    return _embed(keras.Model(model.input, model.get_layer(OPACITY).output), pixels)[:, 0]
 
 
 def _embedding(model: KerasModel) -> KerasModel:

@@ -28,7 +28,7 @@ from lungwatch.training.data.duplicates import find_leaks
 from lungwatch.training.data.pixels import FloatArray, KerasModel
 from lungwatch.training.evaluation.metrics import roc_auc
 from lungwatch.training.evaluation.scorers import ONNX_FILE, OnnxScorer, onnx_session
-from lungwatch.training.fitting.field_images import (
+from lungwatch.training.fitting.augmentation import (
     FIELD_CLASSES,
     LungField,
     batch_counts,
@@ -36,7 +36,7 @@ from lungwatch.training.fitting.field_images import (
     plain_view,
     ready_field,
 )
-from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
+from lungwatch.training.fitting.run import Progress, RunFolder, open_run
 from lungwatch.training.fitting.tasks import StepConfig, fit_steps
 from lungwatch.training.fitting.trainer import save_without_optimizer
 from lungwatch.training.networks.lungs import (
@@ -51,17 +51,10 @@ from lungwatch.training.networks.weights import load_keras
 from lungwatch.training.recipes.lungs import find_lungs
 
 FEWEST = 50
-
 """Training images of each finding that a source must have to count as a pair."""
-
-
 Group = tuple[str, int]
-
-
 _OF_LABEL = {"NORMAL": 0, "OTHER": 1, "OPACITY": 2}
-
 _OF_FINDING: dict[ImageClass, int] = {"NORMAL": 0, "OTHER_PNEUMONIA": 2}
-
 _AT_ONCE = 64
 
 
@@ -293,13 +286,12 @@ def _grouped(keys: Sequence[Group], fields: Sequence[LungField]) -> dict[Group, 
 
 
 FIELDS_FAMILY = "Lung fields on EfficientNet-Lite0"
-
 _FIELD_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class FieldFitConfig(StepConfig):
-    """How to train on lung fields.
+    """Configuration of a training on lung fields.
 
     Attributes
     ----------
@@ -350,12 +342,10 @@ def train_fields(
     if (pairs is None) != (gate is None):
         raise ConfigError("pairs of whole X-rays need a gate that finds their lungs, and it them")
     progress = progress or Progress()
-    run = RunFolder(root=root)
-    run.refuse_taken(resume=resume)
-    prepare_tensorflow(fitting.seed)
+    run = open_run(root, resume=resume, seed=fitting.seed)
     import keras
 
-    # Fails early, before thousands of images are read, if ImageNet's weights cannot be had.
+    # Fails early, before thousands of images are read, if ImageNet weights are not available.
     build_field_network(fitting.size_px, imagenet=fitting.imagenet)
     data = read_fields(
         location,

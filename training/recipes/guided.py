@@ -28,7 +28,7 @@ from lungwatch.training.fitting.augmentation import (
     reframe,
 )
 from lungwatch.training.fitting.preparation import conclude, evaluate_rest, prepare
-from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
+from lungwatch.training.fitting.run import Progress, RunFolder, open_run
 from lungwatch.training.fitting.tasks import FitData, binary_task, fit, sampling_weights
 from lungwatch.training.fitting.trainer import FitConfig, FitState, TrainingTask
 from lungwatch.training.networks.backbones import (
@@ -47,7 +47,7 @@ _SEVERITY: dict[ImageClass, int] = {"NORMAL": 0, "OTHER_PNEUMONIA": 1, "COVID": 
 
 
 def severity_ranks(samples: Sequence[Sample]) -> NDArray[np.int32]:
-    """How grave the findings are, int32 (N,): 0 NORMAL, 1 OTHER_PNEUMONIA, 2 COVID."""
+    """Severity of the findings, int32 (N,): 0 NORMAL, 1 OTHER_PNEUMONIA, 2 COVID."""
     return np.array([_SEVERITY[s.finding] for s in samples], dtype=np.int32)
 
 
@@ -60,7 +60,6 @@ def source_numbers(samples: Sequence[Sample]) -> NDArray[np.int32]:
 # A handful of images can be learnt by heart, or never be right: either would say nothing of
 # how their group does, so they count with the largest group of their finding.
 FEWEST_OF_GROUP = 20
-
 WEIGHT = "weight "
 
 
@@ -73,7 +72,7 @@ class RiskGroups:
     names
         As "ieee8023/COVID".
     table
-        The group of each finding's gravity and source's number, int32 (3, sources); -1 where
+        The group of each finding's severity and source's number, int32 (3, sources); -1 where
         there are no images.
     """
 
@@ -121,7 +120,7 @@ class RobustLoss:
 
     @property
     def variables(self) -> list[Any]:
-        """What an interrupted run must find again."""
+        """Variables that a checkpoint must hold."""
         return [self.weights]
 
     def __call__(self, losses: Tensor, targets: Tensor, grave: Tensor, source: Tensor) -> Tensor:
@@ -156,13 +155,9 @@ class RobustLoss:
 
 
 _UNITS = 64
-
 _LEARNING_RATE = 1e-3
-
 _STEEPNESS = 10.0
-
 _IMPOSSIBLE = -1e9
-
 SOURCE_LOSS = "source_loss"
 
 
@@ -182,7 +177,7 @@ def reversed_gradient(values: Tensor, strength: Tensor) -> Tensor:
 
 
 class Adversary:
-    """The head that tells sources, with an optimiser of its own.
+    """Source classifier on the pooled features, with an optimiser of its own.
 
     Parameters
     ----------
@@ -224,7 +219,7 @@ class Adversary:
 
     @property
     def variables(self) -> list[Any]:
-        """What an interrupted run must find again."""
+        """Variables that a checkpoint must hold."""
         return [*self.trainable, *self._optimizer.variables, self._mean_loss]
 
     def __call__(self, pooled: Tensor, grave: Tensor, source: Tensor, step: Tensor) -> Tensor:
@@ -313,7 +308,7 @@ def ranking_loss(logits: Tensor, grave: Tensor, source: Tensor) -> Tensor:
     Parameters
     ----------
     logits, grave, source
-        Tensors (N,): binary logits, and what `gravity` and `source_numbers` return.
+        Tensors (N,): binary logits, and what `severity` and `source_numbers` return.
     """
     import tensorflow as tf
 
@@ -364,7 +359,7 @@ def make_guided_step(
     Returns
     -------
     function
-        Of pixels (N, S, S, 1), targets (N,), gravity (N,), source numbers (N,) and lungs on the
+        Of pixels (N, S, S, 1), targets (N,), severity (N,), source numbers (N,) and lungs on the
         map's cells (N, h, w), to the loss and the binary logits (N,) before the step.
     """
     import keras
@@ -410,7 +405,7 @@ def make_guided_step(
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How training is guided; replaces the plain augmentation and the plain loss.
+    """Guidance of a training; replaces plain augmentation and cross-entropy.
 
     Attributes
     ----------
@@ -456,11 +451,11 @@ class Guidance:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GuidanceData:
-    """What guided training knows of each image besides its pixels, and of all of them.
+    """Data of guided training besides pixels and targets.
 
     Attributes
     ----------
-    gravity, source
+    severity, source
         int32 (N,); see `objectives`.
     lungs
         uint8 (N, S, S): the probability of being lung, 255 for certain.
@@ -472,7 +467,7 @@ class GuidanceData:
         The grey levels, if they are to be exchanged.
     """
 
-    gravity: NDArray[np.int32]
+    severity: NDArray[np.int32]
     source: NDArray[np.int32]
     lungs: NDArray[np.uint8]
     groups: RiskGroups
@@ -487,7 +482,7 @@ def make_guidance_data(
     lungs = np.round(segment(segmenter, pixels) * 255.0).astype(np.uint8)
     source = source_numbers(samples)
     return GuidanceData(
-        gravity=severity_ranks(samples),
+        severity=severity_ranks(samples),
         source=source,
         lungs=lungs,
         groups=risk_groups(samples),
@@ -538,7 +533,7 @@ def guided_task(
         return (
             randomise_domain(framed, found, guidance.disguise, rng),
             data.train_targets[indices],
-            guide.gravity[indices],
+            guide.severity[indices],
             guide.source[indices],
             lungs_on_map(found, int(shape[1])),
         )
@@ -592,11 +587,9 @@ def train_guided(
         Augmentation, objective and drawing.
     """
     progress = progress or Progress()
-    run = RunFolder(root=root)
-    run.refuse_taken(resume=resume)
-    prepare_tensorflow(fitting.seed)
+    run = open_run(root, resume=resume, seed=fitting.seed)
     segmenter = load_segmenter(lungs)
-    # Fails early, before thousands of images are read, if the backbone cannot be had.
+    # Fails early, before thousands of images are read, if the backbone is not available.
     backbone = load_backbone(network.backbone, network.weights, network.size_px)
     if stride:
         backbone = cut_at_stride(backbone, stride)
@@ -648,7 +641,7 @@ def train_guided(
 
 
 def _log_weights(run: RunFolder, state: FitState) -> None:
-    # From the state, which an interrupted run goes on from: no epoch is missing or there twice.
+    # The state is what a run resumes from: no epoch is missing or there twice.
     rows = [
         {
             "epoch": row["epoch"],

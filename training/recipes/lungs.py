@@ -19,7 +19,7 @@ from lungwatch.training.data.gate_data import GateData, measure_gate, read_gate_
 from lungwatch.training.data.gate_images import ByteArray, GateBatch, GateXray, draw_batch
 from lungwatch.training.data.pixels import FloatArray, KerasModel, LungMasks, read_lung_masks
 from lungwatch.training.data.splits import DataRecord
-from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
+from lungwatch.training.fitting.run import Progress, RunFolder, open_run, prepare_tensorflow
 from lungwatch.training.fitting.tasks import StepConfig, fit_steps
 from lungwatch.training.fitting.trainer import (
     FitConfig,
@@ -45,7 +45,7 @@ _FEWEST_PAIRS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class LungFitConfig:
-    """How to train the segmenter.
+    """Configuration of the training of the segmenter.
 
     Attributes
     ----------
@@ -217,15 +217,13 @@ def _agreement(
 
 
 GATE_FAMILY = "Content gate on EfficientNet-Lite0"
-
 _MASKS, _ALL = 1, 2
-
 _LUNGS = "lungs.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateFitConfig(StepConfig):
-    """How to train the gate; `steps` are those on everything.
+    """Configuration of the training of the gate; `steps` are those on all pictures.
 
     Attributes
     ----------
@@ -273,12 +271,10 @@ def train_gate(
         Listeners; an epoch is the steps between two checkpoints.
     """
     progress = progress or Progress()
-    run = RunFolder(root=root)
-    run.refuse_taken(resume=resume)
-    prepare_tensorflow(fitting.seed)
+    run = open_run(root, resume=resume, seed=fitting.seed)
     import keras
 
-    # Fails early, before thousands of images are read, if ImageNet's weights cannot be had.
+    # Fails early, before thousands of images are read, if ImageNet weights are not available.
     build_gate_network(fitting.size_px, imagenet=fitting.imagenet)
     spec = PreprocessSpec(size_px=fitting.size_px)
     data = read_gate_data(
