@@ -39,7 +39,7 @@ _EXTRAS = {"train": "tensorflow", "postgres": "psycopg", "pacs": "pynetdicom"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CheckOutcome:
     """Outcome of one check.
 
     Attributes
@@ -125,7 +125,7 @@ def inspect_database(installation: Installation) -> str:
         engine.dispose()
 
 
-def inspect_trusted_keys(installation: Installation) -> Iterator[Outcome]:
+def inspect_trusted_keys(installation: Installation) -> Iterator[CheckOutcome]:
     """Read the trusted keys."""
     config = installation.config
     if config.trusted_keys:
@@ -134,7 +134,7 @@ def inspect_trusted_keys(installation: Installation) -> Iterator[Outcome]:
         detail = (
             "'trusted_keys' is not set: any bundle is run, whoever made it; see docs/security.md"
         )
-    yield Outcome(name="trusted keys", ok=True if config.trusted_keys else None, detail=detail)
+    yield CheckOutcome(name="trusted keys", ok=True if config.trusted_keys else None, detail=detail)
 
 
 def inspect_model(installation: Installation) -> str:
@@ -150,7 +150,7 @@ def inspect_model(installation: Installation) -> str:
     )
 
 
-def inspect_gate(installation: Installation) -> Iterator[Outcome]:
+def inspect_gate(installation: Installation) -> Iterator[CheckOutcome]:
     """Say what is checked in the pixels; the model's check proves that the gate answers right."""
     if installation.classifier is None:
         return
@@ -164,10 +164,10 @@ def inspect_gate(installation: Installation) -> Iterator[Outcome]:
         asked = ", ".join(f"{check.name} from {check.threshold:.2f}" for check in gate.checks)
         done = "refused" if installation.config.gate == "refuse" else "scored and flagged"
         detail = f"{asked}; what fails is {done}"
-    yield Outcome(name="content gate", ok=None if gate is None else True, detail=detail)
+    yield CheckOutcome(name="content gate", ok=None if gate is None else True, detail=detail)
 
 
-def inspect_calibration(installation: Installation) -> Iterator[Outcome]:
+def inspect_calibration(installation: Installation) -> Iterator[CheckOutcome]:
     """Read the site's calibration."""
     classifier, folder = installation.classifier, installation.home.calibrations
     if classifier is None:
@@ -175,14 +175,14 @@ def inspect_calibration(installation: Installation) -> Iterator[Outcome]:
     contract = classifier.contract
     site = read_calibration(folder, contract.id, classifier.sha256)
     if site is not None:
-        yield Outcome(name="calibration", ok=True, detail=site.text)
+        yield CheckOutcome(name="calibration", ok=True, detail=site.text)
         return
     others = other_builds(folder, contract.id, classifier.sha256)
     detail = f"the bundle's own, threshold {contract.decision.threshold:.3f}"
     if others:
         detail += f"; {others[0].name} belongs to another file of this name and is not used"
     detail += "; `lungwatch calibrate` makes the site's own"
-    yield Outcome(name="calibration", ok=None, detail=detail)
+    yield CheckOutcome(name="calibration", ok=None, detail=detail)
 
 
 def inspect_clock(installation: Installation) -> str:
@@ -226,7 +226,7 @@ def inspect_trial(installation: Installation) -> str:
         return f"scored, overlaid and filed in {row.duration_ms} ms"
 
 
-def inspect_drift(installation: Installation) -> Iterator[Outcome]:
+def inspect_drift(installation: Installation) -> Iterator[CheckOutcome]:
     """Warn of drift, which is no fault of the installation and fails nothing."""
     config, classifier = installation.config, installation.classifier
     if classifier is None:
@@ -235,7 +235,7 @@ def inspect_drift(installation: Installation) -> Iterator[Outcome]:
         engine = open_existing(config.database_url)
     except LungwatchError:
         detail = "not told yet: there is no database that can be read"
-        yield Outcome(name="drift", ok=None, detail=detail)
+        yield CheckOutcome(name="drift", ok=None, detail=detail)
         return
     try:
         found = examine_drift(
@@ -248,22 +248,22 @@ def inspect_drift(installation: Installation) -> Iterator[Outcome]:
     finally:
         engine.dispose()
     is_good = not found.waiting_for and not found.alarms
-    yield Outcome(name="drift", ok=True if is_good else None, detail=found.summary())
+    yield CheckOutcome(name="drift", ok=True if is_good else None, detail=found.summary())
 
 
-def inspect_daemon(installation: Installation) -> Iterator[Outcome]:
+def inspect_daemon(installation: Installation) -> Iterator[CheckOutcome]:
     """Find the process that holds the home."""
     holder = holder_of(installation.home)
     if holder is None:
-        yield Outcome(name="daemon", ok=None, detail="no process holds the home")
+        yield CheckOutcome(name="daemon", ok=None, detail="no process holds the home")
         return
     detail = f"process {holder.pid} holds the home, up for {holder.uptime_s:.0f} s"
     if holder.is_stopped:
         detail += "; a signal has stopped it: kill -CONT, or restart the service"
-    yield Outcome(name="daemon", ok=not holder.is_stopped, detail=detail, data=asdict(holder))
+    yield CheckOutcome(name="daemon", ok=not holder.is_stopped, detail=detail, data=asdict(holder))
 
 
-def inspect_health(installation: Installation) -> Iterator[Outcome]:
+def inspect_health(installation: Installation) -> Iterator[CheckOutcome]:
     """Ask the status port."""
     port = installation.config.metrics_port
     if not port or holder_of(installation.home) is None:
@@ -272,12 +272,12 @@ def inspect_health(installation: Installation) -> Iterator[Outcome]:
         found = ask_health(port)
     except OSError as error:
         why = error.strerror or str(error) or "it does not answer in time"
-        yield Outcome(name="health", ok=False, detail=f"port {port}: {why}")
+        yield CheckOutcome(name="health", ok=False, detail=f"port {port}: {why}")
         return
     reasons: Any = found.get("reasons") or []
     said = "; ".join(str(reason.get("text")) for reason in reasons)
     status = str(found["status"])
-    yield Outcome(
+    yield CheckOutcome(
         name="health",
         ok={"ok": True, "degraded": None}.get(status, False),
         detail=f"{status}: {said}" if said else status,
@@ -285,12 +285,12 @@ def inspect_health(installation: Installation) -> Iterator[Outcome]:
     )
 
 
-def inspect_waiting(installation: Installation) -> Iterator[Outcome]:
+def inspect_waiting(installation: Installation) -> Iterator[CheckOutcome]:
     """Count the files in the drop folder."""
     try:
         found = backlog_of(installation.home, installation.config.name_rules, datetime.now(UTC))
     except OSError as error:
-        yield Outcome(name="waiting", ok=False, detail=error.strerror or "no answer in time")
+        yield CheckOutcome(name="waiting", ok=False, detail=error.strerror or "no answer in time")
         return
     detail = f"{found.files} files in incoming/"
     if found.oldest_s is not None:
@@ -298,25 +298,25 @@ def inspect_waiting(installation: Installation) -> Iterator[Outcome]:
     if found.skipped:
         parts = ", ".join(f"{count} {name}" for name, count in sorted(found.skipped.items()))
         detail += f"; {sum(found.skipped.values())} skipped for their names: {parts}"
-    yield Outcome(name="waiting", ok=None, detail=detail, data=asdict(found))
+    yield CheckOutcome(name="waiting", ok=None, detail=detail, data=asdict(found))
 
 
-def inspect_results(installation: Installation) -> Iterator[Outcome]:
+def inspect_results(installation: Installation) -> Iterator[CheckOutcome]:
     """Count what the database and the outbox hold."""
     try:
         counts = read_health_counts(installation.config)
     except TimeoutError:
         detail = "the database does not answer in time"
-        yield Outcome(name="last result", ok=False, detail=detail)
+        yield CheckOutcome(name="last result", ok=False, detail=detail)
         return
     except LungwatchError as error:
-        yield Outcome(name="last result", ok=None, detail=describe(error))
+        yield CheckOutcome(name="last result", ok=None, detail=describe(error))
         return
     if counts is None:
-        yield Outcome(name="last result", ok=None, detail="none yet")
+        yield CheckOutcome(name="last result", ok=None, detail="none yet")
         return
     last = counts.last_done.isoformat(timespec="seconds") if counts.last_done else None
-    yield Outcome(
+    yield CheckOutcome(
         name="last result",
         ok=None,
         detail=f"{last or 'none yet'}; {counts.queued} to be tried again",
@@ -324,7 +324,7 @@ def inspect_results(installation: Installation) -> Iterator[Outcome]:
     )
     oldest_s = age_s(counts.oldest_delivery)
     age = "" if oldest_s is None else f", the oldest for {oldest_s:.0f} s"
-    yield Outcome(
+    yield CheckOutcome(
         name="outbox",
         ok=None,
         detail=f"{counts.outbox_waiting} objects to be sent{age}; "
@@ -337,7 +337,7 @@ def inspect_results(installation: Installation) -> Iterator[Outcome]:
     )
 
 
-def inspect_destinations(installation: Installation) -> Iterator[Outcome]:
+def inspect_destinations(installation: Installation) -> Iterator[CheckOutcome]:
     """Ask every destination for a sign of life (C-ECHO), and count what waits for it."""
     config = installation.config
     queues = {queue.destination: queue for queue in _queues(config.database_url)}
@@ -357,11 +357,11 @@ def inspect_destinations(installation: Installation) -> Iterator[Outcome]:
                 "queue`, then `lungwatch pacs send --failed`"
             )
         is_good = is_reached and not has_failed
-        yield Outcome(name=f"PACS {name}", ok=is_good, detail="; ".join(parts))
+        yield CheckOutcome(name=f"PACS {name}", ok=is_good, detail="; ".join(parts))
     for queue in queues.values():
         if queue.queued:
             detail = f"{_describe_waiting(queue)}, but it is no longer in 'pacs.destinations'"
-            yield Outcome(name=f"PACS {queue.destination}", ok=False, detail=detail)
+            yield CheckOutcome(name=f"PACS {queue.destination}", ok=False, detail=detail)
 
 
 def _queues(database_url: str) -> list[DestinationStatus]:
@@ -388,12 +388,12 @@ def _describe_waiting(queue: DestinationStatus | None) -> str:
     return f"{queue.queued} objects wait, the oldest for {age}"
 
 
-def inspect_extras(installation: Installation) -> Iterator[Outcome]:
+def inspect_extras(installation: Installation) -> Iterator[CheckOutcome]:
     """Look for the libraries of each extra."""
     del installation
     for extra, module in _EXTRAS.items():
         if importlib.util.find_spec(module) is not None:
-            yield Outcome(name=f"extra '{extra}'", ok=True, detail="installed")
+            yield CheckOutcome(name=f"extra '{extra}'", ok=True, detail="installed")
         else:
             detail = f"not installed (pip install 'lungwatch[{extra}]')"
-            yield Outcome(name=f"extra '{extra}'", ok=None, detail=detail)
+            yield CheckOutcome(name=f"extra '{extra}'", ok=None, detail=detail)

@@ -5,7 +5,6 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -178,7 +177,7 @@ def _bundle() -> Iterator[bytes]:
 
 
 def _config() -> Iterator[bytes]:
-    defaults = asdict(Config())
+    defaults = Config().model_dump()
     # JSON's texts, numbers and lists are TOML's too.
     lines = [
         f"{name} = {json.dumps(str(value) if isinstance(value, Path) else value)}"

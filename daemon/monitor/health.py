@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from lungwatch.daemon import doctor
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.doctor import Installation, Outcome, space_problem
+from lungwatch.daemon.doctor import CheckOutcome, Installation, space_problem
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.retry import Clock, OutageKind, TimeLimited
 from lungwatch.db.statistics import HealthCounts
@@ -114,57 +114,57 @@ class Health:
     stuck: dict[str, float]
 
 
-def _observe_folders(seen: Health) -> Iterator[Outcome]:
+def _observe_folders(seen: Health) -> Iterator[CheckOutcome]:
     if seen.disk_free_mb is None:
         detail = "the home or its drop folder does not answer"
-        yield Outcome(name="folders", ok=False, detail=detail)
+        yield CheckOutcome(name="folders", ok=False, detail=detail)
 
 
-def _observe_space(seen: Health) -> Iterator[Outcome]:
+def _observe_space(seen: Health) -> Iterator[CheckOutcome]:
     if seen.disk_free_mb is not None and (
         problem := space_problem(seen.disk_free_mb, seen.min_free_mb)
     ):
-        yield Outcome(name="disk", ok=False, detail=problem)
+        yield CheckOutcome(name="disk", ok=False, detail=problem)
 
 
-def _observe_database(seen: Health) -> Iterator[Outcome]:
+def _observe_database(seen: Health) -> Iterator[CheckOutcome]:
     if not seen.database:
-        yield Outcome(name="database", ok=False, detail="the database does not answer")
+        yield CheckOutcome(name="database", ok=False, detail="the database does not answer")
 
 
-def observe_phase(phase: Phase) -> Iterator[Outcome]:
+def observe_phase(phase: Phase) -> Iterator[CheckOutcome]:
     """Return the problem of a service that is not ready; `/ready` asks this alone."""
     if phase is not Phase.READY:
-        yield Outcome(name=phase.value, ok=False, detail=f"the service is {phase}")
+        yield CheckOutcome(name=phase.value, ok=False, detail=f"the service is {phase}")
 
 
-def _observe_outages(seen: Health) -> Iterator[Outcome]:
+def _observe_outages(seen: Health) -> Iterator[CheckOutcome]:
     for kind in seen.outages:
-        yield Outcome(name=f"outage_{kind}", ok=False, detail=_OUTAGES[OutageKind(kind)])
+        yield CheckOutcome(name=f"outage_{kind}", ok=False, detail=_OUTAGES[OutageKind(kind)])
 
 
-def _observe_stages(seen: Health) -> Iterator[Outcome]:
+def _observe_stages(seen: Health) -> Iterator[CheckOutcome]:
     for stage, seconds in seen.stuck.items():
         detail = f"stage {stage} shows no progress for {seconds:.0f} s"
-        yield Outcome(name="stuck", ok=False, detail=detail)
+        yield CheckOutcome(name="stuck", ok=False, detail=detail)
 
 
-def _observe_waiting(seen: Health) -> Iterator[Outcome]:
+def _observe_waiting(seen: Health) -> Iterator[CheckOutcome]:
     if seen.oldest_waiting_s is not None and seen.oldest_waiting_s > _LONG_WAIT_S:
         detail = f"a file waits for {seen.oldest_waiting_s:.0f} s"
-        yield Outcome(name="waiting_long", ok=None, detail=detail)
+        yield CheckOutcome(name="waiting_long", ok=None, detail=detail)
     if seen.left_alone:
         detail = f"{seen.left_alone} files cannot be taken"
-        yield Outcome(name="left_alone", ok=None, detail=detail)
+        yield CheckOutcome(name="left_alone", ok=None, detail=detail)
 
 
-def _observe_outbox(seen: Health) -> Iterator[Outcome]:
+def _observe_outbox(seen: Health) -> Iterator[CheckOutcome]:
     if seen.outbox_oldest_s is not None and seen.outbox_oldest_s > _LONG_UNSENT_S:
         detail = f"an object is unsent for {seen.outbox_oldest_s:.0f} s"
-        yield Outcome(name="outbox_old", ok=None, detail=detail)
+        yield CheckOutcome(name="outbox_old", ok=None, detail=detail)
     if seen.outbox_ended:
         detail = f"{seen.outbox_ended} objects were refused or invalid"
-        yield Outcome(name="outbox_ended", ok=None, detail=detail)
+        yield CheckOutcome(name="outbox_ended", ok=None, detail=detail)
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,8 @@ class Check:
 
     name: str
     question: str
-    inspect: Callable[[Installation], str | Iterator[Outcome]] | None = None
-    observe: Callable[[Health], Iterator[Outcome]] | None = None
+    inspect: Callable[[Installation], str | Iterator[CheckOutcome]] | None = None
+    observe: Callable[[Health], Iterator[CheckOutcome]] | None = None
     at_start: bool = False
 
 
@@ -257,7 +257,7 @@ def check_start(config: Config) -> None:
             check.inspect(Installation(config))
 
 
-def run_checks(config: Config, names: tuple[str, ...] = ()) -> Iterator[Outcome]:
+def run_checks(config: Config, names: tuple[str, ...] = ()) -> Iterator[CheckOutcome]:
     """Run the checks of `lungwatch doctor`, or those named; none that fails ends the others."""
     installation = Installation(config)
     for check in CHECKS:
@@ -266,14 +266,14 @@ def run_checks(config: Config, names: tuple[str, ...] = ()) -> Iterator[Outcome]
         try:
             found = check.inspect(installation)
             if isinstance(found, str):
-                yield Outcome(name=check.name, ok=True, detail=found)
+                yield CheckOutcome(name=check.name, ok=True, detail=found)
             else:
                 yield from found
         except LungwatchError as error:
-            yield Outcome(name=check.name, ok=False, detail=str(error))
+            yield CheckOutcome(name=check.name, ok=False, detail=str(error))
         # Doctor reports whatever is wrong; it must not be what fails.
         except Exception as error:
-            yield Outcome(name=check.name, ok=False, detail=describe_unexpected(error))
+            yield CheckOutcome(name=check.name, ok=False, detail=describe_unexpected(error))
 
 
 def judge(state: Health) -> Health:

@@ -292,7 +292,7 @@ class StatusServer:
         on_crash: Callable[[str, BaseException], None],
         progress: Progress,
     ) -> None:
-        class Handler(_Handler):
+        class Handler(_StatusHandler):
             text = staticmethod(metrics)
             health_check = health
 
@@ -349,7 +349,7 @@ class _Server(ThreadingHTTPServer):
         event("status_request_failed", level=logging.DEBUG)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _StatusHandler(BaseHTTPRequestHandler):
     timeout = _TIMEOUT_S
     server_version = "lungwatch"
     sys_version = ""

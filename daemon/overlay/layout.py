@@ -27,7 +27,7 @@ _MOST_REMARK_LINES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Box:
+class Rectangle:
     """A rectangle of the picture, in pixels."""
 
     top: int
@@ -77,7 +77,7 @@ class PlacedText:
 class Patch:
     """A rectangle of one colour."""
 
-    box: Box
+    box: Rectangle
     colour: Colour
 
 
@@ -95,7 +95,7 @@ class Gauge:
         Columns of the probability and of the threshold.
     """
 
-    box: Box
+    box: Rectangle
     zones: tuple[Patch, ...]
     marker: int
     threshold: int
@@ -120,7 +120,7 @@ class MarginLines:
         """Place one line of text."""
         self.texts.append(PlacedText(text=text, size_px=size_px, colour=colour, left=left, top=top))
 
-    def head(self, cell: Box, columns: int, title: str, *, sides: bool) -> None:
+    def head(self, cell: Rectangle, columns: int, title: str, *, sides: bool) -> None:
         """Write a panel's title and its side markers above it."""
         size = round(0.9 * self.em)
         length = font(size).getlength(title)
@@ -194,7 +194,7 @@ class MarginColumn:
         self._write_keys(text)
         return gauge
 
-    def place_bar(self) -> tuple[Box, tuple[int, ...]]:
+    def place_bar(self) -> tuple[Rectangle, tuple[int, ...]]:
         """Place the colour bar and its ticks."""
         em, size = self._em, round(0.8 * self._em)
         self.top += em // 4
@@ -213,9 +213,9 @@ class MarginColumn:
         self.top += round(LINE_EM * size) + em // 4
         return bar, tuple(columns)
 
-    def _scale(self, height: int) -> Box:
+    def _scale(self, height: int) -> Rectangle:
         width = min(self._width, _SCALE_WIDTH_EM * self._em)
-        return Box(top=self.top, left=self._left, height=height, width=width)
+        return Rectangle(top=self.top, left=self._left, height=height, width=width)
 
     def _label_gauge(self, gauge: Gauge, threshold: str) -> None:
         """Write 0, the threshold and 1 under the scale; the threshold takes precedence."""
@@ -239,7 +239,7 @@ class MarginColumn:
             if left > self._left and left + length > self._left + self._width:
                 left = self._left
                 self.top += round(LINE_EM * size)
-            square = Box(top=self.top + round(0.2 * em), left=left, height=side, width=side)
+            square = Rectangle(top=self.top + round(0.2 * em), left=left, height=side, width=side)
             self._lines.keys.append(Patch(box=square, colour=_shade(label, text)))
             colour = WHITE if label == text.label else SOFT
             start = left + round(1.5 * side)
@@ -248,16 +248,16 @@ class MarginColumn:
         self.top += round(LINE_EM * size)
 
 
-def _column_of(scale: Box, value: float) -> int:
+def _column_of(scale: Rectangle, value: float) -> int:
     """Return the pixel column of a value, 0..1, on a scale."""
     return scale.left + round(value * (scale.width - 1))
 
 
-def _between(scale: Box, low: float, high: float) -> Box:
+def _between(scale: Rectangle, low: float, high: float) -> Rectangle:
     """Return the part of a scale between two values, at least a pixel wide."""
     left = min(scale.left + round(low * scale.width), scale.right - 1)
     width = max(1, scale.left + round(high * scale.width) - left)
-    return Box(top=scale.top, left=left, height=scale.height, width=width)
+    return Rectangle(top=scale.top, left=left, height=scale.height, width=width)
 
 
 def _shade(label: Label, text: OverlayText) -> Colour:
@@ -306,7 +306,7 @@ _PAIR_SIDE_PX = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class OverlayLayout:
     """Layout of a whole overlay.
 
     Attributes
@@ -325,17 +325,17 @@ class Layout:
 
     height: int
     width: int
-    panels: tuple[Box, ...]
+    panels: tuple[Rectangle, ...]
     gauge: Gauge
     keys: tuple[Patch, ...]
-    bar: Box | None
+    bar: Rectangle | None
     ticks: tuple[int, ...]
     texts: tuple[PlacedText, ...]
 
 
 def lay_out(
     shape: tuple[int, int], text: OverlayText, *, state: MapState, side_by_side: bool
-) -> Layout:
+) -> OverlayLayout:
     """Lay out an overlay.
 
     Parameters
@@ -371,14 +371,14 @@ def lay_out(
         right.write(finding.line, 1.0, WHITE if is_present else SOFT)
 
     top = max(left.top, right.top) + pad // 2
-    cells = [Box(top=top, left=one, height=rows, width=cell) for one in lefts]
+    cells = [Rectangle(top=top, left=one, height=rows, width=cell) for one in lefts]
     if is_pair or text.sides_known:
         titles = ("X-ray", f"Grad-CAM for {text.mapped}") if is_pair else ("",)
         for box, title in zip(cells, titles, strict=True):
             lines.head(box, columns, title, sides=text.sides_known)
         top += round(LINE_EM * em)
     panels = tuple(
-        Box(top=top, left=box.left + (cell - columns) // 2, height=rows, width=columns)
+        Rectangle(top=top, left=box.left + (cell - columns) // 2, height=rows, width=columns)
         for box in cells
     )
 
@@ -390,7 +390,7 @@ def lay_out(
     left.write_remarks(text.remarks)
     left.write(text.origin, 0.9, SOFT)
     left.write(text.note, 1.0, AMBER)
-    return Layout(
+    return OverlayLayout(
         height=max(left.top, right.top) + pad,
         width=lefts[-1] + cell + pad,
         panels=panels,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lungwatch.daemon.overlay.layout import Box, Gauge, Layout, font, lay_out
+from lungwatch.daemon.overlay.layout import Gauge, OverlayLayout, Rectangle, font, lay_out
 from lungwatch.daemon.overlay.text import MapState, OverlayText
 from lungwatch.imaging.radiograph import FloatImage
 from lungwatch.imaging.reader import OVERLAY_MARGIN, OVERLAY_MARK
@@ -239,14 +239,14 @@ def _state(cam: NDArray[np.float32] | None) -> MapState:
     return "drawn" if high > 0.0 else "empty"
 
 
-def _shrunk(preview: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+def _shrunk(preview: NDArray[np.uint8], box: Rectangle) -> NDArray[np.uint8]:
     if preview.shape == (box.height, box.width):
         return preview
     smaller = cv2.resize(preview, (box.width, box.height), interpolation=cv2.INTER_AREA)
     return np.asarray(smaller, dtype=np.uint8)
 
 
-def _draw_margins(plan: Layout) -> NDArray[np.uint8]:
+def _draw_margins(plan: OverlayLayout) -> NDArray[np.uint8]:
     picture = Image.new("RGB", (plan.width, plan.height), _BACKGROUND)
     draw = ImageDraw.Draw(picture)
     for line in plan.texts:
@@ -282,7 +282,7 @@ def _draw_gauge(draw: ImageDraw.ImageDraw, gauge: Gauge) -> None:
     draw.rectangle((gauge.marker - 1, box.top, gauge.marker + 1, box.bottom - 1), fill=_TICK)
 
 
-def _draw_bar(box: Box, alpha: float) -> NDArray[np.uint8]:
+def _draw_bar(box: Rectangle, alpha: float) -> NDArray[np.uint8]:
     values = np.tile(np.linspace(0, 1, box.width, dtype=np.float32), (box.height, 1))
     greys = np.linspace(*_BAR_GREYS, box.height).astype(np.uint8)[:, np.newaxis]
     return blend(np.tile(greys, (1, box.width)), values, alpha)

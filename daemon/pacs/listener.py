@@ -171,7 +171,7 @@ class BoundedSocket(AssociationSocket):
         self._received = 0
 
 
-class _Handler(RequestHandler):
+class _AssociationHandler(RequestHandler):
     server: "BoundedServer"
 
     def _create_association(self) -> Association:
@@ -226,7 +226,7 @@ class BoundedServer(AssociationServer):
             [*contexts, build_context(_VERIFICATION)],
             ssl_context=_server_context(config) if config.pacs_tls_certificate else None,
             evt_handlers=handlers,
-            request_handler=_Handler,
+            request_handler=_AssociationHandler,
         )
 
     def service_actions(self) -> None:

@@ -18,8 +18,8 @@ from lungwatch.daemon.pacs.scu import (
     Answer,
     OutgoingObject,
     StorageScu,
+    StoreVerdict,
     UnreachableError,
-    Verdict,
 )
 from lungwatch.daemon.retry import Backoff, Clock, Outages
 from lungwatch.daemon.stage import DatabaseWriter, Progress, Worker, crashpoint
@@ -357,7 +357,7 @@ class Sender:
             with closing(self._user.send(destination, objects)) as answers:
                 for item, answer in answers:
                     self._progress.beat("outbox")
-                    if answer.verdict is Verdict.OUT_OF_RESOURCES:
+                    if answer.verdict is StoreVerdict.OUT_OF_RESOURCES:
                         self._postpone(destination, left, answer.text)
                         return
                     self._backoff.succeeded(destination.name)
@@ -373,7 +373,7 @@ class Sender:
 
     def _conclude(self, destination: Destination, item: OutgoingObject, answer: Answer) -> None:
         now = self._clock.now()
-        if answer.verdict is Verdict.STORED:
+        if answer.verdict is StoreVerdict.STORED:
             crashpoint("stored")
             self._writer.call(lambda: self._deliveries.sent(item.row.id, now))
             event("sent", item.row.sha256, kind=item.row.kind, destination=destination.name)

@@ -38,7 +38,7 @@ _OUT_OF_RESOURCES = range(0xA700, 0xA800)
 _WARNINGS = range(0xB000, 0xC000)
 
 
-class Verdict(Enum):
+class StoreVerdict(Enum):
     """Meaning of a C-STORE response."""
 
     STORED = auto()
@@ -61,7 +61,7 @@ class OutgoingObject:
 class Answer:
     """Response to one object; `text` has no patient data."""
 
-    verdict: Verdict
+    verdict: StoreVerdict
     text: str
 
 
@@ -105,7 +105,7 @@ class StorageScu:
             accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
             for item in objects:
                 if item.sop_class_uid not in accepted:
-                    yield item, Answer(verdict=Verdict.REFUSED, text="SOP class not accepted")
+                    yield item, Answer(verdict=StoreVerdict.REFUSED, text="SOP class not accepted")
                 else:
                     yield item, _store(association, item)
         finally:
@@ -200,16 +200,16 @@ def _store(association: "Association", item: OutgoingObject) -> Answer:
     except RuntimeError as error:  # the association ended between two objects
         raise UnreachableError("the association broke") from error
     except (OSError, ValueError, AttributeError):
-        return Answer(verdict=Verdict.REFUSED, text="the object's file cannot be read")
+        return Answer(verdict=StoreVerdict.REFUSED, text="the object's file cannot be read")
     if "Status" not in status:
         raise UnreachableError("the association broke, or C-STORE was not answered")
     code = int(status.Status)
     text = f"C-STORE status 0x{code:04X}"
     if code in (_SUCCESS, _DUPLICATE) or code in _WARNINGS:
-        return Answer(verdict=Verdict.STORED, text=text)
+        return Answer(verdict=StoreVerdict.STORED, text=text)
     if code in _OUT_OF_RESOURCES:
-        return Answer(verdict=Verdict.OUT_OF_RESOURCES, text=f"{text}: out of resources")
-    return Answer(verdict=Verdict.REFUSED, text=text)
+        return Answer(verdict=StoreVerdict.OUT_OF_RESOURCES, text=f"{text}: out of resources")
+    return Answer(verdict=StoreVerdict.REFUSED, text=text)
 
 
 def _why_not(destination: Destination, took_s: float) -> str:

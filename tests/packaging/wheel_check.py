@@ -25,7 +25,6 @@ NOT_IMPORTED = (
     "lungwatch.training",
     "lungwatch.export",
     "lungwatch.daemon.pacs.listener",
-    "lungwatch.daemon.pacs.listener",
 )
 # The folder that is not the repository, so that nothing is imported from there by accident.
 SCRATCH = Path(tempfile.mkdtemp(prefix="lungwatch-wheel-"))

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.attributes import ATTRIBUTES, RadiographMeta
 from lungwatch.cli.main import main
-from lungwatch.daemon.doctor import Outcome
+from lungwatch.daemon.doctor import CheckOutcome
 from lungwatch.daemon.home import Home
 from lungwatch.db.audit import AuditEvent, record_events
 from lungwatch.db.deliveries import Deliveries, OutboxPlan, deliveries_of
@@ -322,7 +322,7 @@ def test_a_name_that_is_not_there_is_refused_in_one_line(filled):
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_check_up_is_a_line_a_check(filled, monkeypatch, as_json):
-    checks = [Outcome(name=text, ok=None, detail=text) for text in TEXTS]
+    checks = [CheckOutcome(name=text, ok=None, detail=text) for text in TEXTS]
     monkeypatch.setattr("lungwatch.daemon.monitor.health.run_checks", lambda _: iter(checks))
     text = run(filled, "doctor", *(["--json"] if as_json else []))
     if as_json:

@@ -21,8 +21,8 @@ from lungwatch.daemon.pacs.scu import (
     Answer,
     OutgoingObject,
     StorageScu,
+    StoreVerdict,
     UnreachableError,
-    Verdict,
 )
 from lungwatch.daemon.retry import Outages
 from lungwatch.daemon.stage import DatabaseWriter, Progress
@@ -38,7 +38,7 @@ T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 UP, DOWN = "UP@localhost:104", "DOWN@localhost:105"
 RESULTS = 30
 DAYS, LOOKS_A_DAY = 4, 12
-STORED = Answer(verdict=Verdict.STORED, text="C-STORE status 0x0000")
+STORED = Answer(verdict=StoreVerdict.STORED, text="C-STORE status 0x0000")
 
 
 class Network:
@@ -55,7 +55,7 @@ class Network:
         if destination.name in self.down:
             raise UnreachableError("connection refused")
         for item in objects:
-            if self.answer.verdict is Verdict.STORED:
+            if self.answer.verdict is StoreVerdict.STORED:
                 self.received.append((destination.name, item.path.stem))
             yield item, self.answer
 
@@ -190,7 +190,7 @@ def test_a_file_stays_until_the_last_destination_has_it(bench: Bench):
 
 
 def test_what_is_refused_has_failed_after_a_bounded_number_of_times(bench: Bench):
-    bench.network.answer = Answer(verdict=Verdict.REFUSED, text="C-STORE status 0xA900")
+    bench.network.answer = Answer(verdict=StoreVerdict.REFUSED, text="C-STORE status 0xA900")
     bench.sender.work_off()
     assert bench.states(UP) == {"queued": RESULTS}
     for _ in range(MAX_REFUSALS + 3):
@@ -201,7 +201,9 @@ def test_what_is_refused_has_failed_after_a_bounded_number_of_times(bench: Bench
 
 
 def test_a_destination_without_room_is_left_alone_and_refuses_nothing(bench: Bench):
-    bench.network.answer = Answer(verdict=Verdict.OUT_OF_RESOURCES, text="0xA700: out of resources")
+    bench.network.answer = Answer(
+        verdict=StoreVerdict.OUT_OF_RESOURCES, text="0xA700: out of resources"
+    )
     for _ in range(MAX_REFUSALS + 3):
         bench.later(minutes=15)
     assert bench.network.calls[UP] <= MAX_REFUSALS + 3

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.contract import Decision
-from lungwatch.daemon.overlay.layout import Box, Layout, font, lay_out
+from lungwatch.daemon.overlay.layout import OverlayLayout, Rectangle, font, lay_out
 from lungwatch.daemon.overlay.render import (
     blend,
     colours,
@@ -75,7 +75,7 @@ def _plan(
     state: MapState = "drawn",
     *,
     pair: bool = False,
-) -> Layout:
+) -> OverlayLayout:
     return lay_out(shape, text or _text(), state=state, side_by_side=pair)
 
 
@@ -89,7 +89,7 @@ def _render(
     return render_overlay(preview=preview, cam=cam, text=text or _text(), side_by_side=pair)
 
 
-def _words(plan: Layout) -> str:
+def _words(plan: OverlayLayout) -> str:
     return " ".join(line.text for line in plan.texts)
 
 
@@ -381,7 +381,7 @@ class TestScale:
         assert "Grad-CAM for COVID, relative to the strongest evidence in this image" in own
 
 
-def _all_boxes(plan: Layout) -> list[Box]:
+def _all_boxes(plan: OverlayLayout) -> list[Rectangle]:
     bars = [plan.bar] if plan.bar else []
     return [*plan.panels, *bars, plan.gauge.box, *(key.box for key in plan.keys)]
 

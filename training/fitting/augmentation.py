@@ -62,8 +62,6 @@ def augment(batch: FloatArray, augmentation: Augmentation, rng: np.random.Genera
         float32, shape (N, S, S, 1), 0..1; not modified.
     augmentation
         The limits.
-    rng
-        Random generator; the same state gives the same images.
 
     Returns
     -------
@@ -111,7 +109,6 @@ _LUNG = 0.5
 # A lung component smaller than this fraction of the image is a speck, and lungs narrower or
 # lower than this fraction of its side are none that one could crop to.
 _SPECK, _NARROWEST = 0.006, 0.27
-
 _LARGEST_MARGIN = 0.1
 
 
@@ -160,8 +157,6 @@ def reframe(
         float32, shape (N, S, S), 0..1; zeros where they are not known.
     framing
         The limits.
-    rng
-        Random generator; the same state gives the same frames.
 
     Returns
     -------
@@ -275,8 +270,6 @@ def randomise_domain(
         surroundings as they are.
     amount
         How often.
-    rng
-        Random generator; the same state gives the same images.
 
     Returns
     -------
@@ -452,8 +445,6 @@ def exchange_histograms(
         What `read_histograms` took down.
     probability
         How often, 0..1. Half-way to fully, by chance.
-    rng
-        Random generator; the same state gives the same images.
 
     Raises
     ------
@@ -479,17 +470,10 @@ def exchange_histograms(
 
 
 OUTSIDE = 0.5
-
 """Grey value of what is no lung, and of the lungs' mean."""
-
-
 DEVIATIONS = 4.0
-
 """Standard deviations from black to white."""
-
-
 _SOFTENING_PX = 1.2  # standard deviation of the Gaussian over the mask, of a view of any size
-
 _LEAST_VARIANCE = 1e-6  # what is uniform becomes mid-grey instead of noise
 
 
@@ -587,24 +571,15 @@ def _gaussian() -> FloatArray:
 
 
 ByteArray = NDArray[np.uint8]
-
-
 FIELD_CLASSES = ("NORMAL", "OTHER", "OPACITY")
-
 """What a field shows: nothing, something that is no opacity, an opacity."""
-
-
 _BLACK = 12  # of 255: what a JPEG makes of black
-
 _EDGE_PX, _NEAR_PX = 2, 3.0
 
 # Standard deviations of the geometry: degrees, and fractions of the side.
 _TURN_DEG, _SCALE, _STRETCH, _SHIFT = 4.0, 0.05, 0.04, 0.02
-
 _MOST_ERODED_PX, _MOST_DILATED_PX = 4, 2
-
 _BITTEN, _ONE_LUNG = 0.4, 0.15  # share of the pictures
-
 _LEAST_LUNG = 0.03  # of the view; what would be less stays as it is
 
 

@@ -29,9 +29,7 @@ from lungwatch.training.networks.heads import FEATURES, HIDDEN, LOGIT, POOLED, a
 from lungwatch.training.networks.weights import save_keras
 
 Phase = Literal["frozen", "fine-tuned"]
-
 FROZEN: Phase = "frozen"
-
 FINE_TUNED: Phase = "fine-tuned"
 
 
@@ -344,7 +342,6 @@ def search_head(
 
 
 _CHOICE = "choice.json"
-
 _FEATURES = "features"
 
 
@@ -365,8 +362,6 @@ class FrozenPhase:
     run
         The begun run folder; the phase's own lies in it, and the features until they are
         forgotten.
-    progress
-        Listeners.
     """
 
     prepared: Prepared

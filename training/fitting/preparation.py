@@ -192,8 +192,6 @@ def prepare(
         What labels mean that are no finding; see `load_dataset`.
     need_test
         Refuse a data set whose test split is missing or holds one class only.
-    progress
-        Listeners.
 
     Raises
     ------
@@ -331,7 +329,6 @@ def evaluate_left_out(scorer: Scorer, prepared: Prepared, source: str) -> dict[s
 
 
 VALIDATION = "validation split"
-
 RETRAINED_ON = "train and two thirds of val"
 
 
@@ -420,7 +417,6 @@ def conclude(run: RunFolder, state: FitState, prepared: Prepared) -> dict[str, A
 
 
 PREDICTIONS = "predictions.csv"
-
 CONFUSION = "confusion.png"
 
 
@@ -449,8 +445,6 @@ def retrain(
         What became of that.
     run
         A begun run folder to fill.
-    progress
-        Listeners.
     """
     rates = tuple(row["learning_rate"] for row in chosen.history[: chosen.best_epoch])
     fixed = replace(fitting, epochs=chosen.best_epoch, patience=None, learning_rates=rates)

@@ -200,6 +200,14 @@ class RunFolder:
             shutil.copyfile(file, temporary)
 
 
+def open_run(root: Path, *, resume: bool, seed: int | None = None) -> RunFolder:
+    """Return a run's folder, and prepare TensorFlow; refuse a folder that holds a run already."""
+    run = RunFolder(root=root)
+    run.refuse_taken(resume=resume)
+    prepare_tensorflow(seed)
+    return run
+
+
 def begin_run(folder: Path, config: dict[str, Any], *, resume: bool) -> RunFolder:
     """Create the run folder of an evaluation or data set report, or open one to resume.
 

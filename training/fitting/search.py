@@ -113,7 +113,6 @@ class Choices:
 
 
 Parameter = Range | Choices
-
 Space = Mapping[str, Parameter]
 
 
@@ -123,7 +122,6 @@ def extend(space: Space, best: Mapping[str, Number]) -> dict[str, Parameter]:
 
 
 SamplerKind = Literal["random", "tpe", "grid"]
-
 TABLE = "search.csv"
 # Trials drawn at random before the tree of Parzen estimators is asked.
 _STARTUP = 8

@@ -292,8 +292,6 @@ class Trainer:
     run
         A begun run folder; if it holds a state, training continues from there. None trains in
         memory.
-    progress
-        Listeners.
     keep
         Called with the network, its weights averaged, after each epoch that is the best so
         far; by default writes it to the run folder.

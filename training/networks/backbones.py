@@ -21,13 +21,10 @@ from lungwatch.training.networks.weights import build_lite0, load_keras, read_h5
 
 NormalisationKind = Literal["train", "all", "fixed", "image"]
 NORMALISATION_KINDS: tuple[NormalisationKind, ...] = get_args(NormalisationKind)
-
-
 STANDARDISE = "standardise"
 
 # An image without contrast is divided by this, not by nothing.
 _LEAST_STD = 1e-3
-
 _CHUNK = 256
 
 
@@ -223,12 +220,8 @@ EFFICIENTNET_LITE0 = "efficientnet-lite0"
 
 # The name under which a trained network carries its backbone, for use as weights again.
 BACKBONE = "backbone"
-
-
 _IMAGENET, _NONE = "imagenet", "none"
-
 _SPATIAL_RANK = 4
-
 _CHANNELS = 3
 
 
@@ -521,7 +514,7 @@ class TransferConfig:
         Fraction of the hidden layer dropped in training.
     unfreeze
         How much of the backbone is fine-tuned: its last so many blocks (see
-        `backbones`); None for all of it.
+        `blocks_of`); None for all of it.
     """
 
     backbone: str = "ResNet50V2"
@@ -549,7 +542,7 @@ def build_transfer(
     config
         Its shape and origin.
     standardisation
-        How its input is normalised; see `backbones`.
+        How its input is normalised; see `Standardisation`.
     backbone
         What `load_backbone` made of the same configuration, if it is there already.
 
@@ -595,7 +588,7 @@ def unfreeze(model: KerasModel, last: int | None) -> list[str]:
     model
         What `build_transfer` built; it must be compiled afterwards.
     last
-        How many blocks (see `backbones`), counted from the feature map; None
+        How many blocks (see `blocks_of`), counted from the feature map; None
         for all, the stem included, and so are as many as there are.
 
     Returns

@@ -15,13 +15,9 @@ from lungwatch.errors import ModelError
 from lungwatch.training.data.pixels import FloatArray, KerasModel, Tensor
 
 FEATURES = "features"
-
 POOLED = "pooled"
-
 HIDDEN = "head_hidden"
-
 DROPOUT = "head_dropout"
-
 LOGIT = "head_logit"
 
 # Of each finding beside COVID: `opacity_hidden`, `opacity_logit`.
@@ -137,17 +133,10 @@ def decide(pairs: ArrayLike) -> NDArray[np.bool_]:
 
 
 BOX = "lung_box"
-
 VIEW = "lung_view"
-
-
 MARGIN = 0.1
-
 """What is shown around the lungs' box, as a fraction of the image's side."""
-
-
 FINER = 2
-
 """Sides of the whole image for one of what is shown: a box is about half the image."""
 
 
@@ -369,7 +358,7 @@ def join_networks(members: Sequence[Member], *, finder: KerasModel | None = None
     members
         The networks.
     finder
-        Finds the box of the lungs (`lungs`): the members then see what
+        Finds the box of the lungs (`lungs.build_finder`): the members then see what
         is in it. None shows them the whole image.
 
     Returns

@@ -27,14 +27,9 @@ from lungwatch.training.networks.heads import BOX, VIEW, crop
 from lungwatch.training.networks.weights import build_lite0
 
 SEGMENTER_PX = 128
-
 SEGMENTER_INPUT = PreprocessSpec(size_px=SEGMENTER_PX)
-
-
 _SEGMENTER_FILTERS = (12, 24, 48, 96)
-
 _BOTTOM_FILTERS = 128
-
 _SEGMENT_BATCH = 64
 
 
@@ -113,21 +108,12 @@ def _resized(image: FloatArray, side: int) -> FloatArray:
 
 
 FINDER = "finder"
-
 FINDER_PX = 64
-
 FINDER_EPOCHS = 30
-
-
 _LEARNT_PX = 128  # so that frames can be changed without losing what the network sees
-
-
 _FINDER_FILTERS = (16, 32, 48, 64)
-
 _PLACES = 16  # channels that are read cell by cell
-
 _LEARNING_RATE = 2e-3
-
 _GAMMA = 0.3  # largest change of exposure, as a logarithm
 
 
@@ -285,18 +271,11 @@ def _shrunk(image: FloatArray) -> FloatArray:
 
 
 FRONTAL, TURN, INVERTED, LUNGS = "frontal", "turn", "inverted", "lungs"
-
 CHANCES, EMBEDDING = "chances", "embedding"
-
 LUNGS_CELL_PX = 4
-
-
 _TRUNK_END = "b11_exp_relu"  # 672 channels, 16 pixels a cell
-
 _DEEP, _MIDDLE, _FINE = "b10_add", "b4_add", "b2_add"  # 16, 8 and 4 pixels a cell
-
 _DROPOUT = 0.2
-
 _AT_ONCE = 64
 
 # Of the averaged weights; reached from 450 steps on.
@@ -478,18 +457,11 @@ def _conv(x: Tensor, filters: int, kernel: int) -> Tensor:
 
 
 TRUNK, POOLED = "field_trunk", "field_pooled"
-
 HIDDEN, THREE = "field_hidden", "field_classes"
-
-
 _FIELD_TRUNK_END = "b11_exp_relu"  # 672 channels, 16 pixels a cell
-
 _HIDDEN_UNITS = 64
-
 _FIELD_DROPOUT, _DROPOUT_HIDDEN = 0.3, 0.2
-
 _SMOOTHING = 0.05
-
 _AVERAGED = 0.99
 
 
@@ -595,16 +567,10 @@ def abnormal_logit(logits: FloatArray) -> FloatArray:
 
 
 LONGEST_PX = 192
-
 """Longest side of a field that is kept to learn from: the network sees no more."""
-
-
 _IS_LUNG = 0.5
-
 _LEAST_LUNG = 0.02  # of the picture
-
 _REACH = 24  # cells that kept lung may be away from where it is surely lung
-
 _STEEPNESS = 20.0  # of the mask's edge in the graph, where a step would lose parity
 
 

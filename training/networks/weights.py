@@ -31,7 +31,6 @@ def save_keras(model: KerasModel, target: Path) -> None:
 
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-
 _PROTOCOL = 1001
 
 
@@ -242,7 +241,6 @@ _STAGES = (
 )
 
 _STEM, _HEAD = 32, 1280
-
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 

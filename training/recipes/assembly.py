@@ -25,7 +25,7 @@ from lungwatch.training.fitting.preparation import (
     evaluate_rest,
     prepare,
 )
-from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
+from lungwatch.training.fitting.run import Progress, RunFolder, open_run
 from lungwatch.training.networks.heads import (
     FEATURES,
     FINER,
@@ -64,9 +64,7 @@ def learn_box(
     prepared
         The data set; its pixels' side must be a multiple of 64 px.
     segmenter
-        See `lungs`: what it finds is what is learnt.
-    progress
-        Listeners.
+        Its masks are what the box finder learns from.
 
     Raises
     ------
@@ -99,7 +97,6 @@ def learn_box(
 
 
 _FEWEST = 2
-
 _OF_MEMBERS = ("family", "network", "fit", "guidance", "normalisation", "data")
 
 
@@ -133,9 +130,7 @@ def train_join(
     """
     if len(runs) < _FEWEST:
         raise ConfigError("give at least two runs to join")
-    run = RunFolder(root=root)
-    run.refuse_taken(resume=resume)
-    prepare_tensorflow()
+    run = open_run(root, resume=resume)
     scorers = _open_members(runs, leave_out)
     spec = scorers[0].judgement.preprocess
     segmenter = load_keras(RunFolder(root=lungs).model) if lungs else None
@@ -221,24 +216,14 @@ def _check_left_out(run: Path, theirs: str | None, asked: str | None) -> None:
 
 
 OPACITY_HIDDEN, OPACITY = "opacity_hidden", "opacity_logit"
-
 """Layer with the logit of an opacity, (N, 1)."""
-
 FINDING_LOGITS = "finding_logits"
-
 """Layer with the logits of COVID and of an opacity, (N, 2)."""
-
-
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-
 """Penalties that are tried, from weak to strong."""
-
 _MIDDLE = 1.0
-
 _FEWEST_OF_SIDE = 5  # images on one side of an area under the curve
-
 _AGAINST_REST = (-0.5, -0.5, 1.0)  # of the classes' logits
-
 _OTHERS = ("NORMAL", "OTHER_PNEUMONIA")
 
 
@@ -469,9 +454,7 @@ def _against(
 
 
 FINDINGS_FAMILY = "Findings on lung fields"
-
 FINDINGS_PX = 320
-
 _AT_ONCE = 32
 
 
@@ -506,9 +489,7 @@ def train_findings(
         Do it again in `root`, if it was begun with the same configuration.
     """
     progress = progress or Progress()
-    run = RunFolder(root=root)
-    run.refuse_taken(resume=resume)
-    prepare_tensorflow()
+    run = open_run(root, resume=resume)
     parts = [RunFolder(root=one) for one in (*fields, gate)]
     *trunks, finder = (load_keras(one.model) for one in parts)
     if len({trunk.input_shape for trunk in trunks}) != 1:

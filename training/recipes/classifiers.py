@@ -28,7 +28,7 @@ from lungwatch.training.fitting.preparation import (
     retrain,
     test_final,
 )
-from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
+from lungwatch.training.fitting.run import Progress, RunFolder, open_run, prepare_tensorflow
 from lungwatch.training.fitting.search import (
     Choices,
     Number,
@@ -125,8 +125,6 @@ def tune(
         The network's first layer.
     network, fitting
         Shape and training, but for what is searched for.
-    progress
-        Listeners.
 
     Returns
     -------
@@ -260,9 +258,7 @@ def train_baseline(
     """
     progress = progress or Progress()
     normalisation = normalisation or Normalisation()
-    run = RunFolder(root=root)
-    run.refuse_taken(resume=resume)
-    prepare_tensorflow(fitting.seed)
+    run = open_run(root, resume=resume, seed=fitting.seed)
     prepared = prepare(
         location,
         PreprocessSpec(size_px=network.size_px),
@@ -462,9 +458,7 @@ def train_transfer(
         raise ConfigError("nothing to train: give the frozen phase or fine-tuning some epochs")
     if grid is not None and frozen is None:
         raise ConfigError("a grid is searched with the backbone frozen: give that some epochs")
-    run = RunFolder(root=root)
-    run.refuse_taken(resume=resume)
-    prepare_tensorflow(last.seed)
+    run = open_run(root, resume=resume, seed=last.seed)
     # Fails early, before hundreds of images are read, if the backbone is not available.
     backbone = load_backbone(network.backbone, network.weights, network.size_px)
     spec = PreprocessSpec(size_px=network.size_px)

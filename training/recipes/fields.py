@@ -36,7 +36,7 @@ from lungwatch.training.fitting.augmentation import (
     plain_view,
     ready_field,
 )
-from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
+from lungwatch.training.fitting.run import Progress, RunFolder, open_run
 from lungwatch.training.fitting.tasks import StepConfig, fit_steps
 from lungwatch.training.fitting.trainer import save_without_optimizer
 from lungwatch.training.networks.lungs import (
@@ -51,17 +51,10 @@ from lungwatch.training.networks.weights import load_keras
 from lungwatch.training.recipes.lungs import find_lungs
 
 FEWEST = 50
-
 """Training images of each finding that a source must have to count as a pair."""
-
-
 Group = tuple[str, int]
-
-
 _OF_LABEL = {"NORMAL": 0, "OTHER": 1, "OPACITY": 2}
-
 _OF_FINDING: dict[ImageClass, int] = {"NORMAL": 0, "OTHER_PNEUMONIA": 2}
-
 _AT_ONCE = 64
 
 
@@ -293,7 +286,6 @@ def _grouped(keys: Sequence[Group], fields: Sequence[LungField]) -> dict[Group, 
 
 
 FIELDS_FAMILY = "Lung fields on EfficientNet-Lite0"
-
 _FIELD_BATCH = 64
 
 
@@ -350,9 +342,7 @@ def train_fields(
     if (pairs is None) != (gate is None):
         raise ConfigError("pairs of whole X-rays need a gate that finds their lungs, and it them")
     progress = progress or Progress()
-    run = RunFolder(root=root)
-    run.refuse_taken(resume=resume)
-    prepare_tensorflow(fitting.seed)
+    run = open_run(root, resume=resume, seed=fitting.seed)
     import keras
 
     # Fails early, before thousands of images are read, if ImageNet weights are not available.

@@ -28,7 +28,7 @@ from lungwatch.training.fitting.augmentation import (
     reframe,
 )
 from lungwatch.training.fitting.preparation import conclude, evaluate_rest, prepare
-from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
+from lungwatch.training.fitting.run import Progress, RunFolder, open_run
 from lungwatch.training.fitting.tasks import FitData, binary_task, fit, sampling_weights
 from lungwatch.training.fitting.trainer import FitConfig, FitState, TrainingTask
 from lungwatch.training.networks.backbones import (
@@ -60,7 +60,6 @@ def source_numbers(samples: Sequence[Sample]) -> NDArray[np.int32]:
 # A handful of images can be learnt by heart, or never be right: either would say nothing of
 # how their group does, so they count with the largest group of their finding.
 FEWEST_OF_GROUP = 20
-
 WEIGHT = "weight "
 
 
@@ -156,13 +155,9 @@ class RobustLoss:
 
 
 _UNITS = 64
-
 _LEARNING_RATE = 1e-3
-
 _STEEPNESS = 10.0
-
 _IMPOSSIBLE = -1e9
-
 SOURCE_LOSS = "source_loss"
 
 
@@ -420,10 +415,10 @@ class Guidance:
         What is rewarded.
     power, shares
         How often each finding and, within it, each source is drawn; see
-        `trainer`.
+        `tasks.sampling_weights`.
     exchange_histograms
         How often an image is shown with another source's grey levels, 0..1; see
-        `augmentation`.
+        `exchange_histograms`.
     group_robust
         Step of the groups' weights, see `RobustLoss`; 0 is the plain mean.
     domain_adversarial
@@ -461,7 +456,7 @@ class GuidanceData:
     Attributes
     ----------
     severity, source
-        int32 (N,); see `objectives`.
+        int32 (N,); see `severity_ranks` and `source_numbers`.
     lungs
         uint8 (N, S, S): the probability of being lung, 255 for certain.
     groups
@@ -592,9 +587,7 @@ def train_guided(
         Augmentation, objective and drawing.
     """
     progress = progress or Progress()
-    run = RunFolder(root=root)
-    run.refuse_taken(resume=resume)
-    prepare_tensorflow(fitting.seed)
+    run = open_run(root, resume=resume, seed=fitting.seed)
     segmenter = load_segmenter(lungs)
     # Fails early, before thousands of images are read, if the backbone is not available.
     backbone = load_backbone(network.backbone, network.weights, network.size_px)

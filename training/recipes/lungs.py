@@ -19,7 +19,7 @@ from lungwatch.training.data.gate_data import GateData, measure_gate, read_gate_
 from lungwatch.training.data.gate_images import ByteArray, GateBatch, GateXray, draw_batch
 from lungwatch.training.data.pixels import FloatArray, KerasModel, LungMasks, read_lung_masks
 from lungwatch.training.data.splits import DataRecord
-from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
+from lungwatch.training.fitting.run import Progress, RunFolder, open_run, prepare_tensorflow
 from lungwatch.training.fitting.tasks import StepConfig, fit_steps
 from lungwatch.training.fitting.trainer import (
     FitConfig,
@@ -217,9 +217,7 @@ def _agreement(
 
 
 GATE_FAMILY = "Content gate on EfficientNet-Lite0"
-
 _MASKS, _ALL = 1, 2
-
 _LUNGS = "lungs.npy"
 
 
@@ -273,9 +271,7 @@ def train_gate(
         Listeners; an epoch is the steps between two checkpoints.
     """
     progress = progress or Progress()
-    run = RunFolder(root=root)
-    run.refuse_taken(resume=resume)
-    prepare_tensorflow(fitting.seed)
+    run = open_run(root, resume=resume, seed=fitting.seed)
     import keras
 
     # Fails early, before thousands of images are read, if ImageNet weights are not available.

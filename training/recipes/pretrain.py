@@ -23,7 +23,7 @@ from lungwatch.training.data.splits import DataRecord, LearntImages, learnt_of
 from lungwatch.training.evaluation.metrics import roc_auc
 from lungwatch.training.evaluation.plots import plot_history
 from lungwatch.training.fitting.augmentation import augment
-from lungwatch.training.fitting.run import Progress, RunFolder, prepare_tensorflow
+from lungwatch.training.fitting.run import Progress, RunFolder, open_run
 from lungwatch.training.fitting.tasks import epoch_batches, group_weights, seed_dropout
 from lungwatch.training.fitting.trainer import FitConfig, Trainer, TrainingTask
 from lungwatch.training.networks.backbones import (
@@ -36,9 +36,7 @@ from lungwatch.training.networks.heads import DROPOUT, POOLED
 from lungwatch.training.networks.weights import load_keras
 
 IntArray = NDArray[np.int64]
-
 TASKS = ("finding", "covid", "source")
-
 _COVID = "COVID"
 
 
@@ -158,7 +156,7 @@ def build_pretraining(
     config
         Its shape and origin.
     standardisation
-        How its input is normalised; see `backbones`.
+        How its input is normalised; see `Standardisation`.
     tasks
         What it answers.
 
@@ -224,9 +222,7 @@ def train_pretrain(
     tasks = make_tasks(task_weights, train)
     answers = {task.name: (task.targets(train), task.targets(val)) for task in tasks}
     spec = PreprocessSpec(size_px=network.size_px)
-    run = RunFolder(root=root)
-    run.refuse_taken(resume=resume)
-    prepare_tensorflow(fitting.seed)
+    run = open_run(root, resume=resume, seed=fitting.seed)
     # Fails early, before thousands of images are read, if the backbone is not available.
     build_pretraining(network, None, tasks)
     config = {
