@@ -135,7 +135,7 @@ def _distribution(scans: Sequence[ScannedImage], findings: Sequence[str]) -> byt
         axes.bar(splits, counts, bottom=base, label=finding)
         base += counts
     axes.set(ylabel="images")
-    axes.legend()
+    axes.legend(loc="upper right")
     return to_png(figure)
 
 
@@ -151,7 +151,7 @@ def _scatter(scans: Sequence[ScannedImage], findings: Sequence[str]) -> bytes:
     greys.set(xlabel="mean grey value of an image (0..1)", ylabel="its standard deviation")
     for axes in (sizes, greys):
         axes.grid(alpha=0.3)
-        axes.legend(markerscale=2)
+        axes.legend(markerscale=2, loc="upper right")
     return to_png(figure)
 
 
@@ -163,7 +163,7 @@ def _histograms(scans: Sequence[ScannedImage], findings: Sequence[str]) -> bytes
         mean = np.mean([k.histogram for k in scans if k.sample.finding == finding], axis=0)
         axes.stairs(mean, edges, label=finding)
     axes.set(xlabel="grey value (0..1)", ylabel="share of the pixels")
-    axes.legend()
+    axes.legend(loc="upper right")
     axes.grid(alpha=0.3)
     return to_png(figure)
 
@@ -274,7 +274,7 @@ def plot_history(
         axes.set(xlabel="epoch", ylabel=title)
         axes.grid(alpha=0.3)
         if axes.get_lines():
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, loc="upper right")
     write_atomic(target, to_png(figure))
 
 
@@ -540,7 +540,7 @@ def _histogram(scored: Scored) -> bytes:
             label="abstains",
         )
     axes.set(xlabel="calibrated probability of COVID", ylabel="images", xlim=(0, 1))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center")
     return _png(figure)
 
 
@@ -552,7 +552,7 @@ def _name(scored: Scored) -> str:
 def _square(figure: Any, axes: Any) -> bytes:  # noqa: ANN401  # see _figure
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
     return _png(figure)
 
 
