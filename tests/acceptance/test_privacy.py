@@ -54,10 +54,14 @@ def test_no_patient_is_named_in_the_log_whatever_becomes_of_the_file(make_home, 
     assert PATIENT_ID not in log
 
 
-def test_no_patient_is_named_when_a_folder_is_unusable(make_home, named):
+def test_no_patient_is_named_when_a_folder_is_unusable(make_home, named, picture):
     """`work/` is made unusable while the daemon runs: the file stays where it is."""
     home = make_home()
     with home.daemon() as daemon:
+        # The start looks for what was left in `work/`; it is over once a file has its end.
+        home.drop("first.png", picture(1), old=True)
+        home.wait_until_ended([picture(1)])
+        daemon.wait_for(lambda: not list((home.root / "work").iterdir()))
         daemon.suspend()  # a look at the folder in between would find none
         (home.root / "work").rmdir()
         (home.root / "work").write_text("not a folder")
