@@ -264,7 +264,7 @@ class Classifier:
     def calibrated(self, site: SiteCalibration) -> Self:
         """Return the same model with a site's probability, threshold and band."""
         contract = replace(self.contract, calibration=site.calibration, decision=site.decision)
-        return type(self)(self._session, contract, self.sha256, self.gate)
+        return type(self)(self._session, contract, self.sha256, self.gate, self.drift)
 
     def run(self, batch: NDArray[np.float32]) -> list[Scores]:
         """Score images.

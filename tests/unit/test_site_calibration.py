@@ -16,7 +16,9 @@ from lungwatch.bundle import (
     write_calibration,
 )
 from lungwatch.contract import COVID, NEGATIVE, UNCERTAIN, Calibration, Decision
+from lungwatch.daemon.pipeline.model import Classifier, find_bundle
 from lungwatch.errors import ModelError
+from lungwatch.models import SHIPPED_DEFAULT
 from lungwatch.training.evaluation.calibration import (
     CannotCalibrateError,
     calibrate_site,
@@ -183,6 +185,17 @@ class TestRecord:
             *("other_cases", "error", "abstention", "covid_abstention", "other_abstention"),
             *("roc_auc", "ece", "method", "calibration", "decision"),
         }
+
+
+def test_a_calibrated_model_keeps_its_gate_and_its_reference_for_drift():
+    """Without the reference a calibrated site would record no components, and see no drift."""
+    shipped = Classifier.load(find_bundle(SHIPPED_DEFAULT))
+    shipped.drift = object()  # no shipped bundle has one
+    record = make(*cases(40, 60, apart=1.5))
+    calibrated = shipped.calibrated(record)
+    assert (calibrated.gate, calibrated.drift) == (shipped.gate, shipped.drift)
+    assert calibrated.contract.calibration == record.calibration
+    assert calibrated.contract.decision == record.decision
 
 
 def test_an_id_tells_what_decides():
