@@ -34,7 +34,7 @@ def stages(stack: ExitStack) -> dict[str, Callable[[], object]]:
 
     The decoding process that one of them asks lives as long as the stack.
     """
-    config = Config()
+    config = Config.model_validate({})  # every default
     classifier = Classifier.load(find_bundle(config.model))
     contract = classifier.contract
     files = {

@@ -20,15 +20,11 @@ from lungwatch.cli.output import cell_text, print_fields, print_json, print_tabl
 from lungwatch.errors import ConfigError, LungwatchError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sqlalchemy import Engine
 
     from lungwatch.bundle import SiteCalibration
     from lungwatch.contract import GateContract
     from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier
-    from lungwatch.db.rescoring import ScoredCase
-    from lungwatch.training.evaluation.calibration import Truths
 
 _MIB = 1 << 20
 
@@ -406,12 +402,13 @@ def _fit(
     engine: "Engine", labels: Path, *, error: float, model: str, model_sha256: str
 ) -> tuple["SiteCalibration", dict[str, int]]:
     """Match truths with results, print what does not match, and fit."""
+    from lungwatch.cli.results import identify_truths
     from lungwatch.db.rescoring import known_cases, scored_cases
     from lungwatch.training.evaluation.calibration import calibrate_site, named, read_truths
 
     truths = read_truths(labels)
     cases = scored_cases(engine, model_sha256)
-    covid, unknown = _identify_truths(truths, cases)
+    covid, unknown = identify_truths(truths, cases)
     known = known_cases(cases, covid)
     counts = {
         "matched": len(known.covid),
@@ -444,36 +441,6 @@ def _fit(
         made_with=__version__,
     )
     return record, counts
-
-
-def _identify_truths(
-    truths: "Truths", cases: "Sequence[ScoredCase]"
-) -> tuple[dict[int, bool], list[str]]:
-    """Return the truth of each known image by its number, and the identifiers of none."""
-    from lungwatch.db.rescoring import identify
-    from lungwatch.training.evaluation.calibration import nearest
-
-    named = identify(cases, truths.kind)
-    unknown = {name: covid for name, covid in truths.covid.items() if name not in named}
-    if len(unknown) == len(truths.covid):
-        raise LungwatchError(
-            f"none of the {len(unknown)} identifiers ({truths.kind}) is in the database"
-            f"{nearest(unknown, named)}"
-        )
-    covid = {
-        case.image_id: covid for name, covid in truths.covid.items() for case in named.get(name, ())
-    }
-    return covid, list(unknown)
-
-
-def truth_by_image(engine: "Engine", labels: Path) -> dict[str, bool]:
-    """Return which recorded images are COVID by a truth file, by SHA-256."""
-    from lungwatch.db.rescoring import scored_cases
-    from lungwatch.training.evaluation.calibration import read_truths
-
-    cases = scored_cases(engine, "")
-    covid, _ = _identify_truths(read_truths(labels), cases)
-    return {case.sha256: covid[case.image_id] for case in cases if case.image_id in covid}
 
 
 def _print_calibration(record: "SiteCalibration", path: Path, *, dry_run: bool) -> None:

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from lungwatch.comparison import Shift
     from lungwatch.daemon.monitor.drift import Drift, ReferenceChoice
     from lungwatch.db.queries import ResultFilter, ResultRow
-    from lungwatch.db.rescoring import ModelRow, ScoredPair
+    from lungwatch.db.rescoring import ModelRow, ScoredCase, ScoredPair
     from lungwatch.db.statistics import Statistics
+    from lungwatch.training.evaluation.calibration import Truths
 
     Row = TypeVar("Row", bound=ResultRow)
 
@@ -359,10 +360,38 @@ def _find_model(models: "list[ModelRow]", name: str) -> "ModelRow":
     raise NotFoundError(f"no results of a model '{name}'; there are results of: {listed}")
 
 
-def _known_covid(engine: "Engine", pairs: "list[ScoredPair]", labels: Path) -> list[bool]:
-    from lungwatch.cli.model import truth_by_image
+def identify_truths(
+    truths: "Truths", cases: "Sequence[ScoredCase]"
+) -> tuple[dict[int, bool], list[str]]:
+    """Return the truth of each known image by its number, and the identifiers of none."""
+    from lungwatch.db.rescoring import identify
+    from lungwatch.training.evaluation.calibration import nearest
 
-    truth = truth_by_image(engine, labels)
+    named = identify(cases, truths.kind)
+    unknown = {name: covid for name, covid in truths.covid.items() if name not in named}
+    if len(unknown) == len(truths.covid):
+        raise LungwatchError(
+            f"none of the {len(unknown)} identifiers ({truths.kind}) is in the database"
+            f"{nearest(unknown, named)}"
+        )
+    covid = {
+        case.image_id: covid for name, covid in truths.covid.items() for case in named.get(name, ())
+    }
+    return covid, list(unknown)
+
+
+def _truth_by_image(engine: "Engine", labels: Path) -> dict[str, bool]:
+    """Return which recorded images are COVID by a truth file, by SHA-256."""
+    from lungwatch.db.rescoring import scored_cases
+    from lungwatch.training.evaluation.calibration import read_truths
+
+    cases = scored_cases(engine, "")
+    covid, _ = identify_truths(read_truths(labels), cases)
+    return {case.sha256: covid[case.image_id] for case in cases if case.image_id in covid}
+
+
+def _known_covid(engine: "Engine", pairs: "list[ScoredPair]", labels: Path) -> list[bool]:
+    truth = _truth_by_image(engine, labels)
     return [truth.get(pair.sha256, False) for pair in pairs]
 
 
