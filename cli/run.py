@@ -234,13 +234,14 @@ def doctor(site: Site, *, as_json: bool) -> None:
     Exit code 1 if a check fails. Research use only; not a medical device.
     """
     from lungwatch.daemon.monitor.health import run_checks
+    from lungwatch.daemon.service import Service
 
     # Processing the synthetic X-ray would log events between the lines.
     logging.getLogger("lungwatch").addHandler(logging.NullHandler())
     logging.getLogger("lungwatch").propagate = False
     marks = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("-", "yellow")}
     checks = []
-    for check in run_checks(site.config):
+    for check in run_checks(site.config, process=lambda trial: Service(trial).run(once=True)):
         checks.append(check)
         if not as_json:
             mark, colour = marks[check.ok]

@@ -257,9 +257,20 @@ def check_start(config: Config) -> None:
             check.inspect(Installation(config))
 
 
-def run_checks(config: Config, names: tuple[str, ...] = ()) -> Iterator[CheckOutcome]:
-    """Run the checks of `lungwatch doctor`, or those named; none that fails ends the others."""
-    installation = Installation(config)
+def run_checks(
+    config: Config,
+    names: tuple[str, ...] = (),
+    *,
+    process: Callable[[Config], object] | None = None,
+) -> Iterator[CheckOutcome]:
+    """Run the checks of `lungwatch doctor`, or those named; none that fails ends the others.
+
+    Parameters
+    ----------
+    process
+        See `Installation`.
+    """
+    installation = Installation(config, process)
     for check in CHECKS:
         if check.inspect is None or (names and check.name not in names):
             continue

@@ -323,7 +323,7 @@ def test_a_name_that_is_not_there_is_refused_in_one_line(filled):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_check_up_is_a_line_a_check(filled, monkeypatch, as_json):
     checks = [CheckOutcome(name=text, ok=None, detail=text) for text in TEXTS]
-    monkeypatch.setattr("lungwatch.daemon.monitor.health.run_checks", lambda _: iter(checks))
+    monkeypatch.setattr("lungwatch.daemon.monitor.health.run_checks", lambda *_, **__: iter(checks))
     text = run(filled, "doctor", *(["--json"] if as_json else []))
     if as_json:
         assert [check["detail"] for check in json.loads(text)] == TEXTS
