@@ -1,4 +1,4 @@
-"""What a disk holds after a power cut, computed from the recorded calls.
+"""Contents of a disk after a power cut, computed from the recorded calls.
 
 The model is pessimistic about data and describes a journalling file system (ext4, XFS, btrfs)
 otherwise: of a file, only what an fsync of that very file covered is sure to be there; of

@@ -1,4 +1,4 @@
-"""What a long run's samples say: a plot, and a verdict by the slope after the warm-up."""
+"""Plot of the samples of a long run, and a verdict by the slope after the warm-up."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run showed, as a table for people and as JSON."""
+"""Report of a chaos run, as a table for people and as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

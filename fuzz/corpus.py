@@ -1,4 +1,4 @@
-"""What led the fuzzer to new places, kept in one small file between runs."""
+"""Corpus of the fuzzer: inputs that reached new code, kept in one small file between runs."""
 
 import zipfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where the fuzzer starts: small valid files of every kind, made here."""
+"""Seed corpus of the fuzzer: small valid files of every kind, generated."""
 
 import io
 import json

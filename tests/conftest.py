@@ -1,4 +1,4 @@
-"""What every test may use, and what every test has to keep."""
+"""Fixtures shared by all tests, and the check that no test leaks threads or descriptors."""
 
 import fcntl
 import os

@@ -1,1 +1,1 @@
-"""From a file's bytes to grey values: DICOM, PNG and JPEG into one `Radiograph`."""
+"""Image reading: DICOM, PNG and JPEG files, decoded into one `Radiograph`."""

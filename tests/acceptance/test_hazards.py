@@ -1,4 +1,4 @@
-"""What may happen to a server: it delays or stops the daemon, and loses nothing."""
+"""Hazards of a server: faults that delay or stop the daemon without losing a file."""
 
 import sqlite3
 import time

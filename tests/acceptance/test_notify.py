@@ -1,4 +1,4 @@
-"""What the service manager is told: readiness, life, and silence when work hangs.
+"""Notifications to the service manager: readiness, keep-alive, and none while work hangs.
 
 With the manager's socket alone, which any machine has; test_systemd.py has the manager.
 """

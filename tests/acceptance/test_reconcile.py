@@ -1,4 +1,4 @@
-"""Where folders and record differ, `reconcile` says so, and mends what needs no guess."""
+"""Reconciliation: differences of folders and database are named, and repaired where certain."""
 
 import json
 import shutil

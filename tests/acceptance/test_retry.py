@@ -1,4 +1,4 @@
-"""What was refused or has failed can be put through again, and ends again."""
+"""Retries: refused and failed files are processed again, and end again."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Under a real systemd, PID 1 of a container: the unit as it is, its sandbox, its watchdog.
+"""Service under a real systemd in a container: its unit, its sandbox, its watchdog.
 
 The container has this machine's files, seen through an overlay.
 """

@@ -1,4 +1,4 @@
-"""With `trusted_keys` the daemon and the doctor run a signed model and refuse every other."""
+"""Bundle policy: daemon and doctor run a model signed with a trusted key and refuse others."""
 
 import json
 

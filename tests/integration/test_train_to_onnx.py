@@ -1,4 +1,4 @@
-"""From labelled images to a bundle that answers as the trained network does."""
+"""Training and export end to end: a bundle that answers as its trained network does."""
 
 import csv
 import json

@@ -313,11 +313,11 @@ def _cycles(imports: dict[str, frozenset[str]]) -> list[list[str]]:
 
 def _reached(start: str, imports: dict[str, frozenset[str]]) -> set[str]:
     found: set[str] = set()
-    todo = [start]
-    while todo:
-        for target in imports[todo.pop()] - found:
+    pending = [start]
+    while pending:
+        for target in imports[pending.pop()] - found:
             found.add(target)
-            todo.append(target)
+            pending.append(target)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the sdist and the wheel carry, built from a clean copy."""
+"""Contents of the sdist and the wheel, built from a clean copy."""
 
 import shutil
 import subprocess

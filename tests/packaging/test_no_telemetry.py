@@ -1,4 +1,4 @@
-"""Nothing leaves the machine unasked, onnxruntime's own reports included."""
+"""Network silence: nothing is sent unasked, onnxruntime's own reports included."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What holds for the built wheel in an environment without TensorFlow.
+"""Check of the built wheel in an environment without TensorFlow.
 
 Run by `make wheel-check` with the interpreter of an environment that has the wheel and
 `pydicom-data` and nothing else; no test runner, no repository. Prints a line a guarantee and

@@ -1,4 +1,4 @@
-"""Which markers a test has, told by its folder, its fixtures and its source.
+"""Markers of tests, derived from folder, fixtures and source.
 
 Nobody has to remember them: a test that asks for TensorFlow with `pytest.importorskip`, for
 PostgreSQL by its fixture or for DCMTK by the program's name is marked so. `slow` may also be

@@ -1,4 +1,4 @@
-"""Who may write to the drop folder wins no race against the claim: nothing outside is touched."""
+"""Races against the claim: a user of the drop folder reaches no file outside of it."""
 
 import os
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What tells the classes apart without the lungs is found where it is, and only there."""
+"""Confounds: features outside the lungs that predict the class, found only where planted."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the queries find: filters, order, one result by number or digest, counts."""
+"""Queries: filters, order, one result by number or digest, counts."""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a dropped file means, state by state, and that nothing is counted twice or lost."""
+"""Claims and ends of dropped files, state by state, each counted once and none lost."""
 
 import subprocess
 import sys

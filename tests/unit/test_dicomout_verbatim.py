@@ -1,4 +1,4 @@
-"""What an answer copies of its source: as it is where that decides, else valid or empty."""
+"""Attributes copied from the source: unchanged where they identify, else valid or empty."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""What ships is whole, knows itself, and gives nothing of the machine away that built it."""
+"""Shipped bundles: complete, consistent, and without traces of the machine that built them."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a network sees of lungs is the same in NumPy and in a graph, whatever the exposure."""
+"""View of the lungs: equal in NumPy and in the graph, whatever the exposure."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What `make fuzz` feeds by the million, here by the hundred; and what it has found once."""
+"""Fuzz targets, run on a few hundred inputs and on every input that failed once."""
 
 import io
 import sys

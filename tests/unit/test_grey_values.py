@@ -1,4 +1,4 @@
-"""Files that state depth, sign, range or padding twice and differently, and their right values.
+"""Grey values of files that state depth, sign, range or padding twice and differently.
 
 A real chest radiograph at a quarter of its size, with its grey values worked out here by plain
 arithmetic, is put into files that contradict themselves. What is read must be that radiograph,

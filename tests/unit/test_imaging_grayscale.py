@@ -1,4 +1,4 @@
-"""From stored values to grey: what DICOM defines, checked against pydicom's own arithmetic."""
+"""Grey-scale transformations of DICOM, compared with pydicom's own arithmetic."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What an event becomes: text, JSON, an entry of the journal."""
+"""Log events as text, JSON and entries of systemd's journal."""
 
 import json
 import logging

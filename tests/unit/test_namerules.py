@@ -1,4 +1,4 @@
-"""Which names the drop folder's scan does not take, and what an archive's members are called."""
+"""Name rules: skipped names in the drop folder, and names of archive members."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What lungwatch sent itself is known again, whatever a PACS did to it; nothing else is."""
+"""Lungwatch's own objects, recognised whatever a PACS changed in them; no other object is."""
 
 import io
 

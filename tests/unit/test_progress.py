@@ -1,4 +1,4 @@
-"""What counts as progress, and what starves the service manager's watchdog."""
+"""Progress of stages, and its absence, which starves the service manager's watchdog."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""Where `trusted_keys` is set, no byte of a model is run that a trusted key did not sign."""
+"""Signed bundles: with `trusted_keys`, no byte of a model runs without a trusted signature."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""When the drop folder's files count as complete, without waiting for anything."""
+"""Completeness of dropped files, tested without waiting."""
 
 from dataclasses import replace
 from pathlib import Path

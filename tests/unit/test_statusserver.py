@@ -1,4 +1,4 @@
-"""What /health and /ready say, and that a server never started can be closed."""
+"""Status port: /health, /ready, and closing a server that never started."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""What DICOM files say they show, in strings, codes and descriptions."""
+"""Subject of DICOM files, from strings, codes and descriptions."""
 
 import contextlib
 from pathlib import Path

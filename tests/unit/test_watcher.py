@@ -1,4 +1,4 @@
-"""Which observer is chosen, and that its hints arrive."""
+"""Observers of the drop folder: the choice of one, and the arrival of its hints."""
 
 import os
 
