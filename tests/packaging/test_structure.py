@@ -17,7 +17,8 @@ def structure() -> Structure:
 
 
 def test_there_are_at_most_150_modules_of_at_least_150_lines_in_the_middle(structure):
-    assert structure.total.files <= MOST_MODULES
+    # An `__init__` marks a folder and holds nothing.
+    assert structure.total.files - structure.markers <= MOST_MODULES
     assert structure.total.median >= LEAST_MEDIAN
 
 
