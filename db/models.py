@@ -343,6 +343,32 @@ class ClockReading(Base):
     """``CLOCK_BOOTTIME``: seconds since that boot, suspension included."""
 
 
+class LeaseHolding(Base):
+    """The database's identity, and the lease of the daemon that works with it; one row.
+
+    See `lungwatch.db.identity`.
+    """
+
+    __tablename__ = "lease"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    database_id: Mapped[str] = mapped_column(String(36))
+    """Random, made at the first start."""
+    counter: Mapped[int] = mapped_column(BigInteger)
+    """Advanced by every acquisition and renewal, and by nothing else."""
+    token: Mapped[str | None] = mapped_column(String(36))
+    """Random, of the process that holds the lease; None for no one."""
+    place: Mapped[str | None] = mapped_column(Text)
+    """Machine and home folder of the holder, for people."""
+    home_inode: Mapped[str | None] = mapped_column(String(24))
+    """Inode number of the holder's home folder, which a copy of it does not have."""
+    scope: Mapped[str | None] = mapped_column(String(96))
+    """Boot and PID namespace in which `pid` means the holder."""
+    pid: Mapped[int | None]
+    started: Mapped[str | None] = mapped_column(String(24))
+    """When the process started, in clock ticks since the boot."""
+
+
 class Delivery(Base):
     """One object of one result for one destination: a row of the outbox."""
 
