@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, Engine, Select, func, or_, select, update
+from sqlalchemy import Connection, Engine, func, or_, select, update
 
 from lungwatch.db.engine import (
     Value,
@@ -162,7 +162,8 @@ class Commitments:
         waiting = (Delivery.destination == destination, Delivery.commitment.in_(UNCOMMITTED))
         late = (*waiting, Delivery.sent_at < now - limit)
         with writing(self._engine) as connection:
-            failed = [uid for uid in connection.scalars(_uids().where(*late)) if uid]
+            found = connection.execute(select(Delivery.sop_instance_uid).where(*late))
+            failed = [str(row.sop_instance_uid) for row in found if row.sop_instance_uid]
             connection.execute(
                 update(Delivery)
                 .where(*late)
@@ -272,7 +273,7 @@ class Commitments:
             CommitmentRequest.transaction_uid == transaction_uid,
         )
         with writing(self._engine) as connection:
-            values = {
+            values: dict[str, Value] = {
                 "instances": list(instances),
                 "state": RequestState.PENDING,
                 "attempts": 0,
@@ -328,10 +329,6 @@ class Commitments:
                 )
                 .values(**values)
             )
-
-
-def _uids() -> Select[tuple[str | None]]:
-    return select(Delivery.sop_instance_uid)
 
 
 def _change(

@@ -5,6 +5,8 @@ written at the first start; a database that no daemon has opened since has none.
 earlier results keep NULL: what they were when they were written is not known.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -39,7 +41,7 @@ def upgrade() -> None:
     _add_commitment()
 
 
-_COMMITMENT = {
+_COMMITMENT: dict[str, sa.types.TypeEngine[Any]] = {
     "sop_class_uid": sa.String(64),
     "commitment": sa.String(16),
     "commitment_uid": sa.String(64),
