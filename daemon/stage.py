@@ -21,7 +21,9 @@ from lungwatch.db.results import Store
 
 CrashPoint = Literal[
     "renamed",
+    "copied",
     "claimed",
+    "replaced",
     "unpacked",
     "decoded",
     "classified",
