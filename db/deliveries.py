@@ -385,6 +385,17 @@ def is_unsent(engine: Engine, sop_instance_uid: str) -> bool:
         return connection.execute(statement.limit(1)).first() is not None
 
 
+def object_uid(engine: Engine, result_id: int, kind: str) -> str | None:
+    """Return the SOP Instance UID of a result's object; None if it was never built."""
+    statement = select(Delivery.sop_instance_uid).where(
+        Delivery.result_id == result_id,
+        Delivery.kind == kind,
+        Delivery.sop_instance_uid.is_not(None),
+    )
+    with reading(engine) as connection:
+        return connection.scalar(statement.limit(1))
+
+
 def earlier_report(engine: Engine, result_id: int) -> SentReport | None:
     """Return the last report sent on the same SOP instance by another model before this result.
 

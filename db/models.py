@@ -269,6 +269,8 @@ class Result(Base):
     flags: Mapped[list[str]]
     overlay: Mapped[str | None] = mapped_column(Text)
     """Where the overlay is, relative to the home."""
+    overlay_sha256: Mapped[str | None] = mapped_column(String(64))
+    """Of the overlay's bytes; None for one that schema 0010 or an earlier one recorded."""
     claimed_at: Mapped[datetime | None]
     """When the last attempt began; of a queued one, when it was requested."""
     finished_at: Mapped[datetime | None]
@@ -322,6 +324,49 @@ class OwningHome(Base):
     """As in the home's own file."""
     place: Mapped[str] = mapped_column(Text)
     first_used_at: Mapped[datetime]
+
+
+class ClockReading(Base):
+    """The system clock at the last start, or run of retention, beside a clock that nobody sets.
+
+    One row, or none before the first.
+    """
+
+    __tablename__ = "clock_reading"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    """By the system clock."""
+    boot_id: Mapped[str] = mapped_column(String(36))
+    """Of the kernel: ``/proc/sys/kernel/random/boot_id``."""
+    boottime_s: Mapped[float]
+    """``CLOCK_BOOTTIME``: seconds since that boot, suspension included."""
+
+
+class LeaseHolding(Base):
+    """The database's identity, and the lease of the daemon that works with it; one row.
+
+    See `lungwatch.db.identity`.
+    """
+
+    __tablename__ = "lease"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    database_id: Mapped[str] = mapped_column(String(36))
+    """Random, made at the first start."""
+    counter: Mapped[int] = mapped_column(BigInteger)
+    """Advanced by every acquisition and renewal, and by nothing else."""
+    token: Mapped[str | None] = mapped_column(String(36))
+    """Random, of the process that holds the lease; None for no one."""
+    place: Mapped[str | None] = mapped_column(Text)
+    """Machine and home folder of the holder, for people."""
+    home_inode: Mapped[str | None] = mapped_column(String(24))
+    """Inode number of the holder's home folder, which a copy of it does not have."""
+    scope: Mapped[str | None] = mapped_column(String(96))
+    """Boot and PID namespace in which `pid` means the holder."""
+    pid: Mapped[int | None]
+    started: Mapped[str | None] = mapped_column(String(24))
+    """When the process started, in clock ticks since the boot."""
 
 
 class Delivery(Base):

@@ -5,7 +5,7 @@ Every function raises `DatabaseError` where the database cannot be read.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,20 @@ class Statistics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DestinationCounts:
+    """What one destination is owed.
+
+    Attributes
+    ----------
+    waiting, oldest
+        Objects to be sent, and when the oldest of them was queued.
+    """
+
+    waiting: int
+    oldest: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class HealthCounts:
     """The few figures that health is judged by, cheap to read.
 
@@ -64,6 +78,8 @@ class HealthCounts:
         Objects to be sent, and when the oldest of them was queued.
     outbox_ended
         Objects that were refused for good or were invalid.
+    destinations
+        Those that something waits for, by name.
     last_done
         When the last result was done.
     """
@@ -74,6 +90,7 @@ class HealthCounts:
     oldest_delivery: datetime | None
     outbox_ended: int
     last_done: datetime | None
+    destinations: Mapping[str, DestinationCounts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,11 +237,16 @@ def health_counts(engine: Engine, *, writable: bool = False) -> HealthCounts:
         # An image in done/ has a result already; another model is only to score it too.
         .where(Result.state == State.QUEUED, Image.path.is_(None) | ~Image.path.startswith("done/"))
     )
-    deliveries = select(
-        func.sum(case((Delivery.state.in_(UNSENT), 1), else_=0)),
-        func.min(case((Delivery.state.in_(UNSENT), Delivery.created_at))),
-        func.sum(case((Delivery.state.in_(ended), 1), else_=0)),
-    ).where(Delivery.state.in_((*UNSENT, *ended)))
+    deliveries = (
+        select(
+            Delivery.destination,
+            func.sum(case((Delivery.state.in_(UNSENT), 1), else_=0)).label("waiting"),
+            func.min(case((Delivery.state.in_(UNSENT), Delivery.created_at))).label("oldest"),
+            func.sum(case((Delivery.state.in_(ended), 1), else_=0)).label("ended"),
+        )
+        .where(Delivery.state.in_((*UNSENT, *ended)))
+        .group_by(Delivery.destination)
+    )
     # The newest by the index over finished_at, which rejections share: a maximum over the done
     # alone would read them all.
     last = (
@@ -235,13 +257,18 @@ def health_counts(engine: Engine, *, writable: bool = False) -> HealthCounts:
     )
     with reading(engine) as connection:
         queued, oldest_queued = connection.execute(results).one()
-        unsent, oldest_delivery, given_up = connection.execute(deliveries).one()
+        owed = connection.execute(deliveries).all()
         return HealthCounts(
             queued=queued,
             oldest_queued=oldest_queued,
-            outbox_waiting=unsent or 0,
-            oldest_delivery=oldest_delivery,
-            outbox_ended=given_up or 0,
+            outbox_waiting=sum(int(row.waiting) for row in owed),
+            oldest_delivery=min((row.oldest for row in owed if row.oldest), default=None),
+            outbox_ended=sum(int(row.ended) for row in owed),
+            destinations={
+                row.destination: DestinationCounts(waiting=int(row.waiting), oldest=row.oldest)
+                for row in owed
+                if row.waiting
+            },
             last_done=connection.scalar(last),
         )
 

@@ -13,7 +13,7 @@ from chaos.faults.leaks import Leaks
 from chaos.faults.memory import MemoryPressure, OutOfMemory
 from chaos.faults.postgres import KillServer, KillWithPostgres
 from chaos.faults.power import PowerLoss
-from chaos.faults.sending import KillWhileSending
+from chaos.faults.sending import KillWhileSending, SlowDestination
 from chaos.faults.sigterm import Sigterm
 
 FAULTS: dict[str, Fault] = {
@@ -22,6 +22,7 @@ FAULTS: dict[str, Fault] = {
     "kill-postgres": KillWithPostgres(),
     "postgres-killed": KillServer(),
     "kill-sending": KillWhileSending(),
+    "slow-destination": SlowDestination(),
     "power": PowerLoss(),
     "disk-full": DiskFull(),
     "read-only": ReadOnly(),

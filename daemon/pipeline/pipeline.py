@@ -35,8 +35,9 @@ class Pipeline:
     """The stages decode, inference (one thread) and overlay, joined by their queues.
 
     Files of the slow lane have a decode stage of their own, `decode_slow`, of one worker, so that
-    `decode_workers` are always there for ordinary ones. Every claimed file meets its end here: recorded and in `done/`, rejected or failed and in
-    `quarantine/`, unpacked, or gone. Until then it holds a slot of `Context.in_flight`.
+    `decode_workers` are always there for ordinary ones. Every claimed file meets its end here:
+    recorded and in `done/`, rejected or failed and in `quarantine/`, unpacked, or gone. Until then
+    it holds a slot of `Context.in_flight`.
     """
 
     def __init__(self, context: Context, model: ModelInUse, filing: Filing) -> None:
@@ -73,7 +74,11 @@ class Pipeline:
             workers=config.overlay_workers,
             extra_s=retries_s,
         )
-        self._stages = (*self._decode.values(), self._inference, self._overlay)
+        self._stages: tuple[Stage[Claimed] | Stage[Prepared] | Stage[Classified], ...] = (
+            *self._decode.values(),
+            self._inference,
+            self._overlay,
+        )
 
     @property
     def dead(self) -> list[str]:

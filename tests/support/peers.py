@@ -5,6 +5,7 @@ import json
 import shutil
 import socket
 import subprocess
+import threading
 import urllib.request
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any, Self
 
 import pydicom
 import pytest
+from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from tests.support.waits import PATIENCE_S, wait_for
 
@@ -103,6 +105,45 @@ class StoreScp(Peer):
         return Counter(
             str(pydicom.dcmread(path, force=True).SOPInstanceUID) for path in self.folder.iterdir()
         )
+
+
+class SlowScp:
+    """A Storage SCP in this process, which answers nothing before it may.
+
+    Attributes
+    ----------
+    has_begun
+        Set once an object has come.
+    may_answer
+        Set by the test.
+    stored
+        Objects that were answered.
+    """
+
+    def __init__(self) -> None:
+        self.has_begun = threading.Event()
+        self.may_answer = threading.Event()
+        self.stored = 0
+
+    def __enter__(self) -> Self:
+        entity = AE(ae_title="SLOW")
+        entity.supported_contexts = AllStoragePresentationContexts
+        self._server: Any = entity.start_server(
+            ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._take)]
+        )
+        self.name = f"SLOW@127.0.0.1:{self._server.server_address[1]}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.may_answer.set()
+        self._server.shutdown()
+
+    def _take(self, event: Any) -> int:
+        del event
+        self.has_begun.set()
+        self.may_answer.wait(PATIENCE_S)
+        self.stored += 1
+        return 0x0000
 
 
 class Orthanc(Peer):
