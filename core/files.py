@@ -16,7 +16,7 @@ from pathlib import Path
 
 _CHUNK_BYTES = 1 << 20
 # The longest signature: the DICOM preamble and its "DICM".
-_HEAD_BYTES = 132
+HEAD_BYTES = 132
 
 
 class FileKind(Enum):
@@ -43,7 +43,7 @@ def file_kind(path: Path) -> FileKind:
         If the file cannot be read.
     """
     with path.open("rb") as file:
-        return kind_of(file.read(_HEAD_BYTES))
+        return kind_of(file.read(HEAD_BYTES))
 
 
 def kind_of(head: bytes) -> FileKind:

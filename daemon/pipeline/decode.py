@@ -14,10 +14,12 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +90,7 @@ class Decoded:
 
 
 def decode_file(
-    path: Path,
+    source: Path | BinaryIO,
     *,
     policy: ReadPolicy,
     spec: PreprocessSpec,
@@ -101,6 +103,8 @@ def decode_file(
 
     Parameters
     ----------
+    source
+        The file's path, or the file itself, open for reading.
     spec, gate_spec
         Preprocessing for the model and for its content gate; None without a gate.
 
@@ -111,7 +115,7 @@ def decode_file(
     OSError
         If it cannot be read.
     """
-    radiograph = read_radiograph(path, policy)
+    radiograph = read_radiograph(source, policy)
     shape = radiograph.pixels.shape[0], radiograph.pixels.shape[1]
     tensor = preprocess(radiograph.pixels, spec)
     preview = make_preview(radiograph.pixels, overlay_side_px)
@@ -341,8 +345,15 @@ class Decoder:
         self._connection = connection
         self._decoded, self._is_ready = 0, False
 
-    def decode(self, path: Path) -> Decoded:
-        """Decode a file.
+    def decode(self, descriptor: int) -> Decoded:
+        """Decode an open file.
+
+        Parameters
+        ----------
+        descriptor
+            Open for reading. The process gets an opening of its own of the same file, for reading
+            alone, with an offset of its own: it can neither write to the file nor move the
+            daemon's offset.
 
         Raises
         ------
@@ -359,7 +370,7 @@ class Decoder:
             self._replace("worn_out")
         for is_fresh in (self._decoded == 0, True):
             try:
-                return self._ask(path)
+                return self._ask(descriptor)
             except (_DecoderDied, OutOfMemory) as error:
                 self._replace(_cause(error))
                 # A file before this one may have broken a used process; a fresh one is tried.
@@ -379,10 +390,18 @@ class Decoder:
                 self._process.wait(_KILL_TIMEOUT_S)
             self._process = None
 
-    def _ask(self, path: Path) -> Decoded:
+    def _ask(self, descriptor: int) -> Decoded:
         connection = self._ready()
+        with _opened_again(descriptor) as passed:
+            try:
+                return self._answer(connection, passed)
+            finally:
+                self._decoded += 1
+
+    def _answer(self, connection: Connection, descriptor: int) -> Decoded:
         try:
-            connection.send_bytes(os.fsencode(path))
+            assert self._process is not None
+            send_handle(connection, descriptor, self._process.pid)
             _await(connection, self._timeout_s)
             answer = receive(connection, self._setup)
         except BlockingIOError:
@@ -394,8 +413,6 @@ class Decoder:
             raise _DecoderDied(self._status()) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise _DecoderDied(None) from error
-        finally:
-            self._decoded += 1
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -428,6 +445,20 @@ class Decoder:
             return self._process.wait(_KILL_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return None
+
+
+@contextlib.contextmanager
+def _opened_again(descriptor: int) -> Iterator[int]:
+    """Give another opening of an open file, for reading alone, as long as the context lasts."""
+    if sys.platform == "linux":
+        # Not a duplicate, which shares the offset, the flags and the right to write.
+        again = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    else:
+        again = os.dup(descriptor)
+    try:
+        yield again
+    finally:
+        os.close(again)
 
 
 def _environment() -> dict[str, str]:

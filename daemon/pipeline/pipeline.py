@@ -11,7 +11,7 @@ import numpy as np
 
 from lungwatch.daemon.intake.archives import Unpacker
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.pipeline.decode import Decoder, DecoderSetup
+from lungwatch.daemon.pipeline.decode import Decoded, Decoder, DecoderSetup
 from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.gate import GateRefused
 from lungwatch.daemon.pipeline.model import Classifier, ModelInUse
@@ -136,7 +136,7 @@ class Pipeline:
                 self._end_unpacked(stage, claim, count)
             if count != 0:
                 continue
-            decoded = self._attempt(stage, claim, partial(decoder.decode, claim.path))
+            decoded = self._attempt(stage, claim, partial(_decode_claim, decoder, claim))
             if decoded is not None:
                 crashpoint("decoded")
                 self._inference.put(Prepared(claim=claim, **vars(decoded)))
@@ -268,6 +268,8 @@ class Pipeline:
         except FileNotFoundError:
             if not self._is_gone(claim):
                 raise
+            with suppress(OSError):
+                claim.path.parent.rmdir()
             # Its row has its end already; only the file is nowhere.
             store = self._context.store
             self._context.writer.call(lambda: store.set_path(image_id=claim.image_id, path=None))
@@ -275,6 +277,15 @@ class Pipeline:
     def _is_gone(self, claim: Claimed) -> bool:
         """Tell whether the file was removed, and not the whole folder."""
         return self._context.home.work.is_dir() and not os.path.lexists(claim.path)
+
+
+def _decode_claim(decoder: Decoder, claim: Claimed) -> Decoded:
+    """Decode a claimed file, of which the decoding process gets the descriptor alone."""
+    descriptor = os.open(claim.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return decoder.decode(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def classify(

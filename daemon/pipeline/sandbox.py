@@ -7,13 +7,19 @@ input.
 import contextlib
 import ctypes
 import errno
+import io
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _MIB = 1024 * 1024
 # The numbers are Linux's own, for prctl.
@@ -45,6 +51,63 @@ def limit(memory_mb: int) -> None:
     _lower(resource.RLIMIT_AS, memory_mb * _MIB)
 
 
+class _Received(io.RawIOBase):
+    """A file by its descriptor alone: read with an offset of its own, and closed with it."""
+
+    name = ""  # pydicom asks for it
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
+        self._offset = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._size_bytes}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._offset = start + offset
+        return self._offset
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        count = os.preadv(self._descriptor, [buffer], self._offset)
+        self._offset += count
+        return count
+
+    def readall(self) -> bytes:
+        parts = []
+        while part := os.pread(
+            self._descriptor, max(self._size_bytes - self._offset, 1), self._offset
+        ):
+            self._offset += len(part)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
+def _received(channel: socket.socket) -> int:
+    """Wait for the descriptor of the next file."""
+    _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+    if not descriptors:
+        raise EOFError
+    return descriptors[0]
+
+
+def opened(descriptor: int) -> BinaryIO:
+    """Return the file of a descriptor, which is closed with it."""
+    return io.BufferedReader(_Received(descriptor))
+
+
 def replace_stdin() -> int:
     """Return a new descriptor of what standard input is, and leave nothing to read there."""
     channel = os.dup(0)
@@ -70,13 +133,12 @@ def fault_mark(fault: str) -> bytes:
     return _MARK + fault.encode()
 
 
-def trigger_fault(path: Path) -> None:
+def trigger_fault(file: BinaryIO) -> None:
     """Do what the file's mark says, if marks are asked for and it has one."""
     if "LUNGWATCH_TEST_DECODER" not in os.environ:
         return
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        _, mark, fault = file.read().rpartition(_MARK)
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+    _, mark, fault = file.read().rpartition(_MARK)
     if not mark:
         return
     if fault == b"segfault":
@@ -93,7 +155,8 @@ def trigger_fault(path: Path) -> None:
 def main() -> None:
     """Serve until the channel is closed."""
     detach()
-    connection = Connection(replace_stdin())
+    channel = socket.socket(fileno=replace_stdin())
+    connection = Connection(channel.fileno())
     setup = connection.recv()
     limit(setup.memory_mb)
 
@@ -110,11 +173,11 @@ def main() -> None:
     cv2.setNumThreads(1)
     connection.send_bytes(READY)
     while True:
-        path = Path(os.fsdecode(connection.recv_bytes()))
+        file = opened(_received(channel))
         try:
-            trigger_fault(path)
+            trigger_fault(file)
             decoded = decode_file(
-                path,
+                file,
                 policy=setup.policy,
                 spec=setup.spec,
                 overlay_side_px=setup.overlay_side_px,
@@ -125,6 +188,8 @@ def main() -> None:
             send_error(connection, error)
         else:
             send_decoded(connection, decoded)
+        finally:
+            file.close()
 
 
 if __name__ == "__main__":
