@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lungwatch.contract import COVID_FINDING, Label, Verdict
 from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.pipeline.decode import Decoded
+from lungwatch.daemon.stage import Lane
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class Claimed:
         When its content was first seen; dates the folders it is filed in.
     started_s
         Monotonic time of the claim.
+    lane
+        Of the file, whose slot it holds.
     """
 
     result_id: int
@@ -43,6 +46,7 @@ class Claimed:
     attempt: int
     received_at: datetime
     started_s: float
+    lane: Lane = Lane.ORDINARY
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
