@@ -101,6 +101,7 @@ class Pipeline:
             overlay_side_px=config.overlay_side_px,
             memory_mb=config.decode_memory_mb,
             gate_spec=contract.gate.preprocess if contract.gate is not None else None,
+            require_sandbox=config.require_sandbox,
         )
         with closing(Decoder(setup, timeout_s=config.decode_timeout_s)) as decoder:
             # It imports its libraries before there is a file. If it cannot be started now, the
