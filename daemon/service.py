@@ -265,7 +265,7 @@ class Service:
         listener = monitor = None
         if not once:
             # Before the threads: a port that cannot be bound is a reason not to start.
-            listener, monitor = make_services(context, model, parts, lambda: self.phase)
+            listener, monitor = make_services(context, engine, model, parts, lambda: self.phase)
         context.writer.start()
         parts.pipeline.start()
         try:
