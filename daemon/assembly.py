@@ -27,7 +27,7 @@ from lungwatch.daemon.retention import disk_usage
 from lungwatch.daemon.retry import TimeLimited
 from lungwatch.daemon.stage import Context
 from lungwatch.db.engine import open_engine
-from lungwatch.db.queries import is_known, queued
+from lungwatch.db.queries import digest_at, is_known, queued
 from lungwatch.db.statistics import health_counts, metric_counts
 
 _QUEUED_AT_ONCE = 100
@@ -134,6 +134,7 @@ def assemble(context: Context, engine: Engine, model: ModelInUse, *, rescores: b
             filing,
             model_id=model.row,
             is_known=lambda sha256: is_known(engine, sha256),
+            recorded_at=lambda path: digest_at(engine, path),
         ),
         queued=lambda: _queued(engine, home, model.row, own_only=rescores),
         submit=pipeline.submit,

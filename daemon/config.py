@@ -106,8 +106,9 @@ class IntakeKeys(Keys):
     """How changes are noticed: "inotify", "polling", or "auto" for inotify on local and polling on
     network file systems."""
     stability_s: float = Field(0.0, ge=0, le=3600)
-    """Seconds without a change before a file is taken, unless its writer was seen to close it or
-    move it in; 0 for 1 s on local and 5 s on network file systems."""
+    """Seconds without a change before a file is taken; 0 for 1 s on local and 5 s on network file
+    systems, unless its writer was seen to close it or move it in. If set, a writer that closes a
+    file and opens it again within this time is waited for."""
     open_timeout_s: float = Field(30.0, ge=1, le=86_400)
     """Seconds without a change after which a file that was seen being written and never closed is
     taken. Applies only where the kernel cannot tell whether it is open."""
@@ -125,7 +126,14 @@ class IntakeKeys(Keys):
     """Free disk space in MiB below which no file is claimed. Files wait in the drop folder until a
     tenth more than this is free."""
     max_in_flight: int = Field(16, ge=1, le=10_000)
-    """Maximum of files between claim and end; bounds memory."""
+    """Maximum of ordinary files between claim and end; bounds memory."""
+    slow_in_flight: int = Field(4, ge=1, le=10_000)
+    """The same of the slow lane, which large and odd files take. They are copied, unpacked and
+    decoded by workers of their own, one at a time, and hold up no other file."""
+    slow_from_mb: int = Field(64, ge=1, le=8192)
+    """Size in MiB from which a file takes the slow lane."""
+    slow_from_pixels: int = Field(32_000_000, ge=4096, le=1_000_000_000)
+    """Rows times columns, as the file states them, from which a picture takes the slow lane."""
 
 
 class RadiographKeys(Keys):

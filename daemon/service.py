@@ -161,7 +161,7 @@ class Service:
         self._home = Home(config.home)
         self._stop = threading.Event()
         self._rescores = rescores
-        self._in_flight = InFlight(config.max_in_flight)
+        self._in_flight = InFlight(config.max_in_flight, config.slow_in_flight)
         self._crash: tuple[str, BaseException] | None = None
         self._parts: Parts | None = None
         self._is_ready = False
