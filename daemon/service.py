@@ -163,7 +163,7 @@ class Service:
         self._home = Home(config.home)
         self._stop = threading.Event()
         self._rescores = rescores
-        self._in_flight = InFlight(config.max_in_flight)
+        self._in_flight = InFlight(config.max_in_flight, config.slow_in_flight)
         self._crash: tuple[str, BaseException] | None = None
         self._parts: Parts | None = None
         self._is_ready = False
@@ -269,7 +269,7 @@ class Service:
         listener = monitor = None
         if not once:
             # Before the threads: a port that cannot be bound is a reason not to start.
-            listener, monitor = make_services(context, model, parts, lambda: self.phase)
+            listener, monitor = make_services(context, engine, model, parts, lambda: self.phase)
         context.writer.start()
         parts.pipeline.start()
         try:

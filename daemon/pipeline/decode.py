@@ -296,11 +296,14 @@ class Decoder:
         For the process.
     timeout_s
         Seconds that one file may take.
+    niceness
+        Of the process, 0 to 19 (setpriority(2)); 0 leaves the daemon's.
     """
 
-    def __init__(self, setup: DecoderSetup, *, timeout_s: float) -> None:
+    def __init__(self, setup: DecoderSetup, *, timeout_s: float, niceness: int = 0) -> None:
         self._setup = setup
         self._timeout_s = timeout_s
+        self._niceness = niceness
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._decoded = 0
@@ -336,6 +339,9 @@ class Decoder:
             except OSError:
                 connection.close()
                 raise
+        if self._niceness:
+            with contextlib.suppress(OSError):  # it has ended already
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, self._niceness)
         # On receipt the process begins to import its libraries.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.send(self._setup)
