@@ -46,6 +46,7 @@ RestorePoint = Literal[
     "restore_parted",
     "restore_replaced",
 ]
+CommitmentPoint = Literal["commitment_noted", "commitment_asked", "commitment_accepted"]
 CRASH_POINTS: tuple[CrashPoint, ...] = get_args(CrashPoint)
 DEFAULT_LIMIT_S = 300.0
 _PAUSE_POLL_S = 0.02
@@ -53,7 +54,7 @@ T = TypeVar("T")
 OnCrash = Callable[[str, BaseException], None]
 
 
-def crashpoint(name: CrashPoint | RestorePoint) -> None:
+def crashpoint(name: CrashPoint | RestorePoint | CommitmentPoint) -> None:
     """Kill this process, or hang this thread, if a test asks for it at this point.
 
     Recovery is proved by crashing: `LUNGWATCH_CRASH_AT=recorded` kills the process, without any
