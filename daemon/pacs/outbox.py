@@ -16,6 +16,7 @@ from lungwatch.daemon.config import Config, parse_destination
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.logs import event
+from lungwatch.daemon.pacs.commitment import CommitmentRequester, ReportReceiver
 from lungwatch.daemon.pacs.destination import (
     CannotBuildError,
     DestinationSender,
@@ -25,6 +26,7 @@ from lungwatch.daemon.pacs.destination import (
 from lungwatch.daemon.pacs.scu import OutgoingObject
 from lungwatch.daemon.retry import Clock, Outages, answer_future
 from lungwatch.daemon.stage import DatabaseWriter, Progress, Worker
+from lungwatch.db.commitments import Commitments
 from lungwatch.db.deliveries import (
     Deliveries,
     DeliveryRow,
@@ -258,6 +260,11 @@ class Sender:
     A destination that is slow or not reached holds up neither the pipeline nor the others: they
     share the database, its writer and the files of the outbox alone.
 
+    Attributes
+    ----------
+    reports
+        Takes the destinations' reports on storage commitment that come to the listener.
+
     Raises
     ------
     MissingExtraError
@@ -297,8 +304,22 @@ class Sender:
             stopped=self._stopped,
             on_crash=on_crash,
         )
+        self.reports = ReportReceiver(
+            config=config,
+            commitments=Commitments(engine),
+            writer=writer,
+            clock=clock,
+            objects=self._objects,
+        )
         self._senders = [
-            DestinationSender(parse_destination(text), context) for text in config.pacs_destinations
+            DestinationSender(
+                destination,
+                context,
+                CommitmentRequester(destination, context, self.reports)
+                if destination.name in config.pacs_storage_commitment
+                else None,
+            )
+            for destination in map(parse_destination, config.pacs_destinations)
         ]
         for sender in self._senders:
             progress.watch(sender.name, extra_s=_ASSOCIATION_S)
