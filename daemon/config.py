@@ -165,6 +165,9 @@ class PipelineKeys(Keys):
     """Seconds to decode one file before its process is killed."""
     decode_memory_mb: int = Field(4096, ge=512, le=1_000_000)
     """Address space of one decoding process, in MiB."""
+    require_sandbox: bool = False
+    """Refuse to start where the kernel does not confine the decoding processes in full (seccomp,
+    Landlock; docs/security.md). The systemd unit sets it."""
     inference_threads: int = Field(0, ge=0, le=256)
     """Threads of one onnxruntime call; 0 for one per processor."""
     batch_size: int = Field(8, ge=1, le=256)

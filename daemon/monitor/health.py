@@ -227,6 +227,12 @@ CHECKS = (
         _observe_space,
         at_start=True,
     ),
+    Check(
+        "sandbox",
+        "What holds a decoding process that a file has taken over?",
+        doctor.inspect_sandbox,
+        at_start=True,
+    ),
     Check("watching", "How is the drop folder watched?", doctor.inspect_watching),
     Check(
         "database",

@@ -116,6 +116,7 @@ class Pipeline:
             overlay_side_px=config.overlay_side_px,
             memory_mb=config.decode_memory_mb,
             gate_spec=contract.gate.preprocess if contract.gate is not None else None,
+            require_sandbox=config.require_sandbox,
         )
         niceness = _SLOW_NICENESS if lane is Lane.SLOW else 0
         decoder = Decoder(setup, timeout_s=config.decode_timeout_s, niceness=niceness)
