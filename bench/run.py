@@ -68,6 +68,7 @@ def stages(stack: ExitStack) -> dict[str, Callable[[], object]]:
         gate_spec=None if gate is None else gate.contract.preprocess,
     )
     decoder = stack.enter_context(closing(Decoder(setup, timeout_s=config.decode_timeout_s)))
+    uncompressed = stack.enter_context(files["uncompressed"].open("rb"))
     decoding: dict[str, Callable[[], object]] = {
         f"decode, {name}": lambda path=path: read_radiograph(path)  # type: ignore[misc]
         for name, path in files.items()
@@ -77,7 +78,7 @@ def stages(stack: ExitStack) -> dict[str, Callable[[], object]]:
         "preview": lambda: make_preview(pixels, config.overlay_side_px),
         "burnt-in text": lambda: letters_in_line(preview),
         # The daemon's way: the uncompressed file's first three stages, and back through a pipe.
-        "these three, in a process": lambda: decoder.decode(files["uncompressed"]),
+        "these three, in a process": lambda: decoder.decode(uncompressed.fileno()),
         **gating,
         UNIT: lambda: classifier.run(tensor),
         "overlay, render": lambda: render_overlay(preview=preview, cam=cam, text=text),

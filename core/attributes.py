@@ -79,7 +79,7 @@ class RadiographMeta:
     accession: str | None = attribute("AccessionNumber", is_indexed=True, listed_as="accession")
     study_uid: str | None = attribute("StudyInstanceUID", is_indexed=True, listed_as="study_uid")
     series_uid: str | None = attribute("SeriesInstanceUID", listed_as="series_uid")
-    sop_uid: str | None = attribute("SOPInstanceUID", listed_as="sop_uid")
+    sop_uid: str | None = attribute("SOPInstanceUID", is_indexed=True, listed_as="sop_uid")
     sop_class: str | None = attribute("SOPClassUID")
     modality: str | None = attribute("Modality")
     body_part: str | None = attribute("BodyPartExamined")

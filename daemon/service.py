@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 from sqlalchemy import Engine
 
@@ -16,6 +17,7 @@ from lungwatch.daemon.lease import DatabaseWatch, take_lease
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.health import Phase, check_start
 from lungwatch.daemon.pacs.scu import plan_of
+from lungwatch.daemon.pipeline import confinement
 from lungwatch.daemon.pipeline.filing import check_clear, recover
 from lungwatch.daemon.retry import Clock, OutageKind, Outages, ShutdownRequested, SystemClock
 from lungwatch.daemon.stage import Context, DatabaseWriter, InFlight, Progress, Worker
@@ -170,7 +172,7 @@ class Service:
         self._home = Home(config.home)
         self._stop = threading.Event()
         self._rescores = rescores
-        self._in_flight = InFlight(config.max_in_flight)
+        self._in_flight = InFlight(config.max_in_flight, config.slow_in_flight)
         self._crash: tuple[str, BaseException] | None = None
         self._parts: Parts | None = None
         self._is_ready = False
@@ -207,7 +209,9 @@ class Service:
         LungwatchError
             If the start is not possible; the message says what to do.
         """
+        confinement.hide()
         check_start(self._config)
+        _log_sandbox()
         with self._home.locked():
             # A writer may break the lease of `writer_of`; the kernel reports that by a signal
             # whose default is to kill.
@@ -311,7 +315,7 @@ class Service:
         listener = monitor = None
         if not once:
             # Before the threads: a port that cannot be bound is a reason not to start.
-            listener, monitor = make_services(context, model, parts, lambda: self.phase)
+            listener, monitor = make_services(context, engine, model, parts, lambda: self.phase)
         context.writer.start()
         parts.pipeline.start()
         try:
@@ -422,3 +426,14 @@ class Service:
             self._crash = (name, error)
         self._stop.set()
         self._outages.shut_down()
+
+
+def _log_sandbox() -> None:
+    """Say what holds the decoding processes, and warn of what is missing."""
+    found = confinement.probe()
+    event(
+        "sandbox",
+        level=logging.WARNING if found.missing else logging.INFO,
+        **asdict(found),
+        missing=",".join(found.missing) or "none",
+    )

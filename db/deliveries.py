@@ -1,11 +1,11 @@
 """Deliveries: the outbox of objects for PACS destinations, its writes and its queries."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, Select, func, select, update
+from sqlalchemy import Connection, Engine, Select, func, or_, select, update
 
 from lungwatch.db.engine import (
     Value,
@@ -19,7 +19,9 @@ from lungwatch.db.engine import (
     writing,
 )
 from lungwatch.db.models import (
+    UNCOMMITTED,
     UNSENT,
+    CommitmentState,
     Delivery,
     DeliveryState,
     Image,
@@ -71,6 +73,10 @@ class DeliveryRow:
         Why the last attempt failed.
     sop_instance_uid
         None until the object was built.
+    commitment
+        State of the storage commitment; None where it is not asked for. The fields after it are
+        its last transaction UID, when it came into its state, the requests since it was sent,
+        the destination's reports that it does not have the object, and why it is not committed.
     """
 
     id: int
@@ -86,6 +92,12 @@ class DeliveryRow:
     sop_instance_uid: str | None
     created_at: datetime
     sent_at: datetime | None
+    commitment: CommitmentState | None = None
+    commitment_uid: str | None = None
+    commitment_at: datetime | None = None
+    commitment_tries: int | None = None
+    commitment_failures: int | None = None
+    commitment_error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +106,10 @@ class DestinationStatus:
 
     Attributes
     ----------
-    queued, failed, invalid
+    queued, sent, failed, invalid
         Deliveries in that state; those being sent are among the queued.
+    commitments
+        Sent deliveries by the state of their storage commitment, where it is asked for.
     oldest_at
         When the oldest of the queued was created; None if there is none.
     error
@@ -108,6 +122,8 @@ class DestinationStatus:
     invalid: int
     oldest_at: datetime | None
     error: str | None
+    sent: int = 0
+    commitments: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,9 +248,28 @@ class Deliveries:
                 .values(sop_instance_uid=sop_instance_uid)
             )
 
-    def sent(self, delivery_id: int, now: datetime) -> None:
-        """Note that the destination has it."""
-        self._end_sending([delivery_id], DeliveryState.SENT, error=None, sent_at=now)
+    def sent(
+        self, delivery_id: int, now: datetime, *, sop_class_uid: str = "", commit: bool = False
+    ) -> None:
+        """Note that the destination has it.
+
+        Parameters
+        ----------
+        commit
+            Whether its storage commitment is to be asked for.
+        """
+        self._end_sending(
+            [delivery_id],
+            DeliveryState.SENT,
+            error=None,
+            sent_at=now,
+            sop_class_uid=sop_class_uid or None,
+            commitment=CommitmentState.DUE if commit else None,
+            commitment_at=now if commit else None,
+            commitment_due_at=now if commit else None,
+            commitment_tries=0 if commit else None,
+            commitment_error=None,
+        )
 
     def invalid(self, delivery_id: int, error: str) -> None:
         """Note that no valid object could be built; nothing is sent."""
@@ -318,6 +353,9 @@ def _request(connection: Connection, delivery_id: int, now: datetime) -> bool:
         refusals=0,
         error=None,
         next_attempt_at=now,
+        commitment=None,
+        commitment_failures=None,
+        commitment_error=None,
     )
 
 
@@ -367,22 +405,37 @@ def list_deliveries(
     return read_rows(engine, DeliveryRow, statement)
 
 
+# A sent one whose storage commitment is asked for may have to be sent again.
+_NEEDS_FILE = or_(Delivery.state.in_(UNSENT), Delivery.commitment.in_(UNCOMMITTED))
+
+
 def unsent_uids(engine: Engine) -> set[str]:
-    """Return the SOP Instance UIDs of built objects that wait to be sent."""
+    """Return the SOP Instance UIDs of built objects that wait to be sent, or to be committed."""
     statement = select(Delivery.sop_instance_uid).where(
-        Delivery.state.in_(UNSENT), Delivery.sop_instance_uid.is_not(None)
+        _NEEDS_FILE, Delivery.sop_instance_uid.is_not(None)
     )
     with reading(engine) as connection:
         return {uid for uid in connection.scalars(statement) if uid is not None}
 
 
 def is_unsent(engine: Engine, sop_instance_uid: str) -> bool:
-    """Return whether a destination still waits for this object."""
+    """Return whether a destination still waits for this object, or has to commit it."""
     statement = select(Delivery.id).where(
-        Delivery.sop_instance_uid == sop_instance_uid, Delivery.state.in_(UNSENT)
+        Delivery.sop_instance_uid == sop_instance_uid, _NEEDS_FILE
     )
     with reading(engine) as connection:
         return connection.execute(statement.limit(1)).first() is not None
+
+
+def object_uid(engine: Engine, result_id: int, kind: str) -> str | None:
+    """Return the SOP Instance UID of a result's object; None if it was never built."""
+    statement = select(Delivery.sop_instance_uid).where(
+        Delivery.result_id == result_id,
+        Delivery.kind == kind,
+        Delivery.sop_instance_uid.is_not(None),
+    )
+    with reading(engine) as connection:
+        return connection.scalar(statement.limit(1))
 
 
 def earlier_report(engine: Engine, result_id: int) -> SentReport | None:
@@ -425,6 +478,11 @@ def destination_statuses(engine: Engine) -> list[DestinationStatus]:
     counted = select(
         Delivery.destination, Delivery.state, func.count(), func.min(Delivery.created_at)
     ).group_by(Delivery.destination, Delivery.state)
+    committing = (
+        select(Delivery.destination, Delivery.commitment, func.count())
+        .where(Delivery.commitment.is_not(None))
+        .group_by(Delivery.destination, Delivery.commitment)
+    )
     failures = (
         select(Delivery.destination, Delivery.error)
         .where(Delivery.state == DeliveryState.QUEUED, Delivery.error.is_not(None))
@@ -432,6 +490,7 @@ def destination_statuses(engine: Engine) -> list[DestinationStatus]:
     )
     with reading(engine) as connection:
         rows = connection.execute(counted).all()
+        commitments = connection.execute(committing).all()
         errors = {row.destination: row.error for row in connection.execute(failures)}
     return [
         DestinationStatus(
@@ -441,6 +500,10 @@ def destination_statuses(engine: Engine) -> list[DestinationStatus]:
             invalid=sum(row[2] for row in own if row[1] is DeliveryState.INVALID),
             oldest_at=min((row[3] for row in own if row[1] in UNSENT), default=None),
             error=errors.get(destination),
+            sent=sum(row[2] for row in own if row[1] is DeliveryState.SENT),
+            commitments={
+                str(state): count for name, state, count in commitments if name == destination
+            },
         )
         for destination in sorted({row[0] for row in rows})
         for own in [[row for row in rows if row[0] == destination]]

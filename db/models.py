@@ -62,6 +62,44 @@ class DeliveryState(StrEnum):
     """No valid object could be built; nothing was sent."""
 
 
+class CommitmentState(StrEnum):
+    """Storage commitment of one delivery (PS3.4 annex J); none where it is not asked for."""
+
+    DUE = "due"
+    """Sent; the destination is to be asked when it is due."""
+    REQUESTED = "requested"
+    """Being asked, or asked: the destination's report is awaited."""
+    COMMITTED = "committed"
+    """The destination has taken responsibility for the object."""
+    FAILED = "failed"
+    """The destination does not have it, or has not reported before the deadline."""
+
+
+class RequestState(StrEnum):
+    """Another system's request for storage commitment of what was received here."""
+
+    PENDING = "pending"
+    """To be decided and reported."""
+    REPORTED = "reported"
+    FAILED = "failed"
+    """The requester could not be told."""
+
+
+COMMITMENT_TRANSITIONS: Mapping[CommitmentState, frozenset[CommitmentState]] = {
+    # To committed: the late report on an earlier request.
+    CommitmentState.DUE: frozenset(
+        {CommitmentState.REQUESTED, CommitmentState.COMMITTED, CommitmentState.FAILED}
+    ),
+    # To due: not reached, no report in time, or the process died; asked again.
+    CommitmentState.REQUESTED: frozenset(
+        {CommitmentState.DUE, CommitmentState.COMMITTED, CommitmentState.FAILED}
+    ),
+    CommitmentState.COMMITTED: frozenset(),
+    CommitmentState.FAILED: frozenset(),
+}
+
+UNCOMMITTED = (CommitmentState.DUE, CommitmentState.REQUESTED)
+
 RESULT_TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.CLAIMED}),
     # To itself: another attempt after a crash.
@@ -85,8 +123,10 @@ DELIVERY_TRANSITIONS: Mapping[DeliveryState, frozenset[DeliveryState]] = {
             DeliveryState.INVALID,
         }
     ),
-    # The others on request only: somebody asked to send it again.
-    DeliveryState.SENT: frozenset({DeliveryState.QUEUED}),
+    # To queued: somebody asked to send it again, or the destination reported that it has lost it.
+    # To failed: it reported that for the last time.
+    DeliveryState.SENT: frozenset({DeliveryState.QUEUED, DeliveryState.FAILED}),
+    # The others on request only.
     DeliveryState.FAILED: frozenset({DeliveryState.QUEUED}),
     DeliveryState.INVALID: frozenset({DeliveryState.QUEUED}),
 }
@@ -153,7 +193,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def _state_column(states: type[State] | type[DeliveryState]) -> Enum:
+def _state_column(states: type[StrEnum]) -> Enum:
     return Enum(
         states,
         native_enum=False,
@@ -179,6 +219,8 @@ class Base(DeclarativeBase):
         float: Double(),
         State: _state_column(State),
         DeliveryState: _state_column(DeliveryState),
+        CommitmentState: _state_column(CommitmentState),
+        RequestState: _state_column(RequestState),
         list[str]: JSON(),
         # NULL for none, which SQL can ask for, instead of JSON's null.
         list[float]: JSON(none_as_null=True),
@@ -269,6 +311,8 @@ class Result(Base):
     flags: Mapped[list[str]]
     overlay: Mapped[str | None] = mapped_column(Text)
     """Where the overlay is, relative to the home."""
+    overlay_sha256: Mapped[str | None] = mapped_column(String(64))
+    """Of the overlay's bytes; None for one that schema 0010 or an earlier one recorded."""
     claimed_at: Mapped[datetime | None]
     """When the last attempt began; of a queued one, when it was requested."""
     finished_at: Mapped[datetime | None]
@@ -310,6 +354,11 @@ class Audit(Base):
     """A result's number, a folder, a digest; no patient data."""
     outcome: Mapped[str] = mapped_column(String(16), server_default="ok")
     """``started``, ``ok`` or ``failed``."""
+    login: Mapped[str | None] = mapped_column(Text)
+    login_uid: Mapped[int | None] = mapped_column(BigInteger)
+    """The user that the person logged in as, which sudo leaves as it is."""
+    environment: Mapped[str | None] = mapped_column(Text)
+    """What SUDO_USER and the like said of the user; proves nothing."""
 
 
 class OwningHome(Base):
@@ -322,6 +371,23 @@ class OwningHome(Base):
     """As in the home's own file."""
     place: Mapped[str] = mapped_column(Text)
     first_used_at: Mapped[datetime]
+
+
+class ClockReading(Base):
+    """The system clock at the last start, or run of retention, beside a clock that nobody sets.
+
+    One row, or none before the first.
+    """
+
+    __tablename__ = "clock_reading"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    """By the system clock."""
+    boot_id: Mapped[str] = mapped_column(String(36))
+    """Of the kernel: ``/proc/sys/kernel/random/boot_id``."""
+    boottime_s: Mapped[float]
+    """``CLOCK_BOOTTIME``: seconds since that boot, suspension included."""
 
 
 class LeaseHolding(Base):
@@ -354,7 +420,11 @@ class Delivery(Base):
     """One object of one result for one destination: a row of the outbox."""
 
     __tablename__ = "delivery"
-    __table_args__ = (UniqueConstraint("result_id", "destination", "kind"), Index(None, "state"))
+    __table_args__ = (
+        UniqueConstraint("result_id", "destination", "kind"),
+        Index(None, "state"),
+        Index(None, "commitment"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     result_id: Mapped[int] = mapped_column(ForeignKey("result.id"))
@@ -375,6 +445,55 @@ class Delivery(Base):
     """None until the object was built."""
     created_at: Mapped[datetime]
     sent_at: Mapped[datetime | None]
+    sop_class_uid: Mapped[str | None] = mapped_column(String(64))
+    """As sent."""
+    commitment: Mapped[CommitmentState | None]
+    """None where storage commitment is not asked for."""
+    commitment_uid: Mapped[str | None] = mapped_column(String(64))
+    """Transaction UID of the last request."""
+    commitment_at: Mapped[datetime | None]
+    """When the commitment came into its state."""
+    commitment_due_at: Mapped[datetime | None]
+    """When it is asked, or asked again; None at the end."""
+    commitment_tries: Mapped[int | None]
+    """Requests since it was sent."""
+    commitment_failures: Mapped[int | None]
+    """Times the destination reported since it was queued that it does not have the object."""
+    commitment_error: Mapped[str | None] = mapped_column(Text)
+
+
+class CommitmentTransaction(Base):
+    """A request for storage commitment that was sent; its report may come late."""
+
+    __tablename__ = "commitment_transaction"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    transaction_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    destination: Mapped[str] = mapped_column(Text)
+    requested_at: Mapped[datetime]
+
+
+class CommitmentRequest(Base):
+    """A request for storage commitment that was received, until its report is sent and after."""
+
+    __tablename__ = "commitment_request"
+    __table_args__ = (UniqueConstraint("ae_title", "transaction_uid"), Index(None, "state"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    transaction_uid: Mapped[str] = mapped_column(String(64))
+    ae_title: Mapped[str] = mapped_column(String(16))
+    """Of the requester."""
+    instances: Mapped[list[str]]
+    """SOP class and SOP Instance UID of each object, with a space between."""
+    state: Mapped[RequestState]
+    attempts: Mapped[int]
+    next_attempt_at: Mapped[datetime | None]
+    """Earliest time of the next report; None for one that is not pending."""
+    error: Mapped[str | None] = mapped_column(Text)
+    committed: Mapped[int | None]
+    """Objects that were reported as committed; None before the report."""
+    created_at: Mapped[datetime]
+    reported_at: Mapped[datetime | None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 from chaos.fault import Fault
 from chaos.faults.clock import ClockJump
+from chaos.faults.custody import SwappedBytes
 from chaos.faults.database import CorruptedPage, DatabaseLocked
-from chaos.faults.decoder import BadDecoder
+from chaos.faults.decoder import AttackingDecoder, BadDecoder
 from chaos.faults.disk_full import DiskFull
 from chaos.faults.drop_folder import DropFolderCovered, DropFolderGone
 from chaos.faults.errors import IoError, ReadOnly, StaleHandle
@@ -13,7 +14,7 @@ from chaos.faults.leaks import Leaks
 from chaos.faults.memory import MemoryPressure, OutOfMemory
 from chaos.faults.postgres import KillServer, KillWithPostgres
 from chaos.faults.power import PowerLoss
-from chaos.faults.sending import KillWhileSending
+from chaos.faults.sending import KillWhileSending, SlowDestination
 from chaos.faults.sigterm import Sigterm
 
 FAULTS: dict[str, Fault] = {
@@ -22,6 +23,7 @@ FAULTS: dict[str, Fault] = {
     "kill-postgres": KillWithPostgres(),
     "postgres-killed": KillServer(),
     "kill-sending": KillWhileSending(),
+    "slow-destination": SlowDestination(),
     "power": PowerLoss(),
     "disk-full": DiskFull(),
     "read-only": ReadOnly(),
@@ -35,6 +37,8 @@ FAULTS: dict[str, Fault] = {
     "no-watches": NoWatches(),
     "clock": ClockJump(),
     "decoder": BadDecoder(),
+    "swapped-bytes": SwappedBytes(),
+    "attack": AttackingDecoder(),
     "memory": MemoryPressure(),
     "oom": OutOfMemory(),
     "sigterm": Sigterm(),

@@ -1,8 +1,9 @@
-"""The process is killed while it sends results to a PACS."""
+"""Faults of sending: the process is killed meanwhile, and one destination is slow or mute."""
 
 import importlib.util
 import json
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from tests.support.pictures import dicom
 _POINTS = ("packed", "stored")
 _FILES = 4
 _OBJECTS = 2 * _FILES  # a Secondary Capture and a Structured Report of each
+_SLOW_S = 30.0
 _STATES = ("queued", "sending", "sent", "failed", "invalid")
 
 
@@ -81,8 +83,68 @@ class KillWhileSending(Fault):
         return 2
 
 
+class SlowDestination(Fault):
+    """One destination never answers, one takes half a minute for each object, one is good."""
+
+    name: ClassVar[str] = "slow destination"
+    how: ClassVar[str] = (
+        "results go to three destinations: one accepts connections and never answers, one takes "
+        "30 s for each object, one is good; the good one has to get all its objects meanwhile, "
+        "and a stop has to end in time"
+    )
+
+    def obstacle(self) -> str | None:
+        """As for the other fault of sending."""
+        return KillWhileSending().obstacle()
+
+    def trials(self, lab: Lab) -> Iterator[Trial]:
+        """Drop files, wait for the good destination's objects, stop the daemon."""
+        for repeat in range(lab.times(2, 10)):
+            with (
+                socket.create_server(("127.0.0.1", 0)) as mute,
+                _Archive(answer_s=_SLOW_S) as slow,
+                _Archive() as good,
+            ):
+                ports = (mute.getsockname()[1], slow.port, good.port)
+                yield self._trial(lab, ports, good, repeat)
+
+    def _trial(self, lab: Lab, ports: tuple[int, ...], good: "_Archive", repeat: int) -> Trial:
+        place = lab.place(
+            PACS_DESTINATIONS=",".join(f"CHAOS@127.0.0.1:{port}" for port in ports),
+            PACS_RETRY_S="0.2",
+            PACS_RETRY_MAX_S="1",
+        )
+        place.start_ready()
+        for number in range(_FILES):
+            place.drop(f"{number}.dcm", dicom(repeat * 100 + number))
+        place.wait_for(lambda: len(place.ended()) == _FILES, "the files have no end")
+        ended_s = time.monotonic()
+        place.wait_for(lambda: len(good.received) == _OBJECTS, "the good one is starved")
+        recovery_s = time.monotonic() - ended_s
+        if recovery_s > _SLOW_S:
+            raise ChaosError(f"the good destination waited {recovery_s:.0f} s for the others")
+        began_s = time.monotonic()
+        place.stop()
+        stop_s = time.monotonic() - began_s
+        if stop_s > _SLOW_S:
+            raise ChaosError(f"the stop took {stop_s:.0f} s")
+        trial = Trial(
+            audit=place.audit(),
+            recovery_s=recovery_s,
+            injected=2,
+            note="the good destination has all while the others answer nothing",
+        )
+        lab.clear(place, trial.audit)
+        return trial
+
+
 class _Archive:
     """A C-STORE SCP that takes everything; inside the ``with`` it listens.
+
+    Parameters
+    ----------
+    answer_s
+        Seconds that it takes for each object.
 
     Attributes
     ----------
@@ -90,7 +152,9 @@ class _Archive:
         How often each SOP Instance UID came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer_s: float = 0.0) -> None:
+        self._answer_s = answer_s
+        self._ended = threading.Event()
         self.received: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -108,6 +172,7 @@ class _Archive:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         self._server.shutdown()
 
     def has(self, least: int) -> bool:
@@ -115,6 +180,7 @@ class _Archive:
         return self.received.total() >= least
 
     def _take(self, event: Any) -> int:  # noqa: ANN401 - pynetdicom's Event
+        self._ended.wait(self._answer_s)
         with self._lock:
             self.received[str(event.request.AffectedSOPInstanceUID)] += 1
         return 0x0000

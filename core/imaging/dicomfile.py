@@ -1,10 +1,10 @@
 """DICOM files: parsing, completeness, and the frame of encapsulated pixel data (PS3.5 A.4)."""
 
 import io
+import os
 import struct
 import zlib
 from itertools import pairwise
-from pathlib import Path
 from typing import BinaryIO
 
 import pydicom
@@ -126,11 +126,13 @@ _SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _CUT_OFF = "the DICOM file ends in mid-element"
 
 
-def parse_dicom(path: Path, max_bytes: int) -> FileDataset:
+def parse_dicom(file: BinaryIO, max_bytes: int) -> FileDataset:
     """Parse a DICOM file; its elements are decoded when looked at.
 
     Parameters
     ----------
+    file
+        Open for reading; it is read from its beginning.
     max_bytes
         Of the file, and of what a deflated one inflates to.
 
@@ -141,17 +143,17 @@ def parse_dicom(path: Path, max_bytes: int) -> FileDataset:
     OSError
         If the file cannot be read at all.
     """
-    size_bytes = path.stat().st_size
+    size_bytes = file.seek(0, os.SEEK_END)
     if size_bytes > max_bytes:
         raise FileRejected(
             Reason.TOO_LARGE,
             f"the file has {size_bytes // _MIB} MiB; a radiograph has at most {max_bytes // _MIB}",
         )
     try:
-        dataset = _read(path, max_bytes)
+        dataset = _read(file, max_bytes)
         # pydicom discards everything when an element of undefined length has no end.
         if len(dataset) == 0 and _states_compression(dataset):
-            dataset = _delimited(path) or dataset
+            dataset = _delimited(file) or dataset
         if "TransferSyntaxUID" not in dataset.file_meta:
             # PS3.5 10.1: the default transfer syntax. Files without a header are uncompressed,
             # and the byte order that pydicom found holds for the pixels too.
@@ -221,25 +223,24 @@ def frame_bytes(dataset: Dataset) -> int:
     return samples * number_of(dataset, "BitsAllocated") // 8
 
 
-def _read(path: Path, max_bytes: int) -> FileDataset:
-    with path.open("rb") as file:
-        preamble = read_preamble(file, force=True)
-        meta = read_dataset(
-            file, is_implicit_VR=False, is_little_endian=True, stop_when=_is_past_meta
+def _read(file: BinaryIO, max_bytes: int) -> FileDataset:
+    file.seek(0)
+    preamble = read_preamble(file, force=True)
+    meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_is_past_meta)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        body = read_dataset(
+            io.BytesIO(_inflate(file, max_bytes)), is_implicit_VR=False, is_little_endian=True
         )
-        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            body = read_dataset(
-                io.BytesIO(_inflate(file, max_bytes)), is_implicit_VR=False, is_little_endian=True
-            )
-            return FileDataset(
-                path,
-                body,
-                preamble=preamble,
-                file_meta=FileMetaDataset(meta),
-                is_implicit_VR=False,
-                is_little_endian=True,
-            )
-    return pydicom.dcmread(path, force=True)
+        return FileDataset(
+            file,
+            body,
+            preamble=preamble,
+            file_meta=FileMetaDataset(meta),
+            is_implicit_VR=False,
+            is_little_endian=True,
+        )
+    file.seek(0)
+    return pydicom.dcmread(file, force=True)
 
 
 def _states_compression(dataset: FileDataset) -> bool:
@@ -247,9 +248,10 @@ def _states_compression(dataset: FileDataset) -> bool:
     return syntax.is_transfer_syntax and syntax.is_encapsulated
 
 
-def _delimited(path: Path) -> FileDataset | None:
+def _delimited(file: BinaryIO) -> FileDataset | None:
     """Parse a file that lacks only the delimiter of its pixel data's sequence; None if more."""
-    dataset = pydicom.dcmread(io.BytesIO(path.read_bytes() + _SEQUENCE_DELIMITER), force=True)
+    file.seek(0)
+    dataset = pydicom.dcmread(io.BytesIO(file.read() + _SEQUENCE_DELIMITER), force=True)
     value = dataset.get("PixelData")
     is_whole = isinstance(value, bytes) and has_whole_items(value) and has_end_marker(value)
     return dataset if is_whole else None

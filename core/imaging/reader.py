@@ -1,9 +1,11 @@
 """Reader of radiographs: DICOM, PNG and JPEG files, recognised by their content."""
 
+import os
 import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from lungwatch.attributes import RadiographMeta
 from lungwatch.errors import FileRejected, Flag, LungwatchError, Reason
-from lungwatch.files import FileKind, file_kind
+from lungwatch.files import HEAD_BYTES, FileKind, kind_of
 from lungwatch.imaging.codestream import check_jpeg, frame_header
 from lungwatch.imaging.dicomfile import check_complete, parse_dicom
 from lungwatch.imaging.display import shutter_of, to_display
@@ -45,11 +47,13 @@ def max_file_bytes(policy: ReadPolicy) -> int:
     return _BYTES_PER_PIXEL * policy.max_pixels + _HEADER_BYTES
 
 
-def read_radiograph(path: Path, policy: ReadPolicy | None = None) -> Radiograph:
+def read_radiograph(source: Path | BinaryIO, policy: ReadPolicy | None = None) -> Radiograph:
     """Read an X-ray from a DICOM, PNG or JPEG file, whatever its name.
 
     Parameters
     ----------
+    source
+        Path of the file, or the file itself, open for reading; that one stays open.
     policy
         What is accepted; the defaults of `ReadPolicy` if None.
 
@@ -61,16 +65,24 @@ def read_radiograph(path: Path, policy: ReadPolicy | None = None) -> Radiograph:
         If the file cannot be read at all (missing, no rights, input/output error).
     """
     policy = policy or ReadPolicy()
-    kind = file_kind(path)
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return _read(file, policy)
+    return _read(source, policy)
+
+
+def _read(file: BinaryIO, policy: ReadPolicy) -> Radiograph:
+    file.seek(0)
+    kind = kind_of(file.read(HEAD_BYTES))
     if kind in (FileKind.PNG, FileKind.JPEG):
-        radiograph = _read_raster(path, kind, policy.max_pixels)
+        radiograph = _read_raster(file, kind, policy.max_pixels)
     elif kind is FileKind.DICOM:
-        radiograph = _read_dicom(path, policy)
+        radiograph = _read_dicom(file, policy)
     elif kind is FileKind.ZIP:
         raise FileRejected(
             Reason.NOT_AN_IMAGE, "a zip archive is not unpacked here; drop the files in it"
         )
-    elif path.stat().st_size == 0:
+    elif file.seek(0, os.SEEK_END) == 0:
         raise FileRejected(Reason.TRUNCATED, "the file is empty")
     else:
         raise FileRejected(Reason.NOT_AN_IMAGE, "the content is neither DICOM, PNG nor JPEG")
@@ -99,9 +111,9 @@ def _without_frame(radiograph: Radiograph) -> Radiograph:
     )
 
 
-def _read_dicom(path: Path, policy: ReadPolicy) -> Radiograph:
+def _read_dicom(file: BinaryIO, policy: ReadPolicy) -> Radiograph:
     """Read a DICOM file's radiograph as its VOI transformation shows it."""
-    dataset = parse_dicom(path, max_bytes=max_file_bytes(policy))
+    dataset = parse_dicom(file, max_bytes=max_file_bytes(policy))
     vocabulary()  # loaded here, since errors below are the file's own
     try:
         check_not_directory(dataset)
@@ -138,9 +150,10 @@ def _read_dicom(path: Path, policy: ReadPolicy) -> Radiograph:
         ) from error
 
 
-def _read_raster(path: Path, kind: FileKind, max_pixels: int) -> Radiograph:
+def _read_raster(file: BinaryIO, kind: FileKind, max_pixels: int) -> Radiograph:
     """Read a PNG or JPEG file as it looks on a screen: black to 0, and 12 bits in 16 to white."""
-    data = path.read_bytes()
+    file.seek(0)
+    data = file.read()
     # OpenCV silently fills what is missing with grey, and half an X-ray must not be scored: the
     # size is only taken from a file that is whole.
     rows, columns = _png_size(data) if kind is FileKind.PNG else _jpeg_size(data)

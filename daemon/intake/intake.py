@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import Claimer, ClaimInterrupted
+from lungwatch.daemon.intake.custody import COPY_NAME
 from lungwatch.daemon.intake.eligibility import CompletenessCheck, writer_of
 from lungwatch.daemon.intake.watch import DropFolder, DropScan, Watcher
 from lungwatch.daemon.logs import event
@@ -203,10 +204,14 @@ class Intake:
         for folder in list(self._context.home.work.iterdir()):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()  # made for a file that was not moved into it
-        for path in [path for path in self._context.home.work.rglob("*") if path.is_file()]:
+        for path in self._left_in_work():
             self._claim(path, partial(self._claimer.resume, path))
             while not self._stopped.is_set() and not self._in_flight.wait_empty(_POLL_S):
                 pass
+
+    def _left_in_work(self) -> list[Path]:
+        files = self._context.home.work.rglob("*")
+        return [path for path in files if path.is_file() and path.name != COPY_NAME]
 
     def _is_complete(self, path: Path) -> bool:
         self._beat()

@@ -1,7 +1,7 @@
 """Checks and health: one list, from which the start, `/health`, `/ready` and doctor derive."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -89,6 +89,10 @@ class Health:
     outbox_waiting, outbox_oldest_s, outbox_ended
         Objects to be sent, the age of the oldest, and objects that were refused or invalid; None
         if not known or none waits.
+    destinations
+        What each destination is owed: objects to be sent, by name.
+    not_committed
+        Sent objects whose storage commitment has failed; None if not known.
     outages
         What is being waited out.
     stuck
@@ -112,8 +116,18 @@ class Health:
     outbox_waiting: int | None
     outbox_oldest_s: float | None
     outbox_ended: int | None
+    destinations: dict[str, "DestinationHealth"] = field(default_factory=dict)
+    not_committed: int | None = None
     outages: tuple[str, ...]
     stuck: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DestinationHealth:
+    """Objects that one destination is owed, and the age of the oldest in seconds."""
+
+    waiting: int
+    oldest_s: float | None
 
 
 def _observe_folders(seen: Health) -> Iterator[CheckOutcome]:
@@ -162,11 +176,20 @@ def _observe_waiting(seen: Health) -> Iterator[CheckOutcome]:
 
 def _observe_outbox(seen: Health) -> Iterator[CheckOutcome]:
     if seen.outbox_oldest_s is not None and seen.outbox_oldest_s > _LONG_UNSENT_S:
-        detail = f"an object is unsent for {seen.outbox_oldest_s:.0f} s"
+        behind = [
+            name
+            for name, owed in sorted(seen.destinations.items())
+            if owed.oldest_s is not None and owed.oldest_s > _LONG_UNSENT_S
+        ]
+        whose = f" for {', '.join(behind)}" if behind else ""
+        detail = f"an object{whose} is unsent for {seen.outbox_oldest_s:.0f} s"
         yield CheckOutcome(name="outbox_old", ok=None, detail=detail)
     if seen.outbox_ended:
         detail = f"{seen.outbox_ended} objects were refused or invalid"
         yield CheckOutcome(name="outbox_ended", ok=None, detail=detail)
+    if seen.not_committed:
+        detail = f"{seen.not_committed} objects are not committed by their destination"
+        yield CheckOutcome(name="not_committed", ok=None, detail=detail)
 
 
 @dataclass(frozen=True)
@@ -204,6 +227,12 @@ CHECKS = (
         "Is as much disk space free as min_free_mb asks for?",
         doctor.inspect_space,
         _observe_space,
+        at_start=True,
+    ),
+    Check(
+        "sandbox",
+        "What holds a decoding process that a file has taken over?",
+        doctor.inspect_sandbox,
         at_start=True,
     ),
     Check("watching", "How is the drop folder watched?", doctor.inspect_watching),
@@ -369,6 +398,13 @@ class HealthCheck:
                 outbox_waiting=counts.outbox_waiting if counts else None,
                 outbox_oldest_s=_age_s(now, counts.oldest_delivery) if counts else None,
                 outbox_ended=counts.outbox_ended if counts else None,
+                not_committed=counts.not_committed if counts else None,
+                destinations={
+                    name: DestinationHealth(waiting=owed.waiting, oldest_s=_age_s(now, owed.oldest))
+                    for name, owed in sorted(counts.destinations.items())
+                }
+                if counts
+                else {},
                 outages=tuple(sorted(probes.outages())),
                 stuck=probes.stuck(),
             )

@@ -1,43 +1,45 @@
-"""Outbox: building, sending and retrying the objects that destinations are owed."""
+"""Outbox: the files of objects that destinations are owed, and a sender for each destination."""
 
 import importlib.util
-import logging
+import math
 import threading
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import closing
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import Engine
 
-from lungwatch.daemon.config import Config, Destination, parse_destination
+from lungwatch.daemon.config import Config, parse_destination
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.pacs.scu import (
-    Answer,
-    OutgoingObject,
-    StorageScu,
-    StoreVerdict,
-    UnreachableError,
+from lungwatch.daemon.pacs.commitment import CommitmentRequester, ReportReceiver
+from lungwatch.daemon.pacs.destination import (
+    CannotBuildError,
+    DestinationSender,
+    OriginalInUseError,
+    SenderContext,
 )
-from lungwatch.daemon.retry import Backoff, Clock, Outages
-from lungwatch.daemon.stage import DatabaseWriter, Progress, Worker, crashpoint
+from lungwatch.daemon.pacs.scu import OutgoingObject
+from lungwatch.daemon.retry import Clock, Outages, answer_future
+from lungwatch.daemon.stage import DatabaseWriter, Progress, Worker
+from lungwatch.db.commitments import Commitments
 from lungwatch.db.deliveries import (
     Deliveries,
     DeliveryRow,
     SentReport,
-    due_deliveries,
     earlier_report,
     is_unsent,
+    object_uid,
     unsent_uids,
 )
-from lungwatch.db.models import DeliveryState
 from lungwatch.db.queries import ResultRow, get_result, is_unfinished
 from lungwatch.errors import (
     ConfigError,
     DatabaseError,
-    LungwatchError,
     MissingExtraError,
     describe_unexpected,
 )
@@ -52,18 +54,16 @@ if TYPE_CHECKING:
 _SHORTEST_SECRET = 16
 # Of an original that another model is scoring.
 _MOST_WAITS = 60
-
-
-class CannotBuildError(LungwatchError):
-    """No valid object can be made of a result; the text has no patient data."""
-
-
-class OriginalInUseError(LungwatchError):
-    """The original is being scored by another model at this moment."""
+_CHANGED = (
+    "the filed original is not the file that was scored (its SHA-256 differs): see `lungwatch "
+    "reconcile`, and restore it from a backup"
+)
 
 
 class ObjectStore:
     """Object files in the outbox: built on demand, kept until every destination has them.
+
+    The senders share it: one object is built at a time, while none of them waits for a peer.
 
     Raises
     ------
@@ -81,6 +81,8 @@ class ObjectStore:
         self._engine = engine
         self._report_class = config.pacs_sr
         self._secret = _read_secret(config) if config.pacs_deidentify else None
+        # Held while an object is built or its file removed, never while one is sent.
+        self._lock = threading.Lock()
 
     def path(self, sop_instance_uid: str) -> Path:
         """Return the path of an object's file."""
@@ -103,8 +105,25 @@ class ObjectStore:
         OSError
             If the file cannot be written.
         """
-        if row.sop_instance_uid is not None:
-            path = self.path(row.sop_instance_uid)
+        with self._lock:
+            return self._pack(row, note)
+
+    def remove_if_unneeded(self, sop_instance_uid: str) -> None:
+        """Remove an object's file unless a destination still waits for it.
+
+        Raises
+        ------
+        DatabaseError
+            If the deliveries cannot be read.
+        """
+        with self._lock:
+            if not is_unsent(self._engine, sop_instance_uid):
+                self.path(sop_instance_uid).unlink(missing_ok=True)
+
+    def _pack(self, row: DeliveryRow, note: Callable[[DeliveryRow, str], None]) -> OutgoingObject:
+        uid = row.sop_instance_uid or object_uid(self._engine, row.result_id, row.kind)
+        if uid is not None:
+            path = self.path(uid)
             sop_class_uid = self._class_of_existing(path)
             if sop_class_uid is not None:
                 return OutgoingObject(row=row, path=path, sop_class_uid=sop_class_uid)
@@ -121,13 +140,21 @@ class ObjectStore:
         result = get_result(self._engine, row.result_id)
         earlier = earlier_report(self._engine, row.result_id) if row.kind == "sr" else None
         try:
-            (built,) = build_objects(
-                _facts(result, self._home, earlier),
-                self._home.absolute(result.file or ""),
-                kinds=(cast("Kind", row.kind),),
-                sr=self._report_class,
-                deidentify_key=self._secret,
-            )
+            facts = _facts(result, self._home, earlier)
+            # Read through the descriptor on which its digest was checked.
+            with (
+                closing(_original(self._home, result)) as original,
+                original.reader() as source,
+            ):
+                (built,) = build_objects(
+                    facts,
+                    source,
+                    kinds=(cast("Kind", row.kind),),
+                    sr=self._report_class,
+                    deidentify_key=self._secret,
+                )
+        except CannotBuildError:
+            raise
         except (InvalidObjectError, UnusableSourceError) as error:
             raise CannotBuildError(str(error)) from error
         except (FileNotFoundError, IsADirectoryError) as error:
@@ -160,6 +187,15 @@ class ObjectStore:
         """Remove files that no destination waits for, and incomplete ones of a crash."""
         for path in stray_files(self._home, self._engine):
             path.unlink(missing_ok=True)
+
+
+def _original(home: Home, result: ResultRow) -> OwnedFile:
+    """Open the file that was scored; what is read of it is what its digest was checked on."""
+    original = OwnedFile.open(home.absolute(result.file or ""))
+    if original.sha256 != result.sha256:
+        original.close()
+        raise CannotBuildError(_CHANGED)
+    return original
 
 
 def _facts(result: ResultRow, home: Home, earlier: SentReport | None) -> "ResultFacts":
@@ -214,20 +250,20 @@ def stray_files(home: Home, engine: Engine) -> list[Path]:
     )
 
 
-MAX_REFUSALS = 5
-# Objects of one association; after a crash, the outcome of as many is unknown.
-_AT_ONCE = 20
-_POLL_S = 1.0
 _ABORT_S = 5.0
 _ASSOCIATION_S = 900.0  # of many objects, each with the network's timeouts
 
 
 class Sender:
-    """Thread that builds and sends the objects that are due, and records the outcome.
+    """The senders of all destinations, a thread each.
 
-    A failing destination does not affect the pipeline: the two share only the database. A
-    destination that is not reached is retried for ever, with increasing delays; an object that is
-    refused `MAX_REFUSALS` times has failed.
+    A destination that is slow or not reached holds up neither the pipeline nor the others: they
+    share the database, its writer and the files of the outbox alone.
+
+    Attributes
+    ----------
+    reports
+        Takes the destinations' reports on storage commitment that come to the listener.
 
     Raises
     ------
@@ -249,37 +285,63 @@ class Sender:
         on_crash: Callable[[str, BaseException], None],
         progress: Progress | None = None,
     ) -> None:
-        self._engine = engine
-        self._progress = progress or Progress(clock)
-        self._progress.watch("outbox", extra_s=_ASSOCIATION_S)
+        progress = progress or Progress(clock)
+        # Of all destinations together, for the histogram; each has a limit of its own.
+        progress.watch("outbox", extra_s=math.inf)
         self._writer = writer
-        self._outages = outages
         self._clock = clock
-        self._destinations = [parse_destination(text) for text in config.pacs_destinations]
-        self._longest = timedelta(seconds=config.pacs_retry_max_s)
-        self._backoff = Backoff[str](first_s=config.pacs_retry_s, most_s=config.pacs_retry_max_s)
         self._deliveries = Deliveries(engine)
-        self._packer = ObjectStore(config=config, home=home, engine=engine)
-        self._user = StorageScu(config)
+        self._objects = ObjectStore(config=config, home=home, engine=engine)
         self._stopped = threading.Event()
-        self._thread = Worker("sender", self._run, on_crash)
+        context = SenderContext(
+            config=config,
+            engine=engine,
+            writer=writer,
+            outages=outages,
+            clock=clock,
+            progress=progress,
+            objects=self._objects,
+            stopped=self._stopped,
+            on_crash=on_crash,
+        )
+        self.reports = ReportReceiver(
+            config=config,
+            commitments=Commitments(engine),
+            writer=writer,
+            clock=clock,
+            objects=self._objects,
+        )
+        self._senders = [
+            DestinationSender(
+                destination,
+                context,
+                CommitmentRequester(destination, context, self.reports)
+                if destination.name in config.pacs_storage_commitment
+                else None,
+            )
+            for destination in map(parse_destination, config.pacs_destinations)
+        ]
+        for sender in self._senders:
+            progress.watch(sender.name, extra_s=_ASSOCIATION_S)
+        self._starter = Worker("sender", self._begin, on_crash)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads, once what a dead process was sending is queued again."""
+        self._starter.start()
 
     def stop(self, timeout_s: float) -> None:
-        """End the thread, after at most `timeout_s` for the object that is being sent."""
+        """End the threads, after at most `timeout_s` for the objects that are being sent."""
         self._stopped.set()
-        if not self._thread.is_alive():
-            return
-        self._thread.join(timeout_s)
-        # While it is still connecting, nothing was sent: its thread ends with the process.
-        if self._thread.is_alive() and self._user.abort():
-            self._thread.join(_ABORT_S)
+        if not self._starter.ident:
+            return  # never started
+        self._join(timeout_s)
+        # One that is still connecting has sent nothing: its thread ends with the process.
+        connected = [sender for sender in self._senders if sender.is_alive and sender.abort()]
+        if connected:
+            self._join(_ABORT_S)
 
     def cancel(self) -> None:
-        """Make `work_off`, on another thread, return after the object that it is sending."""
+        """Make `work_off`, on another thread, return after the objects that are being sent."""
         self._stopped.set()
 
     def recover(self) -> None:
@@ -288,137 +350,30 @@ class Sender:
         count = self._writer.call(lambda: self._deliveries.recover(now))
         if count:
             event("resend", count=count)
-        self._packer.sweep()
+        self._objects.sweep()
 
     def work_off(self) -> None:
         """Send all that is due, once; a destination that is not reached is left for later."""
-        while not self._stopped.is_set() and self._send_due():
-            pass
+        answers: list[Future[None]] = []
+        for sender in self._senders:
+            answers.append(Future())
+            threading.Thread(
+                target=answer_future,
+                args=(sender.work_off, answers[-1]),
+                name=sender.name,
+                daemon=True,
+            ).start()
+        for answer in answers:
+            answer.result()
 
-    def _run(self) -> None:
+    def _begin(self) -> None:
         self.recover()
-        while not self._stopped.is_set():
-            with self._progress.busy("outbox"):
-                had_some = self._send_due()
-            if not had_some:
-                self._stopped.wait(_POLL_S)
+        for sender in self._senders:
+            if not self._stopped.is_set():
+                sender.start()
 
-    def _send_due(self) -> bool:
-        """Give each destination one association; return whether any had an object due."""
-        return sum([self._serve(destination) for destination in self._destinations]) > 0
-
-    def _serve(self, destination: Destination) -> bool:
-        now = self._clock.now()
-        if self._stopped.is_set() or not self._backoff.is_due(destination.name, now.timestamp()):
-            return False
-        rows = self._outages.wait_out(
-            lambda: due_deliveries(
-                self._engine, destination.name, now=now, longest=self._longest, limit=_AT_ONCE
-            )
-        )
-        if not rows:
-            return False
-        ids = [row.id for row in rows]
-        self._writer.call(lambda: self._deliveries.start(ids))
-        objects = [item for row in rows if (item := self._pack(row)) is not None]
-        crashpoint("packed")
-        if objects:
-            self._transmit(destination, objects)
-        return True
-
-    def _pack(self, row: DeliveryRow) -> OutgoingObject | None:
-        """Build the object of a delivery; None if it is invalid or was put back."""
-        try:
-            item = self._outages.wait_out(lambda: self._packer.pack(row, self._note_uid))
-        except CannotBuildError as error:
-            text = str(error)
-            self._writer.call(lambda: self._deliveries.invalid(row.id, text))
-            event("invalid_object", row.sha256, level=logging.ERROR, kind=row.kind, error=text)
-            self._drop_file(row.sop_instance_uid)
-            return None
-        except OriginalInUseError as error:
-            when = self._clock.now() + timedelta(seconds=_POLL_S)
-            self._put_back([row.id], str(error), when)
-            return None
-        except OSError as error:  # such as missing permissions: not the object's fault
-            text = f"cannot write to the outbox: {error.strerror}"
-            when = self._clock.now() + timedelta(seconds=self._backoff.delay_s(row.attempts + 1))
-            self._put_back([row.id], text, when)
-            event("not_packed", row.sha256, level=logging.ERROR, error=text)
-            return None
-        return item
-
-    def _note_uid(self, row: DeliveryRow, uid: str) -> None:
-        self._writer.call(lambda: self._deliveries.built(row.result_id, row.kind, uid))
-
-    def _transmit(self, destination: Destination, objects: Sequence[OutgoingObject]) -> None:
-        left = {item.row.id: item for item in objects}
-        try:
-            with closing(self._user.send(destination, objects)) as answers:
-                for item, answer in answers:
-                    self._progress.beat("outbox")
-                    if answer.verdict is StoreVerdict.OUT_OF_RESOURCES:
-                        self._postpone(destination, left, answer.text)
-                        return
-                    self._backoff.succeeded(destination.name)
-                    del left[item.row.id]
-                    self._conclude(destination, item, answer)
-                    if self._stopped.is_set():
-                        break
-        except UnreachableError as error:
-            self._postpone(destination, left, str(error))
-            return
-        if left:
-            self._put_back(left, "the service was stopped", self._clock.now())
-
-    def _conclude(self, destination: Destination, item: OutgoingObject, answer: Answer) -> None:
-        now = self._clock.now()
-        if answer.verdict is StoreVerdict.STORED:
-            crashpoint("stored")
-            self._writer.call(lambda: self._deliveries.sent(item.row.id, now))
-            event("sent", item.row.sha256, kind=item.row.kind, destination=destination.name)
-            self._drop_file(item.path.stem)
-            return
-        when = now + timedelta(seconds=self._backoff.delay_s(item.row.refusals + 1))
-        state = self._writer.call(
-            lambda: self._deliveries.refused(
-                item.row.id, error=answer.text, next_attempt_at=when, most=MAX_REFUSALS
-            )
-        )
-        event(
-            "refused",
-            item.row.sha256,
-            level=logging.ERROR if state is DeliveryState.FAILED else logging.WARNING,
-            kind=item.row.kind,
-            destination=destination.name,
-            error=answer.text,
-            state=state,
-        )
-        if state is DeliveryState.FAILED:
-            self._drop_file(item.path.stem)
-
-    def _postpone(
-        self, destination: Destination, left: dict[int, OutgoingObject], why: str
-    ) -> None:
-        """Requeue what was not sent, and delay the next attempt at the destination."""
-        now = self._clock.now()
-        wait_s = self._backoff.failed(destination.name, now.timestamp())
-        when = now + timedelta(seconds=wait_s)
-        self._put_back(left, why, when)
-        event(
-            "unreachable",
-            level=logging.WARNING,
-            destination=destination.name,
-            error=why,
-            again_at=when.isoformat(timespec="seconds"),
-        )
-
-    def _put_back(self, ids: Collection[int], error: str, when: datetime) -> None:
-        self._writer.call(lambda: self._deliveries.requeue(ids, error=error, next_attempt_at=when))
-
-    def _drop_file(self, sop_instance_uid: str | None) -> None:
-        """Remove an object's file once no destination waits for it."""
-        if sop_instance_uid is None:
-            return
-        if not self._outages.wait_out(lambda: is_unsent(self._engine, sop_instance_uid)):
-            self._packer.path(sop_instance_uid).unlink(missing_ok=True)
+    def _join(self, timeout_s: float) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        self._starter.join(timeout_s)
+        for sender in self._senders:
+            sender.join(max(0.0, deadline_s - time.monotonic()))

@@ -3,8 +3,10 @@
 import logging
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -15,9 +17,12 @@ from lungwatch.db.deliveries import DeliveryRow, OutboxPlan
 from lungwatch.errors import LungwatchError, MissingExtraError
 
 if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
     from pynetdicom import evt
     from pynetdicom.ae import ApplicationEntity
     from pynetdicom.association import Association
+    from pynetdicom.events import EventHandlerType
+    from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
 
 def plan_of(config: Config) -> OutboxPlan | None:
@@ -31,6 +36,11 @@ _CONNECT_S = 10.0
 _ACSE_S = 15.0
 # A receiver may need long for one object; a silent association is dead.
 _DIMSE_S = 60.0
+# An object is given as long as the slowest line takes that is of use (bytes a second).
+_LEAST_RATE = 16 * 1024
+# Beyond the library's own timeouts, which a peer that trickles keeps from taking effect.
+_GRACE_S = 5.0
+_ESTABLISH_S = _CONNECT_S + _ACSE_S + _GRACE_S
 _SUCCESS = 0x0000
 # The object is there already, under a UID that only this program makes (PS3.7, C.4.2).
 _DUPLICATE = 0x0111
@@ -107,11 +117,10 @@ class StorageScu:
                 if item.sop_class_uid not in accepted:
                     yield item, Answer(verdict=StoreVerdict.REFUSED, text="SOP class not accepted")
                 else:
-                    yield item, _store(association, item)
+                    yield item, self._store(association, item)
         finally:
+            self._release(association)
             self._association = None
-            if association.is_established:
-                association.release()
 
     def echo(self, destination: Destination) -> None:
         """Verify a destination by C-ECHO.
@@ -125,19 +134,55 @@ class StorageScu:
 
         association = self._associate(self._entity({Verification}), destination)
         try:
-            status = association.send_c_echo()
+            with self._limited(_DIMSE_S + _GRACE_S):
+                status = association.send_c_echo()
         finally:
-            if association.is_established:
-                association.release()
+            self._release(association)
+            self._association = None
         if "Status" not in status or status.Status != _SUCCESS:
             raise UnreachableError("connected, but C-ECHO was not answered")
 
     def abort(self) -> bool:
-        """Abort the association, from another thread; return whether there was one."""
+        """Break the connection, from another thread; return whether there was one.
+
+        The library's own abort waits until the peer has read what was sent before it.
+        """
         association = self._association
-        if association is not None:
-            association.abort()
-        return association is not None
+        if association is None:
+            return False
+        connection = association.dul.socket
+        if connection is not None and connection.socket is not None:
+            with suppress(OSError):
+                connection.socket.shutdown(socket.SHUT_RDWR)
+        return True
+
+    @contextmanager
+    def _limited(self, seconds: float) -> Iterator[None]:
+        """Break the connection if what is done inside takes longer."""
+        timer = threading.Timer(seconds, self.abort)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _release(self, association: "Association") -> None:
+        if association.is_established:
+            with self._limited(_ACSE_S + _GRACE_S):
+                association.release()
+
+    def _store(self, association: "Association", item: OutgoingObject) -> Answer:
+        try:
+            allowed_s = _DIMSE_S + item.path.stat().st_size / _LEAST_RATE
+            association.dimse_timeout = allowed_s
+            with self._limited(allowed_s + _GRACE_S):
+                status = association.send_c_store(item.path)
+        except RuntimeError as error:  # the association ended between two objects
+            raise UnreachableError("the association broke") from error
+        except (OSError, ValueError, AttributeError):
+            return Answer(verdict=StoreVerdict.REFUSED, text="the object's file cannot be read")
+        return _answer(status)
 
     def _entity(self, sop_classes: set[str]) -> "ApplicationEntity":
         from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian  # noqa: PLC0415
@@ -152,21 +197,30 @@ class StorageScu:
             ae.add_requested_context(sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
         return ae
 
-    def _associate(self, ae: "ApplicationEntity", destination: Destination) -> "Association":
+    def _associate(
+        self,
+        ae: "ApplicationEntity",
+        destination: Destination,
+        *,
+        handlers: Sequence["EventHandlerType"] = (),
+        ext_neg: Sequence["SCP_SCU_RoleSelectionNegotiation"] = (),
+    ) -> "Association":
         from pynetdicom import evt  # noqa: PLC0415
 
         tls_args = None
         if destination.tls:
             tls_args = (self._context(), destination.host)
         started_s = time.monotonic()
-        association = ae.associate(
-            destination.host,
-            destination.port,
-            ae_title=destination.ae_title,
-            tls_args=tls_args,
-            # Known from the start, so that it can be aborted while it is negotiated.
-            evt_handlers=[(evt.EVT_CONN_OPEN, self._on_open)],
-        )
+        with self._limited(_ESTABLISH_S):
+            association = ae.associate(
+                destination.host,
+                destination.port,
+                ae_title=destination.ae_title,
+                tls_args=tls_args,
+                # Known from the start, so that it can be ended while it is negotiated.
+                evt_handlers=[(evt.EVT_CONN_OPEN, self._on_open), *handlers],
+                ext_neg=list(ext_neg) or None,
+            )
         if association.is_established:
             return association
         if association.is_rejected:
@@ -194,13 +248,8 @@ class StorageScu:
         return context
 
 
-def _store(association: "Association", item: OutgoingObject) -> Answer:
-    try:
-        status = association.send_c_store(item.path)
-    except RuntimeError as error:  # the association ended between two objects
-        raise UnreachableError("the association broke") from error
-    except (OSError, ValueError, AttributeError):
-        return Answer(verdict=StoreVerdict.REFUSED, text="the object's file cannot be read")
+def _answer(status: "Dataset") -> Answer:
+    """Return what a C-STORE response means."""
     if "Status" not in status:
         raise UnreachableError("the association broke, or C-STORE was not answered")
     code = int(status.Status)

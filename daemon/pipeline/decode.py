@@ -14,10 +14,12 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +53,7 @@ _MAX_HEADER_BYTES = 1024 * 1024
 # Importing takes a third of a second on an idle machine.
 _START_TIMEOUT_S = 60.0
 _KILL_TIMEOUT_S = 5.0
-_KEPT = {"HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "LUNGWATCH_TEST_DECODER"}
+_KEPT = {"LANG", "LD_LIBRARY_PATH", "TZ", "LUNGWATCH_TEST_DECODER"}
 _KEPT_PREFIXES = ("LC_", "PYTHON")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _T = TypeVar("_T", np.float32, np.uint8)
@@ -88,7 +90,7 @@ class Decoded:
 
 
 def decode_file(
-    path: Path,
+    source: Path | BinaryIO,
     *,
     policy: ReadPolicy,
     spec: PreprocessSpec,
@@ -101,6 +103,8 @@ def decode_file(
 
     Parameters
     ----------
+    source
+        The file's path, or the file itself, open for reading.
     spec, gate_spec
         Preprocessing for the model and for its content gate; None without a gate.
 
@@ -111,7 +115,7 @@ def decode_file(
     OSError
         If it cannot be read.
     """
-    radiograph = read_radiograph(path, policy)
+    radiograph = read_radiograph(source, policy)
     shape = radiograph.pixels.shape[0], radiograph.pixels.shape[1]
     tensor = preprocess(radiograph.pixels, spec)
     preview = make_preview(radiograph.pixels, overlay_side_px)
@@ -145,6 +149,8 @@ class DecoderSetup:
         Bound on its address space, in MiB.
     gate_spec
         Preprocessing for the content gate; None without one.
+    require_sandbox
+        Whether it ends itself where the kernel does not confine it in full.
     """
 
     policy: ReadPolicy
@@ -152,6 +158,7 @@ class DecoderSetup:
     overlay_side_px: int
     memory_mb: int
     gate_spec: PreprocessSpec | None = None
+    require_sandbox: bool = False
 
 
 class OutOfMemory(ProcessingFailed):
@@ -289,11 +296,14 @@ class Decoder:
         For the process.
     timeout_s
         Seconds that one file may take.
+    niceness
+        Of the process, 0 to 19 (setpriority(2)); 0 leaves the daemon's.
     """
 
-    def __init__(self, setup: DecoderSetup, *, timeout_s: float) -> None:
+    def __init__(self, setup: DecoderSetup, *, timeout_s: float, niceness: int = 0) -> None:
         self._setup = setup
         self._timeout_s = timeout_s
+        self._niceness = niceness
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._decoded = 0
@@ -329,14 +339,24 @@ class Decoder:
             except OSError:
                 connection.close()
                 raise
+        if self._niceness:
+            with contextlib.suppress(OSError):  # it has ended already
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, self._niceness)
         # On receipt the process begins to import its libraries.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.send(self._setup)
         self._connection = connection
         self._decoded, self._is_ready = 0, False
 
-    def decode(self, path: Path) -> Decoded:
-        """Decode a file.
+    def decode(self, descriptor: int) -> Decoded:
+        """Decode an open file.
+
+        Parameters
+        ----------
+        descriptor
+            Open for reading. The process gets an opening of its own of the same file, for reading
+            alone, with an offset of its own: it can neither write to the file nor move the
+            daemon's offset.
 
         Raises
         ------
@@ -353,7 +373,7 @@ class Decoder:
             self._replace("worn_out")
         for is_fresh in (self._decoded == 0, True):
             try:
-                return self._ask(path)
+                return self._ask(descriptor)
             except (_DecoderDied, OutOfMemory) as error:
                 self._replace(_cause(error))
                 # A file before this one may have broken a used process; a fresh one is tried.
@@ -373,10 +393,18 @@ class Decoder:
                 self._process.wait(_KILL_TIMEOUT_S)
             self._process = None
 
-    def _ask(self, path: Path) -> Decoded:
+    def _ask(self, descriptor: int) -> Decoded:
         connection = self._ready()
+        with _opened_again(descriptor) as passed:
+            try:
+                return self._answer(connection, passed)
+            finally:
+                self._decoded += 1
+
+    def _answer(self, connection: Connection, descriptor: int) -> Decoded:
         try:
-            connection.send_bytes(os.fsencode(path))
+            assert self._process is not None
+            send_handle(connection, descriptor, self._process.pid)
             _await(connection, self._timeout_s)
             answer = receive(connection, self._setup)
         except BlockingIOError:
@@ -388,8 +416,6 @@ class Decoder:
             raise _DecoderDied(self._status()) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise _DecoderDied(None) from error
-        finally:
-            self._decoded += 1
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -424,6 +450,20 @@ class Decoder:
             return None
 
 
+@contextlib.contextmanager
+def _opened_again(descriptor: int) -> Iterator[int]:
+    """Give another opening of an open file, for reading alone, as long as the context lasts."""
+    if sys.platform == "linux":
+        # Not a duplicate, which shares the offset, the flags and the right to write.
+        again = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    else:
+        again = os.dup(descriptor)
+    try:
+        yield again
+    finally:
+        os.close(again)
+
+
 def _environment() -> dict[str, str]:
     """Return the environment of a decoding process: no passwords, no names of sockets."""
     kept = {
@@ -445,6 +485,8 @@ def _cause(error: _DecoderDied | OutOfMemory) -> str:
     """Return the short name of what ended a process, for log and metrics."""
     if isinstance(error, OutOfMemory) or error.status == errno.ENOMEM:
         return "out_of_memory"
+    if error.status == -signal.SIGSYS:
+        return "forbidden_call"
     return "killed" if error.status == -signal.SIGKILL else "crashed"
 
 

@@ -4,22 +4,40 @@ Started by `lungwatch.daemon.pipeline.decode` as ``python -m``, with the channel
 input.
 """
 
+import codecs
 import contextlib
 import ctypes
 import errno
+import importlib
+import io
 import os
 import resource
+import runpy
 import signal
+import socket
 import sys
 import time
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
+from lungwatch.daemon.pipeline.confinement import confine
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+Attacks = Mapping[bytes, Callable[[BinaryIO], None]]
+# What character sets of DICOM are decoded with beside pydicom's table, and Python's own defaults.
+_ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16", "cp1252", "idna", "unicode_escape")
 _MIB = 1024 * 1024
 # The numbers are Linux's own, for prctl.
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 # When memory runs out, the kernel kills a decoder rather than the daemon.
 _OOM_SCORE_ADJ = 500
+
+
+_NOT_CONFINED_STATUS = 77
 
 
 def detach() -> None:
@@ -43,6 +61,63 @@ def limit(memory_mb: int) -> None:
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, 0)
     _lower(resource.RLIMIT_AS, memory_mb * _MIB)
+
+
+class _Received(io.RawIOBase):
+    """A file by its descriptor alone: read with an offset of its own, and closed with it."""
+
+    name = ""  # pydicom asks for it
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
+        self._offset = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._size_bytes}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._offset = start + offset
+        return self._offset
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        count = os.preadv(self._descriptor, [buffer], self._offset)
+        self._offset += count
+        return count
+
+    def readall(self) -> bytes:
+        parts = []
+        while part := os.pread(
+            self._descriptor, max(self._size_bytes - self._offset, 1), self._offset
+        ):
+            self._offset += len(part)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
+def _received(channel: socket.socket) -> int:
+    """Wait for the descriptor of the next file."""
+    _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+    if not descriptors:
+        raise EOFError
+    return descriptors[0]
+
+
+def opened(descriptor: int) -> BinaryIO:
+    """Return the file of a descriptor, which is closed with it."""
+    return io.BufferedReader(_Received(descriptor))
 
 
 def replace_stdin() -> int:
@@ -70,17 +145,16 @@ def fault_mark(fault: str) -> bytes:
     return _MARK + fault.encode()
 
 
-def trigger_fault(path: Path) -> None:
-    """Do what the file's mark says, if marks are asked for and it has one."""
-    if "LUNGWATCH_TEST_DECODER" not in os.environ:
-        return
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        _, mark, fault = file.read().rpartition(_MARK)
+def trigger_fault(file: BinaryIO, attacks: Attacks) -> None:
+    """Do what the file's mark says, if it has one."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+    _, mark, fault = file.read().rpartition(_MARK)
     if not mark:
         return
     if fault == b"segfault":
         ctypes.string_at(0)
+    elif fault in attacks:
+        attacks[fault](file)
     elif fault == b"hang":
         while True:
             time.sleep(3600)
@@ -90,10 +164,44 @@ def trigger_fault(path: Path) -> None:
             hoard.append(bytearray(64 * 1024 * 1024))
 
 
+def _test_attacks() -> Attacks | None:
+    """Return what tests let a marked file do; None outside of tests.
+
+    The variable names a Python file with `ATTACKS`; any other value asks for the faults alone.
+    """
+    value = os.environ.get("LUNGWATCH_TEST_DECODER")
+    if value is None:
+        return None
+    attacks: Attacks = runpy.run_path(value)["ATTACKS"] if value.endswith(".py") else {}
+    return attacks
+
+
+def preload() -> None:
+    """Import what decoding would import later, when no file can be opened any more."""
+    import imagecodecs  # noqa: PLC0415
+    import numpy.ma  # noqa: F401, PLC0415
+    from PIL import Image  # noqa: PLC0415
+    from pydicom import charset  # noqa: PLC0415
+
+    from lungwatch.imaging.vocabulary import vocabulary  # noqa: PLC0415
+
+    for module in ("_strptime", "numpy.ma"):
+        importlib.import_module(module)
+    vocabulary()
+    Image.init()
+    for name in ("jpeg8_decode", "jpeg2k_decode"):
+        getattr(imagecodecs, name)
+    for encoding in {*charset.python_encoding.values(), *_ENCODINGS}:
+        with contextlib.suppress(LookupError):
+            codecs.lookup(encoding)
+    time.localtime()
+
+
 def main() -> None:
     """Serve until the channel is closed."""
     detach()
-    connection = Connection(replace_stdin())
+    channel = socket.socket(fileno=replace_stdin())
+    connection = Connection(channel.fileno())
     setup = connection.recv()
     limit(setup.memory_mb)
 
@@ -108,13 +216,18 @@ def main() -> None:
     )
 
     cv2.setNumThreads(1)
+    attacks = _test_attacks()
+    preload()
+    if confine(channel.fileno()).missing and setup.require_sandbox:
+        os._exit(_NOT_CONFINED_STATUS)
     connection.send_bytes(READY)
     while True:
-        path = Path(os.fsdecode(connection.recv_bytes()))
+        file = opened(_received(channel))
         try:
-            trigger_fault(path)
+            if attacks is not None:
+                trigger_fault(file, attacks)
             decoded = decode_file(
-                path,
+                file,
                 policy=setup.policy,
                 spec=setup.spec,
                 overlay_side_px=setup.overlay_side_px,
@@ -125,6 +238,8 @@ def main() -> None:
             send_error(connection, error)
         else:
             send_decoded(connection, decoded)
+        finally:
+            file.close()
 
 
 if __name__ == "__main__":

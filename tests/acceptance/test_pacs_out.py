@@ -5,6 +5,7 @@ import json
 import signal
 import socket
 import subprocess
+import time
 from collections import Counter
 
 import cv2
@@ -12,12 +13,14 @@ import pydicom
 import pytest
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
-from tests.support.peers import Orthanc, StoreScp, program
+from tests.support.peers import Orthanc, SlowScp, StoreScp, free_port, program
 from tests.support.waits import wait_for
 
 SIGKILLED = -signal.SIGKILL
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
 BATCH = 4
+# The bound of a stop (5 s for what is being sent and 5 s for breaking it off), doubled.
+STOP_S = 20.0
 # DCMTK's association profile: everything of the kind that is named, and nothing else.
 ONLY_PICTURES = """
 [[TransferSyntaxes]]
@@ -302,6 +305,43 @@ def test_a_destination_that_never_answers_does_not_hold_up_a_stop(make_home, rg1
             wait_for(lambda: "sending" in states(home), home.log)
             assert daemon.stop() == 0
     assert set(states(home)) <= {"queued", "sending"}
+
+
+def test_a_good_destination_gets_its_objects_beside_mute_slow_and_absent_ones(
+    home_for, rg1, tmp_path
+):
+    """One accepts and never answers, one never answers a C-STORE, one is not there."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mute,
+        SlowScp() as slow,
+        StoreScp(tmp_path / "received") as good,
+    ):
+        names = {
+            "mute": f"MUTE@127.0.0.1:{mute.getsockname()[1]}",
+            "slow": slow.name,
+            "absent": f"ABSENT@127.0.0.1:{free_port()}",
+            "good": good.name,
+        }
+        home = home_for(good, PACS_DESTINATIONS=",".join(names.values()))
+        with home.daemon() as daemon:
+            content = rg1.read_bytes()
+            home.drop("chest.dcm", content)
+            home.wait_until_ended([content])
+            # In turn they would take the mute one's 15 s and the slow one's 60 s first.
+            wait_for(lambda: good.receipts() == 2, home.log, timeout_s=30)
+            wait_for(slow.has_begun.is_set, home.log)
+            assert {row["destination"] for row in deliveries(home) if row["state"] == "sent"} == {
+                good.name
+            }
+            slow.may_answer.set()
+            wait_for(lambda: slow.stored == 2, home.log)
+            wait_for(lambda: states(home)["sent"] == 4, home.log)
+            began_s = time.monotonic()
+            assert daemon.stop() == 0
+            assert time.monotonic() - began_s < STOP_S
+    log = daemon.log()
+    assert f"destination={names['absent']}" in log
+    assert "action=crashed" not in log
 
 
 def test_what_leaves_can_be_without_the_patient(home_for, rg1, tmp_path):

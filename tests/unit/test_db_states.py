@@ -36,6 +36,7 @@ OF_DELIVERIES = {
     ("sending", "failed"),
     ("sending", "invalid"),
     ("sent", "queued"),
+    ("sent", "failed"),
     ("failed", "queued"),
     ("invalid", "queued"),
 }

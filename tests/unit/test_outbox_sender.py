@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,9 +13,10 @@ import pytest
 from lungwatch.attributes import RadiographMeta
 from lungwatch.daemon.configfile import load_config
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.pacs import destination as destination_module
 from lungwatch.daemon.pacs import outbox
-from lungwatch.daemon.pacs import outbox as module
-from lungwatch.daemon.pacs.outbox import MAX_REFUSALS, CannotBuildError, Sender
+from lungwatch.daemon.pacs.destination import MAX_REFUSALS, CannotBuildError
+from lungwatch.daemon.pacs.outbox import Sender
 from lungwatch.daemon.pacs.scu import (
     Answer,
     OutgoingObject,
@@ -26,13 +26,13 @@ from lungwatch.daemon.pacs.scu import (
 )
 from lungwatch.daemon.retry import Outages
 from lungwatch.daemon.stage import DatabaseWriter, Progress
-from lungwatch.db.deliveries import Deliveries, DeliveryRow, OutboxPlan, list_deliveries
+from lungwatch.db.deliveries import Deliveries, DeliveryRow, OutboxPlan, is_unsent, list_deliveries
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
 from lungwatch.errors import ConfigError, MissingExtraError
 from tests.support.clock import ManualClock
 from tests.support.rows import drop, record
-from tests.support.waits import PATIENCE_S
+from tests.support.waits import PATIENCE_S, wait_for
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 UP, DOWN = "UP@localhost:104", "DOWN@localhost:105"
@@ -68,14 +68,19 @@ class Packer:
 
     broken: ClassVar[set[int]] = set()
 
-    def __init__(self, *, home, **_: object):
+    def __init__(self, *, home, engine, **_: object):
         self._home = home
+        self._engine = engine
 
     def path(self, uid):
         return self._home.outbox / f"{uid}.dcm"
 
     def sweep(self):
         pass
+
+    def remove_if_unneeded(self, uid):
+        if not is_unsent(self._engine, uid):
+            self.path(uid).unlink(missing_ok=True)
 
     def pack(self, row: DeliveryRow, note):
         if row.result_id in self.broken:
@@ -100,8 +105,8 @@ class Bench:
         self.clock = ManualClock(T0)
         self.network = Network()
         self.crashes: list[tuple[str, BaseException]] = []
-        monkeypatch.setattr(module, "StorageScu", lambda *_: self.network)
-        monkeypatch.setattr(module, "ObjectStore", Packer)
+        monkeypatch.setattr(destination_module, "StorageScu", lambda *_: self.network)
+        monkeypatch.setattr(outbox, "ObjectStore", Packer)
         monkeypatch.setattr(Packer, "broken", set())
         self.writer = DatabaseWriter(Outages(), self.on_crash, Progress(self.clock))
         self.writer.start()
@@ -233,13 +238,11 @@ def test_what_a_dead_process_was_sending_is_sent_under_the_same_uid(bench: Bench
 
 
 def test_a_sender_that_dies_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    dead = threading.Event()
-    monkeypatch.setattr(bench.sender, "_send_due", lambda: 1 / 0)
-    monkeypatch.setattr(
-        bench.sender, "_thread", module.Worker("sender", bench.sender._run, lambda *_: dead.set())
-    )
+    monkeypatch.setattr(destination_module, "due_deliveries", lambda *_, **__: 1 / 0)
     bench.sender.start()
-    assert dead.wait(PATIENCE_S)
+    wait_for(lambda: len(bench.crashes) == 2)
+    assert {name for name, _ in bench.crashes} == {f"outbox {UP}", f"outbox {DOWN}"}
+    bench.sender.stop(PATIENCE_S)
 
 
 def test_a_stopped_sender_begins_nothing_more(bench: Bench):
