@@ -207,7 +207,7 @@ def audit() -> None:
 @home_options
 @click.option("--since", type=parse_since, metavar="TIME", help="At or after: ISO time, 24h, 7d.")
 @click.option("--action", help="Command, e.g. 'backup restore', or group, e.g. 'backup'.")
-@click.option("--actor", help="Part of the user's name, also of who used sudo.")
+@click.option("--actor", help="Part of the name of the user or the login, or of SUDO_USER.")
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum number; the newest are kept.")
 @json_option
 @csv_option
@@ -235,7 +235,8 @@ def list_events(
         click.echo(to_csv(names, table), nl=False)
     else:
         names = names[1:]
-        print_table(names, [[*map(row.__getattribute__, names[:-1]), _detail(row)] for row in rows])
+        shown = [asdict(row) | {"detail": _detail(row)} for row in rows]
+        print_table(names, [[row[name] for name in names] for row in shown])
 
 
 def _detail(row: "AuditRow") -> list[str]:

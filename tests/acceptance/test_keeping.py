@@ -116,7 +116,8 @@ def test_who_did_what_is_written_down_and_cannot_be_altered(make_home, picture):
     assert home.run_once().returncode in (0, 1)
     assert home.command("backup", "restore", str(next(made.iterdir()))).returncode == 0
     said = home.command("audit", "list", "--csv", "--action", "backup").stdout.splitlines()
-    assert said[0].replace('"', "") == "id,at,actor,uid,host,action,target,outcome,detail"
+    names = "id,at,actor,uid,host,action,target,outcome,detail,login,login_uid,environment"
+    assert said[0].replace('"', "") == names
     assert len(said) == 2
     assert "backup restore" in said[1]
     by_nobody = home.command("audit", "list", "--json", "--actor", "no such user")
