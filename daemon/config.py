@@ -242,6 +242,12 @@ class RetentionKeys(Keys):
     """Maximum size of `overlays/` in GiB."""
     retain_backups_gb: Gigabytes = 0.0
     """Maximum size of `backups/` in GiB."""
+    retain_max_share: float = Field(0.25, ge=0, le=1)
+    """Share of a folder's files or bytes that one run may remove unasked, beyond ten files; a
+    larger removal needs `--yes`."""
+    retain_max_pause_days: int = Field(7, ge=0, le=3650)
+    """Days that may pass unrecorded, with the machine off, before a run needs
+    `--clock-is-right`."""
     keep_backups: int = Field(14, ge=0, le=10_000)
     """Backups that `lungwatch backup create` keeps; 0 for all."""
 
