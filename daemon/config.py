@@ -84,6 +84,9 @@ class MainKeys(Keys):
     database_password_file: str = ""
     """File with the password that `database_url` leaves out, for example one of systemd's
     credentials; empty for none."""
+    lease_s: float = Field(30.0, ge=3, le=3600)
+    """Seconds without a renewal after which another daemon may take the database over, should this
+    one have died where that cannot be told. It is renewed three times as often."""
     model: str = SHIPPED_DEFAULT
     """Model bundle: its name ("baseline-1.1.0") or the path of its folder."""
     trusted_keys: str = ""

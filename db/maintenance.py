@@ -32,26 +32,50 @@ _ADVISORY_LOCK = 0x6C756E67
 _PAGES = 1000
 
 
-def open_database(url: str, *, within_restore: bool = False) -> Engine:
+def open_database(url: str, *, within_restore: bool = False, creates: bool = True) -> Engine:
     """Open a database, creating or upgrading it first.
 
     Parameters
     ----------
+    creates
+        Whether a database that is missing or empty is made.
     within_restore
         Whether the caller is the restore in progress; others are refused meanwhile.
 
     Raises
     ------
+    NotFoundError
+        If it is missing and is not to be made.
     DatabaseError
         If it is not a lungwatch database, is newer than this program, or cannot be used.
     """
-    engine = open_engine(url)
+    engine = open_engine(url, creates=creates)
     with _disposed_on_error(engine):
         if not within_restore:
             check_not_restoring(engine.url)
+        if not creates:
+            _require_schema(engine)
         _back_up_older(engine)
         upgrade(engine)
     return engine
+
+
+def _require_schema(engine: Engine) -> None:
+    """Refuse a database that is missing or empty.
+
+    Raises
+    ------
+    NotFoundError
+        If it is.
+    """
+    path = Path(engine.url.database or "")
+    is_missing = engine.dialect.name == "sqlite" and not path.is_file()
+    if not is_missing:
+        with reading(engine) as connection:
+            is_missing = _revision(connection) is None
+    if is_missing:
+        name = describe_url(engine.url)
+        raise NotFoundError(f"no database at {name}; run `lungwatch run` first")
 
 
 def open_existing(url: str) -> Engine:
