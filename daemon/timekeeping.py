@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from lungwatch.db.removals import Reading, last_reading, newest_time, save_reading
+from lungwatch.db.removals import Reading, last_reading, newest_time
 
 TOLERANCE = timedelta(hours=1)
 """Difference that the clock is allowed: what setting it right takes in ordinary operation."""
