@@ -80,6 +80,8 @@ class Health:
         Queue depth of each stage.
     in_hand
         Files between claim and end.
+    lanes
+        Of each lane, the files that wait and those in hand.
     left_alone
         Files in the drop folder that cannot be taken.
     skipped
@@ -115,6 +117,7 @@ class Health:
     destinations: dict[str, "DestinationHealth"] = field(default_factory=dict)
     outages: tuple[str, ...]
     stuck: dict[str, float]
+    lanes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,6 +349,7 @@ class Probes:
     queues: Callable[[], dict[str, int]]
     outages: Callable[[], frozenset[OutageKind]]
     stuck: Callable[[], dict[str, float]]
+    lanes: Callable[[], dict[str, dict[str, int]]] = dict
 
 
 class HealthCheck:
@@ -392,6 +396,7 @@ class HealthCheck:
                 else {},
                 outages=tuple(sorted(probes.outages())),
                 stuck=probes.stuck(),
+                lanes=probes.lanes(),
             )
         )
 
