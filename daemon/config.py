@@ -165,6 +165,9 @@ class PipelineKeys(Keys):
     """Seconds to decode one file before its process is killed."""
     decode_memory_mb: int = Field(4096, ge=512, le=1_000_000)
     """Address space of one decoding process, in MiB."""
+    require_sandbox: bool = False
+    """Refuse to start where the kernel does not confine the decoding processes in full (seccomp,
+    Landlock; docs/security.md). The systemd unit sets it."""
     inference_threads: int = Field(0, ge=0, le=256)
     """Threads of one onnxruntime call; 0 for one per processor."""
     batch_size: int = Field(8, ge=1, le=256)
@@ -284,6 +287,18 @@ class PacsKeys(Keys):
     `retry_max_s`."""
     pacs_retry_max_s: float = Field(900.0, ge=0.1, le=86_400)
     """Maximum of seconds between attempts."""
+    pacs_storage_commitment: Texts = ()
+    """Those of `destinations` that are asked for storage commitment (N-ACTION) of what they were
+    sent. Objects are kept in `outbox/` until they are committed."""
+    pacs_commitment_wait_s: float = Field(600.0, ge=1, le=86_400)
+    """Seconds that a destination has to report on such a request before it is asked again."""
+    pacs_commitment_deadline_s: float = Field(86_400.0, ge=1, le=31_536_000)
+    """Seconds after which a commitment that was not reported has failed; also how long this side
+    tries to report to others."""
+    pacs_commitment_requesters: Texts = ()
+    """Where the reports on other systems' requests for storage commitment go: "AETITLE@host:port",
+    as in `destinations`, which are included. A requester that is not listed is answered over the
+    association of its request."""
 
 
 SECTIONS: tuple[type[Keys], ...] = (
@@ -383,11 +398,18 @@ class Config(
                 f"bad value for 'pacs.ae_title': {self.pacs_ae_title!r} is not of 1 to 16 "
                 "characters"
             )
-        for text in self.pacs_destinations:
-            try:
-                parse_destination(text)
-            except ConfigError as error:
-                raise ConfigError(f"bad value for 'pacs.destinations': {error}") from error
+        for key in ("destinations", "commitment_requesters"):
+            for text in getattr(self, f"pacs_{key}"):
+                try:
+                    parse_destination(text)
+                except ConfigError as error:
+                    raise ConfigError(f"bad value for 'pacs.{key}': {error}") from error
+        for text in self.pacs_storage_commitment:
+            if text not in self.pacs_destinations:
+                raise ConfigError(
+                    f"bad value for 'pacs.storage_commitment': {text!r} is not one of "
+                    "'pacs.destinations'"
+                )
         if len(set(self.pacs_destinations)) < len(self.pacs_destinations):
             raise ConfigError("bad value for 'pacs.destinations': one is listed twice")
         kinds = self.pacs_send

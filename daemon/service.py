@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 from sqlalchemy import Engine
 
@@ -15,6 +16,7 @@ from lungwatch.daemon.home import Home, claim_database
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.health import Phase, check_start
 from lungwatch.daemon.pacs.scu import plan_of
+from lungwatch.daemon.pipeline import confinement
 from lungwatch.daemon.pipeline.filing import check_clear, recover
 from lungwatch.daemon.retry import Clock, OutageKind, Outages, ShutdownRequested, SystemClock
 from lungwatch.daemon.stage import Context, DatabaseWriter, InFlight, Progress, Worker
@@ -198,7 +200,9 @@ class Service:
         LungwatchError
             If the start is not possible; the message says what to do.
         """
+        confinement.hide()
         check_start(self._config)
+        _log_sandbox()
         with self._home.locked():
             # A writer may break the lease of `writer_of`; the kernel reports that by a signal
             # whose default is to kill.
@@ -265,7 +269,7 @@ class Service:
         listener = monitor = None
         if not once:
             # Before the threads: a port that cannot be bound is a reason not to start.
-            listener, monitor = make_services(context, model, parts, lambda: self.phase)
+            listener, monitor = make_services(context, engine, model, parts, lambda: self.phase)
         context.writer.start()
         parts.pipeline.start()
         try:
@@ -376,3 +380,14 @@ class Service:
             self._crash = (name, error)
         self._stop.set()
         self._outages.shut_down()
+
+
+def _log_sandbox() -> None:
+    """Say what holds the decoding processes, and warn of what is missing."""
+    found = confinement.probe()
+    event(
+        "sandbox",
+        level=logging.WARNING if found.missing else logging.INFO,
+        **asdict(found),
+        missing=",".join(found.missing) or "none",
+    )

@@ -7,12 +7,14 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from lungwatch.daemon.config import Config
@@ -22,7 +24,9 @@ from lungwatch.db.results import Store
 
 CrashPoint = Literal[
     "renamed",
+    "copied",
     "claimed",
+    "replaced",
     "unpacked",
     "decoded",
     "classified",
@@ -42,22 +46,31 @@ RestorePoint = Literal[
     "restore_parted",
     "restore_replaced",
 ]
+CommitmentPoint = Literal["commitment_noted", "commitment_asked", "commitment_accepted"]
 CRASH_POINTS: tuple[CrashPoint, ...] = get_args(CrashPoint)
 DEFAULT_LIMIT_S = 300.0
+_PAUSE_POLL_S = 0.02
 T = TypeVar("T")
 OnCrash = Callable[[str, BaseException], None]
 
 
-def crashpoint(name: CrashPoint | RestorePoint) -> None:
+def crashpoint(name: CrashPoint | RestorePoint | CommitmentPoint) -> None:
     """Kill this process, or hang this thread, if a test asks for it at this point.
 
     Recovery is proved by crashing: `LUNGWATCH_CRASH_AT=recorded` kills the process, without any
-    clean-up, the first time that it gets there. `LUNGWATCH_HANG_AT` has the thread wait for ever.
+    clean-up, the first time that it gets there. `LUNGWATCH_HANG_AT` has the thread wait for ever,
+    `LUNGWATCH_PAUSE_AT` until the folder `LUNGWATCH_PAUSE_DIR` has a file `go`; it makes `reached`
+    there.
     """
     if os.environ.get("LUNGWATCH_CRASH_AT") == name:
         os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("LUNGWATCH_HANG_AT") == name:
         threading.Event().wait()
+    if os.environ.get("LUNGWATCH_PAUSE_AT") == name:
+        folder = Path(os.environ["LUNGWATCH_PAUSE_DIR"])
+        (folder / "reached").touch()
+        while not (folder / "go").exists():
+            time.sleep(_PAUSE_POLL_S)
 
 
 class Worker(threading.Thread):

@@ -436,6 +436,12 @@ def is_known(engine: Engine, sha256: str) -> bool:
     return _exists(engine, select(Image.id).where(Image.sha256 == sha256))
 
 
+def digest_at(engine: Engine, path: str) -> str | None:
+    """Return the SHA-256 of the content that is recorded at a path; None if none is."""
+    with reading(engine) as connection:
+        return connection.scalar(select(Image.sha256).where(Image.path == path))
+
+
 def is_unfinished(engine: Engine, sha256: str) -> bool:
     """Return whether a content has a result that has not ended yet."""
     return _exists(engine, _results_of(sha256).where(Result.state.in_(UNFINISHED)))

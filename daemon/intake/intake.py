@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.claims import Claimer, ClaimInterrupted
+from lungwatch.daemon.intake.custody import COPY_NAME
 from lungwatch.daemon.intake.eligibility import CompletenessCheck, Hint, Snapshot
 from lungwatch.daemon.intake.lanes import Candidate, LaneRules, Look, Turns, look_at
 from lungwatch.daemon.intake.watch import DropFolder, DropScan, Watcher
@@ -252,7 +253,7 @@ class Intake:
         for folder in list(self._context.home.work.iterdir()):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()  # made for a file that was not moved into it
-        for path in [path for path in self._context.home.work.rglob("*") if path.is_file()]:
+        for path in self._left_in_work():
             file = Candidate(
                 path=path,
                 uid=_NO_USER,
@@ -269,6 +270,10 @@ class Intake:
             if self._wait_for_slot(Lane.ORDINARY):
                 self._settle(self._claim(file))
             self._wait_until_ended()
+
+    def _left_in_work(self) -> list[Path]:
+        files = self._context.home.work.rglob("*")
+        return [path for path in files if path.is_file() and path.name != COPY_NAME]
 
     def _wait_until_ended(self) -> None:
         while not self._stopped.is_set() and not self._in_flight.wait_empty(_POLL_S):
@@ -478,7 +483,7 @@ class Intake:
         if wait_s > 0:
             self._park(file, min(wait_s, _LOOK_AGAIN_S))
             return False
-        if (why := self._refusal(file, snapshot, look)) is not None:
+        if (why := self._rules.refusal(snapshot, look)) is not None:
             self._unusable.report(file.path, why)
             self._park(file, _MAX_DELAY_S)
             return False
@@ -497,15 +502,6 @@ class Intake:
             self._unusable.report(file.path, error.strerror or "cannot be opened")
             self._park(file, _LOOK_AGAIN_S)
             return None
-
-    def _refusal(self, file: Candidate, snapshot: Snapshot, look: Look) -> str | None:
-        """Return why a file is not even to be claimed; a copy of it must not fill the disk."""
-        why = self._rules.refusal(snapshot, look)
-        if why is None and file.lane is Lane.SLOW:
-            left_mb = self._context.home.free_mb() - snapshot.size_bytes // _MIB
-            if left_mb < self._context.config.min_free_mb:
-                return "less disk space is free than it takes"
-        return why
 
     def _claim_next(self) -> None:
         """Claim an ordinary file; a slot is held."""

@@ -91,6 +91,8 @@ class Health:
         if not known or none waits.
     destinations
         What each destination is owed: objects to be sent, by name.
+    not_committed
+        Sent objects whose storage commitment has failed; None if not known.
     outages
         What is being waited out.
     stuck
@@ -115,6 +117,7 @@ class Health:
     outbox_oldest_s: float | None
     outbox_ended: int | None
     destinations: dict[str, "DestinationHealth"] = field(default_factory=dict)
+    not_committed: int | None = None
     outages: tuple[str, ...]
     stuck: dict[str, float]
     lanes: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -185,6 +188,9 @@ def _observe_outbox(seen: Health) -> Iterator[CheckOutcome]:
     if seen.outbox_ended:
         detail = f"{seen.outbox_ended} objects were refused or invalid"
         yield CheckOutcome(name="outbox_ended", ok=None, detail=detail)
+    if seen.not_committed:
+        detail = f"{seen.not_committed} objects are not committed by their destination"
+        yield CheckOutcome(name="not_committed", ok=None, detail=detail)
 
 
 @dataclass(frozen=True)
@@ -222,6 +228,12 @@ CHECKS = (
         "Is as much disk space free as min_free_mb asks for?",
         doctor.inspect_space,
         _observe_space,
+        at_start=True,
+    ),
+    Check(
+        "sandbox",
+        "What holds a decoding process that a file has taken over?",
+        doctor.inspect_sandbox,
         at_start=True,
     ),
     Check("watching", "How is the drop folder watched?", doctor.inspect_watching),
@@ -388,6 +400,7 @@ class HealthCheck:
                 outbox_waiting=counts.outbox_waiting if counts else None,
                 outbox_oldest_s=_age_s(now, counts.oldest_delivery) if counts else None,
                 outbox_ended=counts.outbox_ended if counts else None,
+                not_committed=counts.not_committed if counts else None,
                 destinations={
                     name: DestinationHealth(waiting=owed.waiting, oldest_s=_age_s(now, owed.oldest))
                     for name, owed in sorted(counts.destinations.items())

@@ -169,6 +169,18 @@ class Metrics:
         yield _gauge("retried_files", "More than one attempt.", read.retried)
         yield CounterMetricFamily("lungwatch_attempts", "Runs of all contents.", read.attempts)
         yield _gauges("deliveries", "The outbox.", ("destination", "state"), read.deliveries)
+        yield _gauges(
+            "commitments",
+            "Sent objects by storage commitment.",
+            ("destination", "state"),
+            read.commitments,
+        )
+        yield _gauges(
+            "commitment_requests",
+            "Requests of other systems for storage commitment.",
+            ("state",),
+            _keyed(read.commitment_requests),
+        )
         attempts = _keyed(read.delivery_attempts)
         yield _counters("delivery_attempts", "Of all in the outbox.", ("destination",), attempts)
         if read.last:

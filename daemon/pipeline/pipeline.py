@@ -11,7 +11,7 @@ import numpy as np
 
 from lungwatch.daemon.intake.archives import Unpacker
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.pipeline.decode import Decoded, Decoder, DecoderSetup
+from lungwatch.daemon.pipeline.decode import Decoder, DecoderSetup
 from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.gate import GateRefused
 from lungwatch.daemon.pipeline.model import Classifier, ModelInUse
@@ -116,6 +116,7 @@ class Pipeline:
             overlay_side_px=config.overlay_side_px,
             memory_mb=config.decode_memory_mb,
             gate_spec=contract.gate.preprocess if contract.gate is not None else None,
+            require_sandbox=config.require_sandbox,
         )
         niceness = _SLOW_NICENESS if lane is Lane.SLOW else 0
         decoder = Decoder(setup, timeout_s=config.decode_timeout_s, niceness=niceness)
@@ -130,13 +131,13 @@ class Pipeline:
     def _prepare(self, decoder: Decoder, stage: str, claims: list[Claimed]) -> None:
         """Decode claimed files; unpack those that are archives."""
         for claim in claims:
-            unpack = partial(self._unpacker.unpack, claim.path, claim.sha256)
+            unpack = partial(self._unpacker.unpack, claim.file)
             count = self._attempt(stage, claim, unpack)
             if count:
                 self._end_unpacked(stage, claim, count)
             if count != 0:
                 continue
-            decoded = self._attempt(stage, claim, partial(_decode_claim, decoder, claim))
+            decoded = self._attempt(stage, claim, partial(decoder.decode, claim.file.descriptor))
             if decoded is not None:
                 crashpoint("decoded")
                 self._inference.put(Prepared(claim=claim, **vars(decoded)))
@@ -169,7 +170,7 @@ class Pipeline:
                     probability=scores.probability,
                     duration_ms=duration_ms,
                 )
-                self._context.in_flight.release(claim.lane)
+                self._release(claim)
 
     def _attempt(self, stage: str, claim: Claimed, step: Callable[[], T]) -> T | None:
         """Run a step with retries; None means that the file has met its end otherwise."""
@@ -213,7 +214,7 @@ class Pipeline:
             reason=Reason.FILE_VANISHED,
             detail=describe(error),
         )
-        context.in_flight.release(claim.lane)
+        self._release(claim)
 
     def _end_badly(
         self, stage: str, claim: Claimed, error: FileRejected | ProcessingFailed
@@ -245,7 +246,7 @@ class Pipeline:
             reason=error.reason,
             detail=str(error),
         )
-        context.in_flight.release(claim.lane)
+        self._release(claim)
 
     def _end_unpacked(self, stage: str, claim: Claimed, count: int) -> None:
         """Record an archive as unpacked, let its files be taken, then file it: the row decides."""
@@ -260,7 +261,7 @@ class Pipeline:
         self._unpacker.publish(claim.sha256)
         if self._file(stage, claim):
             event("unpacked", claim.sha256, files=count)
-            context.in_flight.release(claim.lane)
+            self._release(claim)
 
     def _quarantine(self, claim: Claimed, reason: Reason) -> None:
         try:
@@ -274,18 +275,14 @@ class Pipeline:
             store = self._context.store
             self._context.writer.call(lambda: store.set_path(image_id=claim.image_id, path=None))
 
+    def _release(self, claim: Claimed) -> None:
+        """Close a file that has met its end, and give its slot back."""
+        claim.file.close()
+        self._context.in_flight.release(claim.lane)
+
     def _is_gone(self, claim: Claimed) -> bool:
         """Tell whether the file was removed, and not the whole folder."""
         return self._context.home.work.is_dir() and not os.path.lexists(claim.path)
-
-
-def _decode_claim(decoder: Decoder, claim: Claimed) -> Decoded:
-    """Decode a claimed file, of which the decoding process gets the descriptor alone."""
-    descriptor = os.open(claim.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        return decoder.decode(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def classify(
