@@ -2,6 +2,7 @@
 
 from chaos.fault import Fault
 from chaos.faults.clock import ClockJump
+from chaos.faults.custody import SwappedBytes
 from chaos.faults.database import CorruptedPage, DatabaseLocked
 from chaos.faults.decoder import AttackingDecoder, BadDecoder
 from chaos.faults.disk_full import DiskFull
@@ -36,6 +37,7 @@ FAULTS: dict[str, Fault] = {
     "no-watches": NoWatches(),
     "clock": ClockJump(),
     "decoder": BadDecoder(),
+    "swapped-bytes": SwappedBytes(),
     "attack": AttackingDecoder(),
     "memory": MemoryPressure(),
     "oom": OutOfMemory(),

@@ -19,6 +19,8 @@ _OUTAGES = {
     OutageKind.SPACE: "the disk is full",
     OutageKind.READ_ONLY: "the file system is read-only",
     OutageKind.DATABASE: "the database cannot be written",
+    OutageKind.DATABASE_REPLACED: "the database was removed, replaced or truncated: put the right "
+    "one back, or stop the daemon and run `lungwatch backup restore`",
     OutageKind.DROP_FOLDER: "the drop folder is away",
 }
 
