@@ -82,6 +82,8 @@ class Health:
         Queue depth of each stage.
     in_hand
         Files between claim and end.
+    lanes
+        Of each lane, the files that wait and those in hand.
     left_alone
         Files in the drop folder that cannot be taken.
     skipped
@@ -120,6 +122,7 @@ class Health:
     not_committed: int | None = None
     outages: tuple[str, ...]
     stuck: dict[str, float]
+    lanes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,6 +363,7 @@ class Probes:
     queues: Callable[[], dict[str, int]]
     outages: Callable[[], frozenset[OutageKind]]
     stuck: Callable[[], dict[str, float]]
+    lanes: Callable[[], dict[str, dict[str, int]]] = dict
 
 
 class HealthCheck:
@@ -407,6 +411,7 @@ class HealthCheck:
                 else {},
                 outages=tuple(sorted(probes.outages())),
                 stuck=probes.stuck(),
+                lanes=probes.lanes(),
             )
         )
 
