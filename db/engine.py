@@ -69,7 +69,9 @@ class DatabaseFullError(DatabaseBusyError):
     """The database cannot grow, since the disk is full."""
 
 
-def open_engine(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engine:
+def open_engine(
+    url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S, keeps_journal: bool = False
+) -> Engine:
     """Return an engine for an SQLAlchemy URL; nothing is opened or created yet.
 
     Parameters
@@ -78,6 +80,9 @@ def open_engine(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engine:
         ``sqlite:////absolute/path`` or ``postgresql://user@host/name``.
     busy_timeout_s
         How long a writer waits for another one.
+    keeps_journal
+        Whether a SQLite file stays in its journal mode, since it is only read: it may be another
+        program's.
 
     Raises
     ------
@@ -90,7 +95,7 @@ def open_engine(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engine:
     try:
         if parsed.get_backend_name() == "sqlite":
             engine = create_engine(parsed, connect_args={"timeout": busy_timeout_s})
-            _prepare_sqlite(engine)
+            _prepare_sqlite(engine, keeps_journal=keeps_journal)
             return engine
         return create_engine(
             parsed, connect_args={"options": f"-c lock_timeout={round(busy_timeout_s * 1000)}"}
@@ -130,7 +135,7 @@ def describe_url(url: URL) -> str:
     return url.render_as_string(hide_password=True)
 
 
-def _prepare_sqlite(engine: Engine) -> None:
+def _prepare_sqlite(engine: Engine, *, keeps_journal: bool) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _record: object) -> None:
         # The driver's own BEGIN comes late and never before SELECT: `begin` does it instead.
@@ -138,6 +143,8 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.execute("PRAGMA foreign_keys = ON")
         # Files are moved once a commit has returned, so it must be durable; WAL alone is not.
         connection.execute("PRAGMA synchronous = FULL")
+        if keeps_journal:
+            return
         if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             connection.execute("PRAGMA journal_mode = WAL")
 
