@@ -23,7 +23,7 @@ import click
 
 from lungwatch.cli.main import Served, Site, home_options
 from lungwatch.cli.options import file_path
-from lungwatch.errors import HomeError, LungwatchError
+from lungwatch.errors import HomeError, LungwatchError, describe_unexpected
 from lungwatch.files import write_atomic
 
 SOCKET = Path("/run/lungwatch/query.sock")
@@ -150,9 +150,11 @@ def _answer(connection: socket.socket, site: Site, program: click.Command) -> No
     try:
         words, served = _read_request(connection, site)
         status = _run(program, words, served, out, err)
-    except (LungwatchError, OSError, ValueError) as error:
+    # Whatever goes wrong, nothing is printed of what may not be in the audit trail.
+    except Exception as error:
+        said = str(error) if isinstance(error, LungwatchError) else describe_unexpected(error)
         out, status = io.BytesIO(), 1
-        err = io.BytesIO(f"lungwatch: error: {error}\n".encode("utf-8", "backslashreplace"))
+        err = io.BytesIO(f"lungwatch: error: {said}\n".encode("utf-8", "backslashreplace"))
     head = {"exit": status, "stdout": len(out.getvalue()), "stderr": len(err.getvalue())}
     connection.settimeout(_ANSWER_S)
     # A reader who has gone is no fault of the service.
@@ -242,7 +244,7 @@ def _run(
 def listen(site: Site, *, path: Path, group: str | None) -> None:
     """Listen on a socket and answer until stopped, on a machine without systemd."""
     home = site.home.root.absolute()
-    command = [
+    command: list[str] = [
         *(sys.executable, "-c", "from lungwatch.cli.main import main; main()"),
         *("query", "answer", "--home", str(home)),
         *(() if site.config_path is None else ("--config", str(site.config_path))),
@@ -265,7 +267,7 @@ def listen(site: Site, *, path: Path, group: str | None) -> None:
         while True:
             connection, _ = server.accept()
             with connection:
-                children.append(subprocess.Popen(command, stdin=connection))  # noqa: S603 - its own command
+                children.append(subprocess.Popen(command, stdin=connection.fileno()))  # noqa: S603 - its own command
             children = [child for child in children if child.poll() is None]
             if len(children) >= _MOST_CONNECTIONS:
                 children.pop(0).wait()

@@ -25,7 +25,7 @@ from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, ModelInUse
 from lungwatch.daemon.pipeline.pipeline import Pipeline
 from lungwatch.daemon.retention import disk_usage
 from lungwatch.daemon.retry import TimeLimited
-from lungwatch.daemon.stage import Context
+from lungwatch.daemon.stage import Context, Lane
 from lungwatch.db.engine import open_engine
 from lungwatch.db.queries import digest_at, is_known, queued
 from lungwatch.db.statistics import health_counts, metric_counts
@@ -200,6 +200,11 @@ def make_services(
     return listener, monitor
 
 
+def _lanes(context: Context, intake: Intake) -> dict[str, dict[str, int]]:
+    waiting, in_hand = intake.waiting_by_lane, context.in_flight.by_lane
+    return {lane.value: {"waiting": waiting[lane], "in_hand": in_hand[lane]} for lane in Lane}
+
+
 def _make_monitor(
     context: Context, model: ModelInUse, parts: Parts, phase: Callable[[], Phase]
 ) -> OptionalService:
@@ -225,6 +230,7 @@ def _make_monitor(
             skipped=lambda: intake.skipped.by_pattern,
             in_hand=lambda: context.in_flight.count,
             queues=lambda: {n: stage.waiting for n, stage in progress.snapshot().items()},
+            lanes=lambda: _lanes(context, intake),
             outages=lambda: context.outages.current,
             stuck=lambda: {
                 stage: round(seconds, 1)

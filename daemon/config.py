@@ -84,6 +84,9 @@ class MainKeys(Keys):
     database_password_file: str = ""
     """File with the password that `database_url` leaves out, for example one of systemd's
     credentials; empty for none."""
+    lease_s: float = Field(30.0, ge=3, le=3600)
+    """Seconds without a renewal after which another daemon may take the database over, should this
+    one have died where that cannot be told. It is renewed three times as often."""
     model: str = SHIPPED_DEFAULT
     """Model bundle: its name ("baseline-1.1.0") or the path of its folder."""
     trusted_keys: str = ""
@@ -239,6 +242,12 @@ class RetentionKeys(Keys):
     """Maximum size of `overlays/` in GiB."""
     retain_backups_gb: Gigabytes = 0.0
     """Maximum size of `backups/` in GiB."""
+    retain_max_share: float = Field(0.25, ge=0, le=1)
+    """Share of a folder's files or bytes that one run may remove unasked, beyond ten files; a
+    larger removal needs `--yes`."""
+    retain_max_pause_days: int = Field(7, ge=0, le=3650)
+    """Days that may pass unrecorded, with the machine off, before a run needs
+    `--clock-is-right`."""
     keep_backups: int = Field(14, ge=0, le=10_000)
     """Backups that `lungwatch backup create` keeps; 0 for all."""
 

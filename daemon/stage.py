@@ -378,10 +378,10 @@ class Stage(Generic[T]):
         for _ in self._threads:
             self._queue.put(None)
 
-    def join(self) -> None:
-        """Wait until the threads have ended."""
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait until the threads have ended, of each at most so many seconds."""
         for thread in self._threads:
-            thread.join()
+            thread.join(timeout_s)
 
     def _run(self) -> None:
         with self._open_handler() as handle:

@@ -36,7 +36,7 @@ _DIGEST_LENGTH = 64
 # Fields of a row that only `results show` tells.
 _SHOWN_ONLY = {
     *("logit", "model_sha256", "size_bytes", "claimed_at"),
-    *("file_removed_at", "overlay_removed_at"),
+    *("file_removed_at", "overlay_removed_at", "overlay_sha256"),
 }
 
 
@@ -87,6 +87,8 @@ class ResultRow:
         or ``sending`` if one is, else ``sent``; None where nothing is sent.
     file_removed_at, overlay_removed_at
         When retention removed them; None if they exist, or are gone for another reason.
+    overlay_sha256
+        Of the overlay's bytes; None without one, or if an earlier version recorded it.
     """
 
     id: int
@@ -123,6 +125,7 @@ class ResultRow:
     claimed_at: datetime | None
     file_removed_at: datetime | None
     overlay_removed_at: datetime | None
+    overlay_sha256: str | None
 
     def listed(self) -> dict[str, object]:
         """Return the values of `results list`, by the keys of its JSON and CSV (`LIST_KEYS`)."""
@@ -162,6 +165,8 @@ class TrackedFile:
         UTC; decides the folder in ``done``.
     removed_at
         When retention removed the file, if `path` is None for that reason.
+    overlay_sha256
+        Of the overlay's bytes; None if an earlier version recorded it.
     """
 
     result_id: int
@@ -175,6 +180,7 @@ class TrackedFile:
     overlay: str | None
     source_name: str
     removed_at: datetime | None
+    overlay_sha256: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

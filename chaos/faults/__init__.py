@@ -2,11 +2,13 @@
 
 from chaos.fault import Fault
 from chaos.faults.clock import ClockJump
+from chaos.faults.custody import SwappedBytes
 from chaos.faults.database import CorruptedPage, DatabaseLocked
 from chaos.faults.decoder import AttackingDecoder, BadDecoder
 from chaos.faults.disk_full import DiskFull
 from chaos.faults.drop_folder import DropFolderCovered, DropFolderGone
 from chaos.faults.errors import IoError, ReadOnly, StaleHandle
+from chaos.faults.flood import Flood
 from chaos.faults.inotify import EventsLost, NoWatches
 from chaos.faults.kill import KillAtRandom, KillAtStep
 from chaos.faults.leaks import Leaks
@@ -34,8 +36,10 @@ FAULTS: dict[str, Fault] = {
     "db-page": CorruptedPage(),
     "events-lost": EventsLost(),
     "no-watches": NoWatches(),
+    "flood": Flood(),
     "clock": ClockJump(),
     "decoder": BadDecoder(),
+    "swapped-bytes": SwappedBytes(),
     "attack": AttackingDecoder(),
     "memory": MemoryPressure(),
     "oom": OutOfMemory(),

@@ -19,6 +19,8 @@ _OUTAGES = {
     OutageKind.SPACE: "the disk is full",
     OutageKind.READ_ONLY: "the file system is read-only",
     OutageKind.DATABASE: "the database cannot be written",
+    OutageKind.DATABASE_REPLACED: "the database was removed, replaced or truncated: put the right "
+    "one back, or stop the daemon and run `lungwatch backup restore`",
     OutageKind.DROP_FOLDER: "the drop folder is away",
 }
 
@@ -80,6 +82,8 @@ class Health:
         Queue depth of each stage.
     in_hand
         Files between claim and end.
+    lanes
+        Of each lane, the files that wait and those in hand.
     left_alone
         Files in the drop folder that cannot be taken.
     skipped
@@ -118,6 +122,7 @@ class Health:
     not_committed: int | None = None
     outages: tuple[str, ...]
     stuck: dict[str, float]
+    lanes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,6 +365,7 @@ class Probes:
     queues: Callable[[], dict[str, int]]
     outages: Callable[[], frozenset[OutageKind]]
     stuck: Callable[[], dict[str, float]]
+    lanes: Callable[[], dict[str, dict[str, int]]] = dict
 
 
 class HealthCheck:
@@ -407,6 +413,7 @@ class HealthCheck:
                 else {},
                 outages=tuple(sorted(probes.outages())),
                 stuck=probes.stuck(),
+                lanes=probes.lanes(),
             )
         )
 

@@ -198,6 +198,9 @@ def _health_metrics(health: Health) -> Iterator[Metric]:
     yield _gauge("uptime_seconds", "Since the start.", health.uptime_s)
     yield _gauge("in_flight_files", "Claimed files.", health.in_hand)
     yield _gauge("waiting_files", "Not yet claimed.", health.waiting)
+    for name, text in (("waiting", "Not yet claimed."), ("in_hand", "Claimed files.")):
+        values = _keyed({lane: counts[name] for lane, counts in health.lanes.items()})
+        yield _gauges(f"lane_{name}_files", text, ("lane",), values)
     yield _gauge("oldest_waiting_seconds", "Age of the oldest; 0 for none.", waiting_s)
     yield _gauge("left_alone_files", "Seen, and not to be taken.", health.left_alone)
     skipped = _keyed(health.skipped)

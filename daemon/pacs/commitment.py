@@ -1,6 +1,7 @@
 """Storage commitment as SCU (PS3.4 annex J): requests to a destination, and its reports."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ MOST_LOSSES = 3
 """Reports of "not committed" after which an object is no longer sent again."""
 MOST_INSTANCES = 10_000
 _MOST_BYTES = 4 * 1024 * 1024
-_MOST_UID = 64
+# As files have them (`source.read_source`).
+_UID = re.compile(r"[0-9][0-9.]{0,63}", re.ASCII)
 _AT_ONCE = 100
 # A destination may report on the association of the request; most open one of their own.
 _HOLD_S = 10.0
@@ -60,10 +62,19 @@ def references(instances: Sequence[tuple[str, str]]) -> "list[Dataset]":
     items = []
     for sop_class_uid, sop_instance_uid in instances:
         item = Dataset()
-        item.ReferencedSOPClassUID = sop_class_uid
-        item.ReferencedSOPInstanceUID = sop_instance_uid
+        set_uid(item, "ReferencedSOPClassUID", sop_class_uid)
+        set_uid(item, "ReferencedSOPInstanceUID", sop_instance_uid)
         items.append(item)
     return items
+
+
+def set_uid(dataset: "Dataset", keyword: str, uid: str) -> None:
+    """Set a UID as its owner wrote it: a leading zero, which PS3.5 9.1 forbids, is repeated."""
+    from pydicom.config import IGNORE  # noqa: PLC0415 - only where something is sent
+    from pydicom.dataelem import DataElement  # noqa: PLC0415 - as above
+    from pydicom.tag import Tag  # noqa: PLC0415 - as above
+
+    dataset.add(DataElement(Tag(keyword), "UI", uid, validation_mode=IGNORE))
 
 
 def parse_instances(items: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - a pydicom sequence
@@ -78,8 +89,8 @@ def parse_instances(items: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - a py
         (str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
         for item in (items or ())
     ]
-    if len(found) > MOST_INSTANCES or any(
-        not 0 < len(uid) <= _MOST_UID for pair in found for uid in pair
+    if len(found) > MOST_INSTANCES or not all(
+        _UID.fullmatch(uid) for pair in found for uid in pair
     ):
         raise ValueError("too many instances, or an invalid UID")
     return found
@@ -94,7 +105,7 @@ def transaction_of(dataset: "Dataset") -> str:
         If it is missing or too long.
     """
     uid = str(dataset.get("TransactionUID") or "")
-    if not 0 < len(uid) <= _MOST_UID:
+    if not _UID.fullmatch(uid):
         raise ValueError("no usable transaction UID")
     return uid
 
@@ -169,7 +180,7 @@ class CommitmentScu(StorageScu):
                 status, _ = association.send_n_action(
                     information, REQUEST_ACTION, PUSH_MODEL, PUSH_MODEL_INSTANCE
                 )
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, AttributeError, OSError) as error:
             raise UnreachableError("the association broke") from error
         self._check(association, status, "N-ACTION")
         return association
@@ -208,7 +219,7 @@ class CommitmentScu(StorageScu):
                 status, _ = association.send_n_event_report(
                     dataset, event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE
                 )
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, AttributeError, OSError) as error:
             raise UnreachableError("the association broke") from error
         self._check(association, status, "N-EVENT-REPORT")
 

@@ -27,6 +27,7 @@ from lungwatch.daemon.pacs.commitment import (
     check_size,
     parse_instances,
     references,
+    set_uid,
     transaction_of,
 )
 from lungwatch.daemon.pacs.scu import UnreachableError
@@ -100,7 +101,7 @@ class Custody:
         if missing and self._may_come(row, now):
             return None
         dataset = Dataset()
-        dataset.TransactionUID = row.transaction_uid
+        set_uid(dataset, "TransactionUID", row.transaction_uid)
         if len(missing) < len(wanted):
             dataset.ReferencedSOPSequence = references([pair for pair in wanted if pair[1] in kept])
         if missing:
@@ -180,7 +181,7 @@ class CommitmentScp:
 
     def start(self) -> None:
         """Start the threads; requests of a dead process are reported as well."""
-        for row in list_requests(self._engine, pending_only=True):
+        for row in self._pending():
             if row.ae_title not in self._requesters:
                 self._give_up(row, _NO_ADDRESS)
         for thread in self._threads:
@@ -248,8 +249,7 @@ class CommitmentScp:
 
     def _report_here(self, association: "Association", request_id: int) -> None:
         """Report over the requester's own association, while it lasts."""
-        rows = list_requests(self._engine, pending_only=True)
-        row = next((row for row in rows if row.id == request_id), None)
+        row = next((row for row in self._pending() if row.id == request_id), None)
         self._stopped.wait(_ANSWER_S)
         while row is not None and association.is_established and not self._stopped.is_set():
             decision = self._decide(row)
@@ -308,6 +308,9 @@ class CommitmentScp:
         backoff.succeeded(name)
         self._conclude(row, decision)
         return True
+
+    def _pending(self) -> list[RequestRow]:
+        return self._outages.wait_out(lambda: list_requests(self._engine, pending_only=True))
 
     def _decide(self, row: RequestRow) -> Decision | None:
         return self._outages.wait_out(lambda: self._custody.decide(row, self._clock.now()))

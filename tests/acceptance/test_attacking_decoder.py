@@ -2,12 +2,23 @@
 
 import json
 import platform
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 
+import numpy as np
+import pydicom.data
 import pytest
 
 from lungwatch.daemon.pipeline import confinement
+from lungwatch.daemon.pipeline.decode import Decoder, DecoderSetup, decode_file
 from lungwatch.daemon.pipeline.sandbox import fault_mark
+from lungwatch.errors import FileRejected
+from lungwatch.imaging.radiograph import ReadPolicy
+from lungwatch.preprocess import PreprocessSpec
 from tests.support.attacker import KILLED, REFUSED, armed
+
+MODALITIES = frozenset({"CR", "DX", "RG", "CT", "MR", "US", "OT", "SC", "XA", "ES", "NM", "PT"})
 
 
 def skip_where_the_kernel_lacks_it():
@@ -80,3 +91,35 @@ def test_a_start_without_what_the_unit_requires_is_refused(make_home, monkeypatc
     assert accepted.returncode == 0
     assert accepted.stderr.count("action=sandbox") == 1
     assert "missing=seccomp" in accepted.stderr
+
+
+def test_every_file_of_pydicoms_ends_as_it_does_without_confinement():
+    """Every codec, character set and refusal: nothing is imported or opened too late."""
+    skip_where_the_kernel_lacks_it()
+    setup = DecoderSetup(
+        policy=ReadPolicy(modalities=MODALITIES, min_side_px=16),
+        spec=PreprocessSpec(size_px=64),
+        overlay_side_px=128,
+        memory_mb=4096,
+        require_sandbox=True,
+    )
+    how = {"policy": setup.policy, "spec": setup.spec, "overlay_side_px": setup.overlay_side_px}
+    paths = sorted(path for path in Path(pydicom.data.__file__).parent.rglob("*.dcm"))
+    with closing(Decoder(setup, timeout_s=60.0)) as decoder:
+        for path in paths:
+            with path.open("rb") as file:
+                free = outcome(partial(decode_file, path, **how))
+                held = outcome(partial(decoder.decode, file.fileno()))
+            assert held[0] == free[0], path.name
+            # Sums of colours differ in their last digits by how the bytes lie in memory.
+            assert np.allclose(held[1], free[1], atol=1e-4), path.name
+    assert len(paths) > 50
+
+
+def outcome(decode):
+    """What is known of a file after decoding, and its pixels."""
+    try:
+        found = decode()
+    except FileRejected as error:
+        return (error.reason, str(error), error.meta), np.zeros(1)
+    return (found.meta, found.shape, found.flags, found.orientation_known), found.tensor

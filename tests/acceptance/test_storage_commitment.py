@@ -6,6 +6,8 @@ from collections import Counter
 
 import pydicom
 import pytest
+from pydicom.config import IGNORE
+from pydicom.dataelem import DataElement
 from pydicom.uid import generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
@@ -15,6 +17,7 @@ from tests.support.waits import PATIENCE_S, wait_for
 
 SIGKILLED = -signal.SIGKILL
 NOWHERE = "1.2.826.0.1.3680043.8.498.1"
+LEADING_ZERO = "1.2.03"
 DIGITAL_X_RAY = "1.2.840.10008.5.1.4.1.1.1.1"
 
 
@@ -207,7 +210,9 @@ class Requester:
         for uid in uids:
             items.append(pydicom.Dataset())
             items[-1].ReferencedSOPClassUID = DIGITAL_X_RAY
-            items[-1].ReferencedSOPInstanceUID = uid
+            items[-1].add(
+                DataElement("ReferencedSOPInstanceUID", "UI", uid, validation_mode=IGNORE)
+            )
         asked.ReferencedSOPSequence = items
         status, _ = association.send_n_action(
             asked, 1, StorageCommitmentPushModel, PUSH_MODEL_INSTANCE
@@ -222,15 +227,19 @@ def test_a_requester_without_an_address_is_answered_on_its_own_association(make_
         home.drop("chest.dcm", rg1.read_bytes())
         home.wait_until_ended([rg1.read_bytes()])
         asker = Requester(port)
-        status, association = asker.ask(kept, NOWHERE)
+        status, association = asker.ask(kept, NOWHERE, LEADING_ZERO)
         assert status == 0x0000
         wait_for(lambda: asker.reports, home.log)
+        association.release()
+        refused, association = asker.ask("NOT-A-UID")
+        assert refused == 0x0115
         association.release()
     ((event_type, report),) = asker.reports
     assert event_type == 2
     assert [item.ReferencedSOPInstanceUID for item in report.ReferencedSOPSequence] == [kept]
-    (failed,) = report.FailedSOPSequence
-    assert (failed.ReferencedSOPInstanceUID, failed.FailureReason) == (NOWHERE, 0x0112)
+    assert [
+        (item.ReferencedSOPInstanceUID, item.FailureReason) for item in report.FailedSOPSequence
+    ] == [(NOWHERE, 0x0112), (LEADING_ZERO, 0x0112)]
 
 
 def test_killed_after_a_request_was_taken_the_report_is_sent_by_the_next_start(
