@@ -234,7 +234,6 @@ def _run(
             for one in texts:
                 one.flush()
                 one.detach()
-    return 0
 
 
 @query.command()

@@ -95,27 +95,24 @@ def open_engine(
 ) -> Engine:
     """Return an engine for an SQLAlchemy URL; nothing is opened or created yet.
 
-        Parameters
-        ----------
-        url
-            ``sqlite:////absolute/path`` or ``postgresql://user@host/name``.
-        busy_timeout_s
-            How long a writer waits for another one.
-    <<<<<<< HEAD
-        keeps_journal
-            Whether a SQLite file stays in its journal mode, since it is only read: it may be another
-            program's.
-    =======
-        creates
-            Whether a SQLite file that is missing is made; else it cannot be opened.
-    >>>>>>> main
+    Parameters
+    ----------
+    url
+        ``sqlite:////absolute/path`` or ``postgresql://user@host/name``.
+    busy_timeout_s
+        How long a writer waits for another one.
+    keeps_journal
+        Whether a SQLite file, which is only read, stays in its journal mode: it may be another
+        program's.
+    creates
+        Whether a SQLite file that is missing is made; else it cannot be opened.
 
-        Raises
-        ------
-        DatabaseError
-            If the URL is malformed, or of a database that is not supported.
-        MissingExtraError
-            If the driver is not installed.
+    Raises
+    ------
+    DatabaseError
+        If the URL is malformed, or of a database that is not supported.
+    MissingExtraError
+        If the driver is not installed.
     """
     parsed = parse_url(url)
     try:
