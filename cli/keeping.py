@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import sys
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -34,13 +35,22 @@ def retention() -> None:
 @retention.command()
 @home_options
 @click.option("--dry-run", is_flag=True, help="List what would be removed and why.")
+@click.option("--yes", is_flag=True, help="Remove more than [retention] max_share, too.")
+@click.option(
+    "--clock-is-right",
+    is_flag=True,
+    help="Confirm the system clock after it was set, or the machine was off for long.",
+)
 @json_option
-def run(site: Site, *, dry_run: bool, as_json: bool) -> None:
+def run(site: Site, *, dry_run: bool, yes: bool, clock_is_right: bool, as_json: bool) -> None:
     """Remove originals, overlays and backups by age and size, as configured in [retention].
 
     Each folder has its own limits, and its oldest files go first. Files that are unfinished,
     still to be sent or waiting for another attempt stay, and so does the newest backup. The
     results stay in the database. A daemon may be running.
+
+    A run stops before the first removal if the system clock contradicts what is recorded, or if
+    it would remove more of a folder than [retention] max_share.
     """
     from lungwatch.daemon.logs import configure, event
     from lungwatch.daemon.retention import Retention
@@ -48,22 +58,44 @@ def run(site: Site, *, dry_run: bool, as_json: bool) -> None:
     configure(quiet=sys.stderr.isatty(), log_format=site.config.log_format)
     with site.database(owned=True) as engine:
         job = Retention(site.config, site.home, engine)
-        removals = job.plan(datetime.now(UTC))
-        if not dry_run and removals:
-            removals = job.run(removals)
+        now = datetime.now(UTC)
+        removals = job.plan(now)
+        shares = job.shares(removals)
+        by_clock, by_share = job.check_clock(now), job.check_shares(shares)
+        stops = (None if clock_is_right else by_clock) or (None if yes else by_share)
+        if stops is not None and not dry_run:
+            job.stop(stops)
+            event("retention_stopped", level=logging.ERROR, reason=stops.reason)
+            raise stops
+        if not dry_run:
+            job.keep_reading(now, confirmed=by_clock is not None)
+            removals = job.run(removals) if removals else removals
     size = sum(removal.size_bytes for removal in removals)
     if not dry_run:
         event("retention", files=len(removals), size_bytes=size)
     if as_json:
         names = ("folder", "path", "since", "size_bytes", "why", "reason")
         listed = [{name: getattr(one, name) for name in names} for one in removals]
-        report = {"dry_run": dry_run, "files": len(removals), "size_bytes": size}
+        report = {
+            "dry_run": dry_run,
+            "files": len(removals),
+            "size_bytes": size,
+            "shares": {one.folder: round(one.largest, 4) for one in shares},
+            "stops": None if stops is None else stops.reason,
+            "implausible": job.implausible,
+        }
         print_json({**report, "removals": listed})
         return
     if dry_run and removals:
         print_table(("file", "bytes", "why"), [(r.path, r.size_bytes, r.reason) for r in removals])
     verb = "would be removed" if dry_run else "removed"
     click.echo(f"{len(removals)} files of {size} bytes {verb}")
+    for one in shares if dry_run else ():
+        click.echo(f"{one.folder}/: {one.files} of {one.files_held} files ({one.largest:.0%})")
+    for path in job.implausible:
+        click.echo(f"{cell_text(path)}: kept, its times contradict one another", err=True)
+    if stops is not None:
+        click.echo(f"such a run stops ({stops.reason}): {stops}", err=True)
 
 
 @click.group()
@@ -207,7 +239,7 @@ def audit() -> None:
 @home_options
 @click.option("--since", type=parse_since, metavar="TIME", help="At or after: ISO time, 24h, 7d.")
 @click.option("--action", help="Command, e.g. 'backup restore', or group, e.g. 'backup'.")
-@click.option("--actor", help="Part of the user's name, also of who used sudo.")
+@click.option("--actor", help="Part of the name of the user or the login, or of SUDO_USER.")
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum number; the newest are kept.")
 @json_option
 @csv_option
@@ -235,7 +267,8 @@ def list_events(
         click.echo(to_csv(names, table), nl=False)
     else:
         names = names[1:]
-        print_table(names, [[*map(row.__getattribute__, names[:-1]), _detail(row)] for row in rows])
+        shown = [asdict(row) | {"detail": _detail(row)} for row in rows]
+        print_table(names, [[row[name] for name in names] for row in shown])
 
 
 def _detail(row: "AuditRow") -> list[str]:

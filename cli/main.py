@@ -187,8 +187,8 @@ class Site:
         Parameters
         ----------
         migrate
-            Create it or bring its schema up to date; else one that is missing, or of another
-            version, is an error.
+            Bring its schema up to date; else one of another version is an error. One that is
+            missing always is.
         owned
             Refuse the database of another home.
 
@@ -202,7 +202,8 @@ class Site:
         from lungwatch.daemon.home import check_database
         from lungwatch.db.maintenance import open_database, open_existing
 
-        engine = (open_database if migrate else open_existing)(self.config.database_url)
+        url = self.config.database_url
+        engine = open_database(url, creates=False) if migrate else open_existing(url)
         try:
             if owned:
                 check_database(self.home, engine)

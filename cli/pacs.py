@@ -283,17 +283,77 @@ def queue(
         click.echo("None." if states else "Nothing is waiting to be sent.")
     else:
         print_table(
-            ("result", "object", "destination", "state", "attempts", "next attempt", "error"),
+            (
+                *("result", "object", "destination", "state", "commitment"),
+                *("attempts", "next attempt", "error"),
+            ),
             [
                 (
                     row.result_id,
                     row.kind,
                     row.destination,
                     row.state,
+                    row.commitment,
                     row.attempts,
                     row.next_attempt_at,
-                    row.error,
+                    row.error or row.commitment_error,
                 )
                 for row in rows
             ],
         )
+
+
+@pacs.command()
+@home_options
+@json_option
+def status(*, site: Site, as_json: bool) -> None:
+    """Show what each destination has, is owed and has committed.
+
+    "Sent" means that the destination answered C-STORE with success, "committed" that it has taken
+    responsibility (storage commitment). Other systems' requests follow, those that are not
+    reported or have failed.
+    """
+    from lungwatch.db.commitments import list_requests
+    from lungwatch.db.deliveries import destination_statuses
+
+    with site.database() as engine:
+        destinations = destination_statuses(engine)
+        requests = [
+            {
+                "requester": row.ae_title,
+                "state": row.state,
+                "objects": len(row.instances),
+                "committed": row.committed,
+                "attempts": row.attempts,
+                "created_at": row.created_at,
+                "reported_at": row.reported_at,
+                "error": row.error,
+            }
+            for row in list_requests(engine)
+        ]
+    if as_json:
+        print_json({"destinations": destinations, "requests": requests})
+        return
+    if not destinations:
+        click.echo("Nothing was ever to be sent.")
+    else:
+        names = ("due", "requested", "committed", "failed")
+        print_table(
+            (
+                *("destination", "queued", "sent", "failed", "invalid"),
+                *("commitment due", "requested", "committed", "not committed", "error"),
+            ),
+            [
+                (
+                    *(row.destination, row.queued, row.sent, row.failed, row.invalid),
+                    *(row.commitments.get(name, 0) for name in names),
+                    row.error,
+                )
+                for row in destinations
+            ],
+        )
+    open_ones = [row for row in requests if row["state"] != "reported"]
+    if open_ones:
+        click.echo("")
+        keys = ("requester", "state", "objects", "attempts", "created_at", "error")
+        print_table(keys, [tuple(row[key] for key in keys) for row in open_ones])

@@ -31,15 +31,22 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 @click.command()
 @home_options
 @click.option("--once", is_flag=True, help="Process the files in the drop folder, then exit.")
-def run(site: Site, *, once: bool) -> None:
+@click.option(
+    "--new-database",
+    is_flag=True,
+    help="Make a missing database although the home has been worked in.",
+)
+def run(site: Site, *, once: bool, new_database: bool) -> None:
     """Screen every X-ray that is dropped into HOME/incoming.
 
     Research use only; not a medical device.
     """
-    _exit(_run(site.config, once=once))
+    _exit(_run(site.config, once=once, new_database=new_database))
 
 
-def _run(config: "Config", *, once: bool, rescores: bool = False) -> int:
+def _run(
+    config: "Config", *, once: bool, rescores: bool = False, new_database: bool = False
+) -> int:
     """Run the daemon and return its exit status; with `once`, show progress on a terminal."""
     from lungwatch.daemon.logs import configure
     from lungwatch.daemon.service import Service
@@ -50,7 +57,7 @@ def _run(config: "Config", *, once: bool, rescores: bool = False) -> int:
             bar = stack.enter_context(ProgressBar("screening"))
         # After the bar has taken over stderr, so that warnings are printed above it.
         configure(quiet=bar is not None, log_format=config.log_format)
-        service = Service(config, rescores=rescores)
+        service = Service(config, rescores=rescores, new_database=new_database)
         _stop_on_signal(service.stop)
         return service.run(once=once, on_progress=bar.update if bar else None)
 

@@ -7,14 +7,12 @@ reaches the disk: folders are synchronised too.
 
 import contextlib
 import os
-import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
-_CHUNK_BYTES = 1 << 20
 # The longest signature: the DICOM preamble and its "DICM".
 HEAD_BYTES = 132
 
@@ -140,33 +138,6 @@ def create_private(target: Path, data: bytes) -> None:
         target.hardlink_to(temporary)
         temporary.unlink()
     fsync_dir(target.parent)
-
-
-def copy_apart(target: Path) -> bool:
-    """Put a copy in the place of a file that has other names, whole or not at all.
-
-    Whoever writes to the file under one of those does not write to this one any more.
-
-    Returns
-    -------
-    bool
-        False if the file changed while it was copied; it is what it was then.
-
-    Raises
-    ------
-    OSError
-        If it cannot be copied (a full disk); nothing is left behind then.
-    """
-    with _beside(target, "") as temporary:
-        with target.open("rb") as source, temporary.open("wb") as copy:
-            before = os.fstat(source.fileno())
-            shutil.copyfileobj(source, copy, _CHUNK_BYTES)
-            after = os.fstat(source.fileno())
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            temporary.unlink()
-            return False
-        _publish(temporary, target)
-    return True
 
 
 def move_atomic(source: Path, target: Path) -> None:

@@ -18,15 +18,16 @@ from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.drift import DriftWatch, examine_drift
 from lungwatch.daemon.monitor.health import HealthCheck, Phase, Probes, free_mb_of
 from lungwatch.daemon.pacs import make_listener
+from lungwatch.daemon.pacs.commitment_scp import CommitmentScp
 from lungwatch.daemon.pacs.outbox import Sender
 from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, ModelInUse, find_bundle
 from lungwatch.daemon.pipeline.pipeline import Pipeline
 from lungwatch.daemon.retention import disk_usage
 from lungwatch.daemon.retry import TimeLimited
-from lungwatch.daemon.stage import Context
+from lungwatch.daemon.stage import Context, Lane
 from lungwatch.db.engine import open_engine
-from lungwatch.db.queries import is_known, queued
+from lungwatch.db.queries import digest_at, is_known, queued
 from lungwatch.db.statistics import health_counts, metric_counts
 
 _QUEUED_AT_ONCE = 100
@@ -133,6 +134,7 @@ def assemble(context: Context, engine: Engine, model: ModelInUse, *, rescores: b
             filing,
             model_id=model.row,
             is_known=lambda sha256: is_known(engine, sha256),
+            recorded_at=lambda path: digest_at(engine, path),
         ),
         queued=lambda: _queued(engine, home, model.row, own_only=rescores),
         submit=pipeline.submit,
@@ -158,7 +160,11 @@ class OptionalService(Protocol):
 
 
 def make_services(
-    context: Context, model: ModelInUse, parts: Parts, phase: Callable[[], Phase]
+    context: Context,
+    engine: Engine,
+    model: ModelInUse,
+    parts: Parts,
+    phase: Callable[[], Phase],
 ) -> tuple[OptionalService | None, OptionalService | None]:
     """Make the listener and the monitor, each None if not asked for.
 
@@ -172,10 +178,31 @@ def make_services(
     config = context.config
     listener = monitor = None
     if config.pacs_port:
-        listener = make_listener(config, context.home, context.on_crash, context.progress)
+        listener = make_listener(
+            config,
+            context.home,
+            context.on_crash,
+            context.progress,
+            CommitmentScp(
+                config=config,
+                home=context.home,
+                engine=engine,
+                writer=context.writer,
+                outages=context.outages,
+                clock=context.clock,
+                progress=context.progress,
+                on_crash=context.on_crash,
+                reports=parts.sender.reports if parts.sender is not None else None,
+            ),
+        )
     if config.metrics_port or config.metrics_textfile:
         monitor = _make_monitor(context, model, parts, phase)
     return listener, monitor
+
+
+def _lanes(context: Context, intake: Intake) -> dict[str, dict[str, int]]:
+    waiting, in_hand = intake.waiting_by_lane, context.in_flight.by_lane
+    return {lane.value: {"waiting": waiting[lane], "in_hand": in_hand[lane]} for lane in Lane}
 
 
 def _make_monitor(
@@ -203,6 +230,7 @@ def _make_monitor(
             skipped=lambda: intake.skipped.by_pattern,
             in_hand=lambda: context.in_flight.count,
             queues=lambda: {n: stage.waiting for n, stage in progress.snapshot().items()},
+            lanes=lambda: _lanes(context, intake),
             outages=lambda: context.outages.current,
             stuck=lambda: {
                 stage: round(seconds, 1)

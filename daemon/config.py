@@ -84,6 +84,9 @@ class MainKeys(Keys):
     database_password_file: str = ""
     """File with the password that `database_url` leaves out, for example one of systemd's
     credentials; empty for none."""
+    lease_s: float = Field(30.0, ge=3, le=3600)
+    """Seconds without a renewal after which another daemon may take the database over, should this
+    one have died where that cannot be told. It is renewed three times as often."""
     model: str = SHIPPED_DEFAULT
     """Model bundle: its name ("baseline-1.1.0") or the path of its folder."""
     trusted_keys: str = ""
@@ -106,8 +109,9 @@ class IntakeKeys(Keys):
     """How changes are noticed: "inotify", "polling", or "auto" for inotify on local and polling on
     network file systems."""
     stability_s: float = Field(0.0, ge=0, le=3600)
-    """Seconds without a change before a file is taken, unless its writer was seen to close it or
-    move it in; 0 for 1 s on local and 5 s on network file systems."""
+    """Seconds without a change before a file is taken; 0 for 1 s on local and 5 s on network file
+    systems, unless its writer was seen to close it or move it in. If set, a writer that closes a
+    file and opens it again within this time is waited for."""
     open_timeout_s: float = Field(30.0, ge=1, le=86_400)
     """Seconds without a change after which a file that was seen being written and never closed is
     taken. Applies only where the kernel cannot tell whether it is open."""
@@ -125,7 +129,14 @@ class IntakeKeys(Keys):
     """Free disk space in MiB below which no file is claimed. Files wait in the drop folder until a
     tenth more than this is free."""
     max_in_flight: int = Field(16, ge=1, le=10_000)
-    """Maximum of files between claim and end; bounds memory."""
+    """Maximum of ordinary files between claim and end; bounds memory."""
+    slow_in_flight: int = Field(4, ge=1, le=10_000)
+    """The same of the slow lane, which large and odd files take. They are copied, unpacked and
+    decoded by workers of their own, one at a time, and hold up no other file."""
+    slow_from_mb: int = Field(64, ge=1, le=8192)
+    """Size in MiB from which a file takes the slow lane."""
+    slow_from_pixels: int = Field(32_000_000, ge=4096, le=1_000_000_000)
+    """Rows times columns, as the file states them, from which a picture takes the slow lane."""
 
 
 class RadiographKeys(Keys):
@@ -157,6 +168,9 @@ class PipelineKeys(Keys):
     """Seconds to decode one file before its process is killed."""
     decode_memory_mb: int = Field(4096, ge=512, le=1_000_000)
     """Address space of one decoding process, in MiB."""
+    require_sandbox: bool = False
+    """Refuse to start where the kernel does not confine the decoding processes in full (seccomp,
+    Landlock; docs/security.md). The systemd unit sets it."""
     inference_threads: int = Field(0, ge=0, le=256)
     """Threads of one onnxruntime call; 0 for one per processor."""
     batch_size: int = Field(8, ge=1, le=256)
@@ -228,6 +242,12 @@ class RetentionKeys(Keys):
     """Maximum size of `overlays/` in GiB."""
     retain_backups_gb: Gigabytes = 0.0
     """Maximum size of `backups/` in GiB."""
+    retain_max_share: float = Field(0.25, ge=0, le=1)
+    """Share of a folder's files or bytes that one run may remove unasked, beyond ten files; a
+    larger removal needs `--yes`."""
+    retain_max_pause_days: int = Field(7, ge=0, le=3650)
+    """Days that may pass unrecorded, with the machine off, before a run needs
+    `--clock-is-right`."""
     keep_backups: int = Field(14, ge=0, le=10_000)
     """Backups that `lungwatch backup create` keeps; 0 for all."""
 
@@ -285,6 +305,18 @@ class PacsKeys(Keys):
     `retry_max_s`."""
     pacs_retry_max_s: float = Field(900.0, ge=0.1, le=86_400)
     """Maximum of seconds between attempts."""
+    pacs_storage_commitment: Texts = ()
+    """Those of `destinations` that are asked for storage commitment (N-ACTION) of what they were
+    sent. Objects are kept in `outbox/` until they are committed."""
+    pacs_commitment_wait_s: float = Field(600.0, ge=1, le=86_400)
+    """Seconds that a destination has to report on such a request before it is asked again."""
+    pacs_commitment_deadline_s: float = Field(86_400.0, ge=1, le=31_536_000)
+    """Seconds after which a commitment that was not reported has failed; also how long this side
+    tries to report to others."""
+    pacs_commitment_requesters: Texts = ()
+    """Where the reports on other systems' requests for storage commitment go: "AETITLE@host:port",
+    as in `destinations`, which are included. A requester that is not listed is answered over the
+    association of its request."""
 
 
 SECTIONS: tuple[type[Keys], ...] = (
@@ -384,11 +416,18 @@ class Config(
                 f"bad value for 'pacs.ae_title': {self.pacs_ae_title!r} is not of 1 to 16 "
                 "characters"
             )
-        for text in self.pacs_destinations:
-            try:
-                parse_destination(text)
-            except ConfigError as error:
-                raise ConfigError(f"bad value for 'pacs.destinations': {error}") from error
+        for key in ("destinations", "commitment_requesters"):
+            for text in getattr(self, f"pacs_{key}"):
+                try:
+                    parse_destination(text)
+                except ConfigError as error:
+                    raise ConfigError(f"bad value for 'pacs.{key}': {error}") from error
+        for text in self.pacs_storage_commitment:
+            if text not in self.pacs_destinations:
+                raise ConfigError(
+                    f"bad value for 'pacs.storage_commitment': {text!r} is not one of "
+                    "'pacs.destinations'"
+                )
         if len(set(self.pacs_destinations)) < len(self.pacs_destinations):
             raise ConfigError("bad value for 'pacs.destinations': one is listed twice")
         kinds = self.pacs_send

@@ -18,6 +18,7 @@ from lungwatch.daemon.home import Home, age_s, ask_health, backlog_of, holder_of
 from lungwatch.daemon.intake.watch import Watcher
 from lungwatch.daemon.monitor.drift import examine_drift
 from lungwatch.daemon.pacs.scu import StorageScu, UnreachableError
+from lungwatch.daemon.pipeline import confinement
 from lungwatch.daemon.pipeline.model import BundlePolicy, Classifier, find_bundle
 from lungwatch.db.deliveries import DestinationStatus, destination_statuses
 from lungwatch.db.engine import open_engine
@@ -109,6 +110,17 @@ def inspect_watching(installation: Installation) -> str:
     watcher.start()
     watcher.stop()
     return f"{watcher.kind} ({watcher.why})"
+
+
+def inspect_sandbox(installation: Installation) -> str | Iterator[CheckOutcome]:
+    """Confine a process as a decoding process is."""
+    found = confinement.probe()
+    if installation.config.require_sandbox:
+        confinement.check_required(found)
+    detail = confinement.described(found)
+    if found.missing:
+        return iter((CheckOutcome(name="sandbox", ok=None, detail=detail),))
+    return detail
 
 
 def inspect_database(installation: Installation) -> str:

@@ -22,7 +22,8 @@ from sqlalchemy import Engine
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.intake.eligibility import NameRules
 from lungwatch.daemon.retry import TimeLimited
-from lungwatch.db.engine import Owner, describe_url, owner_of, take_ownership
+from lungwatch.db.engine import Owner, describe_url, owner_of, parse_url, take_ownership
+from lungwatch.db.identity import read_lease
 from lungwatch.db.maintenance import open_existing
 from lungwatch.db.statistics import HealthCounts, health_counts
 from lungwatch.errors import HomeError, NotFoundError, Reason
@@ -176,8 +177,6 @@ def claim_database(home: Home, engine: Engine, now: datetime) -> None:
     HomeError
         If it is another home's.
     """
-    if _lies_within(home, engine):
-        return
     mark = _home_id(home)
     if mark is None:
         # The home first: after a crash in between, its ID is merely unused.
@@ -188,6 +187,8 @@ def claim_database(home: Home, engine: Engine, now: datetime) -> None:
             raise HomeError(
                 f"cannot write {_id_file(home)}: {error.strerror}; change its owner or mode"
             ) from error
+    if database_lies_within(home, engine):
+        return
     place = f"{socket.gethostname()}:{home.root}"
     _require_same(home, engine, mark, take_ownership(engine, Owner(mark=mark, place=place), now))
 
@@ -200,11 +201,37 @@ def check_database(home: Home, engine: Engine) -> None:
     HomeError
         If it is another home's.
     """
-    if not _lies_within(home, engine) and (owner := owner_of(engine)) is not None:
+    if database_lies_within(home, engine):
+        return
+    if (owner := owner_of(engine)) is not None:
         _require_same(home, engine, _home_id(home), owner)
+    lease = read_lease(engine)
+    is_held = lease is not None and lease.token is not None and not lease.is_dead
+    if lease is not None and is_held and lease.home_inode != str(home.root.stat().st_ino):
+        raise HomeError(
+            f"the database {describe_url(engine.url)} is in use by another home ({lease.place}), "
+            "of which this one is a copy: give this one a database of its own"
+        )
 
 
-def _lies_within(home: Home, engine: Engine) -> bool:
+def is_first_start(home: Home) -> bool:
+    """Tell whether no daemon has worked in the home, so that it has no database yet."""
+    if _id_file(home).exists():
+        return False
+    kept = (home.done, home.quarantine, home.overlays, home.work, home.backups)
+    return not any(any(names) for folder in kept for _, _, names in os.walk(folder))
+
+
+def missing_database(home: Home, url: str) -> HomeError:
+    """Return the error of a start without the database that the home's files belong to."""
+    return HomeError(
+        f"the database {describe_url(parse_url(url))} is missing or empty, and {home.root} has "
+        "been worked in: put it back, or run `lungwatch backup restore` (PostgreSQL: pg_restore); "
+        "to begin with an empty one, run `lungwatch run --new-database` once"
+    )
+
+
+def database_lies_within(home: Home, engine: Engine) -> bool:
     """Tell whether the database is a file within the home, moved and copied with it."""
     is_file = engine.dialect.name == "sqlite"
     path = Path(engine.url.database or "").resolve()

@@ -33,6 +33,7 @@ class DiscrepancyKind(StrEnum):
     WRONG_PLACE = "wrong_place"
     UNKNOWN_FILE = "unknown_file"
     EXTRA_COPY = "extra_copy"
+    WRONG_OVERLAY = "wrong_overlay"
     MISSING_OVERLAY = "missing_overlay"
     UNKNOWN_OVERLAY = "unknown_overlay"
     UNFINISHED = "unfinished"
@@ -227,11 +228,18 @@ class Reconciler:
         self, rows: list[TrackedFile], overlays: set[Path]
     ) -> Iterator[Discrepancy]:
         named = {self._home.absolute(row.overlay) for row in rows if row.overlay}
+        recorded = {row.overlay_sha256: row.result_id for row in rows if row.overlay_sha256}
         for row in rows:
-            if row.overlay and self._home.absolute(row.overlay) not in overlays:
-                yield self._row_difference(
-                    DiscrepancyKind.MISSING_OVERLAY, row, "restore it from a backup"
-                )
+            if row.overlay is None:
+                continue
+            path = self._home.absolute(row.overlay)
+            digest = _sha256(path, self._on_file) if path in overlays else None
+            if digest is None:
+                yield self._overlay_difference(DiscrepancyKind.MISSING_OVERLAY, row)
+            elif row.overlay_sha256 is not None and digest != row.overlay_sha256:
+                other = recorded.get(digest)
+                why = "its bytes changed" if other is None else f"it is that of result {other}"
+                yield self._overlay_difference(DiscrepancyKind.WRONG_OVERLAY, row, f"{why}; ")
         if self._is_running:
             return  # an overlay appears a moment before its row
         for path in sorted(overlays - named):
@@ -256,6 +264,17 @@ class Reconciler:
         for path in stray_files(self._home, self._engine):
             reason = "no destination waits for it"
             yield self._removed(DiscrepancyKind.UNKNOWN_OBJECT, path, reason)
+
+    def _overlay_difference(
+        self, kind: DiscrepancyKind, row: TrackedFile, why: str = ""
+    ) -> Discrepancy:
+        return Discrepancy(
+            kind=kind,
+            result_id=row.result_id,
+            sha256=row.sha256,
+            path=row.overlay,
+            remedy=f"{why}restore it from a backup",
+        )
 
     def _row_difference(self, kind: DiscrepancyKind, row: TrackedFile, remedy: str) -> Discrepancy:
         return Discrepancy(

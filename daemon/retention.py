@@ -15,19 +15,23 @@ from sqlalchemy import URL, Engine
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.stage import crashpoint
+from lungwatch.daemon.timekeeping import TOLERANCE, check_clock, read_clock
 from lungwatch.db.audit import AuditEvent, Outcome, record_events
 from lungwatch.db.engine import parse_url
 from lungwatch.db.maintenance import (
-    RemovableFile,
     check_copy,
     checkpoint_wal,
     copy_database,
+    restore_marker,
+    sqlite_path,
+)
+from lungwatch.db.removals import (
+    RemovableFile,
     mark_original_removed,
     mark_overlay_removed,
     removable_originals,
     removable_overlays,
-    restore_marker,
-    sqlite_path,
+    save_reading,
 )
 from lungwatch.errors import DatabaseError, HomeError, LungwatchError, NotFoundError
 from lungwatch.files import fsync_dir, make_dirs, write_atomic
@@ -91,7 +95,9 @@ def create_backup(
     elif not output.parent.is_dir():
         raise NotFoundError(f"there is no folder {output.parent}: create it first")
     copy_database(source, target)
-    old = backups(output)[:-keep] if keep and output.is_dir() else []
+    # Not the new one: under a clock that was set back its name is the oldest.
+    others = [path for path in backups(output) if path != target] if output.is_dir() else []
+    old = others[: max(0, len(others) - keep + 1)] if keep else []
     for path in old:
         path.unlink()
     return Backup(path=target, size_bytes=target.stat().st_size, removed=tuple(old))
@@ -212,6 +218,39 @@ def disk_usage(home: Home, database_url: str) -> DiskUsage:
 Folder = Literal["done", "quarantine", "overlays", "backups"]
 _FOLDERS: tuple[Folder, ...] = ("done", "quarantine", "overlays", "backups")
 _GIB = 1024**3
+_BLOCK_BYTES = 512  # of `st_blocks`, whatever the file system's own blocks are (stat(2))
+# Removals of a folder that no share is asked of: a quarter of three files is none.
+_FEW_FILES = 10
+
+
+class RetentionStopped(LungwatchError):  # noqa: N818 - a refusal that asks for a confirmation
+    """A run of retention was stopped before the first removal.
+
+    Attributes
+    ----------
+    reason
+        ``clock_ahead``, ``clock_behind`` or ``share_exceeded``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What a run removes of one folder, of all that it holds."""
+
+    folder: str
+    files: int
+    files_held: int
+    size_bytes: int
+    bytes_held: int
+
+    @property
+    def largest(self) -> float:
+        """The larger of the shares of files and bytes, 0..1."""
+        return max(self.files / max(1, self.files_held), self.size_bytes / max(1, self.bytes_held))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +292,65 @@ class Retention:
         self._home = home
         self._engine = engine
         self._config = config
+        self.implausible: list[str] = []
+        """Files that the last plan left alone, as their times contradict one another."""
+
+    def check_clock(self, now: datetime) -> RetentionStopped | None:
+        """Compare the system clock with what is recorded; return why a run has to stop.
+
+        Raises
+        ------
+        DatabaseError
+            If the database cannot be read.
+        """
+        pause = timedelta(days=self._config.retain_max_pause_days)
+        doubt = check_clock(self._engine, read_clock(now), pause)
+        if doubt is None:
+            return None
+        return RetentionStopped(
+            doubt.problem,
+            f"{doubt.detail}: set the clock, or run `lungwatch retention run --clock-is-right`",
+        )
+
+    def shares(self, removals: Sequence[Removal]) -> list[Share]:
+        """Return what a plan removes of each folder that it concerns."""
+        found = []
+        for folder in _FOLDERS:
+            chosen = [removal for removal in removals if removal.folder == folder]
+            if chosen:
+                held, files = _used(self._home.root / folder)
+                found.append(
+                    Share(
+                        folder=folder,
+                        files=len(chosen),
+                        files_held=files,
+                        size_bytes=sum(removal.size_bytes for removal in chosen),
+                        bytes_held=held,
+                    )
+                )
+        return found
+
+    def check_shares(self, shares: Sequence[Share]) -> RetentionStopped | None:
+        """Return why a plan is too large to be carried out unasked; None if it is not."""
+        most = self._config.retain_max_share
+        for one in shares:
+            if one.files > _FEW_FILES and one.largest > most:
+                return RetentionStopped(
+                    "share_exceeded",
+                    f"{one.files} of {one.files_held} files in {one.folder}/ would be removed "
+                    f"({one.largest:.0%}, retention.max_share = {most:g}): look at `--dry-run`, "
+                    "then run `lungwatch retention run --yes`",
+                )
+        return None
+
+    def stop(self, why: RetentionStopped) -> None:
+        """Write down that a run was stopped."""
+        self._record("home", "failed", {"reason": why.reason})
+
+    def keep_reading(self, now: datetime, *, confirmed: bool) -> None:
+        """Keep the clock's present reading; a confirmed one is audited."""
+        event = AuditEvent(action="retention confirm clock", target="home")
+        save_reading(self._engine, read_clock(now), [event] if confirmed else [])
 
     def plan(self, now: datetime) -> list[Removal]:
         """Return what exceeds the limits: folder by folder, in each the oldest first.
@@ -262,7 +360,11 @@ class Retention:
         DatabaseError
             If the database cannot be read.
         """
-        found = sorted(self._candidates(), key=lambda item: item.since)
+        self.implausible = []
+        found = sorted(
+            (item for item in self._candidates() if self._is_plausible(item, now)),
+            key=lambda item: item.since,
+        )
         return [
             removal
             for folder in _FOLDERS
@@ -284,7 +386,7 @@ class Retention:
         if not gb:
             return
         # All files in the folder count, also those that stay.
-        used = _used(self._home.root / folder)
+        used, _ = _used(self._home.root / folder)
         used -= sum(item.size_bytes for item in found) - sum(item.size_bytes for item in left)
         reason = f"{folder}/ holds {used / _GIB:.3g} GiB, retention.{folder}_gb = {gb:g}"
         for item in left:
@@ -352,6 +454,20 @@ class Retention:
         self._tidy(path.parent, self._home.root / removal.folder)
         return True
 
+    def _is_plausible(self, item: Removal, now: datetime) -> bool:
+        """Tell whether a file's times agree: none in the future, no row older than its file."""
+        status = self._home.absolute(item.path).stat()
+        # A copy may keep an old mtime, and a change of mode renews ctime.
+        existed_by = datetime.fromtimestamp(min(status.st_mtime, status.st_ctime), UTC)
+        row = item.row
+        is_future = item.since > now + TOLERANCE
+        is_before_file = row is not None and item.since < existed_by - TOLERANCE
+        is_before_receipt = row is not None and item.since < row.received_at - TOLERANCE
+        if is_future or is_before_file or is_before_receipt:
+            self.implausible.append(item.path)
+            return False
+        return True
+
     def _candidates(self) -> Iterator[Removal]:
         for original in removable_originals(self._engine):
             folder: Folder = "done" if original.path.startswith("done/") else "quarantine"
@@ -374,7 +490,8 @@ class Retention:
         path = self._home.absolute(relative)
         # A link may lead anywhere; a missing file is reconcile's to report.
         if path.is_file() and path.resolve() == self._home.root.resolve() / relative:
-            size = path.stat().st_size
+            # A sparse file takes less room than its length.
+            size = path.stat().st_blocks * _BLOCK_BYTES
             yield Removal(folder=folder, path=relative, since=since, size_bytes=size, row=row)
 
     @staticmethod
@@ -388,13 +505,14 @@ class Retention:
             folder = folder.parent
 
 
-def _used(root: Path) -> int:
-    """Return the bytes of all files below a folder, links not followed."""
-    total = 0
+def _used(root: Path) -> tuple[int, int]:
+    """Return the bytes that all files below a folder take, links not followed, and their number."""
+    total = count = 0
     for folder, _, names in os.walk(root):
         for name in names:
             try:
-                total += Path(folder, name).lstat().st_size
+                total += Path(folder, name).lstat().st_blocks * _BLOCK_BYTES
+                count += 1
             except FileNotFoundError:  # the daemon has just moved it
                 continue
-    return total
+    return total, count

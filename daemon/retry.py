@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
 from lungwatch.daemon.logs import event
-from lungwatch.db.engine import DatabaseBusyError, DatabaseFullError
+from lungwatch.db.engine import DatabaseBusyError, DatabaseFullError, DatabaseReplacedError
 from lungwatch.errors import (
     LungwatchError,
     ProcessingFailed,
@@ -134,6 +134,7 @@ class OutageKind(StrEnum):
     SPACE = "space"
     READ_ONLY = "read_only"
     DATABASE = "database"
+    DATABASE_REPLACED = "database_replaced"
     DROP_FOLDER = "drop_folder"
 
 
@@ -142,6 +143,7 @@ ACTIONS = {
     OutageKind.SPACE: ("short_of_space", "space_back"),
     OutageKind.READ_ONLY: ("read_only", "writable_again"),
     OutageKind.DATABASE: ("database_away", "database_back"),
+    OutageKind.DATABASE_REPLACED: ("database_replaced", "database_right_again"),
     OutageKind.DROP_FOLDER: ("drop_folder_lost", "drop_folder_back"),
 }
 _BY_ERRNO = {
@@ -159,6 +161,8 @@ def outage_of(error: Exception) -> OutageKind | None:
     """Return the outage that an error is a sign of; None if it is of none."""
     if isinstance(error, DatabaseFullError):
         return OutageKind.SPACE
+    if isinstance(error, DatabaseReplacedError):
+        return OutageKind.DATABASE_REPLACED
     if isinstance(error, DatabaseBusyError):
         return OutageKind.DATABASE
     if isinstance(error, OSError):

@@ -6,22 +6,25 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 from sqlalchemy import Engine
 
 from lungwatch.daemon.assembly import Parts, assemble, load_model, make_services
 from lungwatch.daemon.config import Config
-from lungwatch.daemon.home import Home, claim_database
+from lungwatch.daemon.home import Home, claim_database, is_first_start, missing_database
+from lungwatch.daemon.lease import DatabaseWatch, take_lease
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.monitor.health import Phase, check_start
 from lungwatch.daemon.pacs.scu import plan_of
+from lungwatch.daemon.pipeline import confinement
 from lungwatch.daemon.pipeline.filing import check_clear, recover
 from lungwatch.daemon.retry import Clock, OutageKind, Outages, ShutdownRequested, SystemClock
 from lungwatch.daemon.stage import Context, DatabaseWriter, InFlight, Progress, Worker
 from lungwatch.db.engine import check_integrity
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
-from lungwatch.errors import describe_unexpected
+from lungwatch.errors import NotFoundError, describe_unexpected
 
 _SIGNS_PER_PERIOD = 3
 _STATUS_S = 5.0
@@ -151,17 +154,25 @@ class Service:
         The machine's, unless a test brings its own.
     rescores
         Whether to process only results that were requested of the model, with `once`.
+    new_database
+        Whether a missing database is made although the home has been worked in.
     """
 
     def __init__(
-        self, config: Config, clock: Clock | None = None, *, rescores: bool = False
+        self,
+        config: Config,
+        clock: Clock | None = None,
+        *,
+        rescores: bool = False,
+        new_database: bool = False,
     ) -> None:
         self._config = config
+        self._new_database = new_database
         self._clock = clock or SystemClock()
         self._home = Home(config.home)
         self._stop = threading.Event()
         self._rescores = rescores
-        self._in_flight = InFlight(config.max_in_flight)
+        self._in_flight = InFlight(config.max_in_flight, config.slow_in_flight)
         self._crash: tuple[str, BaseException] | None = None
         self._parts: Parts | None = None
         self._is_ready = False
@@ -198,7 +209,9 @@ class Service:
         LungwatchError
             If the start is not possible; the message says what to do.
         """
+        confinement.hide()
         check_start(self._config)
+        _log_sandbox()
         with self._home.locked():
             # A writer may break the lease of `writer_of`; the kernel reports that by a signal
             # whose default is to kill.
@@ -211,14 +224,19 @@ class Service:
                 event("stopped", ended=0, left=0)
                 return 0
             try:
-                return self._run(engine, once=once, on_progress=on_progress)
+                return self._run_leased(engine, once=once, on_progress=on_progress)
             finally:
                 self._drain_timer.cancel()
                 engine.dispose()
 
     def _open(self) -> Engine:
         """Open the database, if it is intact and belongs to this home."""
-        engine = open_database(self._config.database_url)
+        url = self._config.database_url
+        creates = self._new_database or is_first_start(self._home)
+        try:
+            engine = open_database(url, creates=creates)
+        except NotFoundError as error:
+            raise missing_database(self._home, url) from error
         try:
             check_integrity(engine)
             claim_database(self._home, engine, self._clock.now())
@@ -226,6 +244,38 @@ class Service:
             engine.dispose()
             raise
         return engine
+
+    def _run_leased(
+        self, engine: Engine, *, once: bool, on_progress: ProgressCallback | None
+    ) -> int:
+        """Hold the lease on the database while the service runs."""
+        lease_s = self._config.lease_s
+        try:
+            guard = self._outages.wait_out(
+                lambda: take_lease(
+                    self._home,
+                    engine,
+                    lease_s=lease_s,
+                    clock=self._clock,
+                    stopped=self._stop.wait,
+                )
+            )
+        except ShutdownRequested:
+            event("stopped", ended=0, left=0)
+            return 0
+        watch = DatabaseWatch(
+            guard,
+            self._home,
+            lease_s=lease_s,
+            clock=self._clock,
+            outages=self._outages,
+            on_crash=self._on_crash,
+        )
+        watch.start()
+        try:
+            return self._run(guard.engine, once=once, on_progress=on_progress)
+        finally:
+            watch.stop()
 
     def stop(self) -> None:
         """Stop claiming, and end when the files in flight are done.
@@ -265,7 +315,7 @@ class Service:
         listener = monitor = None
         if not once:
             # Before the threads: a port that cannot be bound is a reason not to start.
-            listener, monitor = make_services(context, model, parts, lambda: self.phase)
+            listener, monitor = make_services(context, engine, model, parts, lambda: self.phase)
         context.writer.start()
         parts.pipeline.start()
         try:
@@ -376,3 +426,14 @@ class Service:
             self._crash = (name, error)
         self._stop.set()
         self._outages.shut_down()
+
+
+def _log_sandbox() -> None:
+    """Say what holds the decoding processes, and warn of what is missing."""
+    found = confinement.probe()
+    event(
+        "sandbox",
+        level=logging.WARNING if found.missing else logging.INFO,
+        **asdict(found),
+        missing=",".join(found.missing) or "none",
+    )

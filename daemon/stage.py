@@ -7,11 +7,14 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from lungwatch.daemon.config import Config
@@ -21,7 +24,9 @@ from lungwatch.db.results import Store
 
 CrashPoint = Literal[
     "renamed",
+    "copied",
     "claimed",
+    "replaced",
     "unpacked",
     "decoded",
     "classified",
@@ -41,22 +46,31 @@ RestorePoint = Literal[
     "restore_parted",
     "restore_replaced",
 ]
+CommitmentPoint = Literal["commitment_noted", "commitment_asked", "commitment_accepted"]
 CRASH_POINTS: tuple[CrashPoint, ...] = get_args(CrashPoint)
 DEFAULT_LIMIT_S = 300.0
+_PAUSE_POLL_S = 0.02
 T = TypeVar("T")
 OnCrash = Callable[[str, BaseException], None]
 
 
-def crashpoint(name: CrashPoint | RestorePoint) -> None:
+def crashpoint(name: CrashPoint | RestorePoint | CommitmentPoint) -> None:
     """Kill this process, or hang this thread, if a test asks for it at this point.
 
     Recovery is proved by crashing: `LUNGWATCH_CRASH_AT=recorded` kills the process, without any
-    clean-up, the first time that it gets there. `LUNGWATCH_HANG_AT` has the thread wait for ever.
+    clean-up, the first time that it gets there. `LUNGWATCH_HANG_AT` has the thread wait for ever,
+    `LUNGWATCH_PAUSE_AT` until the folder `LUNGWATCH_PAUSE_DIR` has a file `go`; it makes `reached`
+    there.
     """
     if os.environ.get("LUNGWATCH_CRASH_AT") == name:
         os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("LUNGWATCH_HANG_AT") == name:
         threading.Event().wait()
+    if os.environ.get("LUNGWATCH_PAUSE_AT") == name:
+        folder = Path(os.environ["LUNGWATCH_PAUSE_DIR"])
+        (folder / "reached").touch()
+        while not (folder / "go").exists():
+            time.sleep(_PAUSE_POLL_S)
 
 
 class Worker(threading.Thread):
@@ -88,20 +102,42 @@ class Worker(threading.Thread):
             self._on_crash(self.name, error)
 
 
-class InFlight:
-    """The number of files between claim and end: a limit that bounds memory. Thread-safe."""
+class Lane(StrEnum):
+    """Lane of a file between drop and end; each has slots and decoding workers of its own.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._count = 0
+    ``ordinary``: an image of a usual size. ``slow``: a large or odd file, such as an archive, a
+    picture of many pixels, or what is no image.
+    """
+
+    ORDINARY = "ordinary"
+    SLOW = "slow"
+
+
+class InFlight:
+    """The number of files between claim and end: limits that bound memory. Thread-safe.
+
+    Parameters
+    ----------
+    limit, slow_limit
+        Slots of the ordinary and of the slow lane; neither takes the other's.
+    """
+
+    def __init__(self, limit: int, slow_limit: int = 1) -> None:
+        self._limits = {Lane.ORDINARY: limit, Lane.SLOW: slow_limit}
+        self._counts = dict.fromkeys(Lane, 0)
         self._ended = 0
         self._changed = threading.Condition()
 
     @property
     def count(self) -> int:
         """Files that hold a slot now."""
+        return sum(self.by_lane.values())
+
+    @property
+    def by_lane(self) -> dict[Lane, int]:
+        """Files that hold a slot now, of each lane."""
         with self._changed:
-            return self._count
+            return dict(self._counts)
 
     @property
     def ended(self) -> int:
@@ -109,25 +145,27 @@ class InFlight:
         with self._changed:
             return self._ended
 
-    def acquire(self, timeout_s: float) -> bool:
-        """Take a slot; False if none came free in time."""
+    def acquire(self, timeout_s: float, lane: Lane = Lane.ORDINARY) -> bool:
+        """Take a slot of a lane; False if none came free in time."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._count < self._limit, timeout_s):
+            if not self._changed.wait_for(
+                lambda: self._counts[lane] < self._limits[lane], timeout_s
+            ):
                 return False
-            self._count += 1
+            self._counts[lane] += 1
             return True
 
-    def release(self, *, ended: bool = True) -> None:
+    def release(self, lane: Lane = Lane.ORDINARY, *, ended: bool = True) -> None:
         """Give a slot back; its file has met its end, or is still where it was."""
         with self._changed:
-            self._count -= 1
+            self._counts[lane] -= 1
             self._ended += ended
             self._changed.notify_all()
 
     def wait_empty(self, timeout_s: float) -> bool:
         """Wait until no slot is held; False if that took too long."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._count == 0, timeout_s)
+            return self._changed.wait_for(lambda: not any(self._counts.values()), timeout_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,10 +378,10 @@ class Stage(Generic[T]):
         for _ in self._threads:
             self._queue.put(None)
 
-    def join(self) -> None:
-        """Wait until the threads have ended."""
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait until the threads have ended, of each at most so many seconds."""
         for thread in self._threads:
-            thread.join()
+            thread.join(timeout_s)
 
     def _run(self) -> None:
         with self._open_handler() as handle:

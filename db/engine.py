@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy import (
     URL,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 BUSY_TIMEOUT_S = 10
 _WRITE = "lungwatch_write"
+GUARD = "lungwatch_guard"
+"""Execution option of an engine whose transactions a guard checks (`lungwatch.db.identity`)."""
 
 _TRANSIENT = {
     "SQLITE_BUSY": "was locked by another program for too long: find what holds it open",
@@ -65,11 +68,27 @@ class DatabaseBusyError(DatabaseError, TransientError):
     """The database is locked, full or unreachable for now; trying again may succeed."""
 
 
+class DatabaseReplacedError(DatabaseBusyError):
+    """The database is not the one that was opened; all is well once the right one is back."""
+
+
 class DatabaseFullError(DatabaseBusyError):
     """The database cannot grow, since the disk is full."""
 
 
-def open_engine(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engine:
+class Guard(Protocol):
+    """What checks the transactions of an engine, and raises where one must not go on."""
+
+    def check_files(self) -> None:
+        """Check that the database is the one that was opened."""
+
+    def check(self, connection: Connection) -> None:
+        """Check the same within a transaction, and that it may write."""
+
+
+def open_engine(
+    url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S, creates: bool = False
+) -> Engine:
     """Return an engine for an SQLAlchemy URL; nothing is opened or created yet.
 
     Parameters
@@ -78,6 +97,8 @@ def open_engine(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engine:
         ``sqlite:////absolute/path`` or ``postgresql://user@host/name``.
     busy_timeout_s
         How long a writer waits for another one.
+    creates
+        Whether a SQLite file that is missing is made; else it cannot be opened.
 
     Raises
     ------
@@ -89,7 +110,13 @@ def open_engine(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engine:
     parsed = parse_url(url)
     try:
         if parsed.get_backend_name() == "sqlite":
-            engine = create_engine(parsed, connect_args={"timeout": busy_timeout_s})
+            if creates or parsed.query or parsed.database in (None, "", ":memory:"):
+                engine = create_engine(parsed, connect_args={"timeout": busy_timeout_s})
+            else:
+                path = Path(parsed.database)
+                engine = create_engine(
+                    parsed, creator=lambda: connect_existing(path, timeout_s=busy_timeout_s)
+                )
             _prepare_sqlite(engine)
             return engine
         return create_engine(
@@ -97,6 +124,23 @@ def open_engine(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engine:
         )
     except ModuleNotFoundError as error:
         raise MissingExtraError("a PostgreSQL database", "postgres") from error
+
+
+def connect_existing(path: Path, *, timeout_s: float) -> sqlite3.Connection:
+    """Open a SQLite file for any thread, and never make one.
+
+    Raises
+    ------
+    sqlite3.OperationalError
+        If there is none.
+    """
+    # An ordinary connection makes a file that is missing: empty, and taken for the right one.
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=timeout_s,
+        check_same_thread=False,
+    )
 
 
 def parse_url(url: str) -> URL:
@@ -164,7 +208,23 @@ def writing(engine: Engine) -> Iterator[Connection]:
         translate_errors(engine.url),
         engine.execution_options(**{_WRITE: True}).begin() as connection,
     ):
+        guard = guard_of(connection)
+        if guard is not None:
+            guard.check(connection)
         yield connection
+        if guard is not None:
+            guard.check_files()
+    if guard is not None:
+        # Once more: what was removed during the commit has not kept it. The change is made again
+        # when the right database is back, which finds it made or makes it.
+        with translate_errors(engine.url):
+            guard.check_files()
+
+
+def guard_of(connection: Connection) -> Guard | None:
+    """Return what guards a connection's transactions."""
+    guard: Guard | None = connection.get_execution_options().get(GUARD)
+    return guard
 
 
 @contextmanager
@@ -177,6 +237,8 @@ def reading(engine: Engine) -> Iterator[Connection]:
         If the database cannot be opened or read.
     """
     with translate_errors(engine.url), engine.connect() as connection:
+        if (guard := guard_of(connection)) is not None:
+            guard.check_files()
         yield connection
 
 

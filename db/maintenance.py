@@ -1,36 +1,21 @@
-"""Database maintenance: opening and migration, online copies, removal of files by retention."""
+"""Database maintenance: opening and migration, and online copies."""
 
 import contextlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import (
-    URL,
-    ColumnElement,
-    Connection,
-    Engine,
-    func,
-    inspect,
-    select,
-    text,
-    update,
-)
-from sqlalchemy.orm import QueryableAttribute
+from sqlalchemy import URL, Connection, Engine, inspect, text
 
 from lungwatch.db.engine import (
     describe_url,
     open_engine,
     parse_url,
-    read_rows,
     reading,
     writing,
 )
-from lungwatch.db.models import UNFINISHED, Delivery, DeliveryState, Image, Result
 from lungwatch.errors import DatabaseError, NotFoundError
 from lungwatch.files import replacing
 
@@ -47,26 +32,50 @@ _ADVISORY_LOCK = 0x6C756E67
 _PAGES = 1000
 
 
-def open_database(url: str, *, within_restore: bool = False) -> Engine:
+def open_database(url: str, *, within_restore: bool = False, creates: bool = True) -> Engine:
     """Open a database, creating or upgrading it first.
 
     Parameters
     ----------
+    creates
+        Whether a database that is missing or empty is made.
     within_restore
         Whether the caller is the restore in progress; others are refused meanwhile.
 
     Raises
     ------
+    NotFoundError
+        If it is missing and is not to be made.
     DatabaseError
         If it is not a lungwatch database, is newer than this program, or cannot be used.
     """
-    engine = open_engine(url)
+    engine = open_engine(url, creates=creates)
     with _disposed_on_error(engine):
         if not within_restore:
             check_not_restoring(engine.url)
+        if not creates:
+            _require_schema(engine)
         _back_up_older(engine)
         upgrade(engine)
     return engine
+
+
+def _require_schema(engine: Engine) -> None:
+    """Refuse a database that is missing or empty.
+
+    Raises
+    ------
+    NotFoundError
+        If it is.
+    """
+    path = Path(engine.url.database or "")
+    is_missing = engine.dialect.name == "sqlite" and not path.is_file()
+    if not is_missing:
+        with reading(engine) as connection:
+            is_missing = _revision(connection) is None
+    if is_missing:
+        name = describe_url(engine.url)
+        raise NotFoundError(f"no database at {name}; run `lungwatch run` first")
 
 
 def open_existing(url: str) -> Engine:
@@ -291,98 +300,3 @@ def _connected_read_only(path: Path) -> Iterator[sqlite3.Connection]:
     uri = path.absolute().as_uri() + "?mode=ro"
     with closing(sqlite3.connect(uri, uri=True)) as connection:
         yield connection
-
-
-# What was refused can be sent again (`lungwatch pacs send --failed`), and is built anew for that.
-_NEEDS_FILES = (DeliveryState.QUEUED, DeliveryState.SENDING, DeliveryState.FAILED)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RemovableFile:
-    """A file that nothing needs any more.
-
-    Attributes
-    ----------
-    row_id
-        Of the image whose original it is, or of the result whose overlay.
-    path
-        Relative to the home.
-    finished_at
-        When the last of its results ended.
-    """
-
-    row_id: int
-    path: str
-    finished_at: datetime
-
-
-def removable_originals(engine: Engine) -> list[RemovableFile]:
-    """Return the originals whose every result has ended and of which nothing is to be sent."""
-    ended = func.max(Result.finished_at).label("finished_at")
-    statement = (
-        select(Image.id.label("row_id"), Image.path, ended)
-        .join(Result)
-        .where(
-            Image.path.startswith("done/") | Image.path.startswith("quarantine/"),
-            _is_unused(),
-        )
-        .group_by(Image.id, Image.path)
-        .having(ended.is_not(None))
-    )
-    return read_rows(engine, RemovableFile, statement)
-
-
-def removable_overlays(engine: Engine) -> list[RemovableFile]:
-    """Return the overlays of results that have ended and of which nothing is to be sent."""
-    statement = select(
-        Result.id.label("row_id"), Result.overlay.label("path"), Result.finished_at
-    ).where(
-        Result.overlay.is_not(None),
-        Result.finished_at.is_not(None),
-        Result.state.not_in(UNFINISHED),
-        ~_is_to_be_sent(Result.id),
-    )
-    return read_rows(engine, RemovableFile, statement)
-
-
-def mark_original_removed(engine: Engine, file: RemovableFile, now: datetime) -> bool:
-    """Note that an original is removed, unless it is needed again; return whether it was noted."""
-    with writing(engine) as connection:
-        changed = connection.execute(
-            update(Image)
-            .where(Image.id == file.row_id, Image.path == file.path, _is_unused())
-            .values(path=None, removed_at=now)
-        )
-    return changed.rowcount == 1
-
-
-def mark_overlay_removed(engine: Engine, file: RemovableFile, now: datetime) -> bool:
-    """Note that an overlay is removed, unless it is needed again; return whether it was noted."""
-    with writing(engine) as connection:
-        changed = connection.execute(
-            update(Result)
-            .where(
-                Result.id == file.row_id,
-                Result.overlay == file.path,
-                Result.state.not_in(UNFINISHED),
-                ~_is_to_be_sent(Result.id),
-            )
-            .values(overlay=None, overlay_removed_at=now)
-        )
-    return changed.rowcount == 1
-
-
-def _is_unused() -> ColumnElement[bool]:
-    """Of an image: no result that has not ended, nothing that is to be sent."""
-    used = select(Result.id).where(
-        Result.image_id == Image.id, Result.state.in_(UNFINISHED) | _is_to_be_sent(Result.id)
-    )
-    return ~used.correlate(Image).exists()
-
-
-def _is_to_be_sent(result_id: QueryableAttribute[int]) -> ColumnElement[bool]:
-    return (
-        select(Delivery.id)
-        .where(Delivery.result_id == result_id, Delivery.state.in_(_NEEDS_FILES))
-        .exists()
-    )

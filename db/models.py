@@ -354,6 +354,11 @@ class Audit(Base):
     """A result's number, a folder, a digest; no patient data."""
     outcome: Mapped[str] = mapped_column(String(16), server_default="ok")
     """``started``, ``ok`` or ``failed``."""
+    login: Mapped[str | None] = mapped_column(Text)
+    login_uid: Mapped[int | None] = mapped_column(BigInteger)
+    """The user that the person logged in as, which sudo leaves as it is."""
+    environment: Mapped[str | None] = mapped_column(Text)
+    """What SUDO_USER and the like said of the user; proves nothing."""
 
 
 class OwningHome(Base):

@@ -36,7 +36,7 @@ _DIGEST_LENGTH = 64
 # Fields of a row that only `results show` tells.
 _SHOWN_ONLY = {
     *("logit", "model_sha256", "size_bytes", "claimed_at"),
-    *("file_removed_at", "overlay_removed_at"),
+    *("file_removed_at", "overlay_removed_at", "overlay_sha256"),
 }
 
 
@@ -87,6 +87,8 @@ class ResultRow:
         or ``sending`` if one is, else ``sent``; None where nothing is sent.
     file_removed_at, overlay_removed_at
         When retention removed them; None if they exist, or are gone for another reason.
+    overlay_sha256
+        Of the overlay's bytes; None without one, or if an earlier version recorded it.
     """
 
     id: int
@@ -123,6 +125,7 @@ class ResultRow:
     claimed_at: datetime | None
     file_removed_at: datetime | None
     overlay_removed_at: datetime | None
+    overlay_sha256: str | None
 
     def listed(self) -> dict[str, object]:
         """Return the values of `results list`, by the keys of its JSON and CSV (`LIST_KEYS`)."""
@@ -162,6 +165,8 @@ class TrackedFile:
         UTC; decides the folder in ``done``.
     removed_at
         When retention removed the file, if `path` is None for that reason.
+    overlay_sha256
+        Of the overlay's bytes; None if an earlier version recorded it.
     """
 
     result_id: int
@@ -175,6 +180,7 @@ class TrackedFile:
     overlay: str | None
     source_name: str
     removed_at: datetime | None
+    overlay_sha256: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,6 +440,12 @@ def has_result(engine: Engine, sha256: str, reason: str) -> bool:
 def is_known(engine: Engine, sha256: str) -> bool:
     """Return whether a content has ever been claimed."""
     return _exists(engine, select(Image.id).where(Image.sha256 == sha256))
+
+
+def digest_at(engine: Engine, path: str) -> str | None:
+    """Return the SHA-256 of the content that is recorded at a path; None if none is."""
+    with reading(engine) as connection:
+        return connection.scalar(select(Image.sha256).where(Image.path == path))
 
 
 def is_unfinished(engine: Engine, sha256: str) -> bool:

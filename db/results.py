@@ -96,6 +96,7 @@ class Store:
         overlay: str,
         duration_ms: int,
         now: datetime,
+        overlay_sha256: str | None = None,
         uncertain: tuple[float, float] | None = None,
         plausibility: Plausibility = _NOT_GATED,
         findings: Mapping[str, float] | None = None,
@@ -112,6 +113,8 @@ class Store:
             Path relative to the home.
         now
             Time of the result; `finish` sets it anew once the file is filed.
+        overlay_sha256
+            Of the overlay's bytes; None if it is not known.
         uncertain
             Bounds [from, to) of the probabilities that are UNCERTAIN; None if the model has none.
         plausibility
@@ -145,6 +148,7 @@ class Store:
             components=None if components is None else list(components),
             flags=list(flags),
             overlay=overlay,
+            overlay_sha256=overlay_sha256,
             overlay_removed_at=None,
         )
 

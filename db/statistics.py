@@ -13,7 +13,17 @@ from sqlalchemy import Engine, Select, and_, case, func, select
 
 from lungwatch.attributes import ATTRIBUTES
 from lungwatch.db.engine import columns_for, read_rows, reading, writing
-from lungwatch.db.models import UNSENT, Delivery, DeliveryState, Image, Model, Result, State
+from lungwatch.db.models import (
+    UNSENT,
+    CommitmentRequest,
+    CommitmentState,
+    Delivery,
+    DeliveryState,
+    Image,
+    Model,
+    Result,
+    State,
+)
 from lungwatch.db.queries import ResultFilter, arrivals_of_result, select_chosen
 from lungwatch.errors import GATE_REASONS
 
@@ -80,6 +90,8 @@ class HealthCounts:
         Objects that were refused for good or were invalid.
     destinations
         Those that something waits for, by name.
+    not_committed
+        Sent objects that their destinations have not committed in time.
     last_done
         When the last result was done.
     """
@@ -91,6 +103,7 @@ class HealthCounts:
     outbox_ended: int
     last_done: datetime | None
     destinations: Mapping[str, DestinationCounts] = field(default_factory=dict)
+    not_committed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +120,10 @@ class MetricCounts:
         Of all results, since each was last dropped or retried.
     deliveries
         The outbox by destination and state.
+    commitments
+        Sent objects by destination and state of their storage commitment, where it is asked for.
+    commitment_requests
+        Other systems' requests for storage commitment, by state.
     delivery_attempts
         Of all that is in the outbox, by destination.
     scored
@@ -119,6 +136,8 @@ class MetricCounts:
     retried: int
     attempts: int
     deliveries: dict[tuple[str, str], int]
+    commitments: dict[tuple[str, str], int] = field(default_factory=dict)
+    commitment_requests: dict[str, int] = field(default_factory=dict)
     delivery_attempts: dict[str, int]
     scored: int
     first: list[float]
@@ -247,6 +266,7 @@ def health_counts(engine: Engine, *, writable: bool = False) -> HealthCounts:
         .where(Delivery.state.in_((*UNSENT, *ended)))
         .group_by(Delivery.destination)
     )
+    lost = select(func.count()).where(Delivery.commitment == CommitmentState.FAILED)
     # The newest by the index over finished_at, which rejections share: a maximum over the done
     # alone would read them all.
     last = (
@@ -270,6 +290,7 @@ def health_counts(engine: Engine, *, writable: bool = False) -> HealthCounts:
                 if row.waiting
             },
             last_done=connection.scalar(last),
+            not_committed=connection.scalar(lost) or 0,
         )
 
 
@@ -302,6 +323,14 @@ def metric_counts(engine: Engine, model_id: int, window: int) -> MetricCounts:
     with reading(engine) as connection:
         rows = connection.execute(results).all()
         queue = connection.execute(outbox).all()
+        commitments = connection.execute(
+            select(Delivery.destination, Delivery.commitment, func.count())
+            .where(Delivery.commitment.is_not(None))
+            .group_by(Delivery.destination, Delivery.commitment)
+        ).all()
+        requests = connection.execute(
+            select(CommitmentRequest.state, func.count()).group_by(CommitmentRequest.state)
+        ).all()
         attempts: Counter[str] = Counter()
         for destination, _, _, tries in queue:
             attempts[destination] += int(tries)
@@ -314,6 +343,8 @@ def metric_counts(engine: Engine, model_id: int, window: int) -> MetricCounts:
             retried=sum(int(row[4]) for row in rows),
             attempts=sum(int(row[3]) for row in rows),
             deliveries={(name, state.value): count for name, state, count, _ in queue},
+            commitments={(name, str(state)): count for name, state, count in commitments},
+            commitment_requests={str(state): count for state, count in requests},
             delivery_attempts=dict(attempts),
             scored=connection.scalar(select(func.count()).select_from(Result).where(*of_model))
             or 0,

@@ -22,6 +22,7 @@ from lungwatch.daemon.config import Config
 from lungwatch.daemon.configfile import load_config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.archives import Unpacker
+from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.intake.eligibility import NameRules
 from lungwatch.daemon.pipeline.model import BundlePolicy
 from lungwatch.errors import ConfigError, FileRejected, ModelError, TransientError
@@ -75,14 +76,17 @@ def unpack(data: bytes) -> None:
         home.prepare()
         archive = Path(place) / "archive"
         archive.write_bytes(b"PK\x03\x04" + data)
+        file = OwnedFile.open(archive)
         try:
-            is_unpacked = Unpacker(home, POLICY, NameRules()).unpack(archive, "0" * 64) > 0
+            is_unpacked = Unpacker(home, POLICY, NameRules()).unpack(file) > 0
             if not is_unpacked:
                 raise Wrong("an archive passed for an image")
         except (FileRejected, TransientError):
             is_unpacked = False
+        finally:
+            file.close()
         found = {path for path in Path(place).rglob("*") if not path.is_dir()} - {archive}
-        wanted = home.unpacking / ("0" * 64)
+        wanted = home.unpacking / file.sha256
         if stray := [path for path in found if path.parent != wanted or not is_unpacked]:
             raise Wrong(f"{len(stray)} files outside of the folder for them")
         if sum(path.stat().st_size for path in found) > _MOST_MEMBERS_BYTES:

@@ -2,8 +2,9 @@
 
 from chaos.fault import Fault
 from chaos.faults.clock import ClockJump
+from chaos.faults.custody import SwappedBytes
 from chaos.faults.database import CorruptedPage, DatabaseLocked
-from chaos.faults.decoder import BadDecoder
+from chaos.faults.decoder import AttackingDecoder, BadDecoder
 from chaos.faults.disk_full import DiskFull
 from chaos.faults.drop_folder import DropFolderCovered, DropFolderGone
 from chaos.faults.errors import IoError, ReadOnly, StaleHandle
@@ -36,6 +37,8 @@ FAULTS: dict[str, Fault] = {
     "no-watches": NoWatches(),
     "clock": ClockJump(),
     "decoder": BadDecoder(),
+    "swapped-bytes": SwappedBytes(),
+    "attack": AttackingDecoder(),
     "memory": MemoryPressure(),
     "oom": OutOfMemory(),
     "sigterm": Sigterm(),

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.intake.eligibility import NameKind, NameRules
 from lungwatch.daemon.stage import crashpoint
 from lungwatch.errors import FileRejected, LungwatchError, Reason, TransientError
@@ -58,7 +59,7 @@ class Unpacker:
         self._names = names
         self._max_file_bytes = max_file_bytes(policy)
 
-    def unpack(self, path: Path, sha256: str) -> int:
+    def unpack(self, file: OwnedFile) -> int:
         """Unpack a file if it is an archive, into a folder that the intake does not see yet.
 
         Returns
@@ -75,15 +76,15 @@ class Unpacker:
         OSError
             If files cannot be read or written.
         """
-        if file_kind(path) is not FileKind.ZIP:
+        if file.kind is not FileKind.ZIP:
             return 0
-        finished = self._home.unpacking / sha256
+        finished = self._home.unpacking / file.sha256
         target = finished.with_suffix(_UNFINISHED)
         for left in (target, finished):
             shutil.rmtree(left, ignore_errors=True)
         try:
-            with zipfile.ZipFile(path) as archive:
-                members = self._members(archive, path.stat().st_size)
+            with file.reader() as stream, zipfile.ZipFile(stream) as archive:
+                members = self._members(archive, file.size_bytes)
                 target.mkdir()
                 name_of = MemberNames(self._names)
                 for member in members:

@@ -1,14 +1,12 @@
-"""Claims of dropped files: moved to `work/`, hashed and recorded.
+"""Claims of dropped files: moved to `work/`, copied, hashed and recorded.
 
 Lungwatch's own objects are set aside.
 """
 
 import errno
-import hashlib
 import io
 import logging
 import os
-import stat
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,7 +20,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from lungwatch import RESEARCH_USE_ONLY
 from lungwatch.daemon.intake.archives import leave_folder
-from lungwatch.daemon.intake.eligibility import WriterState, writer_of
+from lungwatch.daemon.intake.custody import COPY_NAME, OwnedFile, copy_of, settle_copy
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.records import Claimed
@@ -30,7 +28,7 @@ from lungwatch.daemon.stage import Context, crashpoint
 from lungwatch.db.claims import Claim, ClaimKind, Drop
 from lungwatch.db.models import State
 from lungwatch.errors import LungwatchError
-from lungwatch.files import FileKind, copy_apart, fsync_dir, kind_of
+from lungwatch.files import FileKind, fsync_dir, kind_of
 from lungwatch.imaging.radiograph import text_of
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -106,7 +104,11 @@ def is_own_object(path: Path) -> bool:
         If the file cannot be read.
     """
     with path.open("rb") as file:
-        data = file.read(_MOST_BYTES)
+        return _is_own(file.read(_MOST_BYTES))
+
+
+def _is_own(data: bytes) -> bool:
+    """Tell the same of a file's first `_MOST_BYTES` bytes."""
     if kind_of(data) is not FileKind.DICOM:
         return False
     is_deflated = DeflatedExplicitVRLittleEndian.encode() in data[:1024]
@@ -160,6 +162,7 @@ def _is_past_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
 
 # Marks a claim folder whose file came from quarantine on request: no new arrival.
 _RETRY_PREFIX = "retry-"
+_LARGE_BYTES = 64 * 1024 * 1024
 
 
 class ClaimInterrupted(LungwatchError):  # noqa: N818 - an event, which the caller interprets
@@ -185,6 +188,9 @@ class Claimer:
         Row of the model in use.
     is_known
         Tells whether the database has a content, by its SHA-256.
+    recorded_at
+        Returns the SHA-256 of the content that the database has at a path below the home, None
+        if it has none there.
     """
 
     def __init__(
@@ -194,12 +200,14 @@ class Claimer:
         *,
         model_id: int,
         is_known: Callable[[str], bool],
+        recorded_at: Callable[[str], str | None],
     ) -> None:
         self._context = context
         self._home = context.home
         self._filing = filing
         self._model_id = model_id
         self._is_known = is_known
+        self._recorded_at = recorded_at
 
     def take(self, path: Path) -> Claimed | None:
         """Claim a complete file of the drop folder.
@@ -213,17 +221,26 @@ class Claimer:
         Raises
         ------
         OSError
-            If the file cannot be moved; it is where it was.
+            If the file cannot be moved, or is large and there is no room for a copy of it; it is
+            where it was.
         ClaimInterrupted
             If it was moved, and can then not be read or filed.
         """
         name = path.relative_to(self._home.incoming)
+        self._check_room(path)
 
         def move(target: Path) -> None:
             with open_beneath(self._home.incoming, name.parent) as folder:
                 os.rename(name.name, target, src_dir_fd=folder)
 
         return self._enter(path, uuid.uuid4().hex, name, move)
+
+    def _check_room(self, path: Path) -> None:
+        # A small file waits for the disk as everything does; a large one must not stop the rest.
+        allocated_bytes = path.lstat().st_blocks * 512
+        is_large = allocated_bytes > _LARGE_BYTES
+        if is_large and allocated_bytes > self._home.free_mb() * 1024 * 1024:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def retry(self, quarantined: Path, source_name: str) -> Claimed | None:
         """Claim a quarantined file whose retry was requested."""
@@ -281,13 +298,27 @@ class Claimer:
             raise ClaimInterrupted(path) from error
 
     def _claim(self, path: Path, token: str, source_name: str) -> Claimed | None:
-        hashed = _stable_digest(path)
-        if hashed is None:
+        if path.with_name(COPY_NAME).exists():
+            settle_copy(path, self._recorded_at(self._home.relative(path)))
+        owned = copy_of(path)
+        if owned is None:
             self._give_back(path, source_name)
             return None
-        sha256, size_bytes = hashed
+        claimed = None
+        try:
+            crashpoint("copied")
+            claimed = self._record(owned, path, token, source_name)
+        finally:
+            if claimed is None:
+                owned.close()
+        return claimed
+
+    def _record(self, owned: OwnedFile, path: Path, token: str, source_name: str) -> Claimed | None:
+        """Enter a copied file in the database; its copy takes its place only then."""
+        sha256 = owned.sha256
         # What an earlier version or an interrupted claim entered in the database stays there.
-        if is_own_object(path) and not self._is_known(sha256):
+        if _is_own(owned.head(_MOST_BYTES)) and not self._is_known(sha256):
+            path.with_name(COPY_NAME).replace(path)
             self._filing.set_aside(sha256, path)
             event("own_object", sha256)
             return None
@@ -296,7 +327,7 @@ class Claimer:
         drop = Drop(
             token=token,
             sha256=sha256,
-            size_bytes=size_bytes,
+            size_bytes=owned.size_bytes,
             source_name=_storable(source_name),
             path=relative,
             model_id=self._model_id,
@@ -308,11 +339,15 @@ class Claimer:
         )
         claim = context.writer.call(lambda: context.store.claim(drop))
         crashpoint("claimed")
+        # Removes the original. Until this is durable both are there, and the row decides.
+        path.with_name(COPY_NAME).replace(path)
+        crashpoint("replaced")
         claimed = Claimed(
             result_id=claim.result_id,
             image_id=claim.image_id,
             sha256=sha256,
             path=path,
+            file=owned,
             attempt=claim.attempt,
             received_at=claim.received_at,
             started_s=context.clock.monotonic(),
@@ -379,29 +414,3 @@ def _storable(name: str) -> str:
     No database stores them.
     """
     return name.encode("utf-8", "replace").decode("utf-8")
-
-
-def _stable_digest(path: Path) -> tuple[str, int] | None:
-    """Hash a file and make it durable; None if it is being written to, or was changed."""
-    # Since the scan the file may have been replaced by a link or a FIFO.
-    before = path.lstat()
-    if not stat.S_ISREG(before.st_mode):
-        return None
-    if before.st_nlink > 1:
-        # Through another name (hard link) the filed content could be changed.
-        if writer_of(path) is WriterState.PRESENT or not copy_apart(path):
-            return None
-        before = path.lstat()
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        try:
-            os.fsync(file.fileno())
-        except OSError as error:
-            # Some file systems can't synchronise a file opened for reading.
-            if error.errno not in (errno.EINVAL, errno.EBADF):
-                raise
-    after = path.stat()
-    unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    if not unchanged or writer_of(path) is WriterState.PRESENT:
-        return None
-    return digest.hexdigest(), after.st_size

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from fnmatch import translate
+from math import inf
 from pathlib import Path
 
 # NAS systems (Synology, QNAP, NetApp), Windows, macOS, Linux desktops, NFS and FUSE, synchronising
@@ -91,11 +92,15 @@ class NameRules:
 
 
 class Hint(Enum):
-    """Last kernel event of a file."""
+    """Last kernel event of a file.
+
+    ``CLOSED``: by a writer. ``COMPLETE``: renamed within the drop folder.
+    """
 
     NONE = auto()
     APPEARED = auto()
     WRITING = auto()
+    CLOSED = auto()
     COMPLETE = auto()
 
 
@@ -120,6 +125,12 @@ class Snapshot:
     changed_at_s
         The inode's last change (ctime), in seconds since the epoch: when the file came, or was
         last written to.
+    uid
+        The owner.
+    allocated_bytes
+        On the disk; fewer than the size where a file is sparse.
+    inode_age_s
+        Wall-clock seconds since the inode's last change; may be negative or absurd.
     """
 
     size_bytes: int
@@ -127,6 +138,24 @@ class Snapshot:
     inode: int
     age_s: float
     changed_at_s: float = 0.0
+    uid: int = 0
+    allocated_bytes: int = 0
+    inode_age_s: float = 0.0
+
+    @classmethod
+    def of(cls, status: os.stat_result, now_s: float) -> "Snapshot":
+        """Return what `stat` tells at `now_s`, in seconds since the epoch."""
+        return cls(
+            size_bytes=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            inode=status.st_ino,
+            age_s=now_s - status.st_mtime,
+            # It cannot be set back, while a copy keeps the original's mtime.
+            changed_at_s=status.st_ctime,
+            uid=status.st_uid,
+            allocated_bytes=status.st_blocks * 512,
+            inode_age_s=now_s - status.st_ctime,
+        )
 
     def same_content(self, other: "Snapshot") -> bool:
         """Tell whether nothing was written between two scans."""
@@ -150,11 +179,20 @@ class CompletenessCheck:
     A clean close or a move-in makes a file complete at once. Without one, it must be
     unchanged for `stability_s`; a file that was seen being written and never closed must be
     so for `open_timeout_s`, unless the kernel confirms that no process has it open.
+
+    Parameters
+    ----------
+    closes_often
+        Whether writers close a file and open it again: a close, or a file's appearance, proves
+        nothing then, and only a rename within the drop folder makes a file complete at once.
     """
 
-    def __init__(self, *, stability_s: float, open_timeout_s: float) -> None:
+    def __init__(
+        self, *, stability_s: float, open_timeout_s: float, closes_often: bool = False
+    ) -> None:
         self._stability_s = stability_s
         self._open_timeout_s = open_timeout_s
+        self._closes_often = closes_often
         self._watched: dict[Path, _ObservedFile] = {}
         self._early_hints: dict[Path, Hint] = {}
 
@@ -166,7 +204,7 @@ class CompletenessCheck:
             self._early_hints[path] = hint
 
     def observe(self, path: Path, snapshot: Snapshot, now_s: float) -> None:
-        """Note what a scan found at monotonic time `now_s`."""
+        """Note what was found at monotonic time `now_s`."""
         known = self._watched.get(path)
         if known is None:
             hint = self._early_hints.pop(path, Hint.NONE)
@@ -178,23 +216,43 @@ class CompletenessCheck:
 
     def is_complete(self, path: Path, writer: WriterState, now_s: float) -> bool:
         """Tell whether an observed file may be taken."""
+        return self.wait_s(path, writer, now_s) <= 0
+
+    def wait_s(self, path: Path, writer: WriterState, now_s: float) -> float:
+        """Return how long an observed file must stay unchanged yet; 0 or less if it may be taken.
+
+        It is infinite while a process has the file open for writing.
+        """
         watched = self._watched[path]
+        snapshot, hint = watched.snapshot, watched.hint
         unchanged_s = now_s - watched.since_s
         if writer is WriterState.PRESENT:
-            return False
-        if watched.snapshot.size_bytes == 0:
+            return inf
+        if snapshot.size_bytes == 0:
             # Many writers create the file first and come back to fill it.
-            return unchanged_s >= self._stability_s
-        if watched.hint is Hint.COMPLETE:
-            return True
-        if writer is WriterState.NONE and watched.hint is Hint.APPEARED:
+            return self._stability_s - unchanged_s
+        if hint is Hint.COMPLETE or (hint is Hint.CLOSED and not self._closes_often):
+            return 0.0
+        if writer is WriterState.NONE and hint is Hint.APPEARED and not self._closes_often:
             # Moved in from outside: written into, it would have been seen to be closed.
-            return True
+            return 0.0
         if writer is WriterState.NONE:
             # Between two chunks of a writer that closes in between, the file is young.
-            return max(unchanged_s, watched.snapshot.age_s) >= self._stability_s
-        wait_s = self._open_timeout_s if watched.hint is Hint.WRITING else self._stability_s
-        return unchanged_s >= wait_s
+            age_s = snapshot.age_s
+            if self._closes_often:
+                # Such a writer may set the modification time back as well, and not the ctime.
+                age_s = min(age_s, snapshot.inode_age_s)
+            return self._stability_s - max(unchanged_s, age_s)
+        wait_s = self._open_timeout_s if hint is Hint.WRITING else self._stability_s
+        return wait_s - unchanged_s
+
+    def forget(self, path: Path) -> None:
+        """Forget a file that is gone or taken."""
+        self._watched.pop(path, None)
+
+    def forget_early_hints(self) -> None:
+        """Forget the hints of files that a whole scan has not found."""
+        self._early_hints.clear()
 
     def keep_only(self, paths: Iterable[Path]) -> None:
         """Forget files that a scan no longer found, and stale hints."""
@@ -218,11 +276,16 @@ def writer_of(path: Path) -> WriterState:
     # NONBLOCK: a FIFO that took the file's name must not stop us.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        return writer_of_descriptor(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def writer_of_descriptor(descriptor: int) -> WriterState:
+    """Return whether any process has a file open for writing that is open for reading here."""
+    try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
         return WriterState.PRESENT if error.errno == errno.EAGAIN else WriterState.UNKNOWN
-    else:
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        return WriterState.NONE
-    finally:
-        os.close(descriptor)
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return WriterState.NONE

@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 
 from watchdog.events import (
@@ -59,6 +59,7 @@ class Watcher(FileSystemEventHandler):
         self._folder = folder
         self._lock = threading.Lock()
         self._hints: dict[Path, Hint] = {}
+        self._is_scan_due = False
         self._observer: InotifyObserver | None = None
         self.wake = threading.Event()
         self._choice = choice
@@ -105,7 +106,7 @@ class Watcher(FileSystemEventHandler):
             self.start()
         finally:
             self._is_restarting = False
-        self.wake.set()
+        self._ask_for_scan()
 
     @property
     def is_alive(self) -> bool:
@@ -121,15 +122,26 @@ class Watcher(FileSystemEventHandler):
             hints, self._hints = self._hints, {}
         return hints
 
+    def take_scan_due(self) -> bool:
+        """Return whether something happened since the last call that only a scan can follow."""
+        with self._lock:
+            is_due, self._is_scan_due = self._is_scan_due, False
+        return is_due
+
+    def _ask_for_scan(self) -> None:
+        with self._lock:
+            self._is_scan_due = True
+        self.wake.set()
+
     def _on_overflow(self) -> None:
         event("inotify_overflow", level=logging.WARNING, why="events were lost; rescanning")
-        self.wake.set()
+        self._ask_for_scan()
 
     def dispatch(self, seen: FileSystemEvent) -> None:
         """Turn one event into a hint; called on the observer's thread."""
         match seen:
             case FileClosedEvent():
-                self._note(seen.src_path, Hint.COMPLETE)
+                self._note(seen.src_path, Hint.CLOSED)
             case FileMovedEvent():
                 self._note(seen.dest_path, Hint.COMPLETE)
             case FileModifiedEvent():
@@ -138,7 +150,8 @@ class Watcher(FileSystemEventHandler):
             case FileCreatedEvent():
                 self._note(seen.src_path, Hint.APPEARED)
             case _ if seen.is_directory and seen.event_type in ("created", "moved"):
-                self.wake.set()
+                # Files may have come into it before it was watched.
+                self._ask_for_scan()
 
     def _note(self, path: str | bytes, hint: Hint, *, wake: bool = True) -> None:
         name = path.decode(errors="surrogateescape") if isinstance(path, bytes) else path
@@ -244,17 +257,29 @@ class DropFolder:
 
 
 class UnusableFiles(set[Path]):
-    """Files in the drop folder that cannot be taken, each logged once."""
+    """Files and folders in the drop folder that cannot be taken, each logged once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reported: set[Path] = set()
 
     def report(self, path: Path, reason: str) -> None:
         """Log once why a file cannot be taken, without its name, which may hold a patient's."""
+        self._reported.add(path)
         if path not in self:
             self.add(path)
             event("left_alone", level=logging.WARNING, reason=reason, inode=_inode(path))
 
-    def forget_gone(self) -> None:
-        """Forget those that were removed."""
-        self.difference_update([path for path in self if not os.path.lexists(path)])
+    def forget_gone(self, seen: Container[str]) -> None:
+        """Forget those that a whole scan has neither found nor reported.
+
+        Whether a path leads to something is not asked: one beyond PATH_MAX, or in a folder that
+        may not be searched, would seem to be gone, and be logged at each scan.
+        """
+        reported, self._reported = self._reported, set()
+        self.difference_update(
+            [path for path in self if path not in reported and str(path) not in seen]
+        )
 
 
 class SkippedFiles:
@@ -317,12 +342,14 @@ def _changed_at(path: Path) -> float:
     try:
         # It cannot be set back, while a copy keeps the original's mtime.
         return path.lstat().st_ctime
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return float("inf")
+    except OSError:
+        return 0.0  # never to be examined, as beyond PATH_MAX: it is logged at once
 
 
 class DropScan:
-    """The scan of the whole drop folder.
+    """The scan of the whole drop folder, which may be paused at every file.
 
     Parameters
     ----------
@@ -341,6 +368,8 @@ class DropScan:
         What can never be taken: no regular file, too large, not readable.
     skipped
         What the last scan skipped for its name.
+    seen
+        Paths of the regular files that the scan in progress, or the last one, has found.
     """
 
     def __init__(
@@ -358,60 +387,91 @@ class DropScan:
         self._beat = beat
         self.unusable = UnusableFiles()
         self.skipped = SkippedFiles(skip_log_s)
+        self.seen: set[str] = set()
 
-    def files(self) -> Iterator[tuple[Path, Snapshot]]:
-        """Yield every regular file, folder by folder, in the order of names.
+    def is_skipped(self, path: Path) -> bool:
+        """Tell whether a file below the drop folder is skipped for its name or a folder's."""
+        return any(self._names.rule_for(name) for name in path.relative_to(self._root).parts)
+
+    def examine(self, path: Path) -> Snapshot | None:
+        """Return what `lstat` tells of a file; None if it cannot be taken, or is gone."""
+        try:
+            status = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            self.unusable.report(path, error.strerror or "cannot be examined")
+            return None
+        return self._usable(path, status)
+
+    def _usable(self, path: Path, status: os.stat_result) -> Snapshot | None:
+        if not stat.S_ISREG(status.st_mode):
+            self.unusable.report(path, "not a regular file")
+            return None
+        if status.st_size > _MAX_BYTES:
+            self.unusable.report(path, f"larger than {_MAX_BYTES >> 30} GiB")
+            return None
+        return Snapshot.of(status, self._clock.now().timestamp())
+
+    def files(
+        self, known: Container[str] = frozenset()
+    ) -> Iterator[tuple[Path | str, Snapshot | None]]:
+        """Yield every regular file, folder by folder, in no order.
+
+        Parameters
+        ----------
+        known
+            Paths of files that are not examined again; they come as a text, without a snapshot.
 
         Raises
         ------
         OSError
             If the drop folder itself cannot be listed.
         """
-        now = self._clock.now().timestamp()
+        self.seen = set()
         skipped: dict[Path, NameRule] = {}
+        yield from self._walk(known, skipped)
+        self.skipped.replace(skipped, self._clock.now().timestamp())
+
+    def _walk(
+        self, known: Container[str], skipped: dict[Path, NameRule]
+    ) -> Iterator[tuple[Path | str, Snapshot | None]]:
         pending = [self._root]
         while pending:
             folder = pending.pop()
             self._beat()
             try:
-                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        if entry.path in known:
+                            self.seen.add(entry.path)
+                            yield entry.path, None
+                        elif (rule := self._names.rule_for(entry.name)) is not None:
+                            skipped[Path(entry.path)] = rule
+                        elif self._is_folder(entry):
+                            pending.append(Path(entry.path))
+                        elif (snapshot := self._examined(entry)) is not None:
+                            self.seen.add(entry.path)
+                            yield Path(entry.path), snapshot
             except OSError as error:
                 if folder == self._root:
                     raise
-                if isinstance(error, FileNotFoundError):
-                    continue  # emptied and removed meanwhile
-                self.unusable.report(folder, error.strerror or "cannot be listed")
-                continue
-            for entry in entries:
-                path = Path(entry.path)
-                if (rule := self._names.rule_for(entry.name)) is not None:
-                    skipped[path] = rule
-                    continue
-                try:
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(path)
-                        continue
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    self.unusable.report(path, error.strerror or "cannot be examined")
-                    continue
-                if not stat.S_ISREG(status.st_mode):
-                    self.unusable.report(path, "not a regular file")
-                    continue
-                if status.st_size > _MAX_BYTES:
-                    self.unusable.report(path, f"larger than {_MAX_BYTES >> 30} GiB")
-                    continue
-                yield (
-                    path,
-                    Snapshot(
-                        size_bytes=status.st_size,
-                        mtime_ns=status.st_mtime_ns,
-                        inode=status.st_ino,
-                        age_s=now - status.st_mtime,
-                        # It cannot be set back, while a copy keeps the original's mtime.
-                        changed_at_s=status.st_ctime,
-                    ),
-                )
-        self.skipped.replace(skipped, now)
+                # Emptied and removed meanwhile, or a link took its place.
+                if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                    self.unusable.report(folder, error.strerror or "cannot be listed")
+
+    @staticmethod
+    def _is_folder(entry: os.DirEntry[str]) -> bool:
+        try:
+            return entry.is_dir(follow_symlinks=False)
+        except OSError:
+            return False  # `_examined` reports it
+
+    def _examined(self, entry: os.DirEntry[str]) -> Snapshot | None:
+        try:
+            return self._usable(Path(entry.path), entry.stat(follow_symlinks=False))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self.unusable.report(Path(entry.path), error.strerror or "cannot be examined")
+            return None

@@ -19,6 +19,8 @@ _OUTAGES = {
     OutageKind.SPACE: "the disk is full",
     OutageKind.READ_ONLY: "the file system is read-only",
     OutageKind.DATABASE: "the database cannot be written",
+    OutageKind.DATABASE_REPLACED: "the database was removed, replaced or truncated: put the right "
+    "one back, or stop the daemon and run `lungwatch backup restore`",
     OutageKind.DROP_FOLDER: "the drop folder is away",
 }
 
@@ -80,6 +82,8 @@ class Health:
         Queue depth of each stage.
     in_hand
         Files between claim and end.
+    lanes
+        Of each lane, the files that wait and those in hand.
     left_alone
         Files in the drop folder that cannot be taken.
     skipped
@@ -89,6 +93,8 @@ class Health:
         if not known or none waits.
     destinations
         What each destination is owed: objects to be sent, by name.
+    not_committed
+        Sent objects whose storage commitment has failed; None if not known.
     outages
         What is being waited out.
     stuck
@@ -113,8 +119,10 @@ class Health:
     outbox_oldest_s: float | None
     outbox_ended: int | None
     destinations: dict[str, "DestinationHealth"] = field(default_factory=dict)
+    not_committed: int | None = None
     outages: tuple[str, ...]
     stuck: dict[str, float]
+    lanes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +190,9 @@ def _observe_outbox(seen: Health) -> Iterator[CheckOutcome]:
     if seen.outbox_ended:
         detail = f"{seen.outbox_ended} objects were refused or invalid"
         yield CheckOutcome(name="outbox_ended", ok=None, detail=detail)
+    if seen.not_committed:
+        detail = f"{seen.not_committed} objects are not committed by their destination"
+        yield CheckOutcome(name="not_committed", ok=None, detail=detail)
 
 
 @dataclass(frozen=True)
@@ -219,6 +230,12 @@ CHECKS = (
         "Is as much disk space free as min_free_mb asks for?",
         doctor.inspect_space,
         _observe_space,
+        at_start=True,
+    ),
+    Check(
+        "sandbox",
+        "What holds a decoding process that a file has taken over?",
+        doctor.inspect_sandbox,
         at_start=True,
     ),
     Check("watching", "How is the drop folder watched?", doctor.inspect_watching),
@@ -346,6 +363,7 @@ class Probes:
     queues: Callable[[], dict[str, int]]
     outages: Callable[[], frozenset[OutageKind]]
     stuck: Callable[[], dict[str, float]]
+    lanes: Callable[[], dict[str, dict[str, int]]] = dict
 
 
 class HealthCheck:
@@ -384,6 +402,7 @@ class HealthCheck:
                 outbox_waiting=counts.outbox_waiting if counts else None,
                 outbox_oldest_s=_age_s(now, counts.oldest_delivery) if counts else None,
                 outbox_ended=counts.outbox_ended if counts else None,
+                not_committed=counts.not_committed if counts else None,
                 destinations={
                     name: DestinationHealth(waiting=owed.waiting, oldest_s=_age_s(now, owed.oldest))
                     for name, owed in sorted(counts.destinations.items())
@@ -392,6 +411,7 @@ class HealthCheck:
                 else {},
                 outages=tuple(sorted(probes.outages())),
                 stuck=probes.stuck(),
+                lanes=probes.lanes(),
             )
         )
 

@@ -179,6 +179,18 @@ class Metrics:
         yield _gauge("retried_files", "More than one attempt.", read.retried)
         yield CounterMetricFamily("lungwatch_attempts", "Runs of all contents.", read.attempts)
         yield _gauges("deliveries", "The outbox.", ("destination", "state"), read.deliveries)
+        yield _gauges(
+            "commitments",
+            "Sent objects by storage commitment.",
+            ("destination", "state"),
+            read.commitments,
+        )
+        yield _gauges(
+            "commitment_requests",
+            "Requests of other systems for storage commitment.",
+            ("state",),
+            _keyed(read.commitment_requests),
+        )
         attempts = _keyed(read.delivery_attempts)
         yield _counters("delivery_attempts", "Of all in the outbox.", ("destination",), attempts)
         if read.last:
@@ -196,6 +208,9 @@ def _health_metrics(health: Health) -> Iterator[Metric]:
     yield _gauge("uptime_seconds", "Since the start.", health.uptime_s)
     yield _gauge("in_flight_files", "Claimed files.", health.in_hand)
     yield _gauge("waiting_files", "Not yet claimed.", health.waiting)
+    for name, text in (("waiting", "Not yet claimed."), ("in_hand", "Claimed files.")):
+        values = _keyed({lane: counts[name] for lane, counts in health.lanes.items()})
+        yield _gauges(f"lane_{name}_files", text, ("lane",), values)
     yield _gauge("oldest_waiting_seconds", "Age of the oldest; 0 for none.", waiting_s)
     yield _gauge("left_alone_files", "Seen, and not to be taken.", health.left_alone)
     skipped = _keyed(health.skipped)

@@ -9,6 +9,7 @@ from lungwatch.daemon.stage import Progress
 from lungwatch.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from lungwatch.daemon.pacs.commitment import CommitmentHandlers
     from lungwatch.daemon.pacs.listener import Listener
 
 
@@ -17,6 +18,7 @@ def make_listener(
     home: Home,
     on_crash: Callable[[str, BaseException], None],
     progress: Progress | None = None,
+    commitment: "CommitmentHandlers | None" = None,
 ) -> "Listener":
     """Open the configured port; `Listener` says how.
 
@@ -31,4 +33,4 @@ def make_listener(
         from lungwatch.daemon.pacs.listener import Listener  # noqa: PLC0415 - of the extra
     except ModuleNotFoundError as error:
         raise MissingExtraError("receiving from a PACS", "pacs") from error
-    return Listener(config, home, on_crash, progress)
+    return Listener(config, home, on_crash, progress, commitment)

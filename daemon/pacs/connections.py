@@ -194,11 +194,11 @@ class BoundedSocket(AssociationSocket):
             self._in_message = True
             self._window_s, self._window_bytes = time.monotonic(), 0
 
-    def end_message(self) -> None:
-        """Note that a message is complete; its answer is owed."""
+    def end_message(self, *, is_request: bool) -> None:
+        """Note that a message is complete; the answer to a request is owed."""
         self._in_message = False
         self._received = 0
-        self.unanswered += 1
+        self.unanswered += is_request
         self.since_s = time.monotonic()
 
     def answered(self) -> None:

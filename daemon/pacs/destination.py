@@ -53,6 +53,19 @@ class Objects(Protocol):
         """Remove an object's file unless a destination still waits for it."""
 
 
+class Committing(Protocol):
+    """Storage commitment by one destination (`commitment.CommitmentRequester`)."""
+
+    def work(self) -> None:
+        """Do what is due."""
+
+    def close(self) -> None:
+        """Release the association that a report is awaited on."""
+
+    def abort(self) -> bool:
+        """Break the connection; return whether there was one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SenderContext:
     """What the senders of all destinations share.
@@ -86,12 +99,23 @@ class DestinationSender:
     ----------
     name
         Of the thread, and of its stage in `Progress`.
+
+    Parameters
+    ----------
+    commitment
+        None where storage commitment is not asked for.
     """
 
-    def __init__(self, destination: Destination, context: SenderContext) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        context: SenderContext,
+        commitment: Committing | None = None,
+    ) -> None:
         self.name = f"outbox {destination.name}"
         self._destination = destination
         self._context = context
+        self._commitment = commitment
         config = context.config
         self._longest = timedelta(seconds=config.pacs_retry_max_s)
         self._backoff = Backoff[str](first_s=config.pacs_retry_s, most_s=config.pacs_retry_max_s)
@@ -115,7 +139,8 @@ class DestinationSender:
 
     def abort(self) -> bool:
         """Break the connection at once; return whether there was one."""
-        return self._user.abort()
+        is_committing = self._commitment is not None and self._commitment.abort()
+        return self._user.abort() or is_committing
 
     def work_off(self) -> None:
         """Send all that is due, once; what is not reached is left for later."""
@@ -127,8 +152,12 @@ class DestinationSender:
         while not self._context.stopped.is_set():
             with progress.busy(self.name), progress.busy("outbox"):
                 had_some = self._send_due()
+                if self._commitment is not None and not self._context.stopped.is_set():
+                    self._commitment.work()
             if not had_some:
                 self._context.stopped.wait(_POLL_S)
+        if self._commitment is not None:
+            self._commitment.close()
 
     def _send_due(self) -> bool:
         """Send what is due over one association; return whether anything was."""
@@ -200,7 +229,14 @@ class DestinationSender:
         now, destination = self._context.clock.now(), self._destination.name
         if answer.verdict is StoreVerdict.STORED:
             crashpoint("stored")
-            self._context.writer.call(lambda: self._deliveries.sent(item.row.id, now))
+            self._context.writer.call(
+                lambda: self._deliveries.sent(
+                    item.row.id,
+                    now,
+                    sop_class_uid=item.sop_class_uid,
+                    commit=destination in self._context.config.pacs_storage_commitment,
+                )
+            )
             event("sent", item.row.sha256, kind=item.row.kind, destination=destination)
             self._drop_file(item.path.stem)
             return

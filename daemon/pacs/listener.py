@@ -18,12 +18,13 @@ from pynetdicom import AllStoragePresentationContexts, evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.events import EventHandlerType
-from pynetdicom.presentation import build_context
+from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AssociationServer, RequestHandler
 
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event as log
+from lungwatch.daemon.pacs.commitment import PUSH_MODEL, CommitmentHandlers
 from lungwatch.daemon.pacs.connections import (
     ACSE_S,
     BoundedEntity,
@@ -97,6 +98,18 @@ class _AssociationHandler(RequestHandler):
         return association
 
 
+def _commitment_contexts(handlers: list[EventHandlerType]) -> list[PresentationContext]:
+    """Return the context of storage commitment if its requests are handled.
+
+    The caller may be its SCU, which asks, or by role selection its SCP, which reports.
+    """
+    if not any(handler[0] is evt.EVT_N_ACTION for handler in handlers):
+        return []
+    context = build_context(PUSH_MODEL)
+    context.scu_role = context.scp_role = True
+    return [context]
+
+
 class BoundedServer(AssociationServer):
     """Association server with limits on clients, connections, time and object size.
 
@@ -142,7 +155,7 @@ class BoundedServer(AssociationServer):
             entity,
             (config.pacs_address, config.pacs_port),
             entity.ae_title,
-            [*contexts, build_context(_VERIFICATION)],
+            [*contexts, build_context(_VERIFICATION), *_commitment_contexts(handlers)],
             ssl_context=_server_context(config) if config.pacs_tls_certificate else None,
             evt_handlers=[*handlers, (evt.EVT_REQUESTED, self._on_requested)],
             request_handler=_AssociationHandler,
@@ -365,6 +378,8 @@ class Listener:
     progress
         Where each object that is taken is noted as a unit of the stage "reception", and each own
         C-ECHO that is answered as the progress of the stage "listener".
+    commitment
+        Answers requests of storage commitment, which are not accepted without it.
 
     Raises
     ------
@@ -379,11 +394,13 @@ class Listener:
         home: Home,
         on_crash: Callable[[str, BaseException], None],
         progress: Progress | None = None,
+        commitment: CommitmentHandlers | None = None,
     ) -> None:
         # Its log lines quote data sets.
         logging.getLogger(pynetdicom.__name__).setLevel(logging.CRITICAL + 1)
         self._reception = StorageHandler(home, config.min_free_mb)
         self._progress = progress or Progress(SystemClock())
+        self._commitment = commitment
         entity = BoundedEntity(ae_title=config.pacs_ae_title)
         entity.require_called_aet = True
         entity.require_calling_aet = list(config.pacs_calling_ae_titles)
@@ -397,6 +414,11 @@ class Listener:
             (evt.EVT_C_ECHO, self._on_echo),
             (evt.EVT_REJECTED, self._on_rejected),
         ]
+        if commitment is not None:
+            handlers += [
+                (evt.EVT_N_ACTION, commitment.on_action),
+                (evt.EVT_N_EVENT_REPORT, commitment.on_report),
+            ]
         try:
             self._server = BoundedServer(config, entity, handlers, home.incoming)
         except OSError as error:
@@ -417,6 +439,8 @@ class Listener:
     def start(self) -> None:
         """Begin to listen."""
         self._reception.sweep()
+        if self._commitment is not None:
+            self._commitment.start()
         self._thread.start()
         self._asker.start()
         log("listening", port=self.port, tls=self._server.ssl_context is not None)
@@ -427,6 +451,8 @@ class Listener:
         self._server.shutdown()
         self._thread.join(_STOP_S)
         self._asker.join(_ECHO_S)
+        if self._commitment is not None:
+            self._commitment.stop()
 
     def _serve(self) -> None:
         self._server.serve_forever(_POLL_S)

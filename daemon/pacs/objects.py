@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import cv2
 import numpy as np
@@ -293,7 +293,7 @@ class BuiltObject:
 
 def build_objects(
     facts: ResultFacts,
-    source: Path,
+    source: Path | BinaryIO,
     kinds: Sequence[Kind] = ("sc", "sr"),
     sr: ReportClass = "comprehensive-3d",
     deidentify_key: bytes | None = None,
@@ -303,7 +303,7 @@ def build_objects(
     Parameters
     ----------
     source
-        The original file.
+        The original file, or an open one.
     kinds
         Secondary Capture, Structured Report, or both.
     sr

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -13,7 +14,9 @@ from sqlalchemy import Engine
 
 from lungwatch.daemon.config import Config, parse_destination
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.logs import event
+from lungwatch.daemon.pacs.commitment import CommitmentRequester, ReportReceiver
 from lungwatch.daemon.pacs.destination import (
     CannotBuildError,
     DestinationSender,
@@ -23,6 +26,7 @@ from lungwatch.daemon.pacs.destination import (
 from lungwatch.daemon.pacs.scu import OutgoingObject
 from lungwatch.daemon.retry import Clock, Outages, answer_future
 from lungwatch.daemon.stage import DatabaseWriter, Progress, Worker
+from lungwatch.db.commitments import Commitments
 from lungwatch.db.deliveries import (
     Deliveries,
     DeliveryRow,
@@ -50,6 +54,10 @@ if TYPE_CHECKING:
 _SHORTEST_SECRET = 16
 # Of an original that another model is scoring.
 _MOST_WAITS = 60
+_CHANGED = (
+    "the filed original is not the file that was scored (its SHA-256 differs): see `lungwatch "
+    "reconcile`, and restore it from a backup"
+)
 
 
 class ObjectStore:
@@ -132,13 +140,21 @@ class ObjectStore:
         result = get_result(self._engine, row.result_id)
         earlier = earlier_report(self._engine, row.result_id) if row.kind == "sr" else None
         try:
-            (built,) = build_objects(
-                _facts(result, self._home, earlier),
-                self._home.absolute(result.file or ""),
-                kinds=(cast("Kind", row.kind),),
-                sr=self._report_class,
-                deidentify_key=self._secret,
-            )
+            facts = _facts(result, self._home, earlier)
+            # Read through the descriptor on which its digest was checked.
+            with (
+                closing(_original(self._home, result)) as original,
+                original.reader() as source,
+            ):
+                (built,) = build_objects(
+                    facts,
+                    source,
+                    kinds=(cast("Kind", row.kind),),
+                    sr=self._report_class,
+                    deidentify_key=self._secret,
+                )
+        except CannotBuildError:
+            raise
         except (InvalidObjectError, UnusableSourceError) as error:
             raise CannotBuildError(str(error)) from error
         except (FileNotFoundError, IsADirectoryError) as error:
@@ -171,6 +187,15 @@ class ObjectStore:
         """Remove files that no destination waits for, and incomplete ones of a crash."""
         for path in stray_files(self._home, self._engine):
             path.unlink(missing_ok=True)
+
+
+def _original(home: Home, result: ResultRow) -> OwnedFile:
+    """Open the file that was scored; what is read of it is what its digest was checked on."""
+    original = OwnedFile.open(home.absolute(result.file or ""))
+    if original.sha256 != result.sha256:
+        original.close()
+        raise CannotBuildError(_CHANGED)
+    return original
 
 
 def _facts(result: ResultRow, home: Home, earlier: SentReport | None) -> "ResultFacts":
@@ -235,6 +260,11 @@ class Sender:
     A destination that is slow or not reached holds up neither the pipeline nor the others: they
     share the database, its writer and the files of the outbox alone.
 
+    Attributes
+    ----------
+    reports
+        Takes the destinations' reports on storage commitment that come to the listener.
+
     Raises
     ------
     MissingExtraError
@@ -274,8 +304,22 @@ class Sender:
             stopped=self._stopped,
             on_crash=on_crash,
         )
+        self.reports = ReportReceiver(
+            config=config,
+            commitments=Commitments(engine),
+            writer=writer,
+            clock=clock,
+            objects=self._objects,
+        )
         self._senders = [
-            DestinationSender(parse_destination(text), context) for text in config.pacs_destinations
+            DestinationSender(
+                destination,
+                context,
+                CommitmentRequester(destination, context, self.reports)
+                if destination.name in config.pacs_storage_commitment
+                else None,
+            )
+            for destination in map(parse_destination, config.pacs_destinations)
         ]
         for sender in self._senders:
             progress.watch(sender.name, extra_s=_ASSOCIATION_S)

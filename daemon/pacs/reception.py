@@ -37,7 +37,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _LEFT_OVER_S = 3600.0
 _HEAD_BYTES = 64 * 1024
 _COMMAND_BYTES = 64 * 1024
-_IN_MEMORY_BYTES = 1024 * 1024
+# Of other messages: above what a request of storage commitment may have.
+_IN_MEMORY_BYTES = 8 * 1024 * 1024
 # A sender waits for each answer (no asynchronous operations are negotiated).
 _UNANSWERED = 8
 _SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
@@ -153,7 +154,7 @@ class SpoolingProvider(DIMSEServiceProvider):
             spool = SpooledObject(self.message, self.assoc, self._folder)
             self._spools.add(spool)
             self.message.data_set = spool
-        spool_now = self.message.data_set
+        taken, spool_now = self.message, self.message.data_set
         try:
             super().receive_primitive(primitive)
         # Whatever a peer sends: an exception would end the library's thread with a traceback.
@@ -162,7 +163,8 @@ class SpoolingProvider(DIMSEServiceProvider):
             return
         message: DIMSEMessage | None = vars(self)["message"]
         if message is None:
-            self._connection.end_message()
+            # The peer's answers to this side's own requests are answered by nothing.
+            self._connection.end_message(is_request=type(taken).__name__.endswith("_RQ"))
             if isinstance(spool_now, SpooledObject) and spool_now.path is None:
                 self._spools.discard(spool_now)
             if self._connection.unanswered > _UNANSWERED:
@@ -171,8 +173,9 @@ class SpoolingProvider(DIMSEServiceProvider):
             self._connection.cut("message not understood")
 
     def send_msg(self, primitive: Any, context_id: int) -> None:  # noqa: ANN401 - the library's
-        """Send an answer."""
-        self._connection.answered()
+        """Send an answer, or a request."""
+        if primitive.MessageIDBeingRespondedTo is not None:
+            self._connection.answered()
         super().send_msg(primitive, context_id)
 
     def forget(self, spool: SpooledObject) -> None:

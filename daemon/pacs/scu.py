@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pynetdicom import evt
     from pynetdicom.ae import ApplicationEntity
     from pynetdicom.association import Association
+    from pynetdicom.events import EventHandlerType
+    from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
 
 def plan_of(config: Config) -> OutboxPlan | None:
@@ -195,7 +197,14 @@ class StorageScu:
             ae.add_requested_context(sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
         return ae
 
-    def _associate(self, ae: "ApplicationEntity", destination: Destination) -> "Association":
+    def _associate(
+        self,
+        ae: "ApplicationEntity",
+        destination: Destination,
+        *,
+        handlers: Sequence["EventHandlerType"] = (),
+        ext_neg: Sequence["SCP_SCU_RoleSelectionNegotiation"] = (),
+    ) -> "Association":
         from pynetdicom import evt  # noqa: PLC0415
 
         tls_args = None
@@ -209,7 +218,8 @@ class StorageScu:
                 ae_title=destination.ae_title,
                 tls_args=tls_args,
                 # Known from the start, so that it can be ended while it is negotiated.
-                evt_handlers=[(evt.EVT_CONN_OPEN, self._on_open)],
+                evt_handlers=[(evt.EVT_CONN_OPEN, self._on_open), *handlers],
+                ext_neg=list(ext_neg) or None,
             )
         if association.is_established:
             return association

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import pydicom
 from pydicom.charset import python_encoding
@@ -195,7 +195,7 @@ class SourceStudy:
     patient: str
 
 
-def read_source(path: Path) -> SourceStudy:
+def read_source(source_file: Path | BinaryIO) -> SourceStudy:
     """Read the attributes that new objects copy from their source, without pixels.
 
     Raises
@@ -206,7 +206,7 @@ def read_source(path: Path) -> SourceStudy:
         If the file cannot be read.
     """
     try:
-        source = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        source = pydicom.dcmread(source_file, stop_before_pixels=True, force=True)
     except OSError:
         raise
     # Damaged bytes may raise any exception in pydicom.

@@ -53,7 +53,7 @@ _MAX_HEADER_BYTES = 1024 * 1024
 # Importing takes a third of a second on an idle machine.
 _START_TIMEOUT_S = 60.0
 _KILL_TIMEOUT_S = 5.0
-_KEPT = {"HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "LUNGWATCH_TEST_DECODER"}
+_KEPT = {"LANG", "LD_LIBRARY_PATH", "TZ", "LUNGWATCH_TEST_DECODER"}
 _KEPT_PREFIXES = ("LC_", "PYTHON")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _T = TypeVar("_T", np.float32, np.uint8)
@@ -149,6 +149,8 @@ class DecoderSetup:
         Bound on its address space, in MiB.
     gate_spec
         Preprocessing for the content gate; None without one.
+    require_sandbox
+        Whether it ends itself where the kernel does not confine it in full.
     """
 
     policy: ReadPolicy
@@ -156,6 +158,7 @@ class DecoderSetup:
     overlay_side_px: int
     memory_mb: int
     gate_spec: PreprocessSpec | None = None
+    require_sandbox: bool = False
 
 
 class OutOfMemory(ProcessingFailed):
@@ -293,11 +296,14 @@ class Decoder:
         For the process.
     timeout_s
         Seconds that one file may take.
+    niceness
+        Of the process, 0 to 19 (setpriority(2)); 0 leaves the daemon's.
     """
 
-    def __init__(self, setup: DecoderSetup, *, timeout_s: float) -> None:
+    def __init__(self, setup: DecoderSetup, *, timeout_s: float, niceness: int = 0) -> None:
         self._setup = setup
         self._timeout_s = timeout_s
+        self._niceness = niceness
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._decoded = 0
@@ -333,6 +339,9 @@ class Decoder:
             except OSError:
                 connection.close()
                 raise
+        if self._niceness:
+            with contextlib.suppress(OSError):  # it has ended already
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, self._niceness)
         # On receipt the process begins to import its libraries.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.send(self._setup)
@@ -476,6 +485,8 @@ def _cause(error: _DecoderDied | OutOfMemory) -> str:
     """Return the short name of what ended a process, for log and metrics."""
     if isinstance(error, OutOfMemory) or error.status == errno.ENOMEM:
         return "out_of_memory"
+    if error.status == -signal.SIGSYS:
+        return "forbidden_call"
     return "killed" if error.status == -signal.SIGKILL else "crashed"
 
 

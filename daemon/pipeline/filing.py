@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.archives import resume_unpacked
+from lungwatch.daemon.intake.custody import COPY_NAME
 from lungwatch.daemon.logs import event
 from lungwatch.daemon.pipeline.records import Claimed
 from lungwatch.daemon.retry import Clock
@@ -18,7 +19,7 @@ from lungwatch.db.models import State
 from lungwatch.db.queries import TrackedFile, has_result, rows_in_work
 from lungwatch.db.results import Store
 from lungwatch.errors import HomeError, Reason
-from lungwatch.files import FileKind, file_kind, fsync_dir, make_dirs, move_atomic
+from lungwatch.files import fsync_dir, make_dirs, move_atomic
 
 
 class Filing:
@@ -81,7 +82,7 @@ class Filing:
         point: CrashPoint | None = None,
     ) -> Path:
         """Move a file and update its row, or only its path; `place` takes the suffix."""
-        target = _target_path(claim.path, place)
+        target = place(claim.file.kind.value)
         relative = self._home.relative(target)
 
         def move_and_update() -> None:
@@ -111,20 +112,6 @@ class Filing:
         if not any(path.parent.iterdir()):
             path.parent.rmdir()
             fsync_dir(self._home.work)
-
-
-def _target_path(path: Path, place: Callable[[str], Path]) -> Path:
-    """Return where a file goes: `place` makes it of the suffix, which its content tells.
-
-    After a transient error that follows the move, the step is repeated; the file is there by then.
-    """
-    try:
-        return place(file_kind(path).value)
-    except FileNotFoundError:
-        for target in (place(kind.value) for kind in FileKind):
-            if target.is_file():
-                return target
-        raise
 
 
 def recover(home: Home, engine: Engine, store: Store, clock: Clock) -> int:
@@ -157,7 +144,11 @@ def check_clear(home: Home, engine: Engine, model_id: int) -> None:
     rows = [row for row in rows_in_work(engine) if row.state in (State.CLAIMED, State.RECORDED)]
     mine = {row.path for row in rows_in_work(engine) if row.model_id == model_id}
     others = [row for row in rows if row.model_id != model_id]
-    files = [home.relative(path) for path in home.work.rglob("*") if path.is_file()]
+    files = [
+        home.relative(path)
+        for path in home.work.rglob("*")
+        if path.is_file() and path.name != COPY_NAME
+    ]
     if others or not mine.issuperset(files):
         raise HomeError(
             f"an interrupted run has left files in {home.work}: start the daemon, or "
@@ -191,7 +182,11 @@ def _find_filed(stem: Path) -> Path | None:
 
 
 def _remove_temporaries(home: Home) -> None:
-    """Remove half-written overlays, and half-made copies of files that had other names."""
+    """Remove half-written overlays, and half-made copies of an earlier version."""
     for folder in (home.overlays, home.work):
         for path in folder.rglob(".tmp-*"):
             path.unlink(missing_ok=True)
+    for path in home.work.glob(f"*/{COPY_NAME}"):
+        # Somebody removed the original: its copy is all that there is.
+        if len(list(path.parent.iterdir())) == 1:
+            path.rename(path.with_name("recovered"))

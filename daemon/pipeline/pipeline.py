@@ -11,19 +11,22 @@ import numpy as np
 
 from lungwatch.daemon.intake.archives import Unpacker
 from lungwatch.daemon.logs import event
-from lungwatch.daemon.pipeline.decode import Decoded, Decoder, DecoderSetup
+from lungwatch.daemon.pipeline.decode import Decoder, DecoderSetup
 from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.gate import GateRefused
 from lungwatch.daemon.pipeline.model import Classifier, ModelInUse
 from lungwatch.daemon.pipeline.record import record_result
 from lungwatch.daemon.pipeline.records import Claimed, Classified, GateAnswer, Prepared
 from lungwatch.daemon.retry import retries_wait_s
-from lungwatch.daemon.stage import Context, Stage, crashpoint
+from lungwatch.daemon.stage import Context, Lane, Stage, crashpoint
 from lungwatch.db.models import Plausibility, State
 from lungwatch.errors import FileRejected, ProcessingFailed, Reason, describe
 
 # Starting a decoder and killing it, which one file may need twice.
 _DECODER_S = 65.0
+_DECODE_STAGES = {Lane.ORDINARY: "decode", Lane.SLOW: "decode_slow"}
+# Of the slow lane's decoding process: ordinary files go first where processors are short.
+_SLOW_NICENESS = 10
 
 T = TypeVar("T")
 
@@ -31,8 +34,10 @@ T = TypeVar("T")
 class Pipeline:
     """The stages decode, inference (one thread) and overlay, joined by their queues.
 
-    Every claimed file meets its end here: recorded and in `done/`, rejected or failed and in
-    `quarantine/`, unpacked, or gone. Until then it holds a slot of `Context.in_flight`.
+    Files of the slow lane have a decode stage of their own, `decode_slow`, of one worker, so that
+    `decode_workers` are always there for ordinary ones. Every claimed file meets its end here:
+    recorded and in `done/`, rejected or failed and in `quarantine/`, unpacked, or gone. Until then
+    it holds a slot of `Context.in_flight`.
     """
 
     def __init__(self, context: Context, model: ModelInUse, filing: Filing) -> None:
@@ -42,14 +47,17 @@ class Pipeline:
         self._model = model
         self._filing = filing
         self._unpacker = Unpacker(context.home, config.read_policy, config.name_rules)
-        self._decode = Stage[Claimed](
-            "decode",
-            self._open_decoder,
-            context.progress,
-            context.on_crash,
-            workers=config.decode_workers,
-            extra_s=retries_s + 2 * (config.decode_timeout_s + _DECODER_S),
-        )
+        self._decode = {
+            lane: Stage[Claimed](
+                _DECODE_STAGES[lane],
+                partial(self._open_decoder, lane),
+                context.progress,
+                context.on_crash,
+                workers=config.decode_workers if lane is Lane.ORDINARY else 1,
+                extra_s=retries_s + 2 * (config.decode_timeout_s + _DECODER_S),
+            )
+            for lane in Lane
+        }
         self._inference = Stage[Prepared](
             "inference",
             lambda: nullcontext(self._infer),
@@ -66,13 +74,20 @@ class Pipeline:
             workers=config.overlay_workers,
             extra_s=retries_s,
         )
-        self._stages = (self._decode, self._inference, self._overlay)
-        self.submit = self._decode.put
+        self._stages: tuple[Stage[Claimed] | Stage[Prepared] | Stage[Classified], ...] = (
+            *self._decode.values(),
+            self._inference,
+            self._overlay,
+        )
 
     @property
     def dead(self) -> list[str]:
         """The threads that have ended, by name; before `start`, all of them."""
         return [name for stage in self._stages for name in stage.dead]
+
+    def submit(self, claim: Claimed) -> None:
+        """Queue a claimed file, which holds a slot of its lane."""
+        self._decode[claim.lane].put(claim)
 
     def start(self) -> None:
         """Start the threads, the last stage first."""
@@ -92,7 +107,7 @@ class Pipeline:
             stage.join()
 
     @contextmanager
-    def _open_decoder(self) -> Iterator[Callable[[list[Claimed]], None]]:
+    def _open_decoder(self, lane: Lane) -> Iterator[Callable[[list[Claimed]], None]]:
         """Give the handler of one decode thread, which has a decoding process of its own."""
         config, contract = self._context.config, self._model.classifier.contract
         setup = DecoderSetup(
@@ -101,24 +116,28 @@ class Pipeline:
             overlay_side_px=config.overlay_side_px,
             memory_mb=config.decode_memory_mb,
             gate_spec=contract.gate.preprocess if contract.gate is not None else None,
+            require_sandbox=config.require_sandbox,
         )
-        with closing(Decoder(setup, timeout_s=config.decode_timeout_s)) as decoder:
-            # It imports its libraries before there is a file. If it cannot be started now, the
-            # first file starts it.
-            with suppress(OSError):
-                decoder.start()
-            yield partial(self._prepare, decoder)
+        niceness = _SLOW_NICENESS if lane is Lane.SLOW else 0
+        decoder = Decoder(setup, timeout_s=config.decode_timeout_s, niceness=niceness)
+        with closing(decoder):
+            if lane is Lane.ORDINARY:
+                # It imports its libraries before there is a file. If it cannot be started now,
+                # the first file starts it, as in the slow lane.
+                with suppress(OSError):
+                    decoder.start()
+            yield partial(self._prepare, decoder, _DECODE_STAGES[lane])
 
-    def _prepare(self, decoder: Decoder, claims: list[Claimed]) -> None:
+    def _prepare(self, decoder: Decoder, stage: str, claims: list[Claimed]) -> None:
         """Decode claimed files; unpack those that are archives."""
         for claim in claims:
-            unpack = partial(self._unpacker.unpack, claim.path, claim.sha256)
-            count = self._attempt("decode", claim, unpack)
+            unpack = partial(self._unpacker.unpack, claim.file)
+            count = self._attempt(stage, claim, unpack)
             if count:
-                self._end_unpacked("decode", claim, count)
+                self._end_unpacked(stage, claim, count)
             if count != 0:
                 continue
-            decoded = self._attempt("decode", claim, partial(_decode_claim, decoder, claim))
+            decoded = self._attempt(stage, claim, partial(decoder.decode, claim.file.descriptor))
             if decoded is not None:
                 crashpoint("decoded")
                 self._inference.put(Prepared(claim=claim, **vars(decoded)))
@@ -151,7 +170,7 @@ class Pipeline:
                     probability=scores.probability,
                     duration_ms=duration_ms,
                 )
-                self._context.in_flight.release()
+                self._release(claim)
 
     def _attempt(self, stage: str, claim: Claimed, step: Callable[[], T]) -> T | None:
         """Run a step with retries; None means that the file has met its end otherwise."""
@@ -195,7 +214,7 @@ class Pipeline:
             reason=Reason.FILE_VANISHED,
             detail=describe(error),
         )
-        context.in_flight.release()
+        self._release(claim)
 
     def _end_badly(
         self, stage: str, claim: Claimed, error: FileRejected | ProcessingFailed
@@ -227,7 +246,7 @@ class Pipeline:
             reason=error.reason,
             detail=str(error),
         )
-        context.in_flight.release()
+        self._release(claim)
 
     def _end_unpacked(self, stage: str, claim: Claimed, count: int) -> None:
         """Record an archive as unpacked, let its files be taken, then file it: the row decides."""
@@ -242,7 +261,7 @@ class Pipeline:
         self._unpacker.publish(claim.sha256)
         if self._file(stage, claim):
             event("unpacked", claim.sha256, files=count)
-            context.in_flight.release()
+            self._release(claim)
 
     def _quarantine(self, claim: Claimed, reason: Reason) -> None:
         try:
@@ -256,18 +275,14 @@ class Pipeline:
             store = self._context.store
             self._context.writer.call(lambda: store.set_path(image_id=claim.image_id, path=None))
 
+    def _release(self, claim: Claimed) -> None:
+        """Close a file that has met its end, and give its slot back."""
+        claim.file.close()
+        self._context.in_flight.release(claim.lane)
+
     def _is_gone(self, claim: Claimed) -> bool:
         """Tell whether the file was removed, and not the whole folder."""
         return self._context.home.work.is_dir() and not os.path.lexists(claim.path)
-
-
-def _decode_claim(decoder: Decoder, claim: Claimed) -> Decoded:
-    """Decode a claimed file, of which the decoding process gets the descriptor alone."""
-    descriptor = os.open(claim.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        return decoder.decode(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def classify(

@@ -1,5 +1,6 @@
 """Recording of a scored file: flags and plausibility, overlay, and database row."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,7 +159,8 @@ def record_result(classified: Classified, model: ModelInUse, context: Context) -
     make_dirs(overlay.parent)
     side_by_side = context.config.overlay_side_by_side
     picture = draw_result(classified, assessment, contract, side_by_side=side_by_side)
-    write_atomic(overlay, encode_png(picture))
+    encoded = encode_png(picture)
+    write_atomic(overlay, encoded)
     crashpoint("overlaid")
 
     duration_ms, now = context.elapsed_ms(claim.started_s), context.clock.now()
@@ -178,6 +180,7 @@ def record_result(classified: Classified, model: ModelInUse, context: Context) -
             components=drift.components(scores.embedding) if drift else None,
             flags=assessment.flags,
             overlay=home.relative(overlay),
+            overlay_sha256=hashlib.sha256(encoded).hexdigest(),
             duration_ms=duration_ms,
             now=now,
         )

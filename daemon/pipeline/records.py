@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungwatch.contract import COVID_FINDING, Label, Verdict
+from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.pipeline.decode import Decoded
+from lungwatch.daemon.stage import Lane
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,22 +25,28 @@ class Claimed:
     sha256
         Of the content, in hexadecimal.
     path
-        The file, below `work/`.
+        The file, below `work/`: the daemon's own copy, to be moved to its last place.
+    file
+        The same file, open: what is read of it is read here. Closed at the file's end.
     attempt
         Counted from 1.
     received_at
         When its content was first seen; dates the folders it is filed in.
     started_s
         Monotonic time of the claim.
+    lane
+        Of the file, whose slot it holds.
     """
 
     result_id: int
     image_id: int
     sha256: str
     path: Path
+    file: OwnedFile
     attempt: int
     received_at: datetime
     started_s: float
+    lane: Lane = Lane.ORDINARY
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,28 +4,40 @@ Started by `lungwatch.daemon.pipeline.decode` as ``python -m``, with the channel
 input.
 """
 
+import codecs
 import contextlib
 import ctypes
 import errno
+import importlib
 import io
 import os
 import resource
+import runpy
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from lungwatch.daemon.pipeline.confinement import confine
+
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+Attacks = Mapping[bytes, Callable[[BinaryIO], None]]
+# What character sets of DICOM are decoded with beside pydicom's table, and Python's own defaults.
+_ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16", "cp1252", "idna", "unicode_escape")
 _MIB = 1024 * 1024
 # The numbers are Linux's own, for prctl.
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 # When memory runs out, the kernel kills a decoder rather than the daemon.
 _OOM_SCORE_ADJ = 500
+
+
+_NOT_CONFINED_STATUS = 77
 
 
 def detach() -> None:
@@ -133,16 +145,16 @@ def fault_mark(fault: str) -> bytes:
     return _MARK + fault.encode()
 
 
-def trigger_fault(file: BinaryIO) -> None:
-    """Do what the file's mark says, if marks are asked for and it has one."""
-    if "LUNGWATCH_TEST_DECODER" not in os.environ:
-        return
+def trigger_fault(file: BinaryIO, attacks: Attacks) -> None:
+    """Do what the file's mark says, if it has one."""
     file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
     _, mark, fault = file.read().rpartition(_MARK)
     if not mark:
         return
     if fault == b"segfault":
         ctypes.string_at(0)
+    elif fault in attacks:
+        attacks[fault](file)
     elif fault == b"hang":
         while True:
             time.sleep(3600)
@@ -150,6 +162,39 @@ def trigger_fault(file: BinaryIO) -> None:
         hoard = []
         while True:
             hoard.append(bytearray(64 * 1024 * 1024))
+
+
+def _test_attacks() -> Attacks | None:
+    """Return what tests let a marked file do; None outside of tests.
+
+    The variable names a Python file with `ATTACKS`; any other value asks for the faults alone.
+    """
+    value = os.environ.get("LUNGWATCH_TEST_DECODER")
+    if value is None:
+        return None
+    attacks: Attacks = runpy.run_path(value)["ATTACKS"] if value.endswith(".py") else {}
+    return attacks
+
+
+def preload() -> None:
+    """Import what decoding would import later, when no file can be opened any more."""
+    import imagecodecs  # noqa: PLC0415
+    import numpy.ma  # noqa: F401, PLC0415
+    from PIL import Image  # noqa: PLC0415
+    from pydicom import charset  # noqa: PLC0415
+
+    from lungwatch.imaging.vocabulary import vocabulary  # noqa: PLC0415
+
+    for module in ("_strptime", "numpy.ma"):
+        importlib.import_module(module)
+    vocabulary()
+    Image.init()
+    for name in ("jpeg8_decode", "jpeg2k_decode"):
+        getattr(imagecodecs, name)
+    for encoding in {*charset.python_encoding.values(), *_ENCODINGS}:
+        with contextlib.suppress(LookupError):
+            codecs.lookup(encoding)
+    time.localtime()
 
 
 def main() -> None:
@@ -171,11 +216,16 @@ def main() -> None:
     )
 
     cv2.setNumThreads(1)
+    attacks = _test_attacks()
+    preload()
+    if confine(channel.fileno()).missing and setup.require_sandbox:
+        os._exit(_NOT_CONFINED_STATUS)
     connection.send_bytes(READY)
     while True:
         file = opened(_received(channel))
         try:
-            trigger_fault(file)
+            if attacks is not None:
+                trigger_fault(file, attacks)
             decoded = decode_file(
                 file,
                 policy=setup.policy,

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydicom.data import get_testdata_file
 
 from lungwatch.daemon.config import Config
+from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.overlay.render import encode_png
 from lungwatch.daemon.pipeline.decode import decode_file
 from lungwatch.daemon.pipeline.model import Classifier, find_bundle
@@ -43,6 +44,7 @@ def main(model: str) -> None:
         image_id=1,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         path=path,
+        file=OwnedFile.open(path),
         attempt=1,
         received_at=datetime.now(UTC),
         started_s=0.0,

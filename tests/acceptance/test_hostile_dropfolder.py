@@ -324,7 +324,7 @@ def test_no_command_s_output_steers_a_terminal_or_ends_in_a_traceback(attacked, 
         assert_steers_nothing(said.stderr)
     noted = json.loads(said.stdout)
     assert "results export" in {row["action"] for row in noted}
-    assert {row["actor"] for row in noted} == {"\x1b[2J\n\\udcff"}
+    assert all("LOGNAME=\x1b[2J\n\\udcff" in row["environment"] for row in noted)
     (attacked.root.parent / "exported.csv").unlink()
 
 

@@ -116,7 +116,8 @@ def test_who_did_what_is_written_down_and_cannot_be_altered(make_home, picture):
     assert home.run_once().returncode in (0, 1)
     assert home.command("backup", "restore", str(next(made.iterdir()))).returncode == 0
     said = home.command("audit", "list", "--csv", "--action", "backup").stdout.splitlines()
-    assert said[0].replace('"', "") == "id,at,actor,uid,host,action,target,outcome,detail"
+    names = "id,at,actor,uid,host,action,target,outcome,detail,login,login_uid,environment"
+    assert said[0].replace('"', "") == names
     assert len(said) == 2
     assert "backup restore" in said[1]
     by_nobody = home.command("audit", "list", "--json", "--actor", "no such user")
@@ -135,6 +136,9 @@ def test_retention_beside_a_daemon_removes_what_is_over_the_limit(make_home, pic
     assert home.run_once().returncode == 0
     with closing(sqlite3.connect(home.root / "lungwatch.db")) as connection, connection:
         connection.execute("UPDATE result SET finished_at = '2020-01-01 00:00:00' WHERE id <= 3")
+        connection.execute("UPDATE image SET received_at = '2020-01-01 00:00:00' WHERE id <= 3")
+    for path in home.files("done"):
+        os.utime(path, (1_577_000_000, 1_577_000_000))
     with home.daemon() as daemon:
         dry = json.loads(home.command("retention", "run", "--dry-run", "--json").stdout)
         said = json.loads(home.command("retention", "run", "--json").stdout)

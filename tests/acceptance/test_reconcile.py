@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
+from hashlib import sha256
 
 import pytest
 
@@ -107,6 +110,44 @@ def test_altered_bytes_are_reported_until_the_original_is_dropped_again(home, do
 def test_a_missing_overlay_is_reported(home, overlay):
     overlay.unlink()
     assert only_difference(home)["kind"] == "missing_overlay"
+
+
+def test_a_changed_overlay_is_reported(home, overlay):
+    overlay.write_bytes(overlay.read_bytes() + b"x")
+    difference = only_difference(home)
+    assert (difference["kind"], difference["mended"]) == ("wrong_overlay", False)
+    assert difference["path"] == str(overlay.relative_to(home.root))
+    assert "its bytes changed" in difference["remedy"]
+
+
+def test_exchanged_overlays_are_reported_with_the_result_that_each_belongs_to(make_home, picture):
+    home = make_home()
+    for number in (1, 2):
+        home.drop(f"{number}.png", picture(number), old=True)
+    assert home.run_once().returncode == 0
+    first, second = (home.row(picture(number)) for number in (1, 2))
+    one, other = (home.root / row.overlay for row in (first, second))
+    before = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(before)
+    status, report = home.reconcile()
+    assert status == 1
+    found = {(item["result_id"], item["kind"]) for item in report["differences"]}
+    assert found == {(first.id, "wrong_overlay"), (second.id, "wrong_overlay")}
+    (of_first,) = [d for d in report["differences"] if d["result_id"] == first.id]
+    assert f"it is that of result {second.id}" in of_first["remedy"]
+
+
+def test_the_digest_of_an_overlay_is_shown_and_that_of_an_earlier_version_is_not_asked_for(
+    home, overlay, picture
+):
+    number = str(home.row(picture(1)).id)
+    shown = json.loads(home.command("results", "show", number, "--json").stdout)
+    assert shown["overlay_sha256"] == sha256(overlay.read_bytes()).hexdigest()
+    with closing(sqlite3.connect(home.root / "lungwatch.db")) as connection, connection:
+        connection.execute("UPDATE result SET overlay_sha256 = NULL")
+    overlay.write_bytes(b"changed")
+    assert home.reconcile()[0] == 0
 
 
 def test_an_overlay_that_no_row_names_is_removed(home, overlay):

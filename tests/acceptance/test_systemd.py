@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from lungwatch.daemon.pipeline.sandbox import fault_mark
+from tests.support.attacker import REFUSED, armed
 from tests.support.waits import wait_for
 
 _BOOT_S = 60.0
@@ -134,6 +136,8 @@ class Machine:
         container = subprocess.Popen(
             [
                 "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--console=pipe",
+                # The list of calls that nspawn allows is older than Landlock.
+                "--system-call-filter=landlock_create_ruleset landlock_restrict_self",
                 "--private-network", f"--directory={self.root}", "--machine=lungwatch-test",
                 f"--bind-ro={site}:/opt/lungwatch/site", "--boot",
             ],
@@ -225,6 +229,29 @@ def test_what_the_timers_start_works_beside_the_service(machine, home, name):
     done = machine.run("systemctl", "start", name, check=False)
     said = machine.run("journalctl", "-u", name, "--no-pager", "-o", "cat")
     assert done.returncode == 0, said.stdout
+
+
+def test_a_decoder_that_attacks_gets_nothing(machine, home, sample, picture):
+    """All that holds it is in force, by the unit's own filter too; the service requires it."""
+    content, good = picture(21) + fault_mark("all"), picture(22)
+    home.drop("victim.dcm", sample("RG1_UNCR.dcm"))
+    wait_for_end(machine, home, sample("RG1_UNCR.dcm"))
+    victim = next(path for path in home.files("done"))
+    inside = Path("/") / victim.relative_to(machine.root)
+    path = armed(machine.root / "opt/lungwatch/attacker.py", Path("/var/lib/lungwatch"), inside)
+    path.chmod(0o644)
+    machine.configure(TEST_DECODER="/opt/lungwatch/attacker.py")
+    machine.run("systemctl", "restart", "lungwatch")
+    home.drop("attack.png", content)
+    home.drop("good.png", good)
+    for each in (content, good):
+        wait_for_end(machine, home, each)
+    machine.configure()
+    machine.run("systemctl", "restart", "lungwatch")
+    assert json.loads(home.row(content).message) == {"tried": len(REFUSED), "succeeded": []}
+    said = machine.journal()
+    assert "action=sandbox seccomp=" in said
+    assert "missing=none" in said
 
 
 def test_a_stopped_process_is_killed_and_its_successor_goes_on(machine, home, picture):

@@ -105,6 +105,17 @@ def test_only_the_daemon_has_a_capability_and_only_one():
         assert not any(line.startswith("Ambient") for line in section(name))
 
 
+def test_backup_and_retention_wait_for_the_right_time():
+    for name in ("lungwatch-backup", "lungwatch-retention"):
+        for suffix in ("service", "timer"):
+            lines = section(f"{name}.{suffix}", "Unit")
+            assert "Wants=time-sync.target" in lines
+            after = [line for line in lines if line.startswith("After=")]
+            assert any("time-sync.target" in line for line in after)
+        assert "Environment=BOOT_ID=%b" in section(f"{name}.service")
+    assert not any("time-sync" in line for line in section("lungwatch.service", "Unit"))
+
+
 def test_the_network_is_opened_by_the_drop_in_alone():
     parser = RawConfigParser(strict=False)
     parser.optionxform = str  # type: ignore[assignment]

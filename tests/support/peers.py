@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 import urllib.request
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -14,7 +15,8 @@ from typing import Any, Self
 
 import pydicom
 import pytest
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, AllStoragePresentationContexts, build_role, evt
+from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
 
 from tests.support.waits import PATIENCE_S, wait_for
 
@@ -146,10 +148,98 @@ class SlowScp:
         return 0x0000
 
 
-class Orthanc(Peer):
-    """Orthanc with nothing but its core, on this machine alone."""
+class CommitScp:
+    """A Storage and Storage Commitment SCP in this process.
 
-    def __init__(self, folder: Path) -> None:
+    Attributes
+    ----------
+    losses
+        Reports that say that nothing is there; later ones say that all is committed.
+    reports_to
+        Port of LUNGWATCH to report to over a new association; None for the request's own.
+    is_silent
+        Whether requests are taken and never reported on.
+    stored, requests
+        SOP Instance UIDs that came, each as often as it came; transactions that were asked for.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self.losses = 0
+        self.reports_to: int | None = None
+        self.is_silent = False
+        self.stored: Counter[str] = Counter()
+        self.requests: list[str] = []
+        self._port = port
+
+    def __enter__(self) -> Self:
+        entity = AE(ae_title="COMMIT")
+        entity.supported_contexts = AllStoragePresentationContexts
+        entity.add_supported_context(StorageCommitmentPushModel)
+        entity.maximum_associations = 50
+        self._server: Any = entity.start_server(
+            ("127.0.0.1", self._port),
+            block=False,
+            evt_handlers=[(evt.EVT_C_STORE, self._take), (evt.EVT_N_ACTION, self._commit)],
+        )
+        self.name = f"COMMIT@127.0.0.1:{self._server.server_address[1]}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+
+    def _take(self, event: Any) -> int:
+        self.stored[str(event.request.AffectedSOPInstanceUID)] += 1
+        return 0x0000
+
+    def _commit(self, event: Any) -> tuple[int, None]:
+        asked = event.action_information
+        self.requests.append(str(asked.TransactionUID))
+        if not self.is_silent:
+            threading.Thread(target=self._report, args=(event.assoc, asked), daemon=True).start()
+        return 0x0000, None
+
+    def _report(self, association: Any, asked: pydicom.Dataset) -> None:
+        report = pydicom.Dataset()
+        report.TransactionUID = asked.TransactionUID
+        is_lost = self.losses > 0
+        self.losses -= is_lost
+        if is_lost:
+            report.FailedSOPSequence = asked.ReferencedSOPSequence
+            for item in report.FailedSOPSequence:
+                item.FailureReason = 0x0112
+        else:
+            report.ReferencedSOPSequence = asked.ReferencedSOPSequence
+        time.sleep(0.3)  # the answer to the request goes out first
+        if self.reports_to is not None:
+            entity = AE(ae_title="COMMIT")
+            entity.add_requested_context(StorageCommitmentPushModel)
+            association = entity.associate(
+                "127.0.0.1",
+                self.reports_to,
+                ae_title="LUNGWATCH",
+                ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)],
+            )
+        if association.is_established:
+            association.send_n_event_report(
+                report, 2 if is_lost else 1, StorageCommitmentPushModel, PUSH_MODEL_INSTANCE
+            )
+            if self.reports_to is not None:
+                association.release()
+
+
+PUSH_MODEL_INSTANCE = "1.2.840.10008.1.20.1.1"
+
+
+class Orthanc(Peer):
+    """Orthanc with nothing but its core, on this machine alone.
+
+    Parameters
+    ----------
+    lungwatch_port
+        Where it knows LUNGWATCH; None for nowhere.
+    """
+
+    def __init__(self, folder: Path, lungwatch_port: int | None = None) -> None:
         super().__init__(folder, free_port())
         self.http = free_port()
         folder.mkdir()
@@ -165,6 +255,16 @@ class Orthanc(Peer):
                     "DicomAet": "ORTHANC",
                     "RemoteAccessAllowed": False,
                     "AuthenticationEnabled": False,
+                    "DicomModalities": {
+                        "lungwatch": {
+                            "AET": "LUNGWATCH",
+                            "Host": "127.0.0.1",
+                            "Port": lungwatch_port,
+                            "AllowStorageCommitment": True,
+                        }
+                    }
+                    if lungwatch_port
+                    else {},
                 }
             )
         )
@@ -183,6 +283,13 @@ class Orthanc(Peer):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=60) as answer:
             content: bytes = answer.read()
             return content
+
+    def post(self, path: str, body: object) -> Any:
+        """Return the JSON that its REST interface answers to a request with a body of JSON."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        asked = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}", data=content)
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            return json.loads(answer.read())
 
     def ask(self, path: str) -> Any:
         """Return the JSON that its REST interface answers."""

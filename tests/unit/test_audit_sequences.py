@@ -4,11 +4,11 @@ What was refused before it began changes nothing and leaves no row; what was beg
 leaves one that says so; and no row is ever altered.
 """
 
-import getpass
 import hashlib
 import json
 import logging
 import os
+import pwd
 import shutil
 import socket
 import sqlite3
@@ -27,7 +27,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import main
 from lungwatch.daemon.home import Home
-from lungwatch.db.audit import AuditEvent, audit_rows, record_events
+from lungwatch.db import audit
+from lungwatch.db.audit import Actor, AuditEvent, audit_rows, record_events
 from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.models import State
@@ -36,7 +37,7 @@ from lungwatch.db.results import Store
 from tests.support.rows import drop, record
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
-DOER = (getpass.getuser(), os.getuid(), socket.gethostname())
+DOER = (pwd.getpwuid(os.getuid()).pw_name, os.getuid(), socket.gethostname())
 REFUSED, SCORED = 3, 3
 META = RadiographMeta(format="PNG", rows=1, columns=1, bits_stored=8, photometric="MONOCHROME2")
 RETAIN = {"LUNGWATCH_RETAIN_DONE_DAYS": "1"}
@@ -328,9 +329,35 @@ def test_a_retry_that_cannot_be_written_down_does_not_happen(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["\udcff", "a\0b", "\x1b[2J", "\u202e"])
-def test_a_deed_is_written_down_whatever_its_doer_is_called(engine, monkeypatch, name):
-    monkeypatch.setattr(getpass, "getuser", lambda: name)
-    record_events(engine, T0, [AuditEvent(action="retry", target=name)])
+def test_a_deed_is_written_down_whatever_its_doer_is_called(engine, name):
+    actor = Actor(uid=os.getuid(), environment={"USER": name})
+    record_events(engine, T0, [AuditEvent(action="retry", target=name)], actor)
     (row,) = audit_rows(engine)
-    assert row.uid == os.getuid()
-    assert row.actor == row.target == name.replace("\udcff", "\\udcff").replace("\0", "\\x00")
+    shown = name.replace("\udcff", "\\udcff").replace("\0", "\\x00")
+    assert (row.target, row.environment) == (shown, f"USER={shown}")
+
+
+def test_the_actor_is_the_kernel_s_user_whatever_the_environment_says(engine, monkeypatch):
+    for name in ("SUDO_USER", "USER", "LOGNAME"):
+        monkeypatch.setenv(name, "somebody-else")
+    record_events(engine, T0, [AuditEvent(action="retry")])
+    (row,) = audit_rows(engine)
+    assert (row.actor, row.uid) == DOER[:2]
+    assert row.environment == "SUDO_USER=somebody-else USER=somebody-else LOGNAME=somebody-else"
+    assert audit_rows(engine, actor="somebody-else") == [row]
+    assert audit_rows(engine, actor=DOER[0]) == [row]
+
+
+def test_the_login_that_sudo_leaves_as_it_is_is_written_down(engine, monkeypatch):
+    monkeypatch.setattr(audit, "login_uid_of", lambda _: 0)
+    record_events(engine, T0, [AuditEvent(action="retry")])
+    (row,) = audit_rows(engine)
+    assert (row.login, row.login_uid) == ("root", 0)
+
+
+def test_a_user_of_another_process_has_its_own_number(engine):
+    """A number without a name, as in a container; larger than PostgreSQL's integers."""
+    record_events(engine, T0, [AuditEvent(action="a")], Actor(uid=54_321, login_uid=2**32 - 2))
+    (row,) = audit_rows(engine)
+    assert (row.actor, row.uid) == ("uid 54321", 54_321)
+    assert (row.login, row.login_uid) == ("uid 4294967294", 2**32 - 2)

@@ -29,7 +29,13 @@ def place(tmp_path):
         outages=Outages(),
         clock=ManualClock(),
     )
-    claimer = Claimer(context, None, model_id=1, is_known=lambda _: pytest.fail("nothing is known"))
+    claimer = Claimer(
+        context,
+        None,
+        model_id=1,
+        is_known=lambda _: pytest.fail("nothing is known"),
+        recorded_at=lambda _: None,
+    )
     return SimpleNamespace(home=home, outside=outside, claimer=claimer)
 
 

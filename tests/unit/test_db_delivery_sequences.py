@@ -13,9 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from lungwatch.attributes import RadiographMeta
 from lungwatch.db.deliveries import Deliveries, OutboxPlan, due_deliveries, list_deliveries
 from lungwatch.db.engine import open_engine
-from lungwatch.db.maintenance import mark_original_removed, open_database, removable_originals
+from lungwatch.db.maintenance import open_database
 from lungwatch.db.models import UNSENT, DeliveryState, IllegalTransition
 from lungwatch.db.queries import iter_all
+from lungwatch.db.removals import mark_original_removed, removable_originals
 from lungwatch.db.results import Store
 from tests.support.rows import drop, record
 

@@ -42,7 +42,7 @@ def test_sqlite_is_durable_and_checks_foreign_keys(url: str) -> None:
 
 
 def test_a_reader_neither_waits_for_a_writer_nor_blocks_one(url: str) -> None:
-    engine = open_engine(url, busy_timeout_s=0)
+    engine = open_engine(url, busy_timeout_s=0, creates=True)
     with writing(engine) as connection:
         connection.execute(text("CREATE TABLE t (x INTEGER)"))
     with reading(engine) as reader:
@@ -57,7 +57,7 @@ def test_a_reader_neither_waits_for_a_writer_nor_blocks_one(url: str) -> None:
 
 def test_a_writer_takes_the_lock_before_it_reads(url: str) -> None:
     """Two writers that first read and then write would otherwise fail at the second step."""
-    engine = open_engine(url, busy_timeout_s=0)
+    engine = open_engine(url, busy_timeout_s=0, creates=True)
     with (
         writing(engine) as connection,
         pytest.raises(DatabaseBusyError, match="locked by another program"),
@@ -69,7 +69,7 @@ def test_a_writer_takes_the_lock_before_it_reads(url: str) -> None:
 
 
 def test_a_failed_write_leaves_nothing(url: str) -> None:
-    engine = open_engine(url)
+    engine = open_engine(url, creates=True)
     with pytest.raises(DatabaseError, match="cannot be used"):
         write(engine, "CREATE TABLE t (x INTEGER)", "INSERT INTO missing VALUES (1)")
     with reading(engine) as connection:

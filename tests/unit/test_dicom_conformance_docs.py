@@ -103,9 +103,11 @@ def test_the_listeners_answers_and_limits_are_those_of_the_code():
 
 
 def test_the_senders_limits_and_answers_are_those_of_the_code():
-    from lungwatch.daemon.pacs import outbox, scu
+    from lungwatch.daemon.pacs import commitment, destination, scu
 
-    assert outbox.MAX_REFUSALS == 5
+    assert commitment.MOST_LOSSES == 3
+    assert "after the third such report the delivery has failed" in TEXT
+    assert destination.MAX_REFUSALS == 5
     assert "recorded as failed after the fifth" in TEXT
     assert (
         f"connection {scu._CONNECT_S:.0f} s, association {scu._ACSE_S:.0f} s, "

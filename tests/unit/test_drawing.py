@@ -9,6 +9,7 @@ import pytest
 
 from lungwatch.attributes import RadiographMeta
 from lungwatch.contract import Calibration, Decision, Finding, Golden, ModelContract
+from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.overlay.layout import lay_out
 from lungwatch.daemon.overlay.render import blend, render_overlay, upsample
 from lungwatch.daemon.overlay.text import FindingText, OverlayText
@@ -55,6 +56,7 @@ def scored(label, *, peak=None, covid=COVID_MAP, shape=(300, 200), known=False):
             image_id=1,
             sha256="ab" * 32,
             path=Path("x"),
+            file=OwnedFile.open(Path("/dev/null")),
             attempt=1,
             received_at=datetime.now(UTC),
             started_s=0.0,

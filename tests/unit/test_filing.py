@@ -8,6 +8,7 @@ import pytest
 
 from lungwatch import files
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.records import Claimed
 from tests.support.clock import ManualClock
@@ -55,6 +56,7 @@ def claim_of(path):
         image_id=1,
         sha256="ab" * 32,
         path=path,
+        file=OwnedFile.open(path),
         attempt=1,
         received_at=WHEN,
         started_s=0.0,

@@ -11,6 +11,7 @@ import pytest
 from lungwatch.contract import ModelContract
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.intake.archives import Unpacker
+from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.intake.eligibility import NameRules
 from lungwatch.errors import FileRejected, ModelError, Reason
 from lungwatch.imaging.radiograph import ReadPolicy
@@ -101,7 +102,7 @@ def test_a_member_of_a_zip_without_a_name_does_not_end_the_daemon(tmp_path):
     home.prepare()
     (tmp_path / "nameless.zip").write_bytes(nameless)
     with pytest.raises(FileRejected) as refused:
-        Unpacker(home, ReadPolicy(), NameRules()).unpack(tmp_path / "nameless.zip", "0" * 64)
+        Unpacker(home, ReadPolicy(), NameRules()).unpack(OwnedFile.open(tmp_path / "nameless.zip"))
     assert refused.value.reason is Reason.BAD_ARCHIVE
     assert list(home.incoming.iterdir()) == list(home.unpacking.iterdir()) == []
 
@@ -119,7 +120,7 @@ def test_a_damaged_stream_of_any_method_does_not_end_the_daemon(tmp_path, method
     home.prepare()
     (tmp_path / "damaged.zip").write_bytes(data)
     with pytest.raises(FileRejected) as refused:
-        Unpacker(home, ReadPolicy(), NameRules()).unpack(tmp_path / "damaged.zip", "0" * 64)
+        Unpacker(home, ReadPolicy(), NameRules()).unpack(OwnedFile.open(tmp_path / "damaged.zip"))
     assert refused.value.reason is Reason.BAD_ARCHIVE
 
 

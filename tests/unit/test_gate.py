@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from lungwatch.attributes import RadiographMeta
 from lungwatch.bundle import read_bundle
 from lungwatch.cli.main import main
+from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.pipeline.gate import ContentGate, GateRefused
 from lungwatch.daemon.pipeline.model import Classifier
 from lungwatch.daemon.pipeline.pipeline import classify
@@ -54,6 +55,7 @@ def prepared(classifier, grey: float, number: int = 1, *, shape=(64, 64)) -> Pre
             image_id=number,
             sha256=f"{number:064x}",
             path=Path("x"),
+            file=OwnedFile.open(Path("/dev/null")),
             attempt=1,
             received_at=datetime.now(UTC),
             started_s=0.0,

@@ -237,7 +237,9 @@ def test_the_audit_is_listed_a_line_a_deed(filled):
     listed = json.loads(run(filled, "audit", "list", "--json"))
     assert [row["target"] for row in listed] == [clean(text) for text in TEXTS[::-1]]
     for row, text in zip(listed, TEXTS[::-1], strict=True):
-        assert row["actor"] == f"{clean(text)} (sudo by {clean(text)})"
+        shown = clean(text[:256])
+        assert row["environment"].startswith(f"SUDO_USER={shown}")
+        assert row["environment"].endswith(f"LOGNAME={shown}")
         assert row["detail"] == {"error": text}
     rows = cells_of(run(filled, "audit", "list", "--csv"))
     assert len({row["target"] for row in rows}) == COUNT

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lungwatch.attributes import RadiographMeta
+from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.pipeline.pipeline import classify
 from lungwatch.daemon.pipeline.records import Claimed, Prepared, Scores
 from lungwatch.errors import Reason
@@ -18,6 +19,7 @@ def prepared(number: int) -> Prepared:
         image_id=number,
         sha256=f"{number:064x}",
         path=Path("x"),
+        file=OwnedFile.open(Path("/dev/null")),
         attempt=1,
         received_at=datetime.now(UTC),
         started_s=0.0,

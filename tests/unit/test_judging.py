@@ -18,6 +18,7 @@ from lungwatch.contract import (
     ModelContract,
     Verdict,
 )
+from lungwatch.daemon.intake.custody import OwnedFile
 from lungwatch.daemon.pipeline.record import assess
 from lungwatch.daemon.pipeline.records import Claimed, Classified, GateAnswer, Prepared, Scores
 from lungwatch.db.models import Plausibility
@@ -75,6 +76,7 @@ def classified(
             image_id=1,
             sha256="0" * 64,
             path=Path("x"),
+            file=OwnedFile.open(Path("/dev/null")),
             attempt=1,
             received_at=datetime.now(UTC),
             started_s=0.0,

@@ -188,6 +188,7 @@ def test_every_metric_of_the_rules_and_the_dashboard_is_served_and_every_one_is_
     served = names_in("\n".join(line for line in text.splitlines() if not line.startswith("#")))
     # Without an outbox there is nothing to count by destination.
     served |= {"lungwatch_deliveries", "lungwatch_delivery_attempts_total"}
+    served |= {"lungwatch_commitments", "lungwatch_commitment_requests"}
     documented = set(
         re.findall(r"`(lungwatch_[a-z_]+)", (DOCS.parent / "monitoring.md").read_text())
     )

@@ -14,12 +14,16 @@ from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.reconcile import Reconciler
 from lungwatch.daemon.retention import Retention
+from lungwatch.daemon.timekeeping import doubt_of
 from lungwatch.db.engine import reading, writing
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.models import UNFINISHED, Delivery, DeliveryState, Image, Model, Result, State
 from lungwatch.db.queries import get_result
+from lungwatch.db.removals import Reading
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+PAGE = 4096
+"""What a file takes at least."""
 
 
 class Place:
@@ -53,6 +57,8 @@ class Place:
             place = self.home.absolute(name)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(content)
+            at = (NOW - timedelta(days=age_days)).timestamp()
+            os.utime(place, (at, at))
         at = NOW - timedelta(days=age_days)
         with writing(self.engine) as connection:
             connection.execute(
@@ -130,8 +136,8 @@ def test_overlays_go_by_a_limit_of_their_own(place):
 def test_for_space_the_oldest_go_first_and_no_more_than_needed(place, monkeypatch):
     import lungwatch.daemon.retention as module
 
-    monkeypatch.setattr(module, "_GIB", 1000)  # bytes, so that a test need not write gigabytes
-    paths = [place.add(State.REJECTED, age_days=age, size=400)[0] for age in (3, 5, 1, 4)]
+    monkeypatch.setattr(module, "_GIB", 10 * PAGE)  # so that a test need not write gigabytes
+    paths = [place.add(State.REJECTED, age_days=age, size=4 * PAGE)[0] for age in (3, 5, 1, 4)]
     removed = place.clear(retain_quarantine_gb=1.0)
     assert [item.path for item in removed] == [paths[1], paths[3]]
     assert {item.why for item in removed} == {"space"}
@@ -171,10 +177,10 @@ def test_what_a_crash_leaves_between_row_and_file_is_removed_by_reconcile(place,
 def test_each_folder_has_a_space_limit_of_its_own_that_counts_what_has_to_stay(place, monkeypatch):
     import lungwatch.daemon.retention as module
 
-    monkeypatch.setattr(module, "_GIB", 1000)  # as above
-    refused = [place.add(State.REJECTED, age_days=age, size=400)[0] for age in (9, 8)]
-    waiting, _ = place.add(age_days=7, size=700, delivery=DeliveryState.FAILED)
-    sent, overlay = place.add(age_days=6, size=200, delivery=DeliveryState.SENT)
+    monkeypatch.setattr(module, "_GIB", 10 * PAGE)  # as above
+    refused = [place.add(State.REJECTED, age_days=age, size=4 * PAGE)[0] for age in (9, 8)]
+    waiting, _ = place.add(age_days=7, size=7 * PAGE, delivery=DeliveryState.FAILED)
+    sent, overlay = place.add(age_days=6, size=2 * PAGE, delivery=DeliveryState.SENT)
     assert [item.path for item in place.keeper(retain_done_gb=0.8).plan(NOW)] == [sent]
     assert [item.path for item in place.keeper(retain_quarantine_gb=0.8).plan(NOW)] == []
     removed = place.clear(retain_done_gb=0.8, retain_quarantine_gb=0.5, retain_overlays_gb=0.8)
@@ -234,3 +240,76 @@ def test_nothing_unfinished_or_waiting_to_be_sent_is_ever_removed(cases, days):
             if overlay:
                 assert place.exists(overlay) == (in_use or age <= days)
         place.engine.dispose()
+
+
+def test_a_sparse_file_counts_with_the_room_that_it_takes(place, monkeypatch):
+    path, _ = place.add(State.REJECTED, age_days=9)
+    sparse, _ = place.add(State.REJECTED, age_days=3)
+    at = place.home.absolute(sparse).stat().st_mtime
+    os.truncate(place.home.absolute(sparse), 8 * 1024**3)
+    os.utime(place.home.absolute(sparse), (at, at))
+    assert place.clear(retain_quarantine_gb=1.0) == []
+    assert place.exists(path)
+
+
+@pytest.mark.parametrize("change", ["future", "before the file", "before the receipt"])
+def test_a_file_whose_times_contradict_one_another_is_kept_and_named(place, change):
+    path, _ = place.add(age_days=100)
+    with writing(place.engine) as connection:
+        if change == "future":
+            later = NOW + timedelta(days=3650)
+            connection.execute(update(Result).values(finished_at=later))
+        elif change == "before the receipt":
+            connection.execute(update(Image).values(received_at=NOW - timedelta(days=50)))
+            earlier = NOW - timedelta(days=100)
+            connection.execute(update(Result).values(finished_at=earlier))
+    if change == "before the file":
+        os.utime(place.home.absolute(path), (NOW.timestamp(), NOW.timestamp()))
+    keeper = place.keeper(retain_done_days=60, retain_done_gb=0.0)
+    assert keeper.plan(NOW) == []
+    assert place.exists(path)
+
+
+READING = Reading(at=NOW, boot_id="a" * 32, boottime_s=1000.0)
+YEARS = timedelta(days=3650)
+DAY = timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("at", "boot_id", "boottime_s", "problem"),
+    [
+        (NOW + DAY, "a" * 32, 1000.0 + 86400, None),
+        (NOW + YEARS, "a" * 32, 1000.0 + 86400, "clock_ahead"),
+        (NOW + 3 * DAY, "a" * 32, 1000.0 + 86400, "clock_ahead"),
+        (NOW, "a" * 32, 1000.0 + 86400, "clock_behind"),
+        (NOW + 6 * DAY, "b" * 32, 5.0, None),
+        (NOW + 8 * DAY, "b" * 32, 5.0, "clock_ahead"),
+        (NOW - DAY, "b" * 32, 5.0, "clock_behind"),
+        (NOW + YEARS, "", 1000.0 + 86400, "clock_ahead"),
+    ],
+)
+def test_a_clock_that_jumped_is_told_from_one_that_ran(at, boot_id, boottime_s, problem):
+    present = Reading(at=at, boot_id=boot_id, boottime_s=boottime_s)
+    doubt = doubt_of(present, READING, None, max_pause=7 * DAY)
+    assert (None if doubt is None else doubt.problem) == problem
+
+
+def test_without_a_reading_the_newest_record_stands_in(place):
+    place.add(age_days=1)
+    keeper = place.keeper()
+    assert keeper.check_clock(NOW) is None
+    assert keeper.check_clock(NOW + YEARS).reason == "clock_ahead"
+    assert keeper.check_clock(NOW - YEARS).reason == "clock_behind"
+
+
+def test_a_run_that_removes_more_than_its_share_is_stopped_beyond_a_few_files(place):
+    for _ in range(10):
+        place.add(State.REJECTED, age_days=100)
+    keeper = place.keeper(retain_quarantine_days=30)
+    assert keeper.check_shares(keeper.shares(keeper.plan(NOW))) is None
+    place.add(State.REJECTED, age_days=100)
+    shares = keeper.shares(keeper.plan(NOW))
+    assert (shares[0].files, shares[0].files_held, shares[0].largest) == (11, 11, 1.0)
+    assert keeper.check_shares(shares).reason == "share_exceeded"
+    keeper = place.keeper(retain_quarantine_days=30, retain_max_share=1.0)
+    assert keeper.check_shares(shares) is None

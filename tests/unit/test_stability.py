@@ -16,10 +16,27 @@ def stability() -> CompletenessCheck:
     return CompletenessCheck(stability_s=1.0, open_timeout_s=30.0)
 
 
-def test_a_close_makes_a_file_complete_at_once(stability):
-    stability.hint(PATH, Hint.COMPLETE)
+@pytest.mark.parametrize("hint", [Hint.CLOSED, Hint.COMPLETE])
+def test_a_close_or_a_rename_makes_a_file_complete_at_once(stability, hint):
+    stability.hint(PATH, hint)
     stability.observe(PATH, YOUNG, 0.0)
     assert stability.is_complete(PATH, WriterState.UNKNOWN, 0.0)
+
+
+@pytest.mark.parametrize("hint", [Hint.CLOSED, Hint.APPEARED])
+def test_a_writer_that_closes_between_chunks_is_waited_for(hint):
+    """One that sets the modification time back, as copying programs do, is too."""
+    stability = CompletenessCheck(stability_s=1.0, open_timeout_s=30.0, closes_often=True)
+    for chunk in range(5):
+        now_s = 0.9 * chunk
+        seen = replace(YOUNG, size_bytes=100 * (chunk + 1), age_s=1e6, inode_age_s=0.0)
+        stability.hint(PATH, hint)
+        stability.observe(PATH, seen, now_s)
+        assert not stability.is_complete(PATH, WriterState.NONE, now_s)
+        assert not stability.is_complete(PATH, WriterState.NONE, now_s + 0.89)
+    assert stability.is_complete(PATH, WriterState.NONE, 0.9 * 4 + 1.01)
+    stability.hint(PATH, Hint.COMPLETE)
+    assert stability.is_complete(PATH, WriterState.NONE, 0.9 * 4)
 
 
 def test_a_file_that_somebody_holds_open_is_never_complete(stability):

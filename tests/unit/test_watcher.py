@@ -48,7 +48,7 @@ def test_a_closed_file_gives_the_hint_that_it_is_complete(tmp_path):
 
         def is_complete():
             hints.update(watcher.take_hints())
-            return hints.get(tmp_path / "x.png") is Hint.COMPLETE
+            return hints.get(tmp_path / "x.png") is Hint.CLOSED
 
         wait_for(is_complete, lambda: hints)
     finally:

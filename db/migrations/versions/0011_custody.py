@@ -1,4 +1,4 @@
-"""Lease, SHA-256 of overlays, clock readings that retention compares, and storage commitment.
+"""Lease, overlay digests, clock readings for retention, storage commitment, logins in the audit.
 
 The lease's row holds the database's own random identity and the daemon that works with it. It is
 written at the first start; a database that no daemon has opened since has none. Overlays of
@@ -38,6 +38,9 @@ def upgrade() -> None:
         sa.Column("boottime_s", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_clock_reading"),
     )
+    op.add_column("audit", sa.Column("login", sa.Text()))
+    op.add_column("audit", sa.Column("login_uid", sa.BigInteger()))
+    op.add_column("audit", sa.Column("environment", sa.Text()))
     _add_commitment()
 
 
@@ -89,6 +92,8 @@ def _add_commitment() -> None:
 
 
 def downgrade() -> None:
+    for name in ("environment", "login_uid", "login"):
+        op.drop_column("audit", name)
     op.drop_table("commitment_request")
     op.drop_table("commitment_transaction")
     op.drop_index("ix_image_sop_uid", "image")
