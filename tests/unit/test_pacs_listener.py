@@ -102,10 +102,10 @@ def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(list
         assert release.wait(PATIENCE_S)
         return real(*arguments)
 
-    monkeypatch.setattr(BoundedServer, "verify_request", hanging)
     try:
         clock.advance(8)
         wait_until_stuck([], progress, clock)
+        monkeypatch.setattr(BoundedServer, "verify_request", hanging)
         with socket.create_connection(("127.0.0.1", listener.port), PATIENCE_S):
             assert asked.wait(PATIENCE_S)
             clock.advance(8)
