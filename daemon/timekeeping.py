@@ -3,12 +3,11 @@
 Removal by age is as right as the clock. A reading of it is kept in the database beside the
 kernel's time since boot, which nobody sets. Within one boot, both must have advanced alike since
 then; across boots the clock may have advanced by no more than a stated pause. Without a reading,
-the newest recorded time takes its place. The daemon renews the reading while the two agree.
+the newest recorded time takes its place. Each run of retention renews the reading.
 """
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -16,13 +15,12 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from lungwatch.db.removals import Reading, last_reading, newest_time, save_reading
+from lungwatch.db.removals import Reading, last_reading, newest_time
 
 TOLERANCE = timedelta(hours=1)
 """Difference that the clock is allowed: what setting it right takes in ordinary operation."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_RENEWAL_S = 600.0
 
 
 class ClockProblem(StrEnum):
@@ -120,60 +118,6 @@ def check_clock(engine: Engine, present: Reading, max_pause: timedelta) -> Clock
     last = last_reading(engine)
     newest = newest_time(engine) if last is None else None
     return doubt_of(present, last, newest, max_pause=max_pause)
-
-
-class ClockWatch:
-    """The running daemon's check of the clock; keeps the reading that retention compares.
-
-    Parameters
-    ----------
-    engine
-        Read and, by `call`, written.
-    now
-        The system clock.
-    call
-        Runs a function where the database may be written.
-    on_change
-        Called when the clock is first doubted (with the doubt), and when it is right again.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        now: Callable[[], datetime],
-        call: Callable[[Callable[[], None]], None],
-        on_change: Callable[[ClockDoubt | None], None],
-        *,
-        max_pause: timedelta,
-    ) -> None:
-        self._engine = engine
-        self._now = now
-        self._call = call
-        self._on_change = on_change
-        self._max_pause = max_pause
-        self._next_s = 0.0
-        self.doubt: ClockDoubt | None = None
-        """The present doubt; None while the clock is trusted."""
-
-    def tick(self) -> None:
-        """Check the clock if it is time to; keep its reading if it is right.
-
-        Raises
-        ------
-        DatabaseError
-            If the database cannot be read or written.
-        """
-        now_s = time.monotonic()
-        if now_s < self._next_s:
-            return
-        self._next_s = now_s + _RENEWAL_S
-        present = read_clock(self._now())
-        doubt = check_clock(self._engine, present, self._max_pause)
-        if doubt is None:
-            self._call(lambda: save_reading(self._engine, present))
-        if (doubt is None) != (self.doubt is None):
-            self._on_change(doubt)
-        self.doubt = doubt
 
 
 def _text(at: datetime) -> str:

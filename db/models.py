@@ -374,7 +374,7 @@ class OwningHome(Base):
 
 
 class ClockReading(Base):
-    """The system clock at the last start, or run of retention, beside a clock that nobody sets.
+    """The system clock at the last run of retention, beside a clock that nobody sets.
 
     One row, or none before the first.
     """
