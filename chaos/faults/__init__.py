@@ -8,6 +8,7 @@ from chaos.faults.decoder import AttackingDecoder, BadDecoder
 from chaos.faults.disk_full import DiskFull
 from chaos.faults.drop_folder import DropFolderCovered, DropFolderGone
 from chaos.faults.errors import IoError, ReadOnly, StaleHandle
+from chaos.faults.flood import Flood
 from chaos.faults.inotify import EventsLost, NoWatches
 from chaos.faults.kill import KillAtRandom, KillAtStep
 from chaos.faults.leaks import Leaks
@@ -35,6 +36,7 @@ FAULTS: dict[str, Fault] = {
     "db-page": CorruptedPage(),
     "events-lost": EventsLost(),
     "no-watches": NoWatches(),
+    "flood": Flood(),
     "clock": ClockJump(),
     "decoder": BadDecoder(),
     "swapped-bytes": SwappedBytes(),

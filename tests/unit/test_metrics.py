@@ -112,6 +112,7 @@ def make_text(tmp_path_factory):
         logging.getLogger("lungwatch").setLevel(logging.INFO)
         event("retry", error="x")
         event("decoder_replaced", reason="timed_out")
+        event("cut_off", why="idle")
         text = metrics.text().decode()
         metrics.close()
         return text
@@ -133,6 +134,10 @@ def check_of(read_signs, home):
         waiting=lambda: 3,
         oldest_waiting=T0.timestamp,
         left_alone=lambda: 0,
+        lanes=lambda: {
+            "ordinary": {"waiting": 3, "in_hand": 2},
+            "slow": {"waiting": 1, "in_hand": 0},
+        },
         skipped=lambda: {"@eaDir": 2},
         in_hand=lambda: 2,
         queues=dict,
