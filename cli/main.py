@@ -236,8 +236,11 @@ class Served:
     actor: "Actor"
 
 
-def home_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--home` and `--config`, passed together as `site`."""
+def home_options(command: Callable[..., Any], *, must_read: bool = True) -> Callable[..., Any]:
+    """Add `--home` and `--config`, passed together as `site`.
+
+    Unless it `must_read` the home, a command gets one that this user may not read, too.
+    """
 
     @functools.wraps(command)
     def with_site(*, home: Path | None, config_path: Path | None, **options: Any) -> Any:  # noqa: ANN401 - click's options by name
@@ -254,7 +257,7 @@ def home_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(with_site)
     return click.option(
         "--home",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=click.Path(file_okay=False, readable=must_read, path_type=Path),
         envvar="LUNGWATCH_HOME",
         show_envvar=True,
         help="Home folder of the daemon; as configured, or ./lungwatch-home, if not given.",
