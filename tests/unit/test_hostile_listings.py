@@ -302,7 +302,7 @@ def test_removals_are_listed_a_line_each(copied):
     assert text.count("\n") == COUNT // 2 + 3
     dry = json.loads(run(copied, "retention", "run", "--dry-run", "--json", env=limit))
     assert len(dry["removals"]) == COUNT // 2
-    assert run(copied, "retention", "run", env=limit).count("\n") == 1
+    assert run(copied, "retention", "run", "--yes", env=limit).count("\n") == 1
 
 
 def test_what_was_refused_is_retried_whatever_it_is_called(copied):
