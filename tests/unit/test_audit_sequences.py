@@ -27,12 +27,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from lungwatch.attributes import RadiographMeta
 from lungwatch.cli.main import main
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.timekeeping import read_clock
 from lungwatch.db import audit
 from lungwatch.db.audit import Actor, AuditEvent, audit_rows, record_events
 from lungwatch.db.engine import open_engine
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.models import State
 from lungwatch.db.queries import get_result
+from lungwatch.db.removals import save_reading
 from lungwatch.db.results import Store
 from tests.support.rows import drop, record
 
@@ -67,6 +69,7 @@ def _filled_home():
         )
         for number in range(REFUSED + SCORED):
             _add(home, store, model_id, number)
+        save_reading(engine, read_clock(datetime.now(UTC)))
         engine.dispose()
         return Path(shutil.make_archive(f"{folder}/home", "tar", home.root)).read_bytes()
 
@@ -78,6 +81,7 @@ def _add(home, store, model_id, number):
     path = f"quarantine/unreadable/{sha256}.bin" if is_refused else f"done/{sha256}.bin"
     home.absolute(path).parent.mkdir(exist_ok=True)
     home.absolute(path).write_bytes(content)
+    os.utime(home.absolute(path), (T0.timestamp(), T0.timestamp()))
     claim = store.claim(
         drop(token=sha256, sha256=sha256, source_name="x", path=path, model_id=model_id, now=T0)
     )
