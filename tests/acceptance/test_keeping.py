@@ -325,6 +325,21 @@ def test_a_clock_that_jumped_stops_every_removal_until_it_is_confirmed(aged):
     assert refused(aged.command("retention", "run"), "clock_behind", "--clock-is-right")
 
 
+def test_a_daemon_works_under_a_clock_that_jumped_and_says_so(make_home, picture):
+    home = make_home()
+    assert home.run_once().returncode == 0
+    set_back_reading(home, YEARS_S)
+    kept = stored(home, "SELECT at FROM clock_reading")
+    with home.daemon() as daemon:
+        daemon.wait_until_said("action=clock_doubted")
+        home.drop("a.png", picture(1))
+        home.wait_until_ended([picture(1)])
+        assert daemon.stop() == 0
+    assert stored(home, "SELECT at FROM clock_reading") == kept
+    assert home.command("retention", "run", "--clock-is-right").returncode == 0
+    assert "clock_doubted" not in home.run_once().stderr
+
+
 @pytest.fixture(scope="module")
 def two_states(make_home, picture):
     """A home with two results, and a backup outside of it from when there was one."""
