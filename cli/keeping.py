@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import os
 import sys
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -132,6 +133,7 @@ def create(site: Site, *, output: Path | None, keep: int | None, as_json: bool) 
     if keep is None:
         keep = config.keep_backups if output is None else 0
     url = parse_url(config.database_url)
+    os.umask(0o077)
     made = create_backup(site.home, url, datetime.now(UTC), keep=keep, output=output)
     detail = {"size_bytes": made.size_bytes, "removed": len(made.removed)}
     with contextlib.ExitStack() as stack:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from lungwatch.daemon.config import Config
     from lungwatch.daemon.home import Home
-    from lungwatch.db.audit import Outcome
+    from lungwatch.db.audit import Actor, Outcome
 
 
 class LazyGroup(click.Group):
@@ -81,6 +82,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "lungwatch.cli.keeping:audit",
         "List changes, deletions and exports, and who made them.",
     ),
+    "query": (
+        "lungwatch.cli.query:query",
+        "Answer the query commands of users who may not read the home.",
+    ),
     "model": ("lungwatch.cli.model:model", "List, show, verify, activate and sign model bundles."),
     "calibrate": ("lungwatch.cli.model:calibrate", "Calibrate a model on this site's own cases."),
     "dataset": (
@@ -105,6 +110,11 @@ class FailedError(click.ClickException):
 
 class _Lungwatch(LazyGroup):
     """The outermost group: turns domain errors into one line and exit code 1."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the command line for the service that may have to run it (`lungwatch query`)."""
+        ctx.meta["lungwatch.words"] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
         """Run a command."""
@@ -140,7 +150,7 @@ class Site:
     """
 
     def __init__(self, home: Path | None, config_path: Path | None) -> None:
-        self._home = home
+        self.named_home = home
         self.config_path = config_path
 
     @cached_property
@@ -148,7 +158,7 @@ class Site:
         """The configuration."""
         from lungwatch.daemon.configfile import load_config
 
-        return load_config(self.config_path, self._home)
+        return load_config(self.config_path, self.named_home)
 
     @cached_property
     def home(self) -> "Home":
@@ -165,9 +175,15 @@ class Site:
             )
 
     @contextlib.contextmanager
-    def locked_if_free(self) -> Iterator[bool]:
-        """Hold the home's lock unless a daemon holds it; yield whether this command has it."""
+    def locked_if_free(self, *, creates: bool = True) -> Iterator[bool]:
+        """Hold the home's lock unless a daemon holds it; yield whether none does.
+
+        Without `creates`, a home without a lock file, in which no daemon has run, gets none.
+        """
         with contextlib.ExitStack() as stack:
+            if not creates and not self.home.lock_file.exists():
+                yield True
+                return
             try:
                 stack.enter_context(self.home.locked())
                 is_locked = True
@@ -177,7 +193,7 @@ class Site:
 
     def is_daemon_running(self) -> bool:
         """Whether another process holds the home's lock."""
-        with self.locked_if_free() as is_locked:
+        with self.locked_if_free(creates=False) as is_locked:
             return not is_locked
 
     @contextlib.contextmanager
@@ -212,12 +228,21 @@ class Site:
             engine.dispose()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Whom `lungwatch query` runs a command for, and in which home; the context's object."""
+
+    site: Site
+    actor: "Actor"
+
+
 def home_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--home` and `--config`, passed together as `site`."""
 
     @functools.wraps(command)
     def with_site(*, home: Path | None, config_path: Path | None, **options: Any) -> Any:  # noqa: ANN401 - click's options by name
-        return command(site=Site(home, config_path), **options)
+        served = click.get_current_context().find_object(Served)
+        return command(site=served.site if served else Site(home, config_path), **options)
 
     with_site = click.option(
         "--config",
@@ -244,7 +269,7 @@ def record_event(
     outcome: "Outcome" = "ok",
     detail: Mapping[str, object] | None = None,
 ) -> None:
-    """Write one audit event for each target, at this moment."""
+    """Write one audit event for each target, at this moment, in the name of whom it is for."""
     from lungwatch.db.audit import AuditEvent
     from lungwatch.db.audit import record_events as write
 
@@ -252,7 +277,9 @@ def record_event(
         AuditEvent(action=action, target=target, outcome=outcome, detail=detail or {})
         for target in targets
     ]
-    write(engine, datetime.now(UTC), events)
+    context = click.get_current_context(silent=True)
+    served = context.find_object(Served) if context else None
+    write(engine, datetime.now(UTC), events, served.actor if served else None)
 
 
 @contextlib.contextmanager

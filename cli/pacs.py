@@ -1,5 +1,6 @@
 """`lungwatch pacs`: exchange of images and results with a PACS."""
 
+import os
 import signal
 import threading
 from collections import Counter
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lungwatch.cli.main import Site, home_options
+from lungwatch.cli.main import Served, Site, home_options, record_event
 from lungwatch.cli.options import json_option
 from lungwatch.cli.output import cell_text, print_json, print_table
+from lungwatch.cli.query import reader_options
 from lungwatch.errors import ConfigError, LungwatchError
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def listen(site: Site, *, port: int | None) -> None:
     if not config.pacs_port:
         raise ConfigError("no port to listen on: set 'pacs.port', or give --port")
     logs.configure(log_format=config.log_format)
+    os.umask(0o077)
     site.home.prepare()
     ended = threading.Event()
     crashes: list[BaseException] = []
@@ -260,7 +263,7 @@ def _send_here(site: Site, engine: "Engine") -> None:
 )
 @_destination_option
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum number; the oldest are kept.")
-@home_options
+@reader_options
 @json_option
 def queue(
     *,
@@ -277,6 +280,8 @@ def queue(
     wanted = [DeliveryState(state) for state in states or _STATES if states or state != "sent"]
     with site.database() as engine:
         rows = list_deliveries(engine, states=wanted, destination=destination, limit=limit)
+        if click.get_current_context().find_object(Served):
+            record_event(engine, "pacs queue", detail={"deliveries": len(rows)})
     if as_json:
         print_json(rows)
     elif not rows:

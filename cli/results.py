@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from lungwatch import RESEARCH_USE_ONLY
-from lungwatch.cli.main import Site, audited, home_options
+from lungwatch.cli.main import Served, Site, audited, record_event
 from lungwatch.cli.options import (
     csv_option,
     existing_file,
@@ -19,6 +19,7 @@ from lungwatch.cli.options import (
     one_format,
 )
 from lungwatch.cli.output import cell_text, print_fields, print_json, print_table, to_csv, to_json
+from lungwatch.cli.query import reader_options
 from lungwatch.errors import LungwatchError, NotFoundError
 from lungwatch.files import write_atomic
 
@@ -41,14 +42,14 @@ def results() -> None:
 
 
 @results.command(name="list")
-@home_options
+@reader_options
 @filter_options()
 @json_option
 @csv_option
 def list_command(site: Site, *, selected: "ResultFilter", as_json: bool, as_csv: bool) -> None:
     """List results, newest first."""
     one_format(as_json=as_json, as_csv=as_csv)
-    rows = _read(site, selected)
+    rows = _read(site, selected, "results list")
     if as_json:
         print_json([row.listed() for row in rows])
     elif as_csv:
@@ -92,7 +93,7 @@ def list_command(site: Site, *, selected: "ResultFilter", as_json: bool, as_csv:
 
 @results.command()
 @click.argument("id_or_hash")
-@home_options
+@reader_options
 @json_option
 def show(site: Site, *, id_or_hash: str, as_json: bool) -> None:
     """Show all fields of one result.
@@ -105,6 +106,7 @@ def show(site: Site, *, id_or_hash: str, as_json: bool) -> None:
     with site.database() as engine:
         row = _with_full_paths(get_result(engine, id_or_hash), site.home.root)
         deliveries = deliveries_of(engine, row.id)
+        record_event(engine, "results show", targets=[f"result {row.id}"])
     if as_json:
         print_json({**row.shown(), "deliveries": deliveries})
         return
@@ -124,7 +126,7 @@ def show(site: Site, *, id_or_hash: str, as_json: bool) -> None:
     type=file_path,
     help="FILE.csv or FILE.json, written atomically.",
 )
-@home_options
+@reader_options
 @filter_options()
 def export(site: Site, *, output: Path, selected: "ResultFilter") -> None:
     """Write results to a CSV or JSON file, newest first."""
@@ -139,6 +141,9 @@ def export(site: Site, *, output: Path, selected: "ResultFilter") -> None:
     target = f"sha256 {hashlib.sha256(data).hexdigest()}"
     detail = {"results": len(rows), "format": kind[1:]}
     with site.database() as engine, audited(engine, "results export", target, detail):
+        if click.get_current_context().find_object(Served):
+            click.echo(data, nl=False)
+            return
         try:
             write_atomic(output, data)
         except OSError as error:
@@ -147,7 +152,7 @@ def export(site: Site, *, output: Path, selected: "ResultFilter") -> None:
 
 
 @results.command()
-@home_options
+@reader_options
 @filter_options()
 @click.option(
     "--drift",
@@ -187,6 +192,7 @@ def stats(
         raise click.UsageError("--reference goes with --drift")
     with site.database() as engine:
         counted = count(engine, selected)
+        _record_read(engine, "results stats", counted.results, selected)
     if as_json:
         print_json(counted)
     else:
@@ -214,12 +220,22 @@ def _print_statistics(counted: "Statistics") -> None:
     click.echo(RESEARCH_USE_ONLY)
 
 
-def _read(site: Site, selected: "ResultFilter") -> "list[ResultRow]":
+def _read(site: Site, selected: "ResultFilter", action: str | None = None) -> "list[ResultRow]":
+    """Return results once the audit trail has that they are read; without an action, at once."""
     from lungwatch.db.queries import list_results
 
     with site.database() as engine:
         rows = list_results(engine, selected)
+        if action is not None:
+            _record_read(engine, action, len(rows), selected)
     return [_with_full_paths(row, site.home.root) for row in rows]
+
+
+def _record_read(engine: "Engine", action: str, results: int, selected: "ResultFilter") -> None:
+    """Write to the audit trail what is about to be printed; what cannot be is not printed."""
+    # Their names alone: a value may be a patient's.
+    filters = [name for name, value in vars(selected).items() if value is not None]
+    record_event(engine, action, detail={"results": results, "filters": filters})
 
 
 def _with_full_paths(row: "Row", root: Path) -> "Row":
@@ -254,6 +270,7 @@ def _print_drift(site: Site, reference: "ReferenceChoice | None", *, as_json: bo
             reference=reference or config.drift_reference,
             since=config.drift_since,
         )
+        record_event(engine, "results stats", detail={"filters": ["drift"]})
     if as_json:
         print_json(found)
         return
@@ -299,7 +316,7 @@ def _print_drift_tests(found: "Drift") -> None:
 
 
 @results.command()
-@home_options
+@reader_options
 @click.option(
     "--model",
     "names",
@@ -335,6 +352,7 @@ def compare(site: Site, *, names: tuple[str, ...], labels: Path | None, as_json:
                 f"no image was scored by both {a.full_name} and {b.full_name}; `lungwatch rescore "
                 f"--model {b.full_name}` scores the processed X-rays"
             )
+        record_event(engine, "results compare", detail={"results": len(pairs)})
         shift = shift_of(pairs, None if labels is None else _known_covid(engine, pairs, labels))
     if as_json:
         values = {**asdict(shift), "flipped": shift.flipped}

@@ -21,6 +21,8 @@ from lungwatch.cli.output import ProgressBar, cell_text, print_json, print_table
 from lungwatch.errors import LungwatchError
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from lungwatch.daemon.config import Config
     from lungwatch.daemon.reconcile import Reconciliation
     from lungwatch.db.queries import ResultFilter, ResultRow
@@ -51,6 +53,8 @@ def _run(
     from lungwatch.daemon.logs import configure
     from lungwatch.daemon.service import Service
 
+    # What the daemon writes is its user's alone, whatever the shell or the unit says.
+    os.umask(0o077)
     with contextlib.ExitStack() as stack:
         bar = None
         if once and sys.stderr.isatty():
@@ -180,15 +184,18 @@ def rescore(
     is_running = site.is_daemon_running()
     if no_send and is_running:
         raise LungwatchError("a daemon is running, which sends as configured; stop it first")
-    with site.database(migrate=True, owned=True) as engine:
+    with site.database(migrate=not dry_run, owned=True) as engine:
         now = datetime.now(UTC)
-        model_id = Store(engine).register_model(
-            name=contract.name,
-            version=contract.version,
-            sha256=classifier.sha256,
-            contract_json=contract.to_json(),
-            now=now,
-        )
+        if dry_run:
+            model_id = _known_model(engine, classifier.sha256)
+        else:
+            model_id = Store(engine).register_model(
+                name=contract.name,
+                version=contract.version,
+                sha256=classifier.sha256,
+                contract_json=contract.to_json(),
+                now=now,
+            )
         images = rescorable(engine, selected, model_id)
         count = len(images)
         if not dry_run:
@@ -232,6 +239,13 @@ def rescore(
         raise LungwatchError(f"{left} are left; give the command again to go on")
 
 
+def _known_model(engine: "Engine", sha256: str) -> int:
+    """Return a model's number, or one that no model has."""
+    from lungwatch.db.rescoring import known_models
+
+    return next((one.id for one in known_models(engine) if one.sha256 == sha256), -1)
+
+
 @click.command()
 @home_options
 @json_option
@@ -273,8 +287,8 @@ def reconcile(site: Site, *, dry_run: bool, as_json: bool) -> None:
 
     site.require_home()
     with (
-        site.locked_if_free() as is_locked,
-        site.database(migrate=True, owned=True) as engine,
+        site.locked_if_free(creates=not dry_run) as is_locked,
+        site.database(migrate=not dry_run, owned=True) as engine,
         ProgressBar("hashing") as bar,
     ):
         mends = is_locked and not dry_run

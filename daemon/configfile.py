@@ -28,7 +28,7 @@ from lungwatch.files import write_atomic
 
 PREFIX = "LUNGWATCH_"
 # Read elsewhere: the file itself, the crash points and the test suite's own switches.
-_NOT_KEYS = ("CONFIG", "CRASH_AT", "HANG_AT", "PAUSE_", "TEST_")
+_NOT_KEYS = ("CONFIG", "CRASH_AT", "HANG_AT", "PAUSE_", "TEST_", "QUERY_SOCKET")
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _WIDTH = 98
 

@@ -1,6 +1,7 @@
 """Inspections of `lungwatch doctor`: everything that a run needs, tried for real."""
 
 import importlib.util
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -82,10 +83,37 @@ class Installation:
         self.classifier: Classifier | None = None
 
 
-def inspect_folders(installation: Installation) -> str:
-    """Prepare the folders."""
-    installation.home.prepare()
-    return f"{installation.home.root}: present, writable, on one file system"
+def inspect_folders(installation: Installation) -> str | Iterator[CheckOutcome]:
+    """Look at the folders; the start makes those that are missing."""
+    home = installation.home
+    if not home.root.is_dir():
+        if not os.access(_existing(home.root), os.W_OK | os.X_OK):
+            raise HomeError(f"cannot create {home.root}; create it, or give this user the right to")
+        detail = f"there is no {home.root} yet; the first start makes it"
+        return iter((CheckOutcome(name="folders", ok=None, detail=detail),))
+    missing = home.check_folders()
+    if missing and not os.access(home.root, os.W_OK | os.X_OK):
+        raise HomeError(f"cannot create {missing[0]}; create it, or give this user the right to")
+    names = ", ".join(folder.name for folder in missing)
+    later = f"; the next start makes {names}" if missing else ""
+    return f"{home.root}: present, writable, on one file system{later}"
+
+
+def _existing(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that exists."""
+    return path if path.exists() else _existing(path.parent)
+
+
+def inspect_access(installation: Installation) -> str | Iterator[CheckOutcome]:
+    """Look for what others may read."""
+    found = installation.home.open_paths()
+    if found and not installation.home.work.exists():
+        detail = "others may read the home; the first start closes it"
+        return iter((CheckOutcome(name="access", ok=None, detail=detail),))
+    if found:
+        names = ", ".join(str(path) for path in found)
+        raise HomeError(f"others may read or write {names}: run `{'; '.join(found.values())}`")
+    return "closed to all but its user; droppers may add files alone"
 
 
 def space_problem(free_mb: int, min_free_mb: int) -> str:
@@ -98,14 +126,16 @@ def space_problem(free_mb: int, min_free_mb: int) -> str:
 def inspect_space(installation: Installation) -> str:
     """Compare the free space with the limit."""
     home, min_free_mb = installation.home, installation.config.min_free_mb
-    free_mb = home.free_mb()
+    free_mb = Home(_existing(home.root)).free_mb()
     if problem := space_problem(free_mb, min_free_mb):
         raise HomeError(f"{problem} in {home.root}: make room or lower the limit")
     return f"{free_mb} MiB free, the daemon pauses below {min_free_mb}"
 
 
-def inspect_watching(installation: Installation) -> str:
+def inspect_watching(installation: Installation) -> str | Iterator[CheckOutcome]:
     """Start and stop an observer."""
+    if not installation.home.incoming.is_dir():
+        return iter((CheckOutcome(name="watching", ok=None, detail="no drop folder yet"),))
     watcher = Watcher(installation.home.incoming, installation.config.observer)
     watcher.start()
     watcher.stop()
@@ -125,7 +155,7 @@ def inspect_sandbox(installation: Installation) -> str | Iterator[CheckOutcome]:
 
 def inspect_database(installation: Installation) -> str:
     """Check integrity and schema."""
-    engine = open_engine(installation.config.database_url)
+    engine = open_engine(installation.config.database_url, keeps_journal=True)
     try:
         if engine.dialect.name == "sqlite":
             file = engine.url.database
@@ -201,11 +231,15 @@ def inspect_calibration(installation: Installation) -> Iterator[CheckOutcome]:
     yield CheckOutcome(name="calibration", ok=None, detail=detail)
 
 
-def inspect_clock(installation: Installation) -> str:
+def inspect_clock(installation: Installation) -> str | Iterator[CheckOutcome]:
     """Compare the clock of the file system with this machine's."""
+    if not installation.home.outbox.is_dir():
+        detail = "not told yet: the first start makes the folders"
+        return iter((CheckOutcome(name="clock", ok=None, detail=detail),))
     # The folder may be a server's with a clock of its own, and ages are compared with ours.
-    with tempfile.NamedTemporaryFile(dir=installation.home.outbox) as file:
-        difference_s = abs(Path(file.name).stat().st_mtime - time.time())
+    # A file without a name (O_TMPFILE): nothing appears in the folder.
+    with tempfile.TemporaryFile(dir=installation.home.outbox) as file:
+        difference_s = abs(os.fstat(file.fileno()).st_mtime - time.time())
     if difference_s > _MAX_CLOCK_DIFFERENCE_S:
         raise HomeError(
             f"the file system's clock differs from this machine's by {difference_s:.0f} s; "

@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import socket
+import stat
+import struct
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -70,7 +72,7 @@ class Home:
         )
 
     def prepare(self) -> None:
-        """Create missing folders and check that files can be moved between them.
+        """Create missing folders, private ones, and check that files can be moved between them.
 
         Raises
         ------
@@ -78,6 +80,7 @@ class Home:
             If a folder cannot be created or written to, or lies on another file system than
             the home: moving would be copying then, and a crash could halve a file.
         """
+        is_new, had_drop_folder = not self.root.exists(), self.incoming.exists()
         for folder in self.folders:
             try:
                 make_dirs(folder)
@@ -86,15 +89,73 @@ class Home:
                     f"cannot create {folder}: {error.strerror}; create it, or give this user the "
                     "right to"
                 ) from error
+        if not had_drop_folder:
+            _make_drop_folder(self.incoming)
+        if is_new:
+            _remove_rights(self.root, 0o077)
+        self.make_private()
+        self.check_folders()
+
+    def make_private(self) -> None:
+        """Take from everybody else the right to read what is the home's user's.
+
+        A drop folder that others may write to keeps its mode, and the home the right to pass
+        through to it.
+        """
+        if not self.incoming.stat().st_mode & 0o022:
+            _remove_rights(self.incoming, 0o077)
+        _remove_rights(self.root, 0o066)
+        for path in self.private_paths:
+            _remove_rights(path, 0o077)
+        if _is_drop_only(self.incoming):
+            _set_default_acl(self.incoming)
+
+    @property
+    def private_paths(self) -> list[Path]:
+        """What exists of folders and database files that belong to the home's user alone."""
+        folders = (*self.folders[1:], self.models, self.calibrations, self.backups)
+        databases = [] if not self.root.is_dir() else sorted(self.root.glob("*.db*"))
+        return [path for path in (*folders, *databases) if path.exists()]
+
+    def check_folders(self) -> list[Path]:
+        """Check those folders that exist, and return those that do not; change nothing.
+
+        Raises
+        ------
+        HomeError
+            As `prepare`.
+        """
+        found = [folder for folder in self.folders if folder.exists()]
+        for folder in found:
             if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
                 raise HomeError(f"no right to read and write {folder}; change its owner or mode")
-        device = self.incoming.stat().st_dev
+        drop_device = self.incoming.stat().st_dev if self.incoming in found else None
         for folder in (self.work, self.unpacking, self.done, self.quarantine):
-            if folder.stat().st_dev != device:
+            if drop_device is not None and folder in found and folder.stat().st_dev != drop_device:
                 raise HomeError(
                     f"{folder} is on another file system than {self.incoming}; they must share "
                     "one, since files are moved by renaming"
                 )
+        return [folder for folder in self.folders if folder not in found]
+
+    def open_paths(self) -> dict[Path, str]:
+        """Return what others may read or write, each with the command that ends it.
+
+        Only what others can reach counts: within a home that is closed to them, nothing does.
+        """
+        if not self.root.is_dir():
+            return {}
+        mode = stat.S_IMODE(self.root.stat().st_mode)
+        found = {self.root: f"chmod go-rw {self.root}"} if mode & 0o066 else {}
+        if not mode & 0o077:
+            return {}
+        if self.incoming.is_dir() and self.incoming.stat().st_mode & 0o046:
+            found[self.incoming] = f"chmod 3730 {self.incoming}"
+        for path in self.private_paths:
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mode & 0o077:
+                    found[path] = f"chmod go-rwx {path}"
+        return found
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -106,7 +167,7 @@ class Home:
             If another process holds it, or its lock file cannot be opened.
         """
         try:
-            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise HomeError(
                 f"cannot open {self.lock_file}: {error.strerror}; change its owner or mode"
@@ -167,6 +228,52 @@ class Home:
     def overlay_path(self, sha256: str, received_at: datetime, model_id: str) -> Path:
         """Return the place of the overlay of a content and a model."""
         return self.overlays / received_at.strftime("%Y/%m/%d") / f"{sha256}.{model_id}.png"
+
+
+# Droppers may add files, and neither list nor remove what others dropped; files get the group of
+# the folder. Where a service manager forbids the set-group-ID bit, without it.
+_DROP_MODES = (0o3730, 0o1730)
+
+
+def _make_drop_folder(folder: Path) -> None:
+    for mode in _DROP_MODES:
+        with contextlib.suppress(PermissionError):
+            folder.chmod(mode)
+            return
+
+
+def _remove_rights(path: Path, rights: int) -> None:
+    """Remove bits of a mode; `doctor` names what another user owns."""
+    with contextlib.suppress(PermissionError, FileNotFoundError):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & rights:
+            path.chmod(mode & ~rights)
+
+
+def _is_drop_only(folder: Path) -> bool:
+    """Tell whether the group of a folder may add files to it and not list them."""
+    return folder.stat().st_mode & 0o1047 == 0o1000
+
+
+def _set_default_acl(folder: Path) -> None:
+    """Make what is dropped readable by its dropper and this user alone, whatever the umask.
+
+    Without it a dropper who guesses the name of another one's file may read it, as most umasks
+    allow. acl(5); the binary form is that of Linux's ``posix_acl_xattr.h``.
+    """
+    everybody, nobody = 7, 0
+    no_id = 2**32 - 1
+    entries = (
+        (0x01, everybody, no_id),  # the owner
+        (0x02, everybody, os.geteuid()),
+        (0x04, nobody, no_id),  # the group
+        (0x10, everybody, no_id),  # the mask
+        (0x20, nobody, no_id),  # others
+    )
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    # Not every file system has them, and only the folder's owner may set them.
+    with contextlib.suppress(OSError):
+        os.setxattr(folder, "system.posix_acl_default", packed)
 
 
 def claim_database(home: Home, engine: Engine, now: datetime) -> None:

@@ -87,7 +87,11 @@ class Guard(Protocol):
 
 
 def open_engine(
-    url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S, creates: bool = False
+    url: str,
+    *,
+    busy_timeout_s: float = BUSY_TIMEOUT_S,
+    creates: bool = False,
+    keeps_journal: bool = False,
 ) -> Engine:
     """Return an engine for an SQLAlchemy URL; nothing is opened or created yet.
 
@@ -97,6 +101,9 @@ def open_engine(
         ``sqlite:////absolute/path`` or ``postgresql://user@host/name``.
     busy_timeout_s
         How long a writer waits for another one.
+    keeps_journal
+        Whether a SQLite file, which is only read, stays in its journal mode: it may be another
+        program's.
     creates
         Whether a SQLite file that is missing is made; else it cannot be opened.
 
@@ -117,7 +124,7 @@ def open_engine(
                 engine = create_engine(
                     parsed, creator=lambda: connect_existing(path, timeout_s=busy_timeout_s)
                 )
-            _prepare_sqlite(engine)
+            _prepare_sqlite(engine, keeps_journal=keeps_journal)
             return engine
         return create_engine(
             parsed, connect_args={"options": f"-c lock_timeout={round(busy_timeout_s * 1000)}"}
@@ -174,7 +181,7 @@ def describe_url(url: URL) -> str:
     return url.render_as_string(hide_password=True)
 
 
-def _prepare_sqlite(engine: Engine) -> None:
+def _prepare_sqlite(engine: Engine, *, keeps_journal: bool) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _record: object) -> None:
         # The driver's own BEGIN comes late and never before SELECT: `begin` does it instead.
@@ -182,6 +189,8 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.execute("PRAGMA foreign_keys = ON")
         # Files are moved once a commit has returned, so it must be durable; WAL alone is not.
         connection.execute("PRAGMA synchronous = FULL")
+        if keeps_journal:
+            return
         if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             connection.execute("PRAGMA journal_mode = WAL")
 

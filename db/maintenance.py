@@ -92,7 +92,7 @@ def open_existing(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
         raise NotFoundError(f"no database at {describe_url(parsed)}; run `lungwatch run` first")
     check_not_restoring(parsed)
-    engine = open_engine(url)
+    engine = open_engine(url, keeps_journal=True)
     with _disposed_on_error(engine):
         check_current(engine)
     return engine

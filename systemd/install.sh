@@ -25,7 +25,8 @@ prefix=/opt/lungwatch
 state=/var/lib/lungwatch
 units=/etc/systemd/system
 names="lungwatch.service lungwatch-retention.service lungwatch-retention.timer
-    lungwatch-backup.service lungwatch-backup.timer"
+    lungwatch-backup.service lungwatch-backup.timer
+    lungwatch-query.socket lungwatch-query@.service"
 
 say() { echo "lungwatch: $*"; }
 fail() { echo "lungwatch: $*" >&2; exit 1; }
@@ -44,9 +45,19 @@ make_user() {
     fi
     if command -v systemd-sysusers >/dev/null; then
         systemd-sysusers lungwatch.conf
-    elif ! id lungwatch >/dev/null 2>&1; then
-        useradd --system --user-group --home-dir "$state" --shell /usr/sbin/nologin lungwatch
+    else
+        for group in lungwatch-drop lungwatch-read; do
+            getent group "$group" >/dev/null || groupadd --system "$group"
+        done
+        id lungwatch >/dev/null 2>&1 || useradd --system --user-group --home-dir "$state" \
+            --shell /usr/sbin/nologin lungwatch
+        usermod -a -G lungwatch-drop lungwatch
     fi
+    # Up to 0.14 those who drop X-rays were members of the service's own group.
+    for member in $(getent group lungwatch | cut -d: -f4 | tr , ' '); do
+        usermod -a -G lungwatch-drop "$member"
+        gpasswd --delete "$member" lungwatch >/dev/null
+    done
 }
 
 make_environment() {
@@ -98,11 +109,16 @@ make_environment() {
 }
 
 make_folders() {
-    install -d -m 0750 "$DESTDIR$state" "$DESTDIR/etc/lungwatch"
-    # Members of the group drop files; what they drop stays the group's.
-    [ -d "$DESTDIR$state/incoming" ] || install -d -m 2770 "$DESTDIR$state/incoming"
+    # Others pass through to the drop folder; all beside it is closed.
+    install -d -m 0711 "$DESTDIR$state"
+    install -d -m 0750 "$DESTDIR/etc/lungwatch"
+    # Droppers may add files, and neither list nor remove what others dropped.
+    [ -d "$DESTDIR$state/incoming" ] || mkdir "$DESTDIR$state/incoming"
+    chmod 3730 "$DESTDIR$state/incoming"
     if [ -z "$DESTDIR" ]; then
-        chown lungwatch:lungwatch "$state" "$state/incoming"
+        chown lungwatch:lungwatch "$state"
+        chown lungwatch:lungwatch-drop "$state/incoming"
+        chmod 3730 "$state/incoming"  # chown may take the set-group-ID bit away
         chmod 0700 /etc/lungwatch  # secrets, which systemd reads for the service
     fi
 }
@@ -117,9 +133,10 @@ make_units() {
 start() {
     is_running || return 0
     systemctl daemon-reload
-    systemctl enable lungwatch.service lungwatch-retention.timer lungwatch-backup.timer
+    systemctl enable lungwatch.service lungwatch-retention.timer lungwatch-backup.timer \
+        lungwatch-query.socket
     systemctl restart lungwatch.service
-    systemctl start lungwatch-retention.timer lungwatch-backup.timer
+    systemctl start lungwatch-retention.timer lungwatch-backup.timer lungwatch-query.socket
 }
 
 stop() {
@@ -152,7 +169,12 @@ uninstall)
     if is_running; then systemctl daemon-reload; fi
     if [ "$PURGE" = 1 ]; then
         rm -rf "$DESTDIR$state" "$DESTDIR/etc/lungwatch" "$DESTDIR$units/lungwatch.service.d"
-        if [ -z "$DESTDIR" ] && id lungwatch >/dev/null 2>&1; then userdel lungwatch; fi
+        if [ -z "$DESTDIR" ] && id lungwatch >/dev/null 2>&1; then
+            userdel lungwatch
+            for group in lungwatch-drop lungwatch-read; do
+                if getent group "$group" >/dev/null; then groupdel "$group"; fi
+            done
+        fi
         say "removed, with all data"
     else
         say "removed; the data stays in $state (PURGE=1 removes it)"

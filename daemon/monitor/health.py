@@ -240,6 +240,7 @@ CHECKS = (
         _observe_folders,
         at_start=True,
     ),
+    Check("access", "May others read what is in the home?", doctor.inspect_access),
     Check(
         "space",
         "Is as much disk space free as min_free_mb asks for?",
@@ -295,13 +296,14 @@ CHECKS = (
 
 
 def check_start(config: Config) -> None:
-    """Run the checks of the start.
+    """Prepare the home, and run the checks of the start.
 
     Raises
     ------
     LungwatchError
         For the first that fails.
     """
+    Home(config.home).prepare()
     for check in CHECKS:
         if check.at_start and check.inspect is not None:
             check.inspect(Installation(config))

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
-UNITS = sorted(path.name for path in SYSTEMD.iterdir() if path.suffix in (".service", ".timer"))
+UNITS = sorted(
+    path.name for path in SYSTEMD.iterdir() if path.suffix in (".service", ".timer", ".socket")
+)
 SERVICES = [name for name in UNITS if name.endswith(".service")]
 MOST_EXPOSURE = 2.0
 
