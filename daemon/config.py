@@ -271,7 +271,16 @@ class PacsKeys(Keys):
     pacs_max_associations: int = Field(10, ge=1, le=1000)
     """Maximum of simultaneous associations."""
     pacs_max_object_mb: int = Field(512, ge=1, le=4096)
-    """Maximum size of one received object in MiB; it is held in memory."""
+    """Maximum size of one received object in MiB; it is written to disk while it arrives."""
+    pacs_max_associations_per_address: int = Field(0, ge=0, le=1000)
+    """Maximum of simultaneous associations of one address, so that one host cannot take all; 0 for
+    two less than `max_associations`, at least one."""
+    pacs_pdu_timeout_s: float = Field(30.0, ge=1, le=3600)
+    """Seconds in which one PDU must be received or sent completely; else the connection is cut."""
+    pacs_min_rate_bytes_s: int = Field(1000, ge=0, le=1_000_000_000)
+    """Least rate of an unfinished message in bytes a second, measured over `pdu_timeout_s`."""
+    pacs_idle_timeout_s: float = Field(60.0, ge=1, le=86_400)
+    """Seconds without a message after which an association is cut."""
     pacs_tls_certificate: str = ""
     """PEM file of this side's certificate."""
     pacs_tls_key: str = ""

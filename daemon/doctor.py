@@ -104,9 +104,12 @@ def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.parent)
 
 
-def inspect_access(installation: Installation) -> str:
+def inspect_access(installation: Installation) -> str | Iterator[CheckOutcome]:
     """Look for what others may read."""
     found = installation.home.open_paths()
+    if found and not installation.home.work.exists():
+        detail = "others may read the home; the first start closes it"
+        return iter((CheckOutcome(name="access", ok=None, detail=detail),))
     if found:
         names = ", ".join(str(path) for path in found)
         raise HomeError(f"others may read or write {names}: run `{'; '.join(found.values())}`")

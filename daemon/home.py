@@ -99,8 +99,11 @@ class Home:
     def make_private(self) -> None:
         """Take from everybody else the right to read what is the home's user's.
 
-        The drop folder keeps its mode, and the home the right to pass through to it.
+        A drop folder that others may write to keeps its mode, and the home the right to pass
+        through to it.
         """
+        if not self.incoming.stat().st_mode & 0o022:
+            _remove_rights(self.incoming, 0o077)
         _remove_rights(self.root, 0o066)
         for path in self.private_paths:
             _remove_rights(path, 0o077)

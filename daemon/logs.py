@@ -117,7 +117,7 @@ class QueuedHandler(logging.Handler):
     def __init__(self, target: logging.Handler, most_lines: int = _MOST_LINES) -> None:
         super().__init__()
         self._target = target
-        self._queue: queue.Queue[logging.LogRecord] = queue.Queue(most_lines)
+        self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(most_lines)
         self._guard = threading.Lock()
         self._dropped = self._reported = 0
         self._flush_s = _FLUSH_S
@@ -156,9 +156,18 @@ class QueuedHandler(logging.Handler):
         self._flush_s = _FLUSH_S
         return True
 
+    def close(self) -> None:
+        """End the thread, unless the reader stalls; what comes later is not written."""
+        if self.is_flushed():
+            self._queue.put(None)
+        super().close()
+
     def _write_on(self) -> None:
         while True:
             record = self._queue.get()
+            if record is None:
+                self._queue.task_done()
+                return
             try:
                 self._target.emit(record)
                 if self._queue.empty():

@@ -374,6 +374,7 @@ class Service:
         if not once:
             # Before the threads: a port that cannot be bound is a reason not to start.
             listener, monitor = make_services(context, engine, model, parts, lambda: self.phase)
+        parts.clock_watch.start()
         context.writer.start()
         parts.pipeline.start()
         try:
@@ -394,6 +395,7 @@ class Service:
             if listener is not None:
                 listener.stop()
             parts.watcher.stop()
+            parts.clock_watch.stop()
             self._wind_up(parts, context.writer)
             # Last, so that it reports the drain.
             if monitor is not None:

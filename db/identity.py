@@ -39,6 +39,7 @@ from lungwatch.files import replacing
 # unused, change counter, flags, page size, last valid frame, pages of the database.
 _WAL_INDEX = struct.Struct("=IIIBBHII")
 _WAL_HEADER, _FRAME_HEADER = 32, 24
+_MOST_DESCRIPTORS = 4096  # it is opened early, and they are numbered from 0
 _LARGEST_PAGE = 65536  # written as 1
 _UNREADABLE_IN_A_ROW = 3
 
@@ -193,6 +194,7 @@ class SqliteFiles:
         self._anchor = connect_existing(path, timeout_s=1.0)
         self._anchor.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         self._identities = [_identity(one) for one in self._paths]
+        self._index = _own_descriptor(self._identities[2])
         self._size = path.stat().st_size
         self._lock = threading.Lock()
 
@@ -206,7 +208,10 @@ class SqliteFiles:
 
     def _truncation(self) -> str:
         """Say which file is shorter than the log's index has it."""
-        database, log, index = self._paths
+        database, log, _ = self._paths
+        index = self._index
+        if index is None:
+            return ""
         try:
             for _ in range(_UNREADABLE_IN_A_ROW):
                 before = _index_header(index)
@@ -250,10 +255,24 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _index_header(index: Path) -> tuple[int, int, int]:
+def _own_descriptor(identity: tuple[int, int] | None) -> int | None:
+    """Return the descriptor that SQLite itself has of a file of this device and inode.
+
+    To open the log's index once more and close it would take SQLite's locks on it away from the
+    whole process (fcntl(2)): another process that opens the database would then rebuild the index
+    under the daemon, and the database would be damaged.
+    """
+    for descriptor in range(_MOST_DESCRIPTORS):
+        with contextlib.suppress(OSError):
+            status = os.fstat(descriptor)
+            if (status.st_dev, status.st_ino) == identity:
+                return descriptor
+    return None
+
+
+def _index_header(index: int) -> tuple[int, int, int]:
     """Return page size, valid frames of the log, and pages of the database."""
-    with index.open("rb", buffering=0) as file:
-        data = file.read(_WAL_INDEX.size)
+    data = os.pread(index, _WAL_INDEX.size, 0)
     if len(data) < _WAL_INDEX.size:
         raise OSError(0, "the log's index was truncated")
     *_, page, frames, pages = _WAL_INDEX.unpack(data)

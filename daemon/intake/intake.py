@@ -312,10 +312,12 @@ class Intake:
 
     def _idle_s(self) -> float:
         now_s = self._clock.monotonic()
-        due_s = min((self._walk_due_s, self._queued_due_s, *self._parked.values()))
+        due = [self._queued_due_s, *self._parked.values()]
+        if self._takes_drops:
+            due.append(self._walk_due_s)
         if self._turns[Lane.SLOW] or self._resumed:
             return _POLL_S  # a slot comes free without waking this thread
-        return min(max(due_s - now_s, 0.01), self._context.config.rescan_s)
+        return min(max(min(due) - now_s, 0.01), self._context.config.rescan_s)
 
     def _may_claim(self) -> bool:
         return self._watermark.has_space() and not self._outages.current

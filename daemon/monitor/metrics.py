@@ -1,11 +1,15 @@
 """Metrics in Prometheus' text format; the status port and the textfile that serve them."""
 
+import io
 import json
 import logging
 import math
+import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,20 +38,23 @@ _EVERY_S = 15.0
 _ADDRESS = "127.0.0.1"
 _MOST = 8  # requests at once
 _TIMEOUT_S = 5.0
+_MAX_REQUEST_BYTES = 16 * 1024
 _STAGE = "status"
 _HOSTS = ("127.0.0.1", "localhost")
 _DECODER_REPLACED = "decoder_replaced"
+_CUT_OFF = "cut_off"
 T = TypeVar("T")
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 
 class _EventCounter(logging.Handler):
-    """Counts of the process's log events by action, and of replaced decoders by reason."""
+    """Counts of log events by action, of replaced decoders and of cut connections by reason."""
 
     def __init__(self) -> None:
         super().__init__()
         self._actions: Counter[str] = Counter()
         self._decoders: Counter[str] = Counter()
+        self._cut: Counter[str] = Counter()
         self._guard = threading.Lock()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -59,11 +66,13 @@ class _EventCounter(logging.Handler):
             self._actions[fields["action"]] += 1
             if fields["action"] == _DECODER_REPLACED:
                 self._decoders[str(fields["reason"])] += 1
+            elif fields["action"] == _CUT_OFF:
+                self._cut[str(fields["why"])] += 1
 
-    def snapshot(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Return events by action, and replaced decoders by reason."""
+    def snapshot(self) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+        """Return events by action, replaced decoders and cut connections by reason."""
         with self._guard:
-            return dict(self._actions), dict(self._decoders)
+            return dict(self._actions), dict(self._decoders), dict(self._cut)
 
 
 class Metrics:
@@ -134,7 +143,7 @@ class Metrics:
         yield _gauges("content_gate", "1 for its mode.", ("mode",), {(self._gate,): 1})
         yield from _health_metrics(self._health.examine())
         yield from _stage_metrics(self._progress.snapshot())
-        actions, decoders = self._events.snapshot()
+        actions, decoders, cut = self._events.snapshot()
         yield _counters("events", "Logged, by action.", ("action",), _keyed(actions))
         yield _counters(
             "decoder_replacements", "Decoder processes ended.", ("reason",), _keyed(decoders)
@@ -142,6 +151,7 @@ class Metrics:
         yield CounterMetricFamily(
             "lungwatch_log_dropped_lines", "Not logged: the reader stalled.", dropped_lines()
         )
+        yield _counters("connections_cut", "Connections ended.", ("why",), _keyed(cut))
         if (disks := _answer(self._read_disks)) is not None:
             free = _keyed(disks.free)
             yield _gauges("disk_free_bytes", "Free on each file system.", ("folder",), free)
@@ -335,36 +345,84 @@ class StatusServer:
         """Close the port."""
         if self._thread.is_alive():
             self._server.shutdown()
+        self._server.cut_all()
         self._server.server_close()
 
 
 class _Server(ThreadingHTTPServer):
+    """A server of few requests at once, each with one deadline for all of it."""
+
     daemon_threads = True
     on_round: Callable[[], None]
 
     def __init__(self, *args: Any) -> None:  # noqa: ANN401 - socketserver's own signature
-        self._slots = threading.BoundedSemaphore(_MOST)
+        self._guard = threading.Lock()
+        self._since_s: dict[socket.socket, float] = {}
         super().__init__(*args)
 
     def service_actions(self) -> None:
         super().service_actions()
         self.on_round()
+        now_s = time.monotonic()
+        with self._guard:
+            late = [one for one, since_s in self._since_s.items() if now_s - since_s > _TIMEOUT_S]
+        for one in late:
+            self._cut(one, "request not in time")
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        if not self._slots.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+        with self._guard:
+            # The one that has been here longest makes room.
+            is_full = len(self._since_s) >= _MOST
+            oldest = min(self._since_s, key=self._since_s.__getitem__) if is_full else None
+            self._since_s[request] = time.monotonic()
+        if oldest is not None:
+            self._cut(oldest, "too many")
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._slots.release()
+            with self._guard:
+                self._since_s.pop(request, None)
+
+    def _cut(self, request: socket.socket, why: str) -> None:
+        with self._guard:
+            if self._since_s.pop(request, None) is None:
+                return
+            with suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
+        event("cut_off", level=logging.WARNING, why=why, port=self.server_address[1])
+
+    def cut_all(self) -> None:
+        """End every request, at a stop."""
+        with self._guard:
+            for request in self._since_s:
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002
         """Note a request that failed, without a trace of it."""
         event("status_request_failed", level=logging.DEBUG)
+
+
+class _BoundedReader(io.RawIOBase):
+    """The bytes of one request, up to a bound."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__()
+        self._connection = connection
+        self._left = _MAX_REQUEST_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - RawIOBase's
+        if self._left <= 0:
+            raise OSError("the request is too large")
+        count = self._connection.recv_into(memoryview(buffer)[: self._left])
+        self._left -= count
+        return count
 
 
 class _StatusHandler(BaseHTTPRequestHandler):
@@ -373,6 +431,11 @@ class _StatusHandler(BaseHTTPRequestHandler):
     sys_version = ""
     text: Callable[[], bytes]
     health_check: HealthCheck
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_BoundedReader(self.connection), 4096)
 
     def do_GET(self) -> None:
         host = self.headers.get("Host", "").rsplit(":", 1)[0]

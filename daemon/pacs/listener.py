@@ -1,38 +1,41 @@
 """Storage and verification SCP (PS3.4 annexes A and B): access list, TLS, limits, reception."""
 
-import errno
 import ipaddress
 import logging
-import secrets
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from socketserver import BaseServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pynetdicom
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AllStoragePresentationContexts, evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
-from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import EventHandlerType
 from pynetdicom.presentation import PresentationContext, build_context
-from pynetdicom.transport import AssociationServer, AssociationSocket, RequestHandler
+from pynetdicom.transport import AssociationServer, RequestHandler
 
-from lungwatch.daemon.config import Config, is_ae_title
+from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.logs import event as log
 from lungwatch.daemon.pacs.commitment import PUSH_MODEL, CommitmentHandlers
+from lungwatch.daemon.pacs.connections import (
+    ACSE_S,
+    BoundedEntity,
+    BoundedSocket,
+    ConnectionLimits,
+    Handshakes,
+)
+from lungwatch.daemon.pacs.reception import SUCCESS, SpoolingProvider, StorageHandler
 from lungwatch.daemon.retry import SystemClock
 from lungwatch.daemon.stage import Progress, Worker
 from lungwatch.errors import ConfigError
-from lungwatch.files import write_atomic
-
-if TYPE_CHECKING:
-    from pynetdicom.events import Event
 
 
 def _server_context(config: Config) -> ssl.SSLContext:
@@ -74,102 +77,12 @@ def _log_refusal(address: str, why: str) -> None:
     log("refused", level=logging.WARNING, address=address, why=why)
 
 
-# PS3.4 table B.2-1, PS3.7 annex C.
-SUCCESS = 0x0000
-OUT_OF_RESOURCES = 0xA700
-CANNOT_UNDERSTAND = 0xC000
-PROCESSING_FAILURE = 0x0110
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_LEFT_OVER_S = 3600.0
-
-
-class StorageHandler:
-    """Stores received objects in the drop folder of one home.
-
-    Parameters
-    ----------
-    min_free_mb
-        Free space below which nothing is taken, in MiB: the sender keeps its copy.
-    """
-
-    def __init__(self, home: Home, min_free_mb: int) -> None:
-        self._home = home
-        self._min_free_mb = min_free_mb
-
-    def sweep(self) -> None:
-        """Remove incomplete files that a killed process left in the drop folder."""
-        for path in self._home.incoming.glob(".tmp-*.dcm"):
-            if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
-                path.unlink(missing_ok=True)
-
-    def store(self, event: "Event") -> int:
-        """Answer a C-STORE request; success means that the file outlives a power loss.
-
-        The data set is written as it came: its bytes are not decoded. The calling AE title goes
-        into the file meta information, as Sending Application Entity Title (0002,0017).
-        """
-        caller = event.assoc.requestor.ae_title
-        try:
-            status = self._store(event)
-        except OSError as error:
-            status = OUT_OF_RESOURCES if error.errno in _FULL else PROCESSING_FAILURE
-        if status == SUCCESS:
-            log("received", caller=caller)
-        else:
-            log("not_received", level=logging.WARNING, caller=caller, status=f"0x{status:04X}")
-        return status
-
-    def _store(self, event: "Event") -> int:
-        if self._home.free_mb() < self._min_free_mb:
-            return OUT_OF_RESOURCES
-        data_set = event.encoded_dataset(include_meta=False)
-        if not data_set:
-            return CANNOT_UNDERSTAND
-        meta = event.file_meta
-        # PS3.10 7.1. A title with other characters is not written: it would make a broken file.
-        if is_ae_title(caller := event.assoc.requestor.ae_title):
-            meta.SendingApplicationEntityTitle = caller
-        data = b"\0" * 128 + b"DICM" + encode_file_meta(meta) + data_set
-        # No part of the object in the name: even a UID leads to a patient.
-        write_atomic(self._home.incoming / f"pacs-{secrets.token_hex(12)}.dcm", data)
-        return SUCCESS
-
-
 _HANDSHAKE_S = 10.0
 _HANDSHAKES = 8
 _SPARE_CONNECTIONS = 8
-_MIB = 1024 * 1024
+_SPARE_PER_ADDRESS = 2
+_STOP_S = 5.0
 _VERIFICATION = "1.2.840.10008.1.1"
-# Above any association request, and above what we say that a PDU may have.
-MAX_PDU_BYTES = 1024 * 1024
-
-
-class BoundedSocket(AssociationSocket):
-    """A connection that ends when more is sent than an object may have.
-
-    The library reads as much as a PDU's header announces, up to 4 GiB.
-    """
-
-    max_object_bytes = 0
-    _received = 0
-
-    def recv(self, nr_bytes: int) -> bytearray:
-        """Read exactly so many bytes.
-
-        Raises
-        ------
-        OSError
-            If there are not as many, or too many.
-        """
-        self._received += nr_bytes
-        if nr_bytes > MAX_PDU_BYTES or self._received > self.max_object_bytes:
-            log("cut_off", level=logging.WARNING, why="PDU or object too large")
-            raise OSError("too much data")
-        return super().recv(nr_bytes)
-
-    def reset(self) -> None:
-        """Start counting the next object."""
-        self._received = 0
 
 
 class _AssociationHandler(RequestHandler):
@@ -178,10 +91,10 @@ class _AssociationHandler(RequestHandler):
     def _create_association(self) -> Association:
         association = super()._create_association()
         connection = association.dul.socket
-        # The library makes the socket, takes no other, and has begun to listen to this one.
-        connection.__class__ = BoundedSocket
-        assert isinstance(connection, BoundedSocket)
-        connection.max_object_bytes = self.server.max_object_bytes
+        assert connection is not None
+        bounded = BoundedSocket.guard(connection, self.server.limits, self.client_address[0])
+        association.dimse = SpoolingProvider(association, self.server.folder, bounded)
+        self.server.track(association)
         return association
 
 
@@ -198,12 +111,12 @@ def _commitment_contexts(handlers: list[EventHandlerType]) -> list[PresentationC
 
 
 class BoundedServer(AssociationServer):
-    """Association server with limits on clients, connections and object size.
+    """Association server with limits on clients, connections, time and object size.
 
     Parameters
     ----------
-    on_round
-        Called several times a second, for as long as connections are being accepted.
+    folder
+        Where objects are spooled.
 
     Raises
     ------
@@ -220,14 +133,20 @@ class BoundedServer(AssociationServer):
         config: Config,
         entity: ApplicationEntity,
         handlers: list[EventHandlerType],
-        on_round: Callable[[], None],
+        folder: Path,
     ) -> None:
         self._networks = _networks(config.pacs_calling_addresses)
         # Beyond the maximum of associations, so that further ones can be rejected properly.
         self._max_connections = config.pacs_max_associations + _SPARE_CONNECTIONS
-        self.max_object_bytes = config.pacs_max_object_mb * _MIB
-        self._on_round = on_round
-        self._in_handshake = threading.Semaphore(_HANDSHAKES)
+        self._max_per_address = config.pacs_max_associations_per_address or max(
+            1, config.pacs_max_associations - _SPARE_PER_ADDRESS
+        )
+        self.limits = ConnectionLimits.of(config)
+        self.folder = folder
+        self.own_ports: set[int] = set()
+        self._tracked: set[Association] = set()
+        self._guard = threading.Lock()
+        self._handshakes = Handshakes(_HANDSHAKES, _HANDSHAKE_S)
         contexts = [
             build_context(str(context.abstract_syntax), list(AllTransferSyntaxes))
             for context in AllStoragePresentationContexts
@@ -238,74 +157,213 @@ class BoundedServer(AssociationServer):
             entity.ae_title,
             [*contexts, build_context(_VERIFICATION), *_commitment_contexts(handlers)],
             ssl_context=_server_context(config) if config.pacs_tls_certificate else None,
-            evt_handlers=handlers,
+            evt_handlers=[*handlers, (evt.EVT_REQUESTED, self._on_requested)],
             request_handler=_AssociationHandler,
         )
+
+    def track(self, association: Association) -> None:
+        """Bound an association's time until it ends."""
+        with self._guard:
+            self._tracked.add(association)
+
+    def _connections(self) -> list[tuple[Association, BoundedSocket]]:
+        with self._guard:
+            found = [(one, one.dul.socket) for one in self._tracked]
+        return [(one, bounded) for one, bounded in found if isinstance(bounded, BoundedSocket)]
 
     def service_actions(self) -> None:
         """Do what is due after each look for connections."""
         super().service_actions()
-        self._on_round()
+        self._handshakes.check()
+        for association, connection in self._connections():
+            connection.check()
+            if association.ident and not association.is_alive() and not association.dul.is_alive():
+                self._forget(association)
+
+    def _forget(self, association: Association) -> None:
+        with self._guard:
+            self._tracked.discard(association)
+        if isinstance(association.dimse, SpoolingProvider):
+            association.dimse.discard()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection; its TLS handshake follows on a thread of its own."""
         assert self.socket is not None
         return self.socket.accept()
 
+    def _is_own(self, client_address: Any) -> bool:  # noqa: ANN401 - socketserver's
+        return client_address[1] in self.own_ports
+
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ANN401, ARG002 - socketserver's
         """Return whether a connection is accepted."""
+        if self._is_own(client_address):
+            return True
         if not _is_in(self._networks, client_address[0]):
             _log_refusal(client_address[0], "address")
             return False
-        if len(self.active_associations) >= self._max_connections:
-            _log_refusal(client_address[0], "too many")
+        connections = [connection for _, connection in self._connections()]
+        if len([one for one in connections if not one.is_cut]) < self._max_connections:
+            return True
+        # Whoever asks for nothing makes room, as long as the threads of such ones are few.
+        asking_nothing = [one for one in connections if not one.has_request and not one.is_cut]
+        _log_refusal(client_address[0], "too many")
+        if not asking_nothing or len(connections) >= 2 * self._max_connections:
             return False
+        min(asking_nothing, key=lambda one: one.since_s).cut("too many connections")
         return True
+
+    def _on_requested(self, event: evt.Event) -> None:
+        """Reject one association too many of one address."""
+        association = event.assoc
+        address = association.requestor.address
+        if association.requestor.port in self.own_ports:
+            return
+        address_of = {one: connection.caller_address for one, connection in self._connections()}
+        same = [
+            one
+            for one, connection in self._connections()
+            if connection.caller_address == address_of.get(association)
+            and connection.has_request
+            and not connection.is_cut
+            and one is not association
+        ]
+        if len(same) >= self._max_per_address:
+            _log_refusal(address, "too many associations of this address")
+            # PS3.8 table 9-21: rejected-transient, presentation related, local limit exceeded.
+            association.acse.send_reject(0x02, 0x03, 0x02)
+            association.kill()
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - socketserver's
         """Start an association."""
-        if self.ssl_context is None:
+        if self.ssl_context is None or self._is_own(client_address):
             super().process_request(request, client_address)
-        elif self._in_handshake.acquire(blocking=False):
+            return
+        encrypted = self.ssl_context.wrap_socket(
+            request, server_side=True, do_handshake_on_connect=False
+        )
+        if self._handshakes.begin(encrypted):
             threading.Thread(
-                target=self._shake_hands, args=(request, client_address), daemon=True
+                target=self._shake_hands, args=(encrypted, client_address), daemon=True
             ).start()
         else:
             _log_refusal(client_address[0], "too many")
-            self.shutdown_request(request)
+            self.shutdown_request(encrypted)
 
-    def _shake_hands(self, request: socket.socket, client_address: Any) -> None:  # noqa: ANN401 - as above
+    def _shake_hands(self, encrypted: ssl.SSLSocket, client_address: Any) -> None:  # noqa: ANN401 - as above
         # A client that never starts its handshake must not delay the others.
-        assert self.ssl_context is not None
         try:
-            request.settimeout(_HANDSHAKE_S)
-            encrypted = self.ssl_context.wrap_socket(request, server_side=True)
+            encrypted.settimeout(_HANDSHAKE_S)
+            encrypted.do_handshake()
             encrypted.settimeout(None)
         except (OSError, ssl.SSLError):
             _log_refusal(client_address[0], "TLS handshake")
-            self.shutdown_request(request)
+            self.shutdown_request(encrypted)
             return
         finally:
-            self._in_handshake.release()
+            self._handshakes.end(encrypted)
         super().process_request(encrypted, client_address)
 
     def shutdown(self) -> None:
-        """End `serve_forever`, close the port, and abort what is still being received."""
+        """End `serve_forever`, close the port, and cut what is still being received."""
         # The library's own method looks for servers that it started itself.
         BaseServer.shutdown(self)
         self.server_close()
-        for association in self.active_associations:
-            association.abort()
+        self._handshakes.check(all_of_them=True)
+        deadline_s = time.monotonic() + _STOP_S
+        for _, connection in self._connections():
+            connection.end()
+        while time.monotonic() < deadline_s and self._tracked:
+            for association in list(self._tracked):
+                if not association.is_alive() and not association.dul.is_alive():
+                    self._forget(association)
+            time.sleep(_POLL_S / 10)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 - socketserver's
         """Log that a connection failed, without a traceback."""
         _log_refusal(client_address[0], "connection failed")
 
 
-_ACSE_S = 15.0
-_DIMSE_S = 30.0
-# Idle time that ends an association; a sender may pause between two images.
-_NETWORK_S = 60.0
+def _item(kind: int, content: bytes) -> bytes:
+    """Encode an item of an association request (PS3.8 9.3.2)."""
+    return struct.pack(">BBH", kind, 0, len(content)) + content
+
+
+def _echo_request(called: str, calling: str) -> tuple[bytes, bytes]:
+    """Encode an association request for Verification, and a C-ECHO request (PS3.7 9.3.5)."""
+    context = (
+        b"\x01\0\0\0" + _item(0x30, _VERIFICATION.encode()) + _item(0x40, b"1.2.840.10008.1.2")
+    )
+    user = _item(0x51, struct.pack(">L", 16_384)) + _item(0x52, b"1.2.826.0.1.3680043.9.3811.3.0.4")
+    request = struct.pack(
+        ">HH16s16s32x", 1, 0, called.encode().ljust(16), calling.encode().ljust(16)
+    )
+    request += _item(0x10, b"1.2.840.10008.3.1.1.1") + _item(0x20, context) + _item(0x50, user)
+    uid = _VERIFICATION.encode() + b"\0"
+    command = struct.pack("<HHL", 0, 0x0002, len(uid)) + uid
+    for element, value in ((0x0100, 0x0030), (0x0110, 1), (0x0800, 0x0101)):
+        command += struct.pack("<HHLH", 0, element, 2, value)
+    command = struct.pack("<HHLL", 0, 0, 4, len(command)) + command
+    part = struct.pack(">LBB", len(command) + 2, 1, 3) + command
+    return struct.pack(">BBL", 1, 0, len(request)) + request, struct.pack(
+        ">BBL", 4, 0, len(part)
+    ) + part
+
+
+class OwnEcho:
+    """C-ECHO of the listener to itself: its sign of life.
+
+    It takes no association of anybody else, and is let in whoever may send. A rejection is an
+    answer too.
+    """
+
+    def __init__(self, server: BoundedServer, config: Config) -> None:
+        self._server = server
+        calling = (*config.pacs_calling_ae_titles, config.pacs_ae_title)[0]
+        self._request, self._echo = _echo_request(config.pacs_ae_title, calling)
+
+    def is_answered(self, within_s: float) -> bool:
+        """Ask, and return whether an answer came in time."""
+        address, port = self._server.server_address[:2]
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(address), str(address))  # noqa: S104 - compared
+        end_s = time.monotonic() + within_s
+        with socket.socket(self._server.address_family, socket.SOCK_STREAM) as caller:
+            try:
+                caller.bind((here, 0))
+                own_port = caller.getsockname()[1]
+                self._server.own_ports.add(own_port)
+                try:
+                    caller.settimeout(within_s)
+                    caller.connect((here, port))
+                    caller.sendall(self._request)
+                    if self._answer(caller, end_s) == 3:
+                        return True
+                    caller.sendall(self._echo)
+                    is_answered = self._answer(caller, end_s) == 4
+                    caller.sendall(b"\x05\0\0\0\0\x04\0\0\0\0")  # A-RELEASE-RQ
+                    self._answer(caller, end_s)
+                    return is_answered
+                finally:
+                    self._server.own_ports.discard(own_port)
+            except OSError:
+                return False
+
+    @staticmethod
+    def _answer(caller: socket.socket, end_s: float) -> int:
+        """Read one PDU; return its type, 0 for none."""
+        content = b""
+        while len(content) < 6 or len(content) < 6 + struct.unpack(">L", content[2:6])[0]:
+            caller.settimeout(max(end_s - time.monotonic(), 0.001))
+            part = caller.recv(4096)
+            if not part:
+                return 0
+            content += part
+        return content[0]
+
+
+_ECHO_EVERY_S = 30.0
+_ECHO_S = 10.0
+# Associations are ended by `BoundedSocket`; the library's own times only come after those.
+_LIBRARY_SLACK_S = 5.0
 _PDU_BYTES = 256 * 1024
 _POLL_S = 0.2
 
@@ -318,8 +376,8 @@ class Listener:
     on_crash
         As of `Worker`.
     progress
-        Where each object that is taken is noted as a unit of the stage "reception", and that
-        connections are being accepted as the progress of the stage "listener".
+        Where each object that is taken is noted as a unit of the stage "reception", and each own
+        C-ECHO that is answered as the progress of the stage "listener".
     commitment
         Answers requests of storage commitment, which are not accepted without it.
 
@@ -343,13 +401,14 @@ class Listener:
         self._reception = StorageHandler(home, config.min_free_mb)
         self._progress = progress or Progress(SystemClock())
         self._commitment = commitment
-        entity = ApplicationEntity(ae_title=config.pacs_ae_title)
+        entity = BoundedEntity(ae_title=config.pacs_ae_title)
         entity.require_called_aet = True
         entity.require_calling_aet = list(config.pacs_calling_ae_titles)
         entity.maximum_associations = config.pacs_max_associations
         entity.maximum_pdu_size = _PDU_BYTES
-        entity.acse_timeout, entity.dimse_timeout = _ACSE_S, _DIMSE_S
-        entity.network_timeout = _NETWORK_S
+        entity.acse_timeout = ACSE_S + _LIBRARY_SLACK_S
+        entity.dimse_timeout = config.pacs_idle_timeout_s
+        entity.network_timeout = config.pacs_idle_timeout_s + _LIBRARY_SLACK_S
         handlers: list[EventHandlerType] = [
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, self._on_echo),
@@ -361,14 +420,16 @@ class Listener:
                 (evt.EVT_N_EVENT_REPORT, commitment.on_report),
             ]
         try:
-            self._server = BoundedServer(
-                config, entity, handlers, lambda: self._progress.beat("listener")
-            )
+            self._server = BoundedServer(config, entity, handlers, home.incoming)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {config.pacs_address} port {config.pacs_port}: {error.strerror}"
             ) from error
+        self._echo = OwnEcho(self._server, config)
+        self._echo_every_s = min(_ECHO_EVERY_S, config.stuck_s / 4)
+        self._stopped = threading.Event()
         self._thread = Worker("listener", self._serve, on_crash)
+        self._asker = Worker("listener-echo", self._ask, on_crash)
 
     @property
     def port(self) -> int:
@@ -381,23 +442,30 @@ class Listener:
         if self._commitment is not None:
             self._commitment.start()
         self._thread.start()
+        self._asker.start()
         log("listening", port=self.port, tls=self._server.ssl_context is not None)
 
     def stop(self) -> None:
-        """Close the port; objects being received are aborted, and their senders keep them."""
+        """Close the port; objects being received are cut off, and their senders keep them."""
+        self._stopped.set()
         self._server.shutdown()
-        self._thread.join()
+        self._thread.join(_STOP_S)
+        self._asker.join(_ECHO_S)
         if self._commitment is not None:
             self._commitment.stop()
 
     def _serve(self) -> None:
+        self._server.serve_forever(_POLL_S)
+
+    def _ask(self) -> None:
         with self._progress.busy("listener"):
-            self._server.serve_forever(_POLL_S)
+            while not self._stopped.wait(self._echo_every_s):
+                if self._echo.is_answered(min(_ECHO_S, 2 * self._echo_every_s)):
+                    self._progress.beat("listener")
+                elif not self._stopped.is_set():
+                    log("echo_unanswered", level=logging.WARNING)
 
     def _on_store(self, event: evt.Event) -> int:
-        connection = event.assoc.dul.socket
-        if isinstance(connection, BoundedSocket):
-            connection.reset()
         with self._progress.busy("reception"):
             return self._reception.store(event)
 

@@ -54,7 +54,9 @@ _MAX_HEADER_BYTES = 1024 * 1024
 _START_TIMEOUT_S = 60.0
 _KILL_TIMEOUT_S = 5.0
 _KEPT = {"LANG", "LD_LIBRARY_PATH", "TZ", "LUNGWATCH_TEST_DECODER"}
-_KEPT_PREFIXES = ("LC_", "PYTHON")
+# The last four choose the processor's instructions that libraries use. Without them a decoder may
+# add up colours in another order than the daemon's user asked for, and differ in the last digits.
+_KEPT_PREFIXES = ("LC_", "PYTHON", "OPENBLAS_", "NPY_", "OPENCV_CPU_", "JSIMD_")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _T = TypeVar("_T", np.float32, np.uint8)
 

@@ -174,7 +174,7 @@ def test_an_object_beyond_the_limit_is_cut_off(make_home, find_testdata):
     assert big.stat().st_size > 2 * 1024 * 1024
     with listening(make_home, PACS_MAX_OBJECT_MB="1") as (home, daemon, port):
         assert dcmtk("storescu", port, big).returncode != 0
-        assert waiting(home) == []
+        wait_for(lambda: waiting(home) == [], lambda: waiting(home))
         assert dcmtk("echoscu", port).returncode == 0
         daemon.wait_until_said("action=cut_off")
 
@@ -213,7 +213,7 @@ def test_an_abort_in_the_middle_leaves_nothing_half_written(make_home, find_test
                 sender.wait()
             assert passed >= 1_000_000
         assert dcmtk("echoscu", port).returncode == 0
-        assert waiting(home) == []
+        wait_for(lambda: waiting(home) == [], lambda: waiting(home))
         assert home.rows() == []
 
 

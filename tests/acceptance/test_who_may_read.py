@@ -100,13 +100,14 @@ def test_a_new_home_is_closed_whatever_the_umask(home):
     assert [str(path) for path in ours if path.lstat().st_mode & 0o077] == []
 
 
-def test_an_open_home_of_an_earlier_release_is_closed_by_the_next_start(home):
+@pytest.mark.parametrize(("before", "after"), [(0o755, 0o700), (0o2770, 0o2770)])
+def test_an_open_home_of_an_earlier_release_is_closed_by_the_next_start(home, before, after):
     for path in [home.root, *home.root.iterdir()]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-    home.incoming.chmod(0o2770)
+    home.incoming.chmod(before)
     assert home.run_once().returncode == 0
     assert stat.S_IMODE(home.root.stat().st_mode) == 0o711
-    assert stat.S_IMODE(home.incoming.stat().st_mode) == 0o2770
+    assert stat.S_IMODE(home.incoming.stat().st_mode) == after
     closed = (*map(home.root.joinpath, ("done", "quarantine", "overlays", "lungwatch.db")),)
     assert [str(path) for path in closed if path.stat().st_mode & 0o077] == []
 

@@ -69,7 +69,7 @@ def test_constraints_have_the_names_of_the_models(url: str) -> None:
 
 
 def test_the_listed_revisions_are_the_scripts(url: str) -> None:
-    engine = open_engine(url)
+    engine = open_engine(url, creates=True)
     with engine.connect() as connection:
         scripts = ScriptDirectory.from_config(alembic_config(connection)).walk_revisions()
         scripts = [script.revision for script in scripts]
@@ -88,7 +88,7 @@ def test_upgrading_again_changes_nothing(url: str, tmp_path: Path) -> None:
 
 
 def test_a_filled_database_of_the_first_schema_keeps_its_rows(url: str) -> None:
-    engine = open_engine(url)
+    engine = open_engine(url, creates=True)
     with writing(engine) as connection:
         command.upgrade(alembic_config(connection), "0001")
         for statement in FIRST_SCHEMA_ROWS:
@@ -128,7 +128,7 @@ def test_a_filled_database_of_the_first_schema_keeps_its_rows(url: str) -> None:
 
 def test_a_filled_database_of_the_second_schema_gains_an_empty_outbox(url: str) -> None:
     """Nobody asked for old results to be sent; from now on they can be."""
-    engine = open_engine(url)
+    engine = open_engine(url, creates=True)
     with writing(engine) as connection:
         command.upgrade(alembic_config(connection), "0002")
         for statement in FIRST_SCHEMA_ROWS:
@@ -168,7 +168,7 @@ def test_processes_that_start_at_once_all_find_the_schema(url: str) -> None:
 
 
 def test_a_migration_that_fails_leaves_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = open_engine(url)
+    engine = open_engine(url, creates=True)
     monkeypatch.setattr(
         "alembic.operations.Operations.create_index", lambda *_, **__: 1 / 0, raising=True
     )
@@ -196,7 +196,7 @@ def test_a_newer_database_is_refused_and_left_alone(url: str, open_it) -> None:
 
 
 def test_another_programs_database_is_refused_and_left_alone(url: str) -> None:
-    engine = open_engine(url)
+    engine = open_engine(url, creates=True)
     with writing(engine) as connection:
         connection.execute(text("CREATE TABLE recipes (x INTEGER)"))
     with pytest.raises(DatabaseError, match="belongs to another program"):

@@ -33,7 +33,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def build(url: str, revision: str) -> Engine:
     """Make a database of an earlier release, filled."""
-    engine = open_engine(url)
+    engine = open_engine(url, creates=True)
     with writing(engine) as connection:
         command.upgrade(alembic_config(connection), revision)
         fill(connection)

@@ -2,10 +2,12 @@
 """Attacks by code in a decoding process; the process loads this file before it is confined.
 
 The test fills in `HOME` and `VICTIM`, another patient's file. An attack that the kernel
-refuses raises `OSError`; one that returns has succeeded.
+refuses raises `OSError`; one that returns has succeeded. None stops or cripples the daemon where
+it succeeds (SIGWINCH, PTRACE_SEIZE, no core dumps), so that the test fails and does not hang.
 """
 
 import ctypes
+import fcntl
 import json
 import mmap
 import os
@@ -22,6 +24,11 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _DAEMON = os.getppid()
 _X86 = os.uname().machine == "x86_64"
 _PAGE = 4096
+# What is there before the process is confined: a descriptor too many, and the environment at its
+# start, which stays in memory. Its number is one that no later file gets.
+_STRAY = fcntl.fcntl(os.open("/etc/passwd", os.O_RDONLY), fcntl.F_DUPFD, 200)
+_ENVIRONMENT = Path("/proc/self/environ").read_bytes()
+SECRET = "ATTACKED_SECRET"
 
 
 def armed(path: Path, home: Path, victim: Path) -> Path:
@@ -47,7 +54,7 @@ def _checked(result: int) -> None:
 
 def _signal_thread(file: BinaryIO) -> None:
     del file
-    _call(234, 131, _DAEMON, _DAEMON, signal.SIGUSR1)
+    _call(234, 131, _DAEMON, _DAEMON, signal.SIGWINCH)
 
 
 def _executable(file: BinaryIO) -> None:
@@ -81,6 +88,12 @@ def _write_mapping(file: BinaryIO) -> None:
     _LIBC.mmap.restype = ctypes.c_void_p
     address = _LIBC.mmap(None, _PAGE, 1, mmap.MAP_SHARED, _descriptor(file), 0)
     _checked(_LIBC.mprotect(ctypes.c_void_p(address), _PAGE, 3))
+
+
+def _secret(file: BinaryIO) -> None:
+    del file
+    if SECRET.encode() not in _ENVIRONMENT and not os.environ:
+        raise OSError("there is none")
 
 
 def _fork(file: BinaryIO) -> None:
@@ -118,10 +131,12 @@ REFUSED: dict[str, Callable[[BinaryIO], object]] = {
     "write the daemon's memory": lambda file: os.open(f"/proc/{_DAEMON}/mem", os.O_RDWR),
     "read the daemon's environment": lambda file: Path(f"/proc/{_DAEMON}/environ").read_bytes(),
     "take the daemon's descriptors": lambda file: os.listdir(f"/proc/{_DAEMON}/fd"),
-    "signal the daemon": lambda file: os.kill(_DAEMON, signal.SIGUSR1),
+    "use a stray descriptor": lambda file: os.pread(_STRAY, 1, 0),
+    "read the environment": _secret,
+    "signal the daemon": lambda file: os.kill(_DAEMON, signal.SIGWINCH),
     "signal a thread of the daemon": _signal_thread,
     "limit the daemon": lambda file: _checked(
-        _LIBC.prlimit(_DAEMON, 7, (ctypes.c_uint64 * 2)(8, 8), None)
+        _LIBC.prlimit(_DAEMON, 4, (ctypes.c_uint64 * 2)(0, 0), None)
     ),
     "fork": _fork,
     "make memory to run": _executable,
@@ -164,7 +179,7 @@ KILLED: dict[str, Callable[[BinaryIO], None]] = {
     "inet": _socket(2),
     "unix": _socket(1),
     "netlink": _socket(16),
-    "ptrace": lambda file: _call(101, 117, 16, _DAEMON, 0, 0),
+    "ptrace": lambda file: _call(101, 117, 0x4206, _DAEMON, 0, 0),
     "vmwrite": lambda file: _call(311, 271, _DAEMON, None, 0, None, 0, 0),
     "vmread": lambda file: _call(310, 270, _DAEMON, None, 0, None, 0, 0),
     "pidfd": lambda file: _call(434, 434, _DAEMON, 0),

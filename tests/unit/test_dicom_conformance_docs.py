@@ -77,21 +77,29 @@ def test_every_attribute_named_is_in_the_dictionary():
 
 def test_the_listeners_answers_and_limits_are_those_of_the_code():
     pytest.importorskip("pynetdicom", reason="needs the extra 'pacs'")
-    from lungwatch.daemon.pacs import listener
+    from lungwatch.daemon.config import Config
+    from lungwatch.daemon.pacs import connections, listener, reception
 
     for status in (
-        listener.SUCCESS,
-        listener.OUT_OF_RESOURCES,
-        listener.CANNOT_UNDERSTAND,
-        listener.PROCESSING_FAILURE,
+        reception.SUCCESS,
+        reception.OUT_OF_RESOURCES,
+        reception.DOES_NOT_MATCH,
+        reception.CANNOT_UNDERSTAND,
+        reception.PROCESSING_FAILURE,
     ):
         assert f"| 0x{status:04X} |" in TEXT
     assert f"{listener._PDU_BYTES} bytes" in TEXT
-    assert listener.MAX_PDU_BYTES == 1024 * 1024
-    assert (
-        f"request {listener._ACSE_S:.0f} s, message {listener._DIMSE_S:.0f} s, "
-        f"silence {listener._NETWORK_S:.0f} s, TLS handshake {listener._HANDSHAKE_S:.0f} s"
-    ) in TEXT
+    assert connections.MAX_PDU_BYTES == 1024 * 1024
+    config = Config()
+    for text in (
+        f"request {connections.ACSE_S:.0f} s",
+        f"TLS handshake {listener._HANDSHAKE_S:.0f} s",
+        f"`pacs.pdu_timeout_s` ({config.pacs_pdu_timeout_s:.0f} s)",
+        f"`pacs.min_rate_bytes_s` ({config.pacs_min_rate_bytes_s} bytes/s",
+        f"`pacs.idle_timeout_s` ({config.pacs_idle_timeout_s:.0f} s)",
+        f"| at most {reception._UNANSWERED};",
+    ):
+        assert text in TEXT, text
 
 
 def test_the_senders_limits_and_answers_are_those_of_the_code():

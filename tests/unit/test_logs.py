@@ -101,3 +101,4 @@ def test_lines_that_find_the_queue_full_are_counted_and_reported_in_one_line():
     wait_for(handler.is_flushed)
     assert written[-1] == f"action=log_dropped lines={dropped}"
     assert len(written) == 20 - dropped + 1
+    handler.close()

@@ -112,6 +112,7 @@ def make_text(tmp_path_factory):
         logging.getLogger("lungwatch").setLevel(logging.INFO)
         event("retry", error="x")
         event("decoder_replaced", reason="timed_out")
+        event("cut_off", why="idle")
         text = metrics.text().decode()
         metrics.close()
         return text

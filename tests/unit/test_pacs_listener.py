@@ -45,16 +45,16 @@ def test_a_disk_that_hangs_while_an_object_is_stored_starves_the_watchdog(
     listening, monkeypatch, rg1
 ):
     """Stuck after `stuck_s`, and no longer once the file is written and success was answered."""
-    from lungwatch.daemon.pacs import listener as module
+    from lungwatch.daemon.pacs.reception import SpooledObject
 
     listener, home, progress, clock = listening
-    release, real = threading.Event(), module.write_atomic
+    release, real = threading.Event(), SpooledObject.publish
 
-    def hanging(path, data):
+    def hanging(spool, target):
         assert release.wait(PATIENCE_S)
-        real(path, data)
+        real(spool, target)
 
-    monkeypatch.setattr(module, "write_atomic", hanging)
+    monkeypatch.setattr(SpooledObject, "publish", hanging)
     try:
         entity = pynetdicom.AE()
         entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1")
@@ -95,17 +95,17 @@ def test_a_listener_that_takes_no_connections_any_more_starves_the_watchdog(list
     from lungwatch.daemon.pacs.listener import BoundedServer
 
     listener, _, progress, clock = listening
-    release, asked = threading.Event(), threading.Event()
+    release, asked, real = threading.Event(), threading.Event(), BoundedServer.verify_request
 
-    def hanging(*_):
+    def hanging(*arguments):
         asked.set()
         assert release.wait(PATIENCE_S)
-        return False
+        return real(*arguments)
 
-    monkeypatch.setattr(BoundedServer, "verify_request", hanging)
     try:
         clock.advance(8)
         wait_until_stuck([], progress, clock)
+        monkeypatch.setattr(BoundedServer, "verify_request", hanging)
         with socket.create_connection(("127.0.0.1", listener.port), PATIENCE_S):
             assert asked.wait(PATIENCE_S)
             clock.advance(8)
