@@ -3,7 +3,7 @@
 from chaos.fault import Fault
 from chaos.faults.clock import ClockJump
 from chaos.faults.custody import SwappedBytes
-from chaos.faults.database import CorruptedPage, DatabaseLocked
+from chaos.faults.database import CorruptedPage, DatabaseLocked, DatabaseReplaced
 from chaos.faults.decoder import AttackingDecoder, BadDecoder
 from chaos.faults.disk_full import DiskFull
 from chaos.faults.drop_folder import DropFolderCovered, DropFolderGone
@@ -34,6 +34,7 @@ FAULTS: dict[str, Fault] = {
     "eio": IoError(),
     "estale": StaleHandle(),
     "db-locked": DatabaseLocked(),
+    "db-replaced": DatabaseReplaced(),
     "db-page": CorruptedPage(),
     "events-lost": EventsLost(),
     "no-watches": NoWatches(),
