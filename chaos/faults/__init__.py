@@ -17,6 +17,7 @@ from chaos.faults.postgres import KillServer, KillWithPostgres
 from chaos.faults.power import PowerLoss
 from chaos.faults.sending import KillWhileSending, SlowDestination
 from chaos.faults.sigterm import Sigterm
+from chaos.faults.stalled_log import StalledLog
 
 FAULTS: dict[str, Fault] = {
     "kill-step": KillAtStep(),
@@ -45,5 +46,6 @@ FAULTS: dict[str, Fault] = {
     "memory": MemoryPressure(),
     "oom": OutOfMemory(),
     "sigterm": Sigterm(),
+    "stalled-log": StalledLog(),
     "leaks": Leaks(),
 }
