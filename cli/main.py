@@ -3,6 +3,9 @@
 import contextlib
 import functools
 import importlib
+import os
+import select
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -122,6 +125,20 @@ class _Lungwatch(LazyGroup):
             return super().invoke(ctx)
         except LungwatchError as error:
             raise FailedError(str(error)) from error
+        except BrokenPipeError:
+            if not _is_unread(1):
+                raise
+            # As `head` leaves it: no message, the status of a death by SIGPIPE. What is still
+            # buffered must not fail again when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+            ctx.exit(128 + signal.SIGPIPE)
+
+
+def _is_unread(descriptor: int) -> bool:
+    """Say whether a descriptor is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 @click.group(
@@ -156,6 +173,10 @@ class Site:
     @cached_property
     def config(self) -> "Config":
         """The configuration."""
+        return self.reload_config()
+
+    def reload_config(self) -> "Config":
+        """Read the configuration anew; `config` stays as it is."""
         from lungwatch.daemon.configfile import load_config
 
         return load_config(self.config_path, self.named_home)
