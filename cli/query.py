@@ -76,10 +76,7 @@ def _socket_for(site: Site) -> Path | None:
     if site.config_path is not None:
         return None
     home = site.named_home
-    if home is None:
-        is_closed = not Path("lungwatch-home").exists()
-    else:
-        is_closed = _is_closed(home)
+    is_closed = _is_closed(home) if home else not Path("lungwatch-home").exists()
     return SOCKET if is_closed and SOCKET.exists() else None
 
 
