@@ -70,7 +70,8 @@ def run(site: Site, *, dry_run: bool, yes: bool, clock_is_right: bool, as_json: 
             raise stops
         if not dry_run:
             job.keep_reading(now, confirmed=by_clock is not None)
-            removals = job.run(removals) if removals else removals
+            # A run without a file ends an earlier stop in the audit trail, too.
+            removals = job.run(removals) if removals or job.was_stopped else removals
     size = sum(removal.size_bytes for removal in removals)
     if not dry_run:
         event("retention", files=len(removals), size_bytes=size)

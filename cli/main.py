@@ -3,6 +3,9 @@
 import contextlib
 import functools
 import importlib
+import os
+import select
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -122,6 +125,20 @@ class _Lungwatch(LazyGroup):
             return super().invoke(ctx)
         except LungwatchError as error:
             raise FailedError(str(error)) from error
+        except BrokenPipeError:
+            if not _is_unread(1):
+                raise
+            # As `head` leaves it: no message, the status of a death by SIGPIPE. What is still
+            # buffered must not fail again when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+            ctx.exit(128 + signal.SIGPIPE)
+
+
+def _is_unread(descriptor: int) -> bool:
+    """Say whether a descriptor is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 @click.group(
@@ -156,6 +173,10 @@ class Site:
     @cached_property
     def config(self) -> "Config":
         """The configuration."""
+        return self.reload_config()
+
+    def reload_config(self) -> "Config":
+        """Read the configuration anew; `config` stays as it is."""
         from lungwatch.daemon.configfile import load_config
 
         return load_config(self.config_path, self.named_home)
@@ -236,8 +257,11 @@ class Served:
     actor: "Actor"
 
 
-def home_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--home` and `--config`, passed together as `site`."""
+def home_options(command: Callable[..., Any], *, must_read: bool = True) -> Callable[..., Any]:
+    """Add `--home` and `--config`, passed together as `site`.
+
+    Unless it `must_read` the home, a command gets one that this user may not read, too.
+    """
 
     @functools.wraps(command)
     def with_site(*, home: Path | None, config_path: Path | None, **options: Any) -> Any:  # noqa: ANN401 - click's options by name
@@ -254,7 +278,7 @@ def home_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(with_site)
     return click.option(
         "--home",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=click.Path(file_okay=False, readable=must_read, path_type=Path),
         envvar="LUNGWATCH_HOME",
         show_envvar=True,
         help="Home folder of the daemon; as configured, or ./lungwatch-home, if not given.",

@@ -57,11 +57,16 @@ def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
         context = click.get_current_context()
         path = None if context.find_object(Served) else _socket_for(site)
         if path is None:
+            if site.named_home is not None and _is_closed(site.named_home):
+                raise LungwatchError(
+                    f"no right to read {site.named_home}; readers ask the service at {SOCKET}, "
+                    "without --config (systemd/README.md)"
+                )
             return command(site=site, **options)
         words = list(context.find_root().meta["lungwatch.words"])
         _ask(path, words, site.named_home, options.get("output"))
 
-    return home_options(with_access)
+    return home_options(with_access, must_read=False)
 
 
 def _socket_for(site: Site) -> Path | None:
@@ -71,11 +76,12 @@ def _socket_for(site: Site) -> Path | None:
     if site.config_path is not None:
         return None
     home = site.named_home
-    if home is None:
-        is_closed = not Path("lungwatch-home").exists()
-    else:
-        is_closed = home.is_dir() and not os.access(home, os.R_OK | os.X_OK)
+    is_closed = _is_closed(home) if home else not Path("lungwatch-home").exists()
     return SOCKET if is_closed and SOCKET.exists() else None
+
+
+def _is_closed(home: Path) -> bool:
+    return os.access(home, os.F_OK) and not os.access(home, os.R_OK | os.X_OK)
 
 
 def _ask(path: Path, words: Sequence[str], home: Path | None, output: Path | None) -> NoReturn:

@@ -3,11 +3,12 @@
 import contextlib
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ import click
 from lungwatch.cli.main import Site, auditing_failure, home_options, record_event
 from lungwatch.cli.options import filter_options, json_option
 from lungwatch.cli.output import ProgressBar, cell_text, print_json, print_table
-from lungwatch.errors import LungwatchError
+from lungwatch.errors import LungwatchError, describe_unexpected
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -43,14 +44,23 @@ def run(site: Site, *, once: bool, new_database: bool) -> None:
 
     Research use only; not a medical device.
     """
-    _exit(_run(site.config, once=once, new_database=new_database))
+    if not once:
+        # Until they have their meaning, they must not kill a daemon that starts.
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+    _exit(_run(site.config, once=once, new_database=new_database, reload=site.reload_config))
 
 
 def _run(
-    config: "Config", *, once: bool, rescores: bool = False, new_database: bool = False
+    config: "Config",
+    *,
+    once: bool,
+    rescores: bool = False,
+    new_database: bool = False,
+    reload: "Callable[[], Config] | None" = None,
 ) -> int:
     """Run the daemon and return its exit status; with `once`, show progress on a terminal."""
-    from lungwatch.daemon.logs import configure
+    from lungwatch.daemon import logs
     from lungwatch.daemon.service import Service
 
     # What the daemon writes is its user's alone, whatever the shell or the unit says.
@@ -60,30 +70,67 @@ def _run(
         if once and sys.stderr.isatty():
             bar = stack.enter_context(ProgressBar("screening"))
         # After the bar has taken over stderr, so that warnings are printed above it.
-        configure(quiet=bar is not None, log_format=config.log_format)
+        logs.configure(quiet=bar is not None, log_format=config.log_format, queued=bar is None)
         service = Service(config, rescores=rescores, new_database=new_database)
-        _stop_on_signal(service.stop)
-        return service.run(once=once, on_progress=bar.update if bar else None)
+        actions: dict[int, Callable[[], None]] = {}
+        if reload is not None and not once:
+            actions = {
+                signal.SIGHUP: lambda: service.reload(reload),
+                signal.SIGUSR1: service.log_status,
+                signal.SIGUSR2: service.rescan,
+            }
+        _act_on_signals(service.stop, actions)
+        try:
+            return service.run(once=once, on_progress=bar.update if bar else None)
+        except BaseException:
+            # The message would wait for a reader that has stalled.
+            if not logs.flush():
+                os._exit(1)
+            raise
 
 
-def _stop_on_signal(stop: Callable[[], None]) -> None:
-    """Act on signals in a thread, which may take locks; a signal handler may not.
+def _act_on_signals(stop: Callable[[], None], actions: Mapping[int, Callable[[], None]]) -> None:
+    """Act on signals in threads, which may take locks; a signal handler may not.
 
-    The first signal completes the files in flight; the second ends the process at once. Neither
-    loses anything.
+    The first signal to stop completes the files in flight; the second ends the process at once.
+    Neither loses anything. Other actions have a thread of their own, so that one that takes long
+    does not hold a stop up.
     """
+    from lungwatch.daemon.logs import event, flush
+
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer)
-    for number in _STOP_SIGNALS:
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (*_STOP_SIGNALS, *actions):
         signal.signal(number, lambda *_: None)  # Python writes the number to the pipe
+    asked: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def wait() -> None:
-        os.read(reader, 1)
-        stop()
-        os._exit(128 + os.read(reader, 1)[0])
+        is_stopping = False
+        while True:
+            number = os.read(reader, 1)[0]
+            if number not in _STOP_SIGNALS:
+                asked.put(number)
+            elif is_stopping:
+                flush()
+                os._exit(128 + number)
+            else:
+                is_stopping = True
+                stop()
+
+    def act() -> None:
+        while True:
+            number = asked.get()
+            try:
+                actions[number]()
+            except Exception as error:
+                name = signal.Signals(number).name
+                what = describe_unexpected(error)
+                event("signal_failed", level=logging.ERROR, signal=name, error=what)
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
+    if actions:
+        threading.Thread(target=act, name="requests", daemon=True).start()
 
 
 def _exit(status: int) -> NoReturn:
@@ -91,8 +138,11 @@ def _exit(status: int) -> NoReturn:
 
     A thread inside onnxruntime while the interpreter shuts down would abort the process.
     """
+    from lungwatch.daemon.logs import flush
     from lungwatch.daemon.stage import Worker
 
+    if not flush():
+        os._exit(status)  # what else writes to standard error would wait for its reader
     if any(isinstance(thread, Worker) for thread in threading.enumerate()):
         logging.shutdown()
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,7 @@ from lungwatch.daemon.pipeline.pipeline import Pipeline
 from lungwatch.daemon.retention import disk_usage
 from lungwatch.daemon.retry import TimeLimited
 from lungwatch.daemon.stage import Context, Lane
+from lungwatch.daemon.timekeeping import ClockWatch
 from lungwatch.db.engine import open_engine
 from lungwatch.db.queries import digest_at, is_known, queued
 from lungwatch.db.statistics import health_counts, metric_counts
@@ -49,6 +51,7 @@ class Parts:
     intake: Intake
     pipeline: Pipeline
     sender: Sender | None
+    clock_watch: ClockWatch
 
 
 def load_model(context: Context) -> ModelInUse:
@@ -140,7 +143,20 @@ def assemble(context: Context, engine: Engine, model: ModelInUse, *, rescores: b
         submit=pipeline.submit,
         takes_drops=not rescores,
     )
-    return Parts(watcher=watcher, intake=intake, pipeline=pipeline, sender=sender)
+    clock_watch = ClockWatch(
+        engine,
+        home,
+        max_pause=timedelta(days=config.retain_max_pause_days),
+        clock=context.clock,
+        on_crash=context.on_crash,
+    )
+    return Parts(
+        watcher=watcher,
+        intake=intake,
+        pipeline=pipeline,
+        sender=sender,
+        clock_watch=clock_watch,
+    )
 
 
 def _queued(engine: Engine, home: Home, model_id: int, *, own_only: bool) -> list[tuple[Path, str]]:
@@ -231,6 +247,7 @@ def _make_monitor(
             in_hand=lambda: context.in_flight.count,
             queues=lambda: {n: stage.waiting for n, stage in progress.snapshot().items()},
             lanes=lambda: _lanes(context, intake),
+            clock=lambda: parts.clock_watch.doubts,
             outages=lambda: context.outages.current,
             stuck=lambda: {
                 stage: round(seconds, 1)

@@ -7,10 +7,13 @@ import contextlib
 import json
 import logging
 import os
+import queue
 import re
+import select
 import socket
 import struct
-import sys
+import threading
+import time
 import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 JOURNAL = Path("/run/systemd/journal/socket")
 _LONGEST = 4096  # characters of one value: an entry must fit into one datagram
+_MOST_LINES = 10_000  # that wait for a reader
+_FLUSH_S = 2.0
+_STDERR = 2
 # Of syslog(3), which the journal counts by.
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
@@ -72,12 +78,133 @@ class JournalHandler(logging.Handler):
             self._socket.sendto(journal_entry(record), self._address)
         except OSError:
             with contextlib.suppress(OSError):
-                sys.stderr.write(record.getMessage() + "\n")
+                _write(_STDERR, record.getMessage())
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
         super().close()
+
+
+class DescriptorHandler(logging.Handler):
+    """Writes lines to a descriptor, past `sys.stderr`, whose lock a blocked write would keep."""
+
+    def __init__(self, descriptor: int = _STDERR) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; it is lost where nobody can read it any more."""
+        with contextlib.suppress(OSError):
+            _write(self._descriptor, self.format(record))
+
+
+class QueuedHandler(logging.Handler):
+    """Hands records to a thread that writes them; a reader that stalls holds only that thread up.
+
+    What finds the queue full is counted. The count is reported in one line as soon as the queue
+    is empty again.
+
+    Parameters
+    ----------
+    target
+        Writes the records. Only the thread calls it, without its lock: at the process's end
+        `logging.shutdown` takes that lock, and would wait for a blocked write.
+    most_lines
+        Lines that wait at most.
+    """
+
+    def __init__(self, target: logging.Handler, most_lines: int = _MOST_LINES) -> None:
+        super().__init__()
+        self._target = target
+        self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(most_lines)
+        self._guard = threading.Lock()
+        self._dropped = self._reported = 0
+        self._flush_s = _FLUSH_S
+        threading.Thread(target=self._write_on, name="log", daemon=True).start()
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were dropped since the start."""
+        with self._guard:
+            return self._dropped
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a record, or count it as dropped; never wait."""
+        try:
+            self._queue.put_nowait(record)
+        except queue.Full:
+            with self._guard:
+                self._dropped += 1
+
+    def redirect(self, target: logging.Handler) -> None:
+        """Write the following records elsewhere."""
+        self._target = target
+
+    def flush(self) -> None:
+        """Wait until all is written, for a bounded time."""
+        self.is_flushed()
+
+    def is_flushed(self) -> bool:
+        """Wait until all is written, for a bounded time; say whether it is."""
+        deadline_s = time.monotonic() + self._flush_s
+        while self._queue.unfinished_tasks:
+            if time.monotonic() >= deadline_s:
+                self._flush_s = 0.0  # a reader that stalls is waited for once
+                return False
+            time.sleep(0.01)
+        self._flush_s = _FLUSH_S
+        return True
+
+    def close(self) -> None:
+        """End the thread, unless the reader stalls; what comes later is not written."""
+        if self.is_flushed():
+            self._queue.put(None)
+        super().close()
+
+    def _write_on(self) -> None:
+        while True:
+            record = self._queue.get()
+            if record is None:
+                self._queue.task_done()
+                return
+            try:
+                self._target.emit(record)
+                if self._queue.empty():
+                    self._report()
+            except Exception as error:
+                with contextlib.suppress(OSError):
+                    _write(_STDERR, f"a log record cannot be written: {type(error).__name__}")
+            finally:
+                self._queue.task_done()
+
+    def _report(self) -> None:
+        with self._guard:
+            count, self._reported = self._dropped - self._reported, self._dropped
+        if count:
+            fields = {"action": "log_dropped", "lines": count}
+            text = f"action=log_dropped lines={count}"
+            self._target.emit(
+                logging.makeLogRecord(
+                    {
+                        "name": _log.name,
+                        "levelno": logging.WARNING,
+                        "levelname": "WARNING",
+                        "msg": text,
+                        "event_fields": fields,
+                    }
+                )
+            )
+
+
+def _write(descriptor: int, line: str) -> None:
+    """Write a line as a whole, also where the descriptor does not block."""
+    left = (line + "\n").encode("utf-8", "backslashreplace")
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])
 
 
 def journal_entry(record: logging.LogRecord) -> bytes:
@@ -159,7 +286,12 @@ def _text(value: object) -> str:
     return '"' + text.replace('"', "'") + '"' if " " in text or not text else text
 
 
-def configure(*, quiet: bool = False, log_format: "LogFormat" = "text") -> None:
+_queued: QueuedHandler | None = None
+
+
+def configure(
+    *, quiet: bool = False, log_format: "LogFormat" = "text", queued: bool = False
+) -> None:
     """Send events to standard error, or to the journal.
 
     Parameters
@@ -168,15 +300,19 @@ def configure(*, quiet: bool = False, log_format: "LogFormat" = "text") -> None:
         Warnings only, beside a progress bar.
     log_format
         As in `Config`.
+    queued
+        Whether a thread writes, so that a reader that stalls never stops the caller.
 
     Raises
     ------
     ConfigError
         For "journald" where there is no journal.
     """
-    handler = _make_handler(log_format)
+    global _queued  # noqa: PLW0603 - as the logger itself, one for the process
+    handler = _make_handler(log_format, queued=queued)
+    _queued = QueuedHandler(handler) if queued else None
     root = logging.getLogger("lungwatch")
-    root.handlers[:] = [handler]
+    root.handlers[:] = [_queued or handler]
     root.setLevel(logging.WARNING if quiet else logging.INFO)
     root.propagate = False
     # pydicom quotes invalid values and the names of their files, in its log and as warnings: both
@@ -185,11 +321,34 @@ def configure(*, quiet: bool = False, log_format: "LogFormat" = "text") -> None:
     warnings.simplefilter("ignore")
 
 
-def _make_handler(log_format: "LogFormat") -> logging.Handler:
+def change_format(log_format: "LogFormat") -> None:
+    """Write the following events in another format, where a thread writes them.
+
+    Raises
+    ------
+    ConfigError
+        For "journald" where there is no journal; the format stays as it is.
+    """
+    handler = _make_handler(log_format, queued=True)
+    if _queued is not None:
+        _queued.redirect(handler)
+
+
+def flush() -> bool:
+    """Wait for a bounded time until all events are written; say whether they are."""
+    return _queued is None or _queued.is_flushed()
+
+
+def dropped_lines() -> int:
+    """Return how many lines found the queue full."""
+    return 0 if _queued is None else _queued.dropped
+
+
+def _make_handler(log_format: "LogFormat", *, queued: bool) -> logging.Handler:
     in_journal = log_format == "auto" and is_journal(2, os.environ)
     if log_format == "journald" or in_journal:
         return JournalHandler()
-    handler = logging.StreamHandler()
+    handler = DescriptorHandler() if queued else logging.StreamHandler()
     if log_format == "json":
         handler.setFormatter(JsonFormatter())
     else:

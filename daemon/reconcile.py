@@ -118,7 +118,7 @@ class Reconciler:
     def run(self) -> Reconciliation:
         """Compare, and repair if asked to."""
         rows = list(iter_all(self._engine))
-        moving = [row for row in rows if row.state not in _ENDS]
+        moving = [row for row in rows if _is_moving(row)]
         digests = {path: _sha256(path, self._on_file) for path in self._kept_files()}
         overlays = set(_files(self._home.overlays))
         differences = [
@@ -145,7 +145,7 @@ class Reconciler:
         self, rows: list[TrackedFile], digests: dict[Path, str | None]
     ) -> Iterator[Discrepancy]:
         for row in rows:
-            if row.state not in _ENDS or row.reason == Reason.FILE_VANISHED:
+            if _is_moving(row) or row.reason == Reason.FILE_VANISHED:
                 continue
             if row.path is None and row.removed_at is not None:
                 continue
@@ -280,6 +280,12 @@ class Reconciler:
         return Discrepancy(
             kind=kind, result_id=row.result_id, sha256=row.sha256, path=row.path, remedy=remedy
         )
+
+
+def _is_moving(row: TrackedFile) -> bool:
+    """Return whether a file is on its way, to a result or, dropped again, back to its place."""
+    is_back = row.state is State.DONE and (row.path or "").startswith("work/")
+    return row.state not in _ENDS or is_back
 
 
 def _shared(row: TrackedFile, rows: list[TrackedFile]) -> bool:

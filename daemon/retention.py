@@ -27,6 +27,7 @@ from lungwatch.db.maintenance import (
 )
 from lungwatch.db.removals import (
     RemovableFile,
+    last_stop,
     mark_original_removed,
     mark_overlay_removed,
     removable_originals,
@@ -304,7 +305,7 @@ class Retention:
             If the database cannot be read.
         """
         pause = timedelta(days=self._config.retain_max_pause_days)
-        doubt = check_clock(self._engine, read_clock(now), pause)
+        doubt = check_clock(self._engine, self._home, read_clock(now), pause)
         if doubt is None:
             return None
         return RetentionStopped(
@@ -346,6 +347,11 @@ class Retention:
     def stop(self, why: RetentionStopped) -> None:
         """Write down that a run was stopped."""
         self._record("home", "failed", {"reason": why.reason})
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the last run was stopped."""
+        return last_stop(self._engine) is not None
 
     def keep_reading(self, now: datetime, *, confirmed: bool) -> None:
         """Keep the clock's present reading; a confirmed one is audited."""

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
@@ -12,9 +13,10 @@ from sqlalchemy import Engine
 
 from lungwatch.daemon.assembly import Parts, assemble, load_model, make_services
 from lungwatch.daemon.config import Config
+from lungwatch.daemon.configfile import KEYS
 from lungwatch.daemon.home import Home, claim_database, is_first_start, missing_database
 from lungwatch.daemon.lease import DatabaseWatch, take_lease
-from lungwatch.daemon.logs import event
+from lungwatch.daemon.logs import change_format, event
 from lungwatch.daemon.monitor.health import Phase, check_start
 from lungwatch.daemon.pacs.scu import plan_of
 from lungwatch.daemon.pipeline import confinement
@@ -24,13 +26,14 @@ from lungwatch.daemon.stage import Context, DatabaseWriter, InFlight, Progress, 
 from lungwatch.db.engine import check_integrity
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.results import Store
-from lungwatch.errors import NotFoundError, describe_unexpected
+from lungwatch.errors import LungwatchError, NotFoundError, describe_unexpected
 
 _SIGNS_PER_PERIOD = 3
 _STATUS_S = 5.0
 _HEALTH_S = 1.0
 _SENDER_S = 5.0
 _STOP_SLACK_S = 15.0
+_RELOADED = frozenset({"log_format"})  # by SIGHUP; all else needs a restart
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -167,6 +170,7 @@ class Service:
         new_database: bool = False,
     ) -> None:
         self._config = config
+        self._loaded = config
         self._new_database = new_database
         self._clock = clock or SystemClock()
         self._home = Home(config.home)
@@ -294,6 +298,60 @@ class Service:
             if self._parts.sender is not None:
                 self._parts.sender.cancel()
 
+    def log_status(self) -> None:
+        """Log what is waiting and in work, and a line for each stage."""
+        parts = self._parts
+        event(
+            "status",
+            phase=self.phase.value,
+            ended=self._in_flight.ended,
+            in_flight=self._in_flight.count,
+            waiting=0 if parts is None else parts.intake.waiting,
+            outages=",".join(sorted(self._outages.current)) or "none",
+        )
+        for stage, found in self._progress.snapshot().items():
+            event("stage_status", stage=stage, **asdict(found))
+
+    def rescan(self) -> None:
+        """Have the whole drop folder looked through now."""
+        parts = self._parts
+        event("rescan", why="asked for by a signal" if parts else "not started yet")
+        if parts is not None:
+            parts.watcher.ask_for_scan()
+
+    def reload(self, read: Callable[[], Config]) -> None:
+        """Take over what can change in a running daemon, if the whole configuration is valid.
+
+        Parameters
+        ----------
+        read
+            Reads the configuration anew.
+        """
+        is_ready = self.phase is Phase.READY
+        if is_ready:
+            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self._take_over(read())
+        except LungwatchError as error:
+            text = " ".join(str(error).split())
+            event("reload_refused", level=logging.WARNING, error=text)
+        finally:
+            if is_ready:
+                notify("READY=1")
+
+    def _take_over(self, found: Config) -> None:
+        changed = [key for key in KEYS if getattr(found, key) != getattr(self._loaded, key)]
+        later = [KEYS[key].dotted for key in changed if key not in _RELOADED]
+        if "log_format" in changed:
+            change_format(found.log_format)
+        self._loaded = self._loaded.model_copy(
+            update={key: getattr(found, key) for key in changed if key in _RELOADED}
+        )
+        now = [KEYS[key].dotted for key in changed if key in _RELOADED]
+        event("reloaded", changed=",".join(now) or "none")
+        if later:
+            event("reload_needs_restart", level=logging.WARNING, keys=",".join(later))
+
     def _run(self, engine: Engine, *, once: bool, on_progress: ProgressCallback | None) -> int:
         context = Context(
             config=self._config,
@@ -316,6 +374,7 @@ class Service:
         if not once:
             # Before the threads: a port that cannot be bound is a reason not to start.
             listener, monitor = make_services(context, engine, model, parts, lambda: self.phase)
+        parts.clock_watch.start()
         context.writer.start()
         parts.pipeline.start()
         try:
@@ -336,6 +395,7 @@ class Service:
             if listener is not None:
                 listener.stop()
             parts.watcher.stop()
+            parts.clock_watch.stop()
             self._wind_up(parts, context.writer)
             # Last, so that it reports the drain.
             if monitor is not None:

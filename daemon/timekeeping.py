@@ -3,23 +3,32 @@
 Removal by age is as right as the clock. A reading of it is kept in the database beside the
 kernel's time since boot, which nobody sets. Within one boot, both must have advanced alike since
 then; across boots the clock may have advanced by no more than a stated pause. Without a reading,
-the newest recorded time takes its place. Each run of retention renews the reading.
+the newest recorded time, or that of the newest filed file, takes its place. The daemon renews the
+reading every few minutes, and each run of retention does, while nothing contradicts it.
 """
 
+import logging
 import os
+import threading
 import time
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
 from sqlalchemy import Engine
 
-from lungwatch.db.removals import Reading, last_reading, newest_time
+from lungwatch.daemon.home import Home
+from lungwatch.daemon.logs import event
+from lungwatch.daemon.retry import Clock
+from lungwatch.daemon.stage import OnCrash, Worker
+from lungwatch.db.removals import Reading, last_reading, newest_time, save_reading
+from lungwatch.errors import DatabaseError
 
 TOLERANCE = timedelta(hours=1)
 """Difference that the clock is allowed: what setting it right takes in ordinary operation."""
 
+_LOOK_S = 300.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -107,7 +116,9 @@ def _is_same_boot(present: Reading, last: Reading) -> bool:
     return same and present.boottime_s >= last.boottime_s
 
 
-def check_clock(engine: Engine, present: Reading, max_pause: timedelta) -> ClockDoubt | None:
+def check_clock(
+    engine: Engine, home: Home, present: Reading, max_pause: timedelta
+) -> ClockDoubt | None:
     """Compare a reading of the clock with what the database holds; nothing is written.
 
     Raises
@@ -116,8 +127,80 @@ def check_clock(engine: Engine, present: Reading, max_pause: timedelta) -> Clock
         If the database cannot be read.
     """
     last = last_reading(engine)
-    newest = newest_time(engine) if last is None else None
+    newest = None
+    if last is None:
+        times = (newest_time(engine), _newest_file_time(home))
+        newest = max((at for at in times if at is not None), default=None)
     return doubt_of(present, last, newest, max_pause=max_pause)
+
+
+def _newest_file_time(home: Home) -> datetime | None:
+    """Return the newest time of a file in the newest folder of `done/`; None without one."""
+    folders = [folder for folder in home.done.glob("*/*/*") if folder.is_dir()]
+    times = []
+    for path in max(folders).iterdir() if folders else ():
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # moved meanwhile
+            continue
+        # A copy may keep an old mtime, and a change of mode renews ctime.
+        times.append(min(status.st_mtime, status.st_ctime))
+    return datetime.fromtimestamp(max(times), UTC) if times else None
+
+
+class ClockWatch:
+    """Thread of the daemon that compares the system clock with its last reading, and renews that.
+
+    A clock that contradicts it is logged once and shown by `/health`; the reading stays as it is,
+    so that retention stops. The work goes on.
+    """
+
+    def __init__(
+        self, engine: Engine, home: Home, *, max_pause: timedelta, clock: Clock, on_crash: OnCrash
+    ) -> None:
+        self._engine = engine
+        self._home = home
+        self._max_pause = max_pause
+        self._clock = clock
+        self._doubt: ClockDoubt | None = None
+        self._stopped = threading.Event()
+        self._thread = Worker("clock", self._run, on_crash)
+
+    @property
+    def doubts(self) -> dict[str, str]:
+        """Why the clock is not trusted, by reason code; empty if it is."""
+        doubt = self._doubt
+        return {} if doubt is None else {doubt.problem.value: doubt.detail}
+
+    def start(self) -> None:
+        """Look once, then every few minutes on a thread of its own."""
+        self.look()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(_LOOK_S):
+            self.look()
+
+    def look(self) -> None:
+        """Compare the clock with its last reading; renew the reading if they agree."""
+        present = read_clock(self._clock.now())
+        try:
+            doubt = check_clock(self._engine, self._home, present, self._max_pause)
+            if doubt is None:
+                save_reading(self._engine, present)
+        except DatabaseError:
+            return  # the next look comes
+        before, self._doubt = self._doubt, doubt
+        if doubt is not None and before is None:
+            event("clock_doubted", level=logging.ERROR, reason=doubt.problem, detail=doubt.detail)
+        elif doubt is None and before is not None:
+            event("clock_trusted", level=logging.WARNING)
 
 
 def _text(at: datetime) -> str:

@@ -31,6 +31,9 @@ class ClaimKind(StrEnum):
     """Its result is recorded: file it and call `Store.finish`."""
     REFILE = "refile"
     """Its result is final: move it to the folder of that state and call `Store.set_path`."""
+    REDRAW = "redraw"
+    """As `REFILE`, and retention removed its overlay: draw it again, call
+    `Store.restore_overlay`, then file it."""
     DUPLICATE = "duplicate"
     """Another copy of the same content is kept: remove this one."""
     GIVE_UP = "give_up"
@@ -53,7 +56,8 @@ class Claim:
     state, reason
         The result's, after the claim.
     received_at
-        When the content was first received; it decides the folder in ``done``.
+        When the content was first received, or came again after retention removed it; it
+        decides the folder in ``done``.
     file_path
         With ``run`` only: the copy that this one supersedes, relative to the home, to be removed
         before this one is filed, since both may have the same place. None if there is none.
@@ -124,10 +128,16 @@ def claim_drop(connection: Connection, drop: Drop) -> Claim:
     )
     image = connection.execute(
         # The lock serialises claims of one content on PostgreSQL; SQLite has one writer.
-        select(Image.id, Image.path, Image.received_at)
+        select(Image.id, Image.path, Image.received_at, Image.removed_at)
         .where(Image.sha256 == drop.sha256)
         .with_for_update()
     ).one()
+    received_at = image.received_at
+    if drop.arrival and image.path is None and image.removed_at is not None:
+        # Kept from now on, in the folder of today.
+        received_at = drop.now
+        renewed = {"received_at": drop.now, "removed_at": None}
+        connection.execute(update(Image).where(Image.id == image.id).values(**renewed))
     mine = image.path in (None, drop.path) or not drop.exists(image.path)
     result = _current_result(connection, image.id, drop, mine=mine)
     is_new = result is None
@@ -140,6 +150,8 @@ def claim_drop(connection: Connection, drop: Drop) -> Claim:
         if is_new
         else _decide(connection, drop, result, mine=mine, known_drop=known_drop)
     )
+    if kind is ClaimKind.REFILE and drop.arrival:
+        kind = _redraw(connection, drop, result.id, known_drop=known_drop)
     if drop.arrival and not known_drop:
         connection.execute(
             insert(Arrival).values(
@@ -164,7 +176,7 @@ def claim_drop(connection: Connection, drop: Drop) -> Claim:
         image_id=image.id,
         attempt=result.attempts,
         state=result.state,
-        received_at=image.received_at,
+        received_at=received_at,
         file_path=image.path if superseded else None,
         reason=result.reason,
     )
@@ -250,6 +262,24 @@ def _decide(
     if result.state is State.CLAIMED:
         return _attempt(connection, drop, result.id, result.attempts)
     return ClaimKind.FILE if result.state is State.RECORDED else ClaimKind.REFILE
+
+
+def _redraw(connection: Connection, drop: Drop, result_id: int, *, known_drop: bool) -> ClaimKind:
+    """Let the overlay that retention removed be drawn again, unless that crashes every time."""
+    attempts = connection.scalar(
+        select(Result.attempts).where(
+            Result.id == result_id,
+            Result.model_id == drop.model_id,
+            Result.state == State.DONE,
+            Result.overlay.is_(None),
+            Result.overlay_removed_at.is_not(None),
+        )
+    )
+    if attempts is None or (known_drop and attempts >= drop.max_attempts):
+        return ClaimKind.REFILE
+    attempts = attempts + 1 if known_drop else 1
+    connection.execute(update(Result).where(Result.id == result_id).values(attempts=attempts))
+    return ClaimKind.REDRAW
 
 
 def _start(connection: Connection, drop: Drop, result_id: int, current: State) -> ClaimKind:

@@ -171,6 +171,20 @@ def save_reading(engine: Engine, taken: Reading, events: Sequence[AuditEvent] = 
         add_events(connection, taken.at, events)
 
 
+def last_stop(engine: Engine) -> str | None:
+    """Return why the last run of retention was stopped; None if it was not."""
+    statement = (
+        select(Audit.detail)
+        .where(Audit.action == "retention run", Audit.target == "home")
+        .order_by(Audit.id.desc())
+        .limit(1)
+    )
+    with reading(engine) as connection:
+        detail = connection.scalar(statement)
+    reason = (detail or {}).get("reason")
+    return None if reason is None else str(reason)
+
+
 def newest_time(engine: Engine) -> datetime | None:
     """Return the newest time that a row of results, arrivals or the audit trail holds."""
     columns = (Image.received_at, Result.finished_at, Arrival.arrived_at, Audit.at)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from lungwatch.attributes import RadiographMeta
 
 _NOT_GATED = Plausibility()
+# Two runs of one model on one image, in batches of other sizes or on another processor.
+_SAME_PROBABILITY = 1e-3
 REQUEUED: Mapping[str, Value] = {
     "attempts": 0,
     "reason": None,
@@ -151,6 +153,52 @@ class Store:
             overlay_sha256=overlay_sha256,
             overlay_removed_at=None,
         )
+
+    def restore_overlay(
+        self,
+        *,
+        result_id: int,
+        label: str,
+        probability: float,
+        threshold: float,
+        flags: Sequence[str],
+        overlay: str,
+        overlay_sha256: str,
+    ) -> bool:
+        """Note the overlay of a result that is done, if it shows what the result says.
+
+        Nothing else of the result changes.
+
+        Parameters
+        ----------
+        label, probability, threshold, flags
+            What the overlay shows.
+
+        Returns
+        -------
+        bool
+            False if the result says something else, or has an overlay already; nothing is
+            changed then.
+        """
+        with writing(self._engine) as connection:
+            row = connection.execute(
+                select(Result.label, Result.probability, Result.threshold, Result.flags).where(
+                    Result.id == result_id,
+                    Result.state == State.DONE,
+                    Result.overlay.is_(None) | (Result.overlay_sha256 == overlay_sha256),
+                )
+            ).one_or_none()
+            if row is None or row.probability is None:
+                return False
+            same = (row.label, row.threshold, set(row.flags)) == (label, threshold, set(flags))
+            if not same or abs(row.probability - probability) > _SAME_PROBABILITY:
+                return False
+            connection.execute(
+                update(Result)
+                .where(Result.id == result_id)
+                .values(overlay=overlay, overlay_sha256=overlay_sha256, overlay_removed_at=None)
+            )
+        return True
 
     def record_unpacked(
         self, *, result_id: int, count: int, duration_ms: int, now: datetime

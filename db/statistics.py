@@ -25,6 +25,7 @@ from lungwatch.db.models import (
     State,
 )
 from lungwatch.db.queries import ResultFilter, arrivals_of_result, select_chosen
+from lungwatch.db.removals import last_stop
 from lungwatch.errors import GATE_REASONS
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class HealthCounts:
         Sent objects that their destinations have not committed in time.
     last_done
         When the last result was done.
+    retention_stopped
+        Why the last run of retention was stopped; None if it was not.
     """
 
     queued: int
@@ -104,6 +107,7 @@ class HealthCounts:
     last_done: datetime | None
     destinations: Mapping[str, DestinationCounts] = field(default_factory=dict)
     not_committed: int = 0
+    retention_stopped: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +279,7 @@ def health_counts(engine: Engine, *, writable: bool = False) -> HealthCounts:
         .order_by(Result.finished_at.desc())
         .limit(1)
     )
+    stopped = last_stop(engine)
     with reading(engine) as connection:
         queued, oldest_queued = connection.execute(results).one()
         owed = connection.execute(deliveries).all()
@@ -291,6 +296,7 @@ def health_counts(engine: Engine, *, writable: bool = False) -> HealthCounts:
             },
             last_done=connection.scalar(last),
             not_committed=connection.scalar(lost) or 0,
+            retention_stopped=stopped,
         )
 
 

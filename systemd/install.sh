@@ -53,7 +53,7 @@ make_user() {
             --shell /usr/sbin/nologin lungwatch
         usermod -a -G lungwatch-drop lungwatch
     fi
-    # Up to 0.14 those who drop X-rays were members of the service's own group.
+    # Droppers of an earlier installation are members of the service's own group.
     for member in $(getent group lungwatch | cut -d: -f4 | tr , ' '); do
         usermod -a -G lungwatch-drop "$member"
         gpasswd --delete "$member" lungwatch >/dev/null

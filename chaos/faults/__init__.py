@@ -3,7 +3,7 @@
 from chaos.fault import Fault
 from chaos.faults.clock import ClockJump
 from chaos.faults.custody import SwappedBytes
-from chaos.faults.database import CorruptedPage, DatabaseLocked
+from chaos.faults.database import CorruptedPage, DatabaseLocked, DatabaseReplaced
 from chaos.faults.decoder import AttackingDecoder, BadDecoder
 from chaos.faults.disk_full import DiskFull
 from chaos.faults.drop_folder import DropFolderCovered, DropFolderGone
@@ -18,6 +18,7 @@ from chaos.faults.postgres import KillServer, KillWithPostgres
 from chaos.faults.power import PowerLoss
 from chaos.faults.sending import KillWhileSending, SlowDestination
 from chaos.faults.sigterm import Sigterm
+from chaos.faults.stalled_log import StalledLog
 
 FAULTS: dict[str, Fault] = {
     "kill-step": KillAtStep(),
@@ -35,6 +36,7 @@ FAULTS: dict[str, Fault] = {
     "eio": IoError(),
     "estale": StaleHandle(),
     "db-locked": DatabaseLocked(),
+    "db-replaced": DatabaseReplaced(),
     "db-page": CorruptedPage(),
     "events-lost": EventsLost(),
     "no-watches": NoWatches(),
@@ -46,5 +48,6 @@ FAULTS: dict[str, Fault] = {
     "memory": MemoryPressure(),
     "oom": OutOfMemory(),
     "sigterm": Sigterm(),
+    "stalled-log": StalledLog(),
     "leaks": Leaks(),
 }

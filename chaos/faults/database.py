@@ -1,8 +1,9 @@
-"""The database is locked, or damaged."""
+"""The database is locked, replaced, or damaged."""
 
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import ClassVar
 
 from chaos.fault import Fault, Lab, PassingFault, Trial
@@ -30,6 +31,33 @@ class DatabaseLocked(PassingFault):
         """Give it back."""
         self._connection.rollback()
         self._connection.close()
+
+
+class DatabaseReplaced(PassingFault):
+    """A copy is moved over the database while files are being worked on, later the right one."""
+
+    name: ClassVar[str] = "database replaced"
+    how: ClassVar[str] = (
+        "a copy of the SQLite file is renamed over it under load, the log stays; after 2 s and the "
+        "daemon's notice the right file is renamed back"
+    )
+    sign: ClassVar[str] = "action=database_replaced"
+    is_met_while_held: ClassVar[bool] = True
+
+    def inject(self, place: Place) -> None:
+        """Move a copy over it, as who restores a backup beside a running daemon does."""
+        self._right, copy = place.root / "right.db", place.root / "copy.db"
+        with (
+            closing(sqlite3.connect(place.database, timeout=30)) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+        self._right.hardlink_to(place.database)
+        copy.rename(place.database)
+
+    def heal(self, place: Place) -> None:
+        """Move the right one back."""
+        self._right.rename(place.database)
 
 
 class CorruptedPage(Fault):

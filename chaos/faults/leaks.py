@@ -1,5 +1,6 @@
 """Descriptors, threads and memory over many files."""
 
+import contextlib
 import csv
 import threading
 import time
@@ -78,11 +79,16 @@ def _children(pid: int) -> list[int]:
 
 
 def _figures(pid: int) -> tuple[int, int, float]:
-    """Return descriptors, threads, and RSS in MiB; zeros for a process that has gone."""
+    """Return descriptors, threads, and RSS in MiB; zeros for a process that has gone.
+
+    Only root sees the descriptors, since the daemon is not dumpable: they are 0 for others.
+    """
     process = Path(f"/proc/{pid}")
     try:
         status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-        descriptors = sum(1 for _ in (process / "fd").iterdir())
+        descriptors = 0
+        with contextlib.suppress(PermissionError):
+            descriptors = sum(1 for _ in (process / "fd").iterdir())
         rss_mb = round(int(status.get("VmRSS", "0 kB").split()[0]) / 1024, 1)
         return descriptors, int(status["Threads"]), rss_mb
     except OSError:

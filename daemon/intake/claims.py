@@ -351,8 +351,9 @@ class Claimer:
             attempt=claim.attempt,
             received_at=claim.received_at,
             started_s=context.clock.monotonic(),
+            redraws=claim.kind is ClaimKind.REDRAW,
         )
-        if claim.kind is not ClaimKind.RUN:
+        if claim.kind not in {ClaimKind.RUN, ClaimKind.REDRAW}:
             self._end(claim, claimed)
             return None
         self._drop_superseded(claim, path)

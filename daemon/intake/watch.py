@@ -106,7 +106,7 @@ class Watcher(FileSystemEventHandler):
             self.start()
         finally:
             self._is_restarting = False
-        self._ask_for_scan()
+        self.ask_for_scan()
 
     @property
     def is_alive(self) -> bool:
@@ -128,14 +128,15 @@ class Watcher(FileSystemEventHandler):
             is_due, self._is_scan_due = self._is_scan_due, False
         return is_due
 
-    def _ask_for_scan(self) -> None:
+    def ask_for_scan(self) -> None:
+        """Have the whole drop folder looked through as soon as possible."""
         with self._lock:
             self._is_scan_due = True
         self.wake.set()
 
     def _on_overflow(self) -> None:
         event("inotify_overflow", level=logging.WARNING, why="events were lost; rescanning")
-        self._ask_for_scan()
+        self.ask_for_scan()
 
     def dispatch(self, seen: FileSystemEvent) -> None:
         """Turn one event into a hint; called on the observer's thread."""
@@ -151,7 +152,7 @@ class Watcher(FileSystemEventHandler):
                 self._note(seen.src_path, Hint.APPEARED)
             case _ if seen.is_directory and seen.event_type in ("created", "moved"):
                 # Files may have come into it before it was watched.
-                self._ask_for_scan()
+                self.ask_for_scan()
 
     def _note(self, path: str | bytes, hint: Hint, *, wake: bool = True) -> None:
         name = path.decode(errors="surrogateescape") if isinstance(path, bytes) else path

@@ -99,6 +99,10 @@ class Health:
         What is being waited out.
     stuck
         Stages without progress, with the seconds.
+    clock
+        Why the system clock is not trusted, by reason code.
+    retention_stopped
+        Reason code of the last run of retention, if it was stopped.
     """
 
     status: HealthStatus = HealthStatus.OK
@@ -123,6 +127,8 @@ class Health:
     outages: tuple[str, ...]
     stuck: dict[str, float]
     lanes: dict[str, dict[str, int]] = field(default_factory=dict)
+    clock: dict[str, str] = field(default_factory=dict)
+    retention_stopped: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +201,15 @@ def _observe_outbox(seen: Health) -> Iterator[CheckOutcome]:
         yield CheckOutcome(name="not_committed", ok=None, detail=detail)
 
 
+def _observe_retention(seen: Health) -> Iterator[CheckOutcome]:
+    for problem, detail in seen.clock.items():
+        hint = f"{detail}: set the clock, or run `lungwatch retention run --clock-is-right`"
+        yield CheckOutcome(name=problem, ok=None, detail=hint)
+    if seen.retention_stopped:
+        detail = f"the last run was stopped ({seen.retention_stopped}): `lungwatch retention run`"
+        yield CheckOutcome(name="retention_stopped", ok=None, detail=detail)
+
+
 @dataclass(frozen=True)
 class Check:
     """One check.
@@ -260,6 +275,7 @@ CHECKS = (
         lambda seen: observe_phase(seen.phase),
     ),
     Check("outages", "Is a disk, a folder or the database away?", observe=_observe_outages),
+    Check("retention", "Does retention remove what it has to?", observe=_observe_retention),
     Check("stages", "Does every stage make progress?", observe=_observe_stages),
     Check("health", "What does /health answer?", doctor.inspect_health),
     Check(
@@ -366,6 +382,7 @@ class Probes:
     outages: Callable[[], frozenset[OutageKind]]
     stuck: Callable[[], dict[str, float]]
     lanes: Callable[[], dict[str, dict[str, int]]] = dict
+    clock: Callable[[], dict[str, str]] = dict
 
 
 class HealthCheck:
@@ -414,6 +431,8 @@ class HealthCheck:
                 outages=tuple(sorted(probes.outages())),
                 stuck=probes.stuck(),
                 lanes=probes.lanes(),
+                clock=probes.clock(),
+                retention_stopped=counts.retention_stopped if counts else None,
             )
         )
 

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from lungwatch import __version__
-from lungwatch.daemon.logs import event
+from lungwatch.daemon.logs import dropped_lines, event
 from lungwatch.daemon.monitor.drift import Drift
 from lungwatch.daemon.monitor.health import Health, HealthCheck, HealthStatus, observe_phase
 from lungwatch.daemon.retention import DiskUsage
@@ -147,6 +147,9 @@ class Metrics:
         yield _counters("events", "Logged, by action.", ("action",), _keyed(actions))
         yield _counters(
             "decoder_replacements", "Decoder processes ended.", ("reason",), _keyed(decoders)
+        )
+        yield CounterMetricFamily(
+            "lungwatch_log_dropped_lines", "Not logged: the reader stalled.", dropped_lines()
         )
         yield _counters("connections_cut", "Connections ended.", ("why",), _keyed(cut))
         if (disks := _answer(self._read_disks)) is not None:

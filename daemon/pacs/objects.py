@@ -206,6 +206,10 @@ def deidentified(study: SourceStudy, key: bytes) -> SourceStudy:
 
 
 SERIES_NUMBER = 9801
+_OTHER_OVERLAY = (
+    "the overlay is not the one that was drawn for this result (its SHA-256 differs): see "
+    "`lungwatch reconcile`, and restore it from a backup"
+)
 
 
 def secondary_capture(facts: ResultFacts, source: Dataset, names: tuple[str, ...]) -> "SCImage":
@@ -220,13 +224,17 @@ def secondary_capture(facts: ResultFacts, source: Dataset, names: tuple[str, ...
 
     Raises
     ------
+    InvalidObjectError
+        If the overlay's SHA-256 is not the recorded one.
     OSError, ValueError
         If the overlay cannot be read, or is not an image.
     """
     from highdicom.sc import SCImage  # noqa: PLC0415 - of the extra `pacs`
 
-    encoded = np.frombuffer(facts.overlay.read_bytes(), dtype=np.uint8)
-    picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    encoded = facts.overlay.read_bytes()
+    if facts.overlay_sha256 not in (None, hashlib.sha256(encoded).hexdigest()):
+        raise InvalidObjectError(_OTHER_OVERLAY)
+    picture = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
         raise ValueError("the overlay is not an image")
     image = SCImage(

@@ -220,6 +220,7 @@ def _facts(result: ResultRow, home: Home, earlier: SentReport | None) -> "Result
         model_sha256=result.model_sha256,
         finished_at=result.finished_at,
         overlay=home.absolute(result.overlay or ""),
+        overlay_sha256=result.overlay_sha256,
         calibration=result.calibration,
         predecessor=earlier,
     )

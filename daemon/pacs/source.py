@@ -81,6 +81,8 @@ class ResultFacts:
         With a zone; dates the objects.
     overlay
         The PNG that becomes the Secondary Capture.
+    overlay_sha256
+        Of its bytes as they were recorded; None where that is not known.
     calibration
         The site calibration that decided; None for the bundle's own.
     predecessor
@@ -103,6 +105,7 @@ class ResultFacts:
     model_sha256: str
     finished_at: datetime
     overlay: Path
+    overlay_sha256: str | None = None
     calibration: str | None = None
     predecessor: SentReport | None = None
 

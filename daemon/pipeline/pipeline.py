@@ -15,7 +15,7 @@ from lungwatch.daemon.pipeline.decode import Decoder, DecoderSetup
 from lungwatch.daemon.pipeline.filing import Filing
 from lungwatch.daemon.pipeline.gate import GateRefused
 from lungwatch.daemon.pipeline.model import Classifier, ModelInUse
-from lungwatch.daemon.pipeline.record import record_result
+from lungwatch.daemon.pipeline.record import record_result, redraw_overlay
 from lungwatch.daemon.pipeline.records import Claimed, Classified, GateAnswer, Prepared
 from lungwatch.daemon.retry import retries_wait_s
 from lungwatch.daemon.stage import Context, Lane, Stage, crashpoint
@@ -158,6 +158,12 @@ class Pipeline:
         """Write overlay and row of scored files, then file them."""
         for classified in items:
             claim, scores = classified.prepared.claim, classified.scores
+            if claim.redraws:
+                redraw = partial(redraw_overlay, classified, self._model, self._context)
+                is_redrawn = self._attempt("overlay", claim, redraw)
+                if is_redrawn is not None:
+                    self._put_back("overlay", claim, "" if is_redrawn else "other_values")
+                continue
             record = partial(record_result, classified, self._model, self._context)
             # Two steps, since a recorded row is never recorded again: a transient error of the
             # second must not repeat the first.
@@ -199,12 +205,30 @@ class Pipeline:
             return False
         return True
 
+    def _put_back(self, stage: str, claim: Claimed, problem: str) -> None:
+        """File a content whose result is done, with its overlay or, after a problem, without."""
+        try:
+            self._retry(stage, claim, partial(self._filing.refile, claim))
+        except FileNotFoundError as error:
+            self._lose(claim, error)
+            return
+        if problem:
+            event("not_redrawn", claim.sha256, level=logging.WARNING, reason=problem)
+        event("filed", claim.sha256, resumed=True)
+        self._release(claim)
+
     def _lose(self, claim: Claimed, error: FileNotFoundError) -> None:
         """Record that the file was removed; raise the error if something else is missing."""
         if not self._is_gone(claim):
             raise error
         context, now = self._context, self._context.clock.now()
-        context.writer.call(lambda: context.store.fail_vanished(result_id=claim.result_id, now=now))
+        context.writer.call(
+            lambda: (
+                context.store.set_path(image_id=claim.image_id, path=None)
+                if claim.redraws
+                else context.store.fail_vanished(result_id=claim.result_id, now=now)
+            )
+        )
         with suppress(OSError):
             claim.path.parent.rmdir()
         event(
@@ -220,6 +244,9 @@ class Pipeline:
         self, stage: str, claim: Claimed, error: FileRejected | ProcessingFailed
     ) -> None:
         """Record a rejection or failure, then move the file: the row decides."""
+        if claim.redraws:
+            self._put_back(stage, claim, error.reason)
+            return
         is_rejected = isinstance(error, FileRejected)
         context = self._context
         duration_ms, now = context.elapsed_ms(claim.started_s), context.clock.now()

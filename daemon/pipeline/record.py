@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +140,53 @@ def _map_for(
     return on_common_scale(cam, float(peaks[index]), reference), True
 
 
+def _write_overlay(
+    classified: Classified, assessment: Assessment, contract: ModelContract, context: Context
+) -> tuple[Path, str]:
+    """Draw and write a file's overlay; return its place and its SHA-256."""
+    claim = classified.prepared.claim
+    overlay = context.home.overlay_path(claim.sha256, claim.received_at, contract.id)
+    make_dirs(overlay.parent)
+    side_by_side = context.config.overlay_side_by_side
+    picture = draw_result(classified, assessment, contract, side_by_side=side_by_side)
+    encoded = encode_png(picture)
+    write_atomic(overlay, encoded)
+    return overlay, hashlib.sha256(encoded).hexdigest()
+
+
+def redraw_overlay(classified: Classified, model: ModelInUse, context: Context) -> bool:
+    """Draw the overlay of a result that is done again; the result's values stay.
+
+    Returns
+    -------
+    bool
+        False if the result says something else than the model now: it has no overlay then.
+
+    Raises
+    ------
+    OSError
+        If the overlay cannot be written.
+    """
+    scores, contract = classified.scores, model.classifier.contract
+    assessment = assess(classified, contract)
+    overlay, overlay_sha256 = _write_overlay(classified, assessment, contract, context)
+    crashpoint("overlaid")
+    is_kept = context.writer.call(
+        lambda: context.store.restore_overlay(
+            result_id=classified.prepared.claim.result_id,
+            label=scores.label,
+            probability=scores.probability,
+            threshold=contract.decision.threshold,
+            flags=assessment.flags,
+            overlay=context.home.relative(overlay),
+            overlay_sha256=overlay_sha256,
+        )
+    )
+    if not is_kept:
+        overlay.unlink(missing_ok=True)
+    return is_kept
+
+
 def record_result(classified: Classified, model: ModelInUse, context: Context) -> int:
     """Write a scored file's overlay, then its row; repeatable until the row is written.
 
@@ -155,12 +203,7 @@ def record_result(classified: Classified, model: ModelInUse, context: Context) -
     claim, scores = classified.prepared.claim, classified.scores
     home, contract, drift = context.home, model.classifier.contract, model.classifier.drift
     assessment = assess(classified, contract)
-    overlay = home.overlay_path(claim.sha256, claim.received_at, contract.id)
-    make_dirs(overlay.parent)
-    side_by_side = context.config.overlay_side_by_side
-    picture = draw_result(classified, assessment, contract, side_by_side=side_by_side)
-    encoded = encode_png(picture)
-    write_atomic(overlay, encoded)
+    overlay, overlay_sha256 = _write_overlay(classified, assessment, contract, context)
     crashpoint("overlaid")
 
     duration_ms, now = context.elapsed_ms(claim.started_s), context.clock.now()
@@ -180,7 +223,7 @@ def record_result(classified: Classified, model: ModelInUse, context: Context) -
             components=drift.components(scores.embedding) if drift else None,
             flags=assessment.flags,
             overlay=home.relative(overlay),
-            overlay_sha256=hashlib.sha256(encoded).hexdigest(),
+            overlay_sha256=overlay_sha256,
             duration_ms=duration_ms,
             now=now,
         )

@@ -36,6 +36,8 @@ class Claimed:
         Monotonic time of the claim.
     lane
         Of the file, whose slot it holds.
+    redraws
+        Whether its result is done and stays as it is, and only its overlay is drawn again.
     """
 
     result_id: int
@@ -47,6 +49,7 @@ class Claimed:
     received_at: datetime
     started_s: float
     lane: Lane = Lane.ORDINARY
+    redraws: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -41,12 +41,18 @@ _NOT_CONFINED_STATUS = 77
 
 
 def detach() -> None:
-    """Ignore signals that ask to stop, and die with the parent.
+    """Ignore signals that are meant for the parent, and die with it.
 
     A terminal's Ctrl-C and systemd's SIGTERM reach the whole group; the parent drains then,
     and needs its decoders meanwhile.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+    ):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None).prctl

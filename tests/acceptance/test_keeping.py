@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import time
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,194 @@ def test_retention_beside_a_daemon_removes_what_is_over_the_limit(make_home, pic
     assert home.run_once().returncode == 0
     assert sha256(contents[0]) in home.kept(), "the same bytes, dropped again, are kept again"
     assert home.reconcile()[0] == 0
+
+
+RESULT = "SELECT state, label, probability, flags, finished_at, claimed_at FROM result"
+KEPT = "SELECT path, received_at, removed_at FROM image"
+OVERLAY = "SELECT overlay, overlay_sha256, overlay_removed_at FROM result"
+
+
+def removed_by_retention(make_home, content):
+    """Return a home whose only file, and its overlay, retention has removed."""
+    home = make_home(RETAIN_DONE_DAYS="1", RETAIN_OVERLAYS_DAYS="1")
+    home.drop("first.png", content)
+    assert home.run_once().returncode == 0
+    with closing(sqlite3.connect(home.root / "lungwatch.db")) as connection, connection:
+        connection.execute("UPDATE result SET finished_at = '2020-01-01 00:00:00'")
+        connection.execute("UPDATE image SET received_at = '2020-01-01 00:00:00'")
+    for path in home.files("done", "overlays"):
+        os.utime(path, (1_577_000_000, 1_577_000_000))
+    done = home.command("retention", "run")
+    assert done.returncode == 0, done.stderr
+    assert home.files("done", "overlays") == []
+    return home
+
+
+def stored(home, statement):
+    with closing(sqlite3.connect(home.root / "lungwatch.db")) as connection:
+        return connection.execute(statement).fetchone()
+
+
+def test_dropped_again_after_retention_a_file_gets_its_date_and_its_overlay(make_home, picture):
+    home = removed_by_retention(make_home, picture(1))
+    before = stored(home, RESULT)
+    home.drop("again.png", picture(1))
+    assert home.run_once().returncode == 0
+    path, received_at, removed_at = stored(home, KEPT)
+    assert path.startswith(f"done/{received_at[:10].replace('-', '/')}/")
+    assert received_at > "2026"
+    assert removed_at is None
+    overlay, digest, overlay_removed_at = stored(home, OVERLAY)
+    assert sha256((home.root / overlay).read_bytes()) == digest
+    assert overlay_removed_at is None
+    assert stored(home, RESULT) == before
+    assert home.reconcile()[0] == 0
+    assert json.loads(home.command("retention", "run", "--json").stdout)["files"] == 0
+
+
+@pytest.mark.parametrize("point", ["claimed", "decoded", "overlaid"])
+def test_killed_while_its_overlay_is_drawn_again_a_file_gets_it_at_the_next_start(
+    make_home, picture, point
+):
+    home = removed_by_retention(make_home, picture(1))
+    before = stored(home, RESULT)
+    home.drop("again.png", picture(1))
+    assert home.run_once(env={"CRASH_AT": point}).returncode < 0
+    assert home.run_once().returncode == 0
+    overlay, digest, _ = stored(home, OVERLAY)
+    assert sha256((home.root / overlay).read_bytes()) == digest
+    assert stored(home, RESULT) == before
+    assert home.reconcile()[0] == 0
+
+
+def test_an_overlay_that_would_show_other_values_is_not_drawn_again(make_home, picture):
+    home = removed_by_retention(make_home, picture(1))
+    with closing(sqlite3.connect(home.root / "lungwatch.db")) as connection, connection:
+        connection.execute("UPDATE result SET probability = 1 - probability")
+    home.drop("again.png", picture(1))
+    said = home.run_once()
+    assert said.returncode == 0
+    assert "action=not_redrawn" in said.stderr
+    assert stored(home, OVERLAY)[0] is None
+    assert home.files("overlays") == []
+    assert home.reconcile()[0] == 0
+
+
+FILES = 12
+YEARS_S = 10 * 365 * 86400
+
+
+@pytest.fixture
+def aged(make_home, picture):
+    """A home whose twelve rejected files are all past their limit, and that has no reading."""
+    home = make_home(RETAIN_QUARANTINE_DAYS="1")
+    for number in range(FILES):
+        home.drop(f"{number}.png", picture(number)[:500])
+    assert home.run_once().returncode == 0
+    files = home.files("quarantine")
+    assert len(files) == FILES
+    then_s = time.time() - 30 * 86400
+    then = datetime.fromtimestamp(then_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    with closing(sqlite3.connect(home.root / "lungwatch.db")) as connection, connection:
+        connection.execute("UPDATE result SET finished_at = ?", (then,))
+        connection.execute("UPDATE image SET received_at = ?", (then,))
+    for path in files:
+        os.utime(path, (then_s, then_s))
+    return home
+
+
+def retention_events(home):
+    listed = json.loads(home.command("audit", "list", "--json").stdout)
+    events = [event for event in listed if event["action"].startswith("retention")]
+    return [(e["action"], e["target"], e["outcome"], e["detail"]) for e in reversed(events)]
+
+
+def set_back_reading(home, seconds):
+    """Make the kept reading of the clock as old as if the clock had jumped since."""
+    with closing(sqlite3.connect(home.root / "lungwatch.db")) as connection, connection:
+        (at,) = connection.execute("SELECT at FROM clock_reading").fetchone()
+        earlier = datetime.fromisoformat(at) - timedelta(seconds=seconds)
+        connection.execute("UPDATE clock_reading SET at = ?", (str(earlier),))
+
+
+def refused(said, reason, option):
+    """Tell whether a run stopped with its reason, one line and no traceback."""
+    lines = [line for line in said.stderr.splitlines() if "action=retention_stopped" not in line]
+    assert said.returncode == 1
+    assert f"action=retention_stopped reason={reason}" in said.stderr
+    assert len(lines) == 1
+    assert option in lines[0]
+    assert "Traceback" not in said.stderr
+    return True
+
+
+def test_a_run_that_would_remove_more_than_its_share_stops_until_it_is_confirmed(aged):
+    assert refused(aged.command("retention", "run"), "share_exceeded", "--yes")
+    assert len(aged.files("quarantine")) == FILES
+    assert retention_events(aged) == [
+        ("retention run", "home", "failed", {"reason": "share_exceeded"})
+    ]
+    dry = aged.command("retention", "run", "--dry-run", "--json")
+    assert dry.returncode == 0
+    said = json.loads(dry.stdout)
+    assert (said["files"], said["shares"], said["stops"]) == (
+        FILES,
+        {"quarantine": 1.0},
+        "share_exceeded",
+    )
+    assert (
+        "such a run stops (share_exceeded)" in aged.command("retention", "run", "--dry-run").stderr
+    )
+    assert len(aged.files("quarantine")) == FILES
+    done = aged.command("retention", "run", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert aged.files("quarantine") == []
+    assert aged.reconcile()[0] == 0
+
+
+def test_a_clock_that_jumped_stops_every_removal_until_it_is_confirmed(aged):
+    # A first run keeps a reading of the clock.
+    assert aged.command("retention", "run", env={"RETAIN_QUARANTINE_DAYS": "60"}).returncode == 0
+    set_back_reading(aged, YEARS_S)
+    for args in ((), ("--yes",)):
+        assert refused(aged.command("retention", "run", *args), "clock_ahead", "--clock-is-right")
+    assert len(aged.files("quarantine")) == FILES
+    dry = json.loads(aged.command("retention", "run", "--dry-run", "--json").stdout)
+    assert (dry["files"], dry["stops"]) == (FILES, "clock_ahead")
+    # The confirmation is of the clock alone, and a stopped run keeps no reading.
+    only_clock = aged.command("retention", "run", "--clock-is-right")
+    assert refused(only_clock, "share_exceeded", "--yes")
+    done = aged.command("retention", "run", "--clock-is-right", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert aged.files("quarantine") == []
+    events = retention_events(aged)
+    assert [event[3].get("reason") for event in events[:3]] == [
+        "clock_ahead",
+        "clock_ahead",
+        "share_exceeded",
+    ]
+    assert [event[0] for event in events[3:]] == [
+        "retention confirm clock",
+        "retention run",
+        "retention run",
+    ]
+    set_back_reading(aged, -YEARS_S)
+    assert refused(aged.command("retention", "run"), "clock_behind", "--clock-is-right")
+
+
+def test_a_daemon_works_under_a_clock_that_jumped_and_says_so(make_home, picture):
+    home = make_home()
+    assert home.run_once().returncode == 0
+    set_back_reading(home, YEARS_S)
+    kept = stored(home, "SELECT at FROM clock_reading")
+    with home.daemon() as daemon:
+        daemon.wait_until_said("action=clock_doubted")
+        home.drop("a.png", picture(1))
+        home.wait_until_ended([picture(1)])
+        assert daemon.stop() == 0
+    assert stored(home, "SELECT at FROM clock_reading") == kept
+    assert home.command("retention", "run", "--clock-is-right").returncode == 0
+    assert "clock_doubted" not in home.run_once().stderr
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ class Machine:
         )
         command.chmod(0o755)
         systemd = _REPOSITORY / "systemd"
-        for unit in systemd.glob("*.service"):
+        for unit in (*systemd.glob("*.service"), *systemd.glob("*.socket")):
             shutil.copy(unit, self.root / "etc/systemd/system")
         shutil.copy(systemd / "lungwatch.sysusers", self.root / "usr/lib/sysusers.d/lungwatch.conf")
 
@@ -229,6 +229,36 @@ def test_what_the_timers_start_works_beside_the_service(machine, home, name):
     done = machine.run("systemctl", "start", name, check=False)
     said = machine.run("journalctl", "-u", name, "--no-pager", "-o", "cat")
     assert done.returncode == 0, said.stdout
+
+
+def test_readers_alone_are_answered_by_the_query_socket(machine, home, picture):
+    """Of two users known by number only, the one in the group; the audit trail has its number."""
+    content, reader, stranger = picture(20), 54_321, 54_322
+    home.drop("read.png", content)
+    wait_for_end(machine, home, content)
+    words = ("/opt/lungwatch/.venv/bin/lungwatch", "results", "list", "--json")
+
+    def ask(uid: int, *groups: str):
+        user = (f"--reuid={uid}", f"--regid={uid}", *(groups or ("--clear-groups",)))
+        return machine.run("setpriv", *user, *words, "--home", "/var/lib/lungwatch", check=False)
+
+    alone = ask(reader, "--groups=lungwatch-read")
+    assert (alone.returncode, alone.stdout) == (1, "")
+    assert alone.stderr.count("\n") == 1
+    assert "no right to read /var/lib/lungwatch; readers ask" in alone.stderr
+    machine.run("systemctl", "start", "lungwatch-query.socket")
+    said = ask(reader, "--groups=lungwatch-read")
+    assert said.returncode == 0, said.stderr
+    digest = hashlib.sha256(content).hexdigest()
+    assert digest in {row["sha256"] for row in json.loads(said.stdout)}
+    for groups in ((), ("--groups=lungwatch-drop",)):
+        refused = ask(stranger, *groups)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "no right to ask /run/lungwatch/query.sock" in refused.stderr
+    service = (words[0], "audit", "list", "--json", "--home", "/var/lib/lungwatch")
+    trail = machine.run("setpriv", "--reuid=lungwatch", "--clear-groups", *service).stdout
+    users = {row["uid"] for row in json.loads(trail) if row["action"] == "results list"}
+    assert users == {reader}
 
 
 def test_a_decoder_that_attacks_gets_nothing(machine, home, sample, picture):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 
 import cv2
 import numpy as np
@@ -210,6 +211,16 @@ def cut_out(dataset, code):
         else:
             removed += cut_out(item, code)
     return removed
+
+
+def test_an_overlay_that_is_not_the_recorded_one_is_not_sent(facts, tmp_path):
+    source = minimal(tmp_path)
+    recorded = replace(facts, overlay_sha256=sha256(facts.overlay.read_bytes()).hexdigest())
+    assert build_objects(recorded, source, kinds=("sc",))
+    cv2.imwrite(str(facts.overlay), np.full((41, 31, 3), 91, dtype=np.uint8))
+    with pytest.raises(InvalidObjectError, match="SHA-256 differs"):
+        build_objects(recorded, source, kinds=("sc",))
+    assert build_objects(replace(recorded, overlay_sha256=None), source, kinds=("sc",))
 
 
 @pytest.mark.parametrize("code", [*(code for code, _ in MANDATORY_ITEMS), *OF_FACTS])

@@ -23,11 +23,13 @@ from lungwatch.attributes import ATTRIBUTES, RadiographMeta
 from lungwatch.cli.main import main
 from lungwatch.daemon.doctor import CheckOutcome
 from lungwatch.daemon.home import Home
+from lungwatch.daemon.timekeeping import read_clock
 from lungwatch.db.audit import AuditEvent, record_events
 from lungwatch.db.deliveries import Deliveries, OutboxPlan, deliveries_of
 from lungwatch.db.engine import clean
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.models import State
+from lungwatch.db.removals import save_reading
 from lungwatch.db.results import Store
 from tests.support.rows import drop, record
 
@@ -129,7 +131,10 @@ def filled(tmp_path_factory):
         (home.backups / f"lungwatch-{name[:200]}.db").touch()
     for number in range(0, COUNT, 2):
         (home.quarantine / "unreadable").mkdir(exist_ok=True)
-        (home.quarantine / "unreadable" / f"{number}.bin").write_bytes(b"x")
+        path = home.quarantine / "unreadable" / f"{number}.bin"
+        path.write_bytes(b"x")
+        os.utime(path, (T0.timestamp(), T0.timestamp()))
+    save_reading(engine, read_clock(datetime.now(UTC)))
     engine.dispose()
     patch.undo()
     return home
@@ -299,10 +304,10 @@ def test_a_backup_may_be_called_anything(copied):
 def test_removals_are_listed_a_line_each(copied):
     limit = {"LUNGWATCH_RETAIN_QUARANTINE_DAYS": "1"}
     text = run(copied, "retention", "run", "--dry-run", env=limit)
-    assert text.count("\n") == COUNT // 2 + 3
+    assert text.count("\n") == COUNT // 2 + 4  # header, rule, sum, and share of the folder
     dry = json.loads(run(copied, "retention", "run", "--dry-run", "--json", env=limit))
     assert len(dry["removals"]) == COUNT // 2
-    assert run(copied, "retention", "run", env=limit).count("\n") == 1
+    assert run(copied, "retention", "run", "--yes", env=limit).count("\n") == 1
 
 
 def test_what_was_refused_is_retried_whatever_it_is_called(copied):

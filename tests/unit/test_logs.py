@@ -5,11 +5,20 @@ import logging
 import os
 import socket
 import struct
+import threading
 
 import pytest
 
-from lungwatch.daemon.logs import JournalHandler, JsonFormatter, event, is_journal, journal_entry
+from lungwatch.daemon.logs import (
+    JournalHandler,
+    JsonFormatter,
+    QueuedHandler,
+    event,
+    is_journal,
+    journal_entry,
+)
 from lungwatch.errors import ConfigError
+from tests.support.waits import wait_for
 
 
 @pytest.fixture
@@ -72,3 +81,24 @@ def test_the_journal_is_known_by_device_and_inode(tmp_path):
         assert is_journal(file.fileno(), {"JOURNAL_STREAM": stream})
         assert not is_journal(file.fileno(), {"JOURNAL_STREAM": stream + "1"})
         assert not is_journal(file.fileno(), {})
+
+
+def test_lines_that_find_the_queue_full_are_counted_and_reported_in_one_line():
+    gate, written = threading.Event(), []
+
+    class Stalled(logging.Handler):
+        def emit(self, record):
+            gate.wait()
+            written.append(record.getMessage())
+
+    handler = QueuedHandler(Stalled(), most_lines=5)
+    for number in range(20):
+        handler.emit(logging.makeLogRecord({"msg": f"line {number}"}))
+    assert not handler.is_flushed()
+    dropped = handler.dropped
+    assert dropped in (14, 15)  # the thread holds one, if it has come to it
+    gate.set()
+    wait_for(handler.is_flushed)
+    assert written[-1] == f"action=log_dropped lines={dropped}"
+    assert len(written) == 20 - dropped + 1
+    handler.close()

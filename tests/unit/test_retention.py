@@ -13,8 +13,8 @@ from sqlalchemy import insert, select, update
 from lungwatch.daemon.config import Config
 from lungwatch.daemon.home import Home
 from lungwatch.daemon.reconcile import Reconciler
-from lungwatch.daemon.retention import Retention
-from lungwatch.daemon.timekeeping import doubt_of
+from lungwatch.daemon.retention import Retention, RetentionStopped
+from lungwatch.daemon.timekeeping import ClockWatch, doubt_of
 from lungwatch.db.engine import reading, writing
 from lungwatch.db.maintenance import open_database
 from lungwatch.db.models import (
@@ -28,7 +28,8 @@ from lungwatch.db.models import (
     State,
 )
 from lungwatch.db.queries import get_result
-from lungwatch.db.removals import Reading
+from lungwatch.db.removals import Reading, last_reading
+from lungwatch.db.statistics import health_counts
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 PAGE = 4096
@@ -344,3 +345,62 @@ def test_a_run_that_removes_more_than_its_share_is_stopped_beyond_a_few_files(pl
     assert keeper.check_shares(shares).reason == "share_exceeded"
     keeper = place.keeper(retain_quarantine_days=30, retain_max_share=1.0)
     assert keeper.check_shares(shares) is None
+
+
+class _Clock:
+    """The system clock as a test sets it."""
+
+    def __init__(self):
+        self.shift = timedelta(0)
+
+    def now(self):
+        return datetime.now(UTC) + self.shift
+
+    def monotonic(self):
+        return 0.0
+
+
+def test_a_daemon_keeps_readings_until_the_clock_jumps_and_retention_stops_then(place, caplog):
+    clock = _Clock()
+    watch = ClockWatch(
+        place.engine,
+        place.home,
+        max_pause=7 * DAY,
+        clock=clock,
+        on_crash=lambda name, error: None,
+    )
+    assert last_reading(place.engine) is None
+    watch.look()
+    first = last_reading(place.engine)
+    assert first is not None
+    assert watch.doubts == {}
+    clock.shift = YEARS
+    for _ in range(2):
+        watch.look()
+    assert list(watch.doubts) == ["clock_ahead"]
+    assert last_reading(place.engine) == first
+    said = [record for record in caplog.records if "clock_doubted" in str(vars(record))]
+    assert len(said) == 1
+    assert place.keeper().check_clock(clock.now()).reason == "clock_ahead"
+    clock.shift = timedelta(0)
+    watch.look()
+    assert watch.doubts == {}
+
+
+def test_without_reading_and_row_the_newest_filed_file_stands_in(place):
+    folder = place.home.done / "2026" / "05" / "31"
+    folder.mkdir(parents=True)
+    at = (NOW - DAY).timestamp()
+    (folder / "x.png").write_bytes(b"x")
+    os.utime(folder / "x.png", (at, at))
+    assert place.keeper().check_clock(NOW) is None
+    assert place.keeper().check_clock(NOW + YEARS).reason == "clock_ahead"
+
+
+def test_health_shows_a_run_that_stopped_until_one_goes_through(place):
+    keeper = place.keeper()
+    keeper.stop(RetentionStopped("share_exceeded", "x"))
+    assert health_counts(place.engine).retention_stopped == "share_exceeded"
+    assert keeper.was_stopped
+    keeper.run([])
+    assert health_counts(place.engine).retention_stopped is None
