@@ -220,8 +220,8 @@ class MonitorKeys(Keys):
 class RetentionKeys(Keys):
     """Retention: what `lungwatch retention run` removes, and how many backups are kept.
 
-    Files that are still to be sent or retried are never removed, nor is the newest backup; rows
-    of the database stay.
+    Files that are still to be sent or retried, or wait for the storage commitment of what was
+    sent, are never removed, nor is the newest backup; rows of the database stay.
     """
 
     SECTION = "retention"

@@ -10,6 +10,7 @@ from sqlalchemy.orm import QueryableAttribute
 from lungwatch.db.audit import AuditEvent, add_events
 from lungwatch.db.engine import columns_for, read_rows, reading, writing
 from lungwatch.db.models import (
+    UNCOMMITTED,
     UNFINISHED,
     Arrival,
     Audit,
@@ -47,7 +48,7 @@ class RemovableFile:
 
 
 def removable_originals(engine: Engine) -> list[RemovableFile]:
-    """Return the originals whose every result has ended and of which nothing is to be sent."""
+    """Return the originals of ended results with nothing to be sent or to be committed."""
     ended = func.max(_later(Result.finished_at)).label("finished_at")
     statement = (
         select(Image.id.label("row_id"), Image.path, ended, Image.received_at)
@@ -63,7 +64,7 @@ def removable_originals(engine: Engine) -> list[RemovableFile]:
 
 
 def removable_overlays(engine: Engine) -> list[RemovableFile]:
-    """Return the overlays of results that have ended and of which nothing is to be sent."""
+    """Return the overlays of ended results with nothing to be sent or to be committed."""
     statement = (
         select(
             Result.id.label("row_id"),
@@ -110,7 +111,7 @@ def mark_overlay_removed(engine: Engine, file: RemovableFile, now: datetime) -> 
 
 
 def _is_unused() -> ColumnElement[bool]:
-    """Of an image: no result that has not ended, nothing that is to be sent."""
+    """Of an image: no result that has not ended, nothing to be sent or to be committed."""
     used = select(Result.id).where(
         Result.image_id == Image.id, Result.state.in_(UNFINISHED) | _is_to_be_sent(Result.id)
     )
@@ -120,7 +121,11 @@ def _is_unused() -> ColumnElement[bool]:
 def _is_to_be_sent(result_id: QueryableAttribute[int]) -> ColumnElement[bool]:
     return (
         select(Delivery.id)
-        .where(Delivery.result_id == result_id, Delivery.state.in_(_NEEDS_FILES))
+        .where(
+            Delivery.result_id == result_id,
+            # A destination that says it does not have the object is sent it again, built anew.
+            Delivery.state.in_(_NEEDS_FILES) | Delivery.commitment.in_(UNCOMMITTED),
+        )
         .exists()
     )
 

@@ -13,6 +13,7 @@ from chaos.faults.inotify import EventsLost, NoWatches
 from chaos.faults.kill import KillAtRandom, KillAtStep
 from chaos.faults.leaks import Leaks
 from chaos.faults.memory import MemoryPressure, OutOfMemory
+from chaos.faults.peers import StalledPeers
 from chaos.faults.postgres import KillServer, KillWithPostgres
 from chaos.faults.power import PowerLoss
 from chaos.faults.sending import KillWhileSending, SlowDestination
@@ -26,6 +27,7 @@ FAULTS: dict[str, Fault] = {
     "postgres-killed": KillServer(),
     "kill-sending": KillWhileSending(),
     "slow-destination": SlowDestination(),
+    "stalled-peers": StalledPeers(),
     "power": PowerLoss(),
     "disk-full": DiskFull(),
     "read-only": ReadOnly(),

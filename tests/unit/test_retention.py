@@ -17,7 +17,16 @@ from lungwatch.daemon.retention import Retention, RetentionStopped
 from lungwatch.daemon.timekeeping import ClockWatch, doubt_of
 from lungwatch.db.engine import reading, writing
 from lungwatch.db.maintenance import open_database
-from lungwatch.db.models import UNFINISHED, Delivery, DeliveryState, Image, Model, Result, State
+from lungwatch.db.models import (
+    UNFINISHED,
+    CommitmentState,
+    Delivery,
+    DeliveryState,
+    Image,
+    Model,
+    Result,
+    State,
+)
 from lungwatch.db.queries import get_result
 from lungwatch.db.removals import Reading, last_reading
 from lungwatch.db.statistics import health_counts
@@ -42,7 +51,7 @@ class Place:
             )
         self.number = 0
 
-    def add(self, state=State.DONE, age_days=10, size=1000, delivery=None):
+    def add(self, state=State.DONE, age_days=10, size=1000, delivery=None, commitment=None):
         self.number += 1
         number = self.number
         content = bytes([number]) * size
@@ -78,7 +87,7 @@ class Place:
                 connection.execute(
                     insert(Delivery).values(
                         result_id=number, destination="A@h:1", kind="sc", state=delivery,
-                        attempts=0, refusals=0, created_at=at,
+                        attempts=0, refusals=0, created_at=at, commitment=commitment,
                     )
                 )  # fmt: skip
         return path, overlay
@@ -241,6 +250,28 @@ def test_nothing_unfinished_or_waiting_to_be_sent_is_ever_removed(cases, days):
             if overlay:
                 assert place.exists(overlay) == (in_use or age <= days)
         place.engine.dispose()
+
+
+@pytest.mark.parametrize("state", [None, *CommitmentState])
+def test_what_is_sent_stays_until_its_commitment_has_an_end(place, state):
+    path, overlay = place.add(age_days=60, delivery=DeliveryState.SENT, commitment=state)
+    planned = place.keeper(retain_done_days=1, retain_overlays_days=1).plan(NOW)
+    is_awaited = state in (CommitmentState.DUE, CommitmentState.REQUESTED)
+    assert {item.path for item in planned} == (set() if is_awaited else {path, overlay})
+    with writing(place.engine) as connection:
+        connection.execute(update(Delivery).values(commitment=CommitmentState.COMMITTED))
+    assert len(place.clear(retain_done_days=1, retain_overlays_days=1)) == 2
+
+
+def test_what_is_to_be_committed_between_plan_and_removal_stays(place):
+    path, overlay = place.add(age_days=60, delivery=DeliveryState.SENT)
+    keeper = place.keeper(retain_done_days=1, retain_overlays_days=1)
+    planned = keeper.plan(NOW)
+    with writing(place.engine) as connection:
+        connection.execute(update(Delivery).values(commitment=CommitmentState.DUE))
+    assert [keeper.remove(item, NOW) for item in planned] == [False, False]
+    assert place.exists(path)
+    assert place.exists(overlay)
 
 
 def test_a_sparse_file_counts_with_the_room_that_it_takes(place, monkeypatch):

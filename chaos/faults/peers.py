@@ -1,0 +1,103 @@
+"""Stalled peers: senders that take the listener's associations and go no further."""
+
+import importlib.util
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, ClassVar
+
+from chaos.fault import Fault, Lab, Trial
+from chaos.place import ChaosError, Place
+from tests.support.pictures import dicom
+
+_PEERS = 20
+_FILES = 4
+_STOP_S = 40.0
+# An association request's header that announces 200 bytes (PS3.8 9.3.2).
+_HEADER = b"\x01\x00\x00\x00\x00\xc8"
+
+
+class StalledPeers(Fault):
+    """Senders stop in the middle of a request while others have objects to send."""
+
+    name: ClassVar[str] = "stalled peers"
+    how: ClassVar[str] = (
+        f"{_PEERS} peers connect to the listener, half of them send a part of a request, and none "
+        "goes on; another sender has to deliver its objects, and a stop has to end in time"
+    )
+
+    def obstacle(self) -> str | None:
+        """Without the extra nothing listens."""
+        if importlib.util.find_spec("pynetdicom"):
+            return None
+        return "needs the extra 'pacs'"
+
+    def trials(self, lab: Lab) -> Iterator[Trial]:
+        """Stall, send until all is taken, stall again, stop."""
+        for repeat in range(lab.times(2, 10)):
+            yield self._trial(lab, repeat)
+
+    def _trial(self, lab: Lab, repeat: int) -> Trial:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port: int = free.getsockname()[1]
+        place = lab.place(PACS_PORT=str(port), PACS_PDU_TIMEOUT_S="3", PACS_IDLE_TIMEOUT_S="3")
+        place.start_ready()
+        with ExitStack() as stack:
+            _stall(stack, port)
+            began_s = time.monotonic()
+            for number in range(repeat * 100, repeat * 100 + _FILES):
+                place.wait_for(partial(_send, number, port), "no object is taken")
+            place.wait_for(partial(_has_ended, place), "the objects have no end")
+            recovery_s = time.monotonic() - began_s
+            # The listener writes a file header of its own: the rows name what came.
+            place.dropped.update(dict.fromkeys(place.ended(), "received"))
+            cuts = place.log().count("action=cut_off")
+            if not cuts:
+                raise ChaosError("no peer was cut off")
+            _stall(stack, port)
+            began_s = time.monotonic()
+            place.stop()
+            stop_s = time.monotonic() - began_s
+        if stop_s > _STOP_S:
+            raise ChaosError(f"the stop took {stop_s:.0f} s")
+        trial = Trial(
+            audit=place.audit(),
+            recovery_s=recovery_s,
+            injected=cuts,
+            note=f"{_FILES} objects of another sender taken beside {_PEERS} stalled peers",
+        )
+        lab.clear(place, trial.audit)
+        return trial
+
+
+def _stall(stack: ExitStack, port: int) -> None:
+    for number in range(_PEERS):
+        peer = stack.enter_context(socket.create_connection(("127.0.0.1", port), 60))
+        if number % 2:
+            peer.sendall(_HEADER)
+
+
+def _send(number: int, port: int) -> bool:
+    """Send one object; return whether it was taken."""
+    from io import BytesIO  # noqa: PLC0415 - with the extra alone
+
+    from pydicom import dcmread  # noqa: PLC0415 - as above
+    from pynetdicom import AE  # noqa: PLC0415 - as above
+
+    image: Any = dcmread(BytesIO(dicom(number)))
+    entity = AE(ae_title="CHAOS")
+    entity.add_requested_context(image.SOPClassUID, image.file_meta.TransferSyntaxUID)
+    association = entity.associate("127.0.0.1", port, ae_title="LUNGWATCH")
+    if not association.is_established:
+        return False
+    try:
+        status: Any = association.send_c_store(image)
+        return status.get("Status") == 0x0000
+    finally:
+        association.release()
+
+
+def _has_ended(place: Place) -> bool:
+    return len(place.ended()) == _FILES
