@@ -293,6 +293,8 @@ def assert_steers_nothing(text):
 
 
 def test_no_command_s_output_steers_a_terminal_or_ends_in_a_traceback(attacked, monkeypatch):
+    # The environment names whoever runs a command, in any bytes.
+    monkeypatch.setenv("LOGNAME", os.fsdecode(b"\x1b[2J\n\xff"))
     listed = json.loads(attacked.command("results", "list", "--json").stdout)
     hostile = [
         str(one["id"])
@@ -314,8 +316,6 @@ def test_no_command_s_output_steers_a_terminal_or_ends_in_a_traceback(attacked, 
         ("audit", "list"): 0,
         ("audit", "list", "--json"): 0,
     }
-    # The environment names whoever runs a command, in any bytes.
-    monkeypatch.setenv("LOGNAME", os.fsdecode(b"\x1b[2J\n\xff"))
     for words, status in expected.items():
         said = attacked.command(*words)
         assert said.returncode == status, (words, said.stdout, said.stderr)

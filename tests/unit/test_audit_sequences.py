@@ -172,24 +172,28 @@ class Administrator(RuleBasedStateMachine):
     @rule()
     def export_to_nowhere(self):
         listed = self.run("results", "list", "--csv").stdout_bytes
+        self.expect("results list", None, results=REFUSED + SCORED, filters=[])
         digest = hashlib.sha256(listed).hexdigest()
         assert self.run("results", "export", "-o", f"{self.place}/no/all.csv").exit_code == 1
         self.expect("results export", f"sha256 {digest}", "failed", error="LungwatchError")
 
     @rule()
     def look(self):
-        """Whoever only looks leaves nothing."""
+        """Whoever looks at patients' results leaves that alone; any other question nothing."""
         for words in (
             ("results", "list"), ("results", "stats"), ("reconcile", "--dry-run"),
             ("retention", "run", "--dry-run"), ("backup", "list"), ("audit", "list", "--csv"),
         ):  # fmt: skip
             assert self.run(*words, env=RETAIN).exit_code in (0, 1)
+        for action in ("results list", "results stats"):
+            self.expect(action, None, results=REFUSED + SCORED, filters=[])
 
     @rule()
     def retain(self):
         there = [path for path in self.home.done.rglob("*.bin") if path.name != "stray.bin"]
         size_bytes = sum(path.stat().st_blocks * 512 for path in there)
-        assert self.run("retention", "run", env=RETAIN).exit_code == 0
+        done = self.run("retention", "run", env=RETAIN)
+        assert done.exit_code == 0, done.output
         if there:
             self.expect("retention run", "home", "started", chosen=len(there))
             self.expect("retention run", "done", files=len(there), size_bytes=size_bytes)
@@ -201,7 +205,8 @@ class Administrator(RuleBasedStateMachine):
             return
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("lungwatch.daemon.retention.fsync_dir", _refuse)
-            assert self.run("retention", "run", env=RETAIN).exit_code == 1
+            done = self.run("retention", "run", env=RETAIN)
+        assert done.exit_code == 1, done.output
         self.expect("retention run", "home", "started", chosen=len(there))
         self.expect("retention run", "done", "failed", files=0, size_bytes=0)
 
