@@ -1,7 +1,7 @@
 """Every fault, in the order of the table."""
 
 from chaos.fault import Fault
-from chaos.faults.clock import ClockJump
+from chaos.faults.clock import ClockJump, WrongClock
 from chaos.faults.custody import SwappedBytes
 from chaos.faults.database import CorruptedPage, DatabaseLocked, DatabaseReplaced
 from chaos.faults.decoder import AttackingDecoder, BadDecoder
@@ -42,6 +42,7 @@ FAULTS: dict[str, Fault] = {
     "no-watches": NoWatches(),
     "flood": Flood(),
     "clock": ClockJump(),
+    "wrong-clock": WrongClock(),
     "decoder": BadDecoder(),
     "swapped-bytes": SwappedBytes(),
     "attack": AttackingDecoder(),

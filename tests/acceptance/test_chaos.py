@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FAULTS = ("sigterm", "eio", "events-lost")
+FAULTS = ("sigterm", "eio", "events-lost", "wrong-clock")
 
 
 def test_some_faults_cost_no_file_and_double_none(tmp_path):
