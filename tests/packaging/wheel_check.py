@@ -24,7 +24,10 @@ HEAVY = ("tensorflow", "keras", "onnx", "tf2onnx", "matplotlib", "sklearn")
 NOT_IMPORTED = (
     "lungwatch.training",
     "lungwatch.export",
+    # What answers associations is built on a library of the extra `pacs`.
     "lungwatch.daemon.pacs.listener",
+    "lungwatch.daemon.pacs.connections",
+    "lungwatch.daemon.pacs.reception",
 )
 # The folder that is not the repository, so that nothing is imported from there by accident.
 SCRATCH = Path(tempfile.mkdtemp(prefix="lungwatch-wheel-"))
