@@ -1,7 +1,9 @@
 """Stalled peers: senders that take the listener's associations and go no further."""
 
+import contextlib
 import importlib.util
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,17 +17,17 @@ from tests.support.pictures import dicom
 _PEERS = 20
 _FILES = 4
 _STOP_S = 40.0
-# An association request's header that announces 200 bytes (PS3.8 9.3.2).
-_HEADER = b"\x01\x00\x00\x00\x00\xc8"
+# A P-DATA-TF's header that announces 10,000 bytes (PS3.8 9.3.5).
+_HEADER = struct.pack(">BBL", 4, 0, 10_000)
 
 
 class StalledPeers(Fault):
-    """Senders stop in the middle of a request while others have objects to send."""
+    """Senders stop in the middle of a PDU while others have objects to send."""
 
     name: ClassVar[str] = "stalled peers"
     how: ClassVar[str] = (
-        f"{_PEERS} peers connect to the listener, half of them send a part of a request, and none "
-        "goes on; another sender has to deliver its objects, and a stop has to end in time"
+        f"{_PEERS} peers ask the listener for an association, and those that get one stop in the "
+        "middle of a PDU; another sender has to deliver its objects, and a stop has to end in time"
     )
 
     def obstacle(self) -> str | None:
@@ -73,10 +75,26 @@ class StalledPeers(Fault):
 
 
 def _stall(stack: ExitStack, port: int) -> None:
-    for number in range(_PEERS):
+    for _ in range(_PEERS):
         peer = stack.enter_context(socket.create_connection(("127.0.0.1", port), 60))
-        if number % 2:
-            peer.sendall(_HEADER)
+        peer.sendall(_request())
+        with contextlib.suppress(OSError):  # rejected
+            if peer.recv(1) == b"\x02":
+                peer.sendall(_HEADER)
+
+
+def _request() -> bytes:
+    """Encode an association request for Verification (PS3.8 9.3.2)."""
+
+    def item(kind: int, content: bytes) -> bytes:
+        return struct.pack(">BBH", kind, 0, len(content)) + content
+
+    body = struct.pack(">HH16s16s32x", 1, 0, b"LUNGWATCH".ljust(16), b"STALLED".ljust(16))
+    body += item(0x10, b"1.2.840.10008.3.1.1.1")
+    syntax = item(0x30, b"1.2.840.10008.1.1") + item(0x40, b"1.2.840.10008.1.2")
+    body += item(0x20, b"\x01\0\0\0" + syntax)
+    body += item(0x50, item(0x51, struct.pack(">L", 16_384)) + item(0x52, b"1.2.3"))
+    return struct.pack(">BBL", 1, 0, len(body)) + body
 
 
 def _send(number: int, port: int) -> bool:
