@@ -215,7 +215,6 @@ class Service:
         """
         confinement.hide()
         check_start(self._config)
-        _log_sandbox()
         with self._home.locked():
             # A writer may break the lease of `writer_of`; the kernel reports that by a signal
             # whose default is to kill.
@@ -381,6 +380,8 @@ class Service:
             for service in (monitor, listener):
                 if service is not None:
                     service.start()
+            # Not earlier: a start that is refused says its reason alone.
+            _log_sandbox()
             self._is_ready = True
             event("ready", observer=parts.watcher.kind, why=parts.watcher.why, model=model.id)
             notify("READY=1")

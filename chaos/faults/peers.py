@@ -112,7 +112,7 @@ def _send(number: int, port: int) -> bool:
         return False
     try:
         status: Any = association.send_c_store(image)
-        return status.get("Status") == 0x0000
+        return bool(status.get("Status") == 0x0000)
     finally:
         association.release()
 

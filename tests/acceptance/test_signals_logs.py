@@ -53,7 +53,8 @@ def test_no_signal_but_a_stop_ends_the_daemon(make_home):
     home = make_home()
     daemon = home.daemon()
     daemon.start()
-    daemon.wait_until_said("action=sandbox")
+    # Made in the middle of a start, long before it is ready.
+    daemon.wait_for((home.root / "lungwatch.db").exists, "a database")
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         daemon.process.send_signal(number)
     try:
