@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lungwatch.daemon.reconcile import Reconciliation
     from lungwatch.db.queries import ResultFilter, ResultRow
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command()
@@ -46,7 +46,7 @@ def run(site: Site, *, once: bool, new_database: bool) -> None:
     """
     if not once:
         # Until they have their meaning, they must not kill a daemon that starts.
-        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        for number in _requests():
             signal.signal(number, signal.SIG_IGN)
     _exit(_run(site.config, once=once, new_database=new_database, reload=site.reload_config))
 
@@ -74,11 +74,12 @@ def _run(
         service = Service(config, rescores=rescores, new_database=new_database)
         actions: dict[int, Callable[[], None]] = {}
         if reload is not None and not once:
-            actions = {
+            requests: dict[int, Callable[[], None]] = {
                 signal.SIGHUP: lambda: service.reload(reload),
                 signal.SIGUSR1: service.log_status,
                 signal.SIGUSR2: service.rescan,
             }
+            actions = {number: requests[number] for number in _requests()}
         _act_on_signals(service.stop, actions)
         try:
             return service.run(once=once, on_progress=bar.update if bar else None)
@@ -87,6 +88,13 @@ def _run(
             if not logs.flush():
                 os._exit(1)
             raise
+
+
+def _requests() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask for something; SIGHUP ends a daemon on a terminal."""
+    if os.isatty(0):
+        return (signal.SIGUSR1, signal.SIGUSR2)
+    return (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def _act_on_signals(stop: Callable[[], None], actions: Mapping[int, Callable[[], None]]) -> None:
@@ -101,7 +109,10 @@ def _act_on_signals(stop: Callable[[], None], actions: Mapping[int, Callable[[],
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (*_STOP_SIGNALS, *actions):
+    stops = _STOP_SIGNALS
+    if actions and signal.SIGHUP not in actions:
+        stops = (*_STOP_SIGNALS, signal.SIGHUP)
+    for number in (*stops, *actions):
         signal.signal(number, lambda *_: None)  # Python writes the number to the pipe
     asked: queue.SimpleQueue[int] = queue.SimpleQueue()
 
@@ -109,7 +120,7 @@ def _act_on_signals(stop: Callable[[], None], actions: Mapping[int, Callable[[],
         is_stopping = False
         while True:
             number = os.read(reader, 1)[0]
-            if number not in _STOP_SIGNALS:
+            if number not in stops:
                 asked.put(number)
             elif is_stopping:
                 flush()

@@ -69,6 +69,28 @@ def test_no_signal_but_a_stop_ends_the_daemon(make_home):
         daemon.kill()
 
 
+def test_the_closing_of_its_terminal_ends_a_daemon(make_home):
+    home = make_home()
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [COMMAND, "run", "--home", str(home.root)],
+        env=home.environment(),
+        stdin=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert any("action=ready" in line for line in process.stderr)
+        process.send_signal(signal.SIGHUP)
+        _, said = process.communicate(timeout=PATIENCE_S)
+        assert "action=stopped" in said
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_sigusr2_looks_through_the_drop_folder_now(make_home, picture):
     home = make_home(OBSERVER="polling", RESCAN_S="3600", GATE="flag")
     with home.daemon() as daemon:
