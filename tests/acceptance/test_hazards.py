@@ -62,7 +62,8 @@ def test_a_dead_thread_stops_the_daemon_and_the_next_start_goes_on(make_home, co
     year.parent.mkdir()
     year.write_text("a file where a folder has to be")
     drop(home, contents)
-    daemon = home.daemon(*args).launch()
+    # With something in it, the home counts as worked in.
+    daemon = home.daemon(*args, "--new-database").launch()
     try:
         assert daemon.process.wait(240) == 1
     finally:
