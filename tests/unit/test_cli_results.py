@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -409,7 +410,7 @@ class TestTheCommandItself:
         process.stdout.close()
         errors = process.stderr.read()
         process.stderr.close()
-        assert process.wait(timeout=240) == 1
+        assert process.wait(timeout=240) == 128 + signal.SIGPIPE
         assert errors == ""
 
 
