@@ -11,10 +11,13 @@ _FIELD = re.compile("`([a-z][a-z0-9_]*)`")
 
 
 def called(node):
-    """Yield the action of each call of `event` below a node, as far as it is literal."""
+    """Yield the action of each call of `event` below a node, as far as it is literal.
+
+    Where a library hands over events of its own, it is imported as `log`.
+    """
     for call in ast.walk(node):
         name = getattr(call, "func", None)
-        is_event = isinstance(name, ast.Name) and name.id == "event"
+        is_event = isinstance(name, ast.Name) and name.id in ("event", "log")
         if isinstance(call, ast.Call) and is_event:
             first = call.args[0]
             yield from (first.body, first.orelse) if isinstance(first, ast.IfExp) else (first,)

@@ -115,7 +115,8 @@ def read_framed(tmp_path: Path) -> Callable[[Dataset], Radiograph]:
     def read_one(dataset: Dataset) -> Radiograph:
         path = tmp_path / "image"
         path.write_bytes(content(dataset))
-        return reader._read_dicom(path, ReadPolicy())
+        with path.open("rb") as file:
+            return reader._read_dicom(file, ReadPolicy())
 
     return read_one
 
