@@ -63,6 +63,12 @@ def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
                     "without --config (systemd/README.md)"
                 )
             return command(site=site, **options)
+        if options.get("labels") is not None:
+            # Left out, the answer would be to another question.
+            raise LungwatchError(
+                "the service does not read files of those who ask: give --labels as a user who "
+                "may read the home"
+            )
         words = list(context.find_root().meta["lungwatch.words"])
         _ask(path, words, site.named_home, options.get("output"))
 

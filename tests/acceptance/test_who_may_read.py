@@ -307,3 +307,10 @@ def test_the_command_asks_the_service_where_the_home_is_closed(shared, service):
     elsewhere = shared.command("results", "list", "--home", "/srv", env=env, with_home=False)
     assert elsewhere.returncode == 1
     assert "answers for" in elsewhere.stderr
+    labels = shared.root.parent / "labels.csv"
+    labels.write_text("sha256,label\n")
+    models = ("--model", "a-1", "--model", "b-1")
+    compared = shared.command("results", "compare", *models, "--labels", str(labels), env=env)
+    assert compared.returncode == 1
+    assert compared.stdout == ""
+    assert "give --labels as a user who may read the home" in compared.stderr
