@@ -83,7 +83,41 @@ class Fault(ABC):
         """Inject it, several times, and audit each time."""
 
 
-class PassingFault(Fault):
+class RepeatedFault(Fault):
+    """One that is tried some times, each in a place of its own.
+
+    Attributes
+    ----------
+    runs
+        How often, in an ordinary and in a long run.
+    settings
+        Of the daemon.
+    """
+
+    runs: ClassVar[tuple[int, int]] = (3, 10)
+    settings: ClassVar[dict[str, str]] = {}
+
+    def trials(self, lab: Lab) -> Iterator[Trial]:
+        """Try it, each time in a new place."""
+        for run in range(lab.times(*self.runs)):
+            place = lab.place(**self.settings)
+            try:
+                trial = self._trial(place, run)
+            finally:
+                place.kill()
+                self.clean(place)
+            yield trial
+            lab.clear(place, trial.audit)
+
+    def clean(self, place: Place) -> None:
+        """After the audit, whatever happened."""
+
+    @abstractmethod
+    def _trial(self, place: Place, run: int) -> Trial:
+        """Inject it once, and audit."""
+
+
+class PassingFault(RepeatedFault):
     """One that comes while files are being worked on, stays for a while, and goes.
 
     What comes during the fault has to end after it. A daemon that died of it is started
@@ -100,8 +134,6 @@ class PassingFault(Fault):
 
     files: ClassVar[int] = 30
     hold_s: ClassVar[float] = 2.0
-    runs: ClassVar[tuple[int, int]] = (3, 10)
-    settings: ClassVar[dict[str, str]] = {}
     sign: ClassVar[str] = ""
     is_met_while_held: ClassVar[bool] = False
 
@@ -124,22 +156,8 @@ class PassingFault(Fault):
         """How often it struck, asked when the files have their ends."""
         return place.log().count(self.sign) if self.sign else None
 
-    def clean(self, place: Place) -> None:
-        """After the audit, whatever happened."""
-
-    def trials(self, lab: Lab) -> Iterator[Trial]:
-        """Drop a third before, a third just before and a third during the fault."""
-        for run in range(lab.times(*self.runs)):
-            place = lab.place(**self.settings)
-            try:
-                trial = self._trial(place, run)
-            finally:
-                place.kill()
-                self.clean(place)
-            yield trial
-            lab.clear(place, trial.audit)
-
     def _trial(self, place: Place, run: int) -> Trial:
+        """Drop a third before, a third just before and a third during the fault."""
         self.prepare(place)
         numbers = iter(range(run * 1000, run * 1000 + self.files))
         third = self.files // 3

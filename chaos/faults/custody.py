@@ -4,11 +4,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from chaos.fault import Fault, Lab, Trial
+from chaos.fault import RepeatedFault, Trial
 from chaos.place import ChaosError, Place
 from tests.support.pictures import picture
 from tests.support.record import sha256
@@ -18,7 +17,7 @@ _POLL_S = 0.01
 _CLAIMED = re.compile(r"action=claimed sha=([0-9a-f]{12})")
 
 
-class SwappedBytes(Fault):
+class SwappedBytes(RepeatedFault):
     """The content of every file changes as soon as its claim is in the log, and again."""
 
     name: ClassVar[str] = "swapped bytes"
@@ -27,18 +26,8 @@ class SwappedBytes(Fault):
         "the moment that its claim is logged until its end"
     )
 
-    def trials(self, lab: Lab) -> Iterator[Trial]:
-        """Drop some files and change each."""
-        for run in range(lab.times(3, 10)):
-            place = lab.place()
-            try:
-                trial = self._trial(place, run)
-            finally:
-                place.kill()
-            yield trial
-            lab.clear(place, trial.audit)
-
     def _trial(self, place: Place, run: int) -> Trial:
+        """Drop some files and change each."""
         place.start_ready()
         kept: dict[str, int] = {}
         swapper = _Swapper(place, kept)

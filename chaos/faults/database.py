@@ -2,11 +2,10 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from typing import ClassVar
 
-from chaos.fault import Fault, Lab, PassingFault, Trial
+from chaos.fault import PassingFault, RepeatedFault, Trial
 from chaos.place import ChaosError, Place
 from tests.support.pictures import picture
 
@@ -60,7 +59,7 @@ class DatabaseReplaced(PassingFault):
         self._right.rename(place.database)
 
 
-class CorruptedPage(Fault):
+class CorruptedPage(RepeatedFault):
     """A page of the file is overwritten while no daemon runs."""
 
     name: ClassVar[str] = "database page overwritten"
@@ -69,18 +68,8 @@ class CorruptedPage(Fault):
         "backup restore` of a backup older than half of the files, and `lungwatch reconcile`"
     )
 
-    def trials(self, lab: Lab) -> Iterator[Trial]:
-        """Back up after half of the files, damage after all, restore, reconcile, drop more."""
-        for run in range(lab.times(3, 10)):
-            place = lab.place()
-            try:
-                trial = self._trial(place, run)
-            finally:
-                place.kill()
-            yield trial
-            lab.clear(place, trial.audit)
-
     def _trial(self, place: Place, run: int) -> Trial:
+        """Back up after half of the files, damage after all, restore, reconcile, drop more."""
         self._work_off(place, range(run * 100, run * 100 + 10))
         self._expect(place, "backup", "create")
         self._work_off(place, range(run * 100 + 10, run * 100 + 20))

@@ -4,10 +4,9 @@ import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from typing import ClassVar
 
-from chaos.fault import Fault, Lab, Trial
+from chaos.fault import RepeatedFault, Trial
 from chaos.place import ChaosError, Place
 from tests.support.pictures import picture
 from tests.support.processes import COMMAND
@@ -17,21 +16,15 @@ _FILES = 40
 _PIPE_BYTES = 4096
 
 
-class StalledLog(Fault):
+class StalledLog(RepeatedFault):
     """Standard error is a pipe that is full, and nobody reads it."""
 
     name: ClassVar[str] = "stalled log"
     how: ClassVar[str] = "standard error is a pipe of 4 KiB that nobody reads, until the stop too"
-
-    def trials(self, lab: Lab) -> Iterator[Trial]:
-        """Drop some files, see them to their ends, and stop the daemon."""
-        for run in range(lab.times(2, 6)):
-            place = lab.place()
-            trial = self._trial(place, run)
-            yield trial
-            lab.clear(place, trial.audit)
+    runs: ClassVar[tuple[int, int]] = (2, 6)
 
     def _trial(self, place: Place, run: int) -> Trial:
+        """Drop some files, see them to their ends, and stop the daemon."""
         for number in range(run * 1000, run * 1000 + _FILES):
             place.drop(f"{number}.png", picture(number))
         reader, writer = os.pipe()
