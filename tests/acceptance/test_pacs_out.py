@@ -104,8 +104,8 @@ def test_results_lie_beside_the_original_and_conform(orthanc, home_for, rg1, tmp
             home.drop("chest.dcm", content)
             home.wait_until_ended([content])
             wait_until_sent(home, 2)
-            assert len(orthanc.ask("/studies")) == 1
-            assert len(orthanc.ask("/series")) == 3
+            assert len(orthanc.ask("studies")) == 1
+            assert len(orthanc.ask("series")) == 3
             again = home.command("pacs", "send", "1")
             assert again.returncode == 0, again.stderr
             assert "the running daemon will send them" in again.stdout
@@ -152,7 +152,7 @@ def test_an_archive_stopped_in_the_middle_gets_all_and_none_twice(orthanc, home_
     with home.daemon() as daemon:
         with orthanc:
             home.drop("first.dcm", contents[0])
-            wait_for(lambda: len(orthanc.ask("/instances")) > 0, home.log)
+            wait_for(lambda: len(orthanc.ask("instances")) > 0, home.log)
         for number, content in enumerate(contents[1:]):
             home.drop(f"{number}.dcm", content)
         home.wait_until_ended(contents)

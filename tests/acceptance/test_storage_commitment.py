@@ -81,11 +81,11 @@ def test_orthanc_learns_what_is_kept_here_and_what_is_not(home_for, port, rg1, t
     with Orthanc(tmp_path / "orthanc", lungwatch_port=port) as orthanc:
         home = home_for(orthanc, PACS_SEND="sc")
         with home.daemon():
-            added = orthanc.post("/instances", rg1.read_bytes())
-            orthanc.post("/modalities/lungwatch/store", {"Resources": [added["ID"]]})
+            added = orthanc.post("instances", rg1.read_bytes())
+            orthanc.post("modalities/lungwatch/store", {"Resources": [added["ID"]]})
 
             def outcome(body):
-                asked = orthanc.post("/modalities/lungwatch/storage-commitment", body)
+                asked = orthanc.post("modalities/lungwatch/storage-commitment", body)
                 found: dict[str, object] = {}
 
                 def has_ended():

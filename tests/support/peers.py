@@ -280,14 +280,14 @@ class Orthanc(Peer):
 
     def get(self, path: str) -> bytes:
         """Return what its REST interface answers."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=60) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/{path}", timeout=60) as answer:
             content: bytes = answer.read()
             return content
 
     def post(self, path: str, body: object) -> Any:
         """Return the JSON that its REST interface answers to a request with a body of JSON."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        asked = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}", data=content)
+        asked = urllib.request.Request(f"http://127.0.0.1:{self.http}/{path}", data=content)
         with urllib.request.urlopen(asked, timeout=60) as answer:
             return json.loads(answer.read())
 
@@ -298,18 +298,18 @@ class Orthanc(Peer):
     def answers(self) -> bool:
         """Whether both of its ports are served."""
         try:
-            return super().answers() and bool(self.ask("/system"))
+            return super().answers() and bool(self.ask("system"))
         except OSError:
             return False
 
     def datasets(self) -> list[pydicom.Dataset]:
         """Return the objects that it has."""
         return [
-            pydicom.dcmread(io.BytesIO(self.get(f"/instances/{instance}/file")))
-            for instance in self.ask("/instances")
+            pydicom.dcmread(io.BytesIO(self.get(f"instances/{instance}/file")))
+            for instance in self.ask("instances")
         ]
 
     def newcomers(self) -> int:
         """Count the objects that it ever took in as new."""
-        changes = self.ask("/changes?limit=1000")["Changes"]
+        changes = self.ask("changes?limit=1000")["Changes"]
         return sum(change["ChangeType"] == "NewInstance" for change in changes)
