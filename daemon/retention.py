@@ -462,7 +462,10 @@ class Retention:
 
     def _is_plausible(self, item: Removal, now: datetime) -> bool:
         """Tell whether a file's times agree: none in the future, no row older than its file."""
-        status = self._home.absolute(item.path).stat()
+        try:
+            status = self._home.absolute(item.path).stat()
+        except FileNotFoundError:  # the daemon has just moved it
+            return False
         # A copy may keep an old mtime, and a change of mode renews ctime.
         existed_by = datetime.fromtimestamp(min(status.st_mtime, status.st_ctime), UTC)
         row = item.row

@@ -302,6 +302,22 @@ def test_a_file_whose_times_contradict_one_another_is_kept_and_named(place, chan
     assert place.exists(path)
 
 
+def test_a_file_that_is_moved_while_a_plan_is_made_is_left_out(place, monkeypatch):
+    path, _ = place.add(age_days=100)
+    keeper = place.keeper(retain_done_days=60)
+    found = keeper._candidates
+
+    def moved():
+        for item in found():
+            place.home.absolute(item.path).unlink(missing_ok=True)
+            yield item
+
+    monkeypatch.setattr(keeper, "_candidates", moved)
+    assert keeper.plan(NOW) == []
+    assert keeper.implausible == []
+    assert not place.exists(path)
+
+
 READING = Reading(at=NOW, boot_id="a" * 32, boottime_s=1000.0)
 YEARS = timedelta(days=3650)
 DAY = timedelta(days=1)
