@@ -68,7 +68,7 @@ class Decision:
     committed: int
 
 
-class Custody:
+class KeptInstances:
     """Decides which SOP instances this home keeps."""
 
     def __init__(self, home: Home, engine: Engine) -> None:
@@ -164,7 +164,7 @@ class CommitmentScp:
         self._progress = progress
         self._on_crash = on_crash
         self._reports = reports
-        self._custody = Custody(home, engine)
+        self._kept = KeptInstances(home, engine)
         self._commitments = Commitments(engine)
         self._limit = timedelta(seconds=config.pacs_commitment_deadline_s)
         self._stopped = threading.Event()
@@ -313,7 +313,7 @@ class CommitmentScp:
         return self._outages.wait_out(lambda: list_requests(self._engine, pending_only=True))
 
     def _decide(self, row: RequestRow) -> Decision | None:
-        return self._outages.wait_out(lambda: self._custody.decide(row, self._clock.now()))
+        return self._outages.wait_out(lambda: self._kept.decide(row, self._clock.now()))
 
     def _conclude(self, row: RequestRow, decision: Decision) -> None:
         now = self._clock.now()
